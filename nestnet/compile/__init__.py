@@ -1,0 +1,1 @@
+"""Values -> tables. `tables.py` is the contract, `compiler.py` the function, `diff.py` what changes."""

@@ -1,0 +1,234 @@
+"""The contract between the compiler and the datapaths: every table, its key and its value.
+
+The compiler fills these tables, the reference datapath reads them in Python, the kernel
+datapath in BPF. The C structs in `bpf/tables.h` have the same fields in the same order; a test
+reads the object's BTF and compares offsets. Look at the kernel's from a shell with
+`bpftool map dump pinned /sys/fs/bpf/nestnet/LAB/MACHINE/vN/port`.
+
+Integers are little-endian, ports of TCP and UDP too. An *address* is 16 bytes in network order,
+IPv4 as ::ffff:a.b.c.d. A *slot* is a small number this machine gave to an object, an index into
+the arrays; slot 0 is nobody. An array's row is there if its `id` is not 0.
+
+    port -> host -> host -> ... -> machine         where a port lives (rule 14)
+    attach, vni, member                            where a frame comes in
+    mac, owner, route                              where it goes
+    peer, cidr, service -> rule                    whether it may
+    flood, local                                   who gets what is for all
+
+**Policy.** A network whose `rules` is 0 has no policies: all may talk. Otherwise `rules` is the
+version of its rule set (a hash of its content), and part of every key, so that one write to the
+network's row switches all of them (rule 18). A packet from an endpoint to an endpoint has
+
+    from     each of: 0 | IDENTITY + peer[port] | CIDR + cidr[address]
+    to       the same for the destination
+    service  each of: 0 | PROTOCOL + protocol | CLASS + service[protocol, destination port]
+
+and the verdict is that of the row `rule[from, to, service]` with the highest `rank` among all
+combinations that exist: rank = priority << 1 | deny, so a deny wins at equal priority. `combos`
+of the network has bit (from * 9 + to * 3 + service) set where a row with these three kinds
+exists. No row: denied. A class is 0 where a lookup finds nothing, and is then left out. An address that no port has has no peer.
+
+**Where a port lives.** `port.host` is a slot in `host`. For a machine's row (kind MACHINE) `at` is
+a slot in `machine`. For a port that is itself a host its own row in `host` (kind PORT) says
+where it lives, in `at`, and `port.host` is that row: so moving it is one row. For any other port
+`port.host` is the place itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+LAYOUT = 1  # The version of this layout, part of the path of every pin.
+
+Rows = npt.NDArray[np.void]
+
+ADDRESS = ("u1", (16,))
+MAC = ("u1", (6,))
+
+# port.flags
+ENABLED = 1  # also network.flags
+LOCAL = 2  # lives on this machine
+HOSTS = 4  # is itself a host: see `port.host`
+
+# host.kind
+MACHINE = 1
+PORT = 2
+
+# owner.kind, mac.kind
+OWNER_PORT = 1
+OWNER_ROUTER = 2
+
+# rule.source and rule.target
+IDENTITY = 0x40000000
+CIDR = 0x80000000
+# rule.service
+PROTOCOL = 0x40000000
+CLASS = 0x80000000
+
+DENY = 1  # bit 0 of rule.rank
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table. `key` is None for an array: its key is the slot. An LPM key begins with `prefixlen`,
+    which counts the bits after itself."""
+
+    name: str
+    kind: str  # array, hash, lpm
+    value: np.dtype[np.void]
+    key: np.dtype[np.void] | None = None
+
+    @property
+    def row(self) -> np.dtype[np.void]:
+        """Key and value side by side, as the compiler makes them: fields `key` (a slot for an array) and `value`."""
+        return np.dtype([("key", self.key if self.key is not None else "u4"), ("value", self.value)])
+
+
+def _struct(*fields: tuple[object, ...]) -> np.dtype[np.void]:
+    return np.dtype([(name, *what) for name, *what in fields])  # type: ignore[misc]
+
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in [
+        Table(
+            "network",
+            "array",
+            _struct(
+                ("id", "u8"),
+                ("rules", "u4"),
+                ("combos", "u4"),
+                ("flags", "u4"),
+                ("mtu", "u4"),
+                ("underlay", "u4"),
+                ("pad", "u4"),
+            ),
+        ),
+        Table(
+            "segment",
+            "array",
+            # flood, local: versions of the lists of hosts and of ports here, with their lengths.
+            # router: the one its workloads' default route goes to, or 0.
+            _struct(
+                ("id", "u8"),
+                ("network", "u4"),
+                ("vni", "u4"),
+                ("flood", "u4"),
+                ("floods", "u4"),
+                ("local", "u4"),
+                ("locals", "u4"),
+                ("router", "u4"),
+                ("pad", "u4"),
+            ),
+        ),
+        Table(
+            "router", "array", _struct(("id", "u8"), ("network", "u4"), ("pad", "u4"), ("mac", *MAC), ("pad2", "u2"))
+        ),
+        Table(
+            "port",
+            "array",
+            # ifindex: where its workload hangs on this machine, or 0. share: connections it may open here.
+            # address4, address6: its first of each family, or zeros.
+            _struct(
+                ("id", "u8"),
+                ("network", "u4"),
+                ("segment", "u4"),
+                ("host", "u4"),
+                ("ifindex", "u4"),
+                ("flags", "u4"),
+                ("share", "u4"),
+                ("address4", *ADDRESS),
+                ("address6", *ADDRESS),
+                ("mac", *MAC),
+                ("pad", "u2"),
+            ),
+        ),
+        Table(
+            "host",
+            "array",
+            # MACHINE: id of the machine, at and from are machine slots. PORT: id of the port, `port` its slot
+            # in its own network, at and from are host slots. `from` is where else it may send from while moving, or 0.
+            _struct(("id", "u8"), ("kind", "u4"), ("port", "u4"), ("at", "u4"), ("from", "u4")),
+        ),
+        Table("machine", "array", _struct(("id", "u8"), ("address", *ADDRESS), ("mtu", "u4"), ("pad", "u4"))),
+        # ---- where a frame comes in
+        Table("attach", "hash", _struct(("port", "u4")), _struct(("ifindex", "u4"))),
+        Table("vni", "hash", _struct(("segment", "u4")), _struct(("vni", "u4"))),
+        Table("member", "hash", _struct(("machine", "u4")), _struct(("address", *ADDRESS))),
+        # ---- where it goes
+        Table(
+            "mac",
+            "hash",
+            _struct(("kind", "u4"), ("slot", "u4")),
+            _struct(("segment", "u4"), ("mac", *MAC), ("pad", "u2")),
+        ),
+        Table(
+            "owner",
+            "lpm",
+            _struct(("kind", "u4"), ("slot", "u4")),
+            _struct(("prefixlen", "u4"), ("segment", "u4"), ("address", *ADDRESS)),
+        ),
+        Table(
+            "route",
+            "lpm",
+            _struct(("segment", "u4")),
+            _struct(("prefixlen", "u4"), ("router", "u4"), ("address", *ADDRESS)),
+        ),
+        # ---- who gets what is for all: hosts with ports in the segment; ports in it that live here
+        Table("flood", "hash", _struct(("host", "u4")), _struct(("segment", "u4"), ("version", "u4"), ("index", "u4"))),
+        Table("local", "hash", _struct(("port", "u4")), _struct(("segment", "u4"), ("version", "u4"), ("index", "u4"))),
+        # ---- whether it may
+        Table("peer", "hash", _struct(("class", "u4")), _struct(("network", "u4"), ("rules", "u4"), ("port", "u4"))),
+        Table(
+            "cidr",
+            "lpm",
+            _struct(("class", "u4")),
+            _struct(("prefixlen", "u4"), ("network", "u4"), ("rules", "u4"), ("address", *ADDRESS)),
+        ),
+        Table(
+            "service",
+            "lpm",
+            _struct(("class", "u4")),
+            # port_be: the destination port in network order, so that a prefix of it is a range.
+            _struct(
+                ("prefixlen", "u4"),
+                ("network", "u4"),
+                ("rules", "u4"),
+                ("protocol", "u1"),
+                ("port_be", "u1", (2,)),
+                ("pad", "u1"),
+            ),
+        ),
+        Table(
+            "rule",
+            "hash",
+            _struct(("id", "u8"), ("rank", "u4"), ("pad", "u4")),
+            _struct(("network", "u4"), ("rules", "u4"), ("source", "u4"), ("target", "u4"), ("service", "u4")),
+        ),
+        # ---- this machine: one row. Which slot in `machine` it is, and the NIC the wire hangs on.
+        Table("self", "array", _struct(("machine", "u4"), ("ifindex", "u4"))),
+    ]
+}
+
+# Generation counters (rule 16): arrays of u64, indexed by slot. They only rise. `epoch` is one u64 at index 0.
+GENERATIONS = ("port", "policy", "route", "flood", "host", "machine")
+
+Tables = dict[str, Rows]
+"""Rows of each table by its name, sorted by key, every key once. Arrays hold only the rows that are there."""
+
+
+def empty() -> Tables:
+    """No row in any table: what a machine has before it knows anything."""
+    return {name: np.zeros(0, table.row) for name, table in TABLES.items()}
+
+
+def ordered(table: Table, rows: Rows) -> Rows:
+    """The rows in canonical order: an array's by slot, all others' by the bytes of their keys."""
+    keys = np.ascontiguousarray(rows["key"])
+    if table.key is not None:
+        # Bytes of one length: numpy's blindness to trailing zeros in S cannot confuse them.
+        keys = keys.view(f"S{table.key.itemsize}")
+    return rows[np.argsort(keys, kind="stable")]

@@ -1,0 +1,105 @@
+"""Every error that nestnet tells a person or a program.
+
+    NestnetError            exit 1, HTTP 500
+    +- Invalid              exit 1, HTTP 422   a manifest, file or request that breaks a rule: all its problems
+    +- NotFound             exit 1, HTTP 404
+    +- Ambiguous            exit 1, HTTP 400   a name that fits several things, with the candidates
+    +- Conflict             exit 1, HTTP 409   something depends on it, or somebody was faster
+    |  +- Exhausted         exit 1, HTTP 409   a number space, segment or quota is full
+    +- NotRealised          exit 7, HTTP 504   not done by all machines before --timeout
+    +- Unreachable          exit 8, HTTP 503   no controller, or no agent, answers
+
+A `Problem` is one broken rule: where (a JSON pointer into the manifest), which (`code`), what to
+do about it (`message`), and what was nearest or what the limit is. Codes are API: they are listed
+in `problems.py`, and a test demands a golden example of every one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One broken rule. `pointer` is an RFC 6901 JSON pointer into what was sent, '' for all of it."""
+
+    code: str
+    pointer: str
+    message: str
+    limit: int | str | None = None
+    nearest: str | None = None
+
+
+@dataclass
+class NestnetError(Exception):
+    """What went wrong, in one sentence that says what to do next."""
+
+    message: str
+    code: str = "internal"
+    exit_code: ClassVar[int] = 1
+    status: ClassVar[int] = 500
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Invalid(NestnetError):
+    """Breaks rules: `problems` has every one of them, in the order of the text."""
+
+    status = 422
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(p.message for p in self.problems), "invalid")
+
+
+class NotFound(NestnetError):
+    status = 404
+
+    def __init__(self, what: str, nearest: str | None = None) -> None:
+        self.nearest = nearest
+        super().__init__(f"{what} does not exist" + (f"; did you mean {nearest}?" if nearest else ""), "not_found")
+
+
+class Ambiguous(NestnetError):
+    status = 400
+
+    def __init__(self, what: str, candidates: Sequence[str]) -> None:
+        self.candidates = tuple(candidates)
+        super().__init__(f"{what} could be any of {', '.join(self.candidates)}: give the whole path", "ambiguous")
+
+
+class Conflict(NestnetError):
+    """`dependants` lists the paths that stand in the way, if any do."""
+
+    status = 409
+
+    def __init__(self, message: str, code: str = "conflict", dependants: Sequence[str] = ()) -> None:
+        self.dependants = tuple(dependants)
+        super().__init__(message, code)
+
+
+class Exhausted(Conflict):
+    """`limit` is how many there are in all."""
+
+    def __init__(self, message: str, code: str, limit: int) -> None:
+        self.limit = limit
+        super().__init__(message, code)
+
+
+class NotRealised(NestnetError):
+    exit_code = 7
+    status = 504
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "not_realised")
+
+
+class Unreachable(NestnetError):
+    exit_code = 8
+    status = 503
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "unreachable")

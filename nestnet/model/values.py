@@ -1,0 +1,244 @@
+"""The nouns, as frozen values with ids: what the store holds, the feed sends and agents compile.
+
+    Machine          a computer that runs an agent
+    Network          carried by another network, or by the wire
+      Segment          one L2 broadcast domain
+      Router           joins segments
+      Port             an attachment point; lives on a host
+      Policy           who may talk to whom
+
+People write names; names live in `manifest.py` and in the store, never here. An id is a table
+row number, above 0, never reused. Id 0 as a carrier is the fabric.
+
+A *host* is where a port lives: a machine for networks carried by the fabric, a port of the
+carrier for all others. `World` holds any number of these values and finds them by id.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+
+FABRIC = 0  # The carrier of networks that the wire carries.
+MAX_DEPTH = 64  # Levels that one walk down the carriers may take. Mirrors MAX_DEPTH in bpf/tables.h.
+CARRIAGE_PORT = 4789  # RFC 7348.
+CONNECTION_SHARE = 16384  # Connections that one port may have open, as their opener, on one machine.
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A computer that runs an agent. `address` is its address in the underlay, `mtu` that of its NIC in bytes."""
+
+    id: int
+    address: Address
+    mtu: int = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """`carrier` is a network's id or FABRIC; `underlay` the address family (4 or 6) it is carried in there;
+    `mtu` what its workloads get, in bytes of IP."""
+
+    id: int
+    carrier: int = FABRIC
+    underlay: int = 4
+    mtu: int = 1450
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One broadcast domain. `vni` is its label in its domain (RFC 7348), `cidrs` at most one of each family."""
+
+    id: int
+    network: int
+    vni: int
+    cidrs: tuple[Prefix, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A router's place in a segment: the gateway addresses there, one of each family of the segment."""
+
+    segment: int
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """One distributed L3 instance. It has the same `mac` (48 bits) in all its segments, on every machine."""
+
+    id: int
+    network: int
+    mac: int
+    interfaces: tuple[Interface, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An attachment point.
+
+    host       id of a machine if the fabric carries the network, else of a port of the carrier
+    addresses  its own, in the order given: the first of a family is its host address (rule 1)
+    owns       further prefixes it may send from; a router on its segment routes them to it
+    groups     ids of the groups it belongs to, rising
+    hosts      may networks carried by this one live here?
+    """
+
+    id: int
+    network: int
+    segment: int
+    host: int
+    mac: int
+    addresses: tuple[Address, ...] = ()
+    owns: tuple[Prefix, ...] = ()
+    groups: tuple[int, ...] = ()
+    hosts: bool = False
+    enabled: bool = True
+
+    def address(self, family: int) -> Address | None:
+        """Its first address of that family (4 or 6), or None."""
+        return next((a for a in self.addresses if a.version == family), None)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Selector:
+    """One `from` or `to` of a policy (rule 40). `kind` is any, inside, hosts, cidr, group, segment or port;
+    `id` names the group, segment or port, `cidr` the prefix."""
+
+    kind: str
+    id: int = 0
+    cidr: Prefix | None = None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Service:
+    """What a policy is about: an IP protocol number, or -1 for any; destination ports low to high, inclusive.
+    Only TCP and UDP have ports: for all else they are 0 to 65535."""
+
+    protocol: int = -1
+    low: int = 0
+    high: int = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Highest priority wins, then deny over allow (rule 41). Every `sources` to every `targets`."""
+
+    id: int
+    network: int
+    sources: tuple[Selector, ...]
+    targets: tuple[Selector, ...]
+    services: tuple[Service, ...]
+    allow: bool = True
+    priority: int = 100
+
+
+Value = Machine | Network | Segment | Router | Port | Policy
+KINDS: dict[str, type[Value]] = {
+    "machine": Machine,
+    "network": Network,
+    "segment": Segment,
+    "router": Router,
+    "port": Port,
+    "policy": Policy,
+}
+
+
+def kind_of(value: Value) -> str:
+    """The word for what this is: 'port' for a Port."""
+    return type(value).__name__.lower()
+
+
+def link_local(mac: int) -> IPv6Address:
+    """The only link-local address a MAC may use: EUI-64 (RFC 4291, appendix A)."""
+    eui = ((mac >> 24) ^ 0x020000) << 40 | 0xFFFE << 24 | mac & 0xFFFFFF
+    return IPv6Address(0xFE80 << 112 | eui)
+
+
+@dataclass(frozen=True)
+class World:
+    """Some machines, networks and what is in them: all of it in a test, what one machine needs on an agent."""
+
+    values: dict[tuple[str, int], Value] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Iterable[Value]) -> World:
+        return cls({(kind_of(value), value.id): value for value in values})
+
+    def with_(self, *values: Value) -> World:
+        """The same world with these values added or replaced."""
+        return World({**self.values, **{(kind_of(value), value.id): value for value in values}})
+
+    def without(self, *keys: tuple[str, int]) -> World:
+        gone = set(keys)
+        return World({key: value for key, value in self.values.items() if key not in gone})
+
+    def __iter__(self) -> Iterator[Value]:
+        return iter(self.values.values())
+
+    @cached_property
+    def machines(self) -> dict[int, Machine]:
+        return {v.id: v for v in self if isinstance(v, Machine)}
+
+    @cached_property
+    def networks(self) -> dict[int, Network]:
+        return {v.id: v for v in self if isinstance(v, Network)}
+
+    @cached_property
+    def segments(self) -> dict[int, Segment]:
+        return {v.id: v for v in self if isinstance(v, Segment)}
+
+    @cached_property
+    def routers(self) -> dict[int, Router]:
+        return {v.id: v for v in self if isinstance(v, Router)}
+
+    @cached_property
+    def ports(self) -> dict[int, Port]:
+        return {v.id: v for v in self if isinstance(v, Port)}
+
+    @cached_property
+    def policies(self) -> dict[int, Policy]:
+        return {v.id: v for v in self if isinstance(v, Policy)}
+
+    @cached_property
+    def _ports_of_segment(self) -> dict[int, list[Port]]:
+        return _grouped((port.segment, port) for port in self.ports.values())
+
+    @cached_property
+    def _routers_of_segment(self) -> dict[int, list[Router]]:
+        return _grouped((i.segment, router) for router in self.routers.values() for i in router.interfaces)
+
+    @cached_property
+    def _policies_of_network(self) -> dict[int, list[Policy]]:
+        return _grouped((policy.network, policy) for policy in self.policies.values())
+
+    def ports_of(self, segment: int) -> list[Port]:
+        """The ports of a segment, by rising id."""
+        return self._ports_of_segment.get(segment, [])
+
+    def routers_of(self, segment: int) -> list[Router]:
+        """The routers joined to a segment, by rising id. The first is where its workloads' default route goes."""
+        return self._routers_of_segment.get(segment, [])
+
+    def policies_of(self, network: int) -> list[Policy]:
+        return self._policies_of_network.get(network, [])
+
+
+T = TypeVar("T", Port, Router, Policy)
+
+
+def _grouped(pairs: Iterable[tuple[int, T]]) -> dict[int, list[T]]:
+    groups: dict[int, list[T]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    for members in groups.values():
+        members.sort(key=lambda value: value.id)
+    return dict(groups)
