@@ -1,0 +1,226 @@
+"""Links of the machine that this runs on: veth pairs, addresses, routes, sysctls.
+
+Every function works in the network namespace of the calling thread (`netns.run_in` to be in another). All of
+them are idempotent, and say in an OSError what the kernel refused. pyroute2 is imported late: it takes 0.2 s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
+from pathlib import Path
+from socket import AF_INET, AF_INET6
+from typing import TYPE_CHECKING, Any
+
+from nestnet.model.values import Address, Prefix
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+Interface = IPv4Interface | IPv6Interface
+
+IFNAMSIZ = 15  # characters in the name of an interface
+IFA_F_NODAD = 0x02  # <linux/if_addr.h>: usable at once, no duplicate address detection
+EUI64, NO_ADDRESS = 0, 1  # <linux/if_link.h>: in6_addr_gen_mode
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface as the kernel has it. `peer` is the ifindex of a veth's other end, maybe in another namespace."""
+
+    index: int
+    name: str
+    mac: str
+    mtu: int
+    up: bool
+    alias: str = ""
+    peer: int = 0
+
+
+@contextmanager
+def netlink() -> Iterator[IPRoute]:
+    """A netlink socket in the calling thread's namespace. Errors of the kernel are raised as OSError."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as ipr:
+            yield ipr
+    except NetlinkError as error:  # not an OSError of its own
+        raise OSError(error.code, str(error.args[1] if len(error.args) > 1 else error)) from error
+
+
+def short_name(prefix: str, number: int) -> str:
+    """An interface name for a numbered thing: 'p17'; in base 36 when decimal would not fit in 15 characters."""
+    name = f"{prefix}{number}"
+    if len(name) <= IFNAMSIZ:
+        return name
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
+    return f"{prefix}-{digits}"  # 64 bits are 13 digits
+
+
+def mac_text(mac: int) -> str:
+    """48 bits as people write them: 02:00:00:00:00:01."""
+    return mac.to_bytes(6, "big").hex(":")
+
+
+def _link(message: Any) -> Link:
+    return Link(
+        message["index"],
+        message.get_attr("IFLA_IFNAME"),
+        message.get_attr("IFLA_ADDRESS") or "",
+        message.get_attr("IFLA_MTU") or 0,
+        bool(message["flags"] & 1),
+        message.get_attr("IFLA_IFALIAS") or "",
+        message.get_attr("IFLA_LINK") or 0,
+    )
+
+
+def links(ipr: IPRoute) -> dict[str, Link]:
+    """Every interface of the namespace by its name."""
+    found = (_link(message) for message in ipr.get_links())
+    return {link.name: link for link in found}
+
+
+def find(ipr: IPRoute, name: str) -> Link | None:
+    """One interface, or None."""
+    index = ipr.link_lookup(ifname=name)
+    return _link(ipr.get_links(index[0])[0]) if index else None
+
+
+def make_veth(
+    ipr: IPRoute,
+    name: str,
+    peer: str,
+    namespace: Path,
+    *,
+    mtu: int,
+    mac: str | None = None,
+    alias: str = "",
+) -> Link:
+    """A veth pair, both ends down: `name` here, which never gets an address by itself, and `peer` in `namespace`,
+    which has the MAC."""
+    far: dict[str, Any] = {"ifname": peer, "mtu": mtu}
+    if mac is not None:
+        far["address"] = mac
+    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        ipr.link("add", ifname=name, kind="veth", mtu=mtu, peer={**far, "net_ns_fd": fd})
+    finally:
+        os.close(fd)
+    link = find(ipr, name)
+    assert link is not None, "the kernel has just made it"
+    set_address_generation(ipr, link.index, NO_ADDRESS)
+    if alias:
+        ipr.link("set", index=link.index, ifalias=alias)
+    return link
+
+
+def set_address_generation(ipr: IPRoute, index: int, mode: int) -> None:
+    """How an interface gets its IPv6 link-local address: EUI64 or NO_ADDRESS."""
+    ipr.link(
+        "set",
+        index=index,
+        IFLA_AF_SPEC={"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", mode]]}]]},
+    )
+
+
+def make_bridge(ipr: IPRoute, name: str) -> int:
+    """A plain bridge: a wire that everybody hears. No STP, no snooping, no address. Returns its ifindex."""
+    if (link := find(ipr, name)) is None:
+        ipr.link("add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0)
+        link = find(ipr, name)
+    assert link is not None
+    set_address_generation(ipr, link.index, NO_ADDRESS)
+    ipr.link("set", index=link.index, state="up")
+    return link.index
+
+
+def addresses(ipr: IPRoute, index: int) -> set[Interface]:
+    """The global addresses of an interface, with their prefix lengths. Link-local ones are the kernel's own affair."""
+    found = set()
+    for message in ipr.get_addr(index=index):
+        text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+        address = ip_address(text)
+        if not (address.version == 6 and address.is_link_local):
+            found.add(ip_interface(f"{text}/{message['prefixlen']}"))
+    return found
+
+
+def set_addresses(ipr: IPRoute, index: int, wanted: Sequence[Interface]) -> bool:
+    """Give an interface exactly these addresses. True when that was a change."""
+    have = addresses(ipr, index)
+    for gone in have - set(wanted):
+        ipr.addr("del", index=index, address=str(gone.ip), prefixlen=gone.network.prefixlen)
+    for new in wanted:
+        if new not in have:
+            flags = {"IFA_FLAGS": IFA_F_NODAD} if new.version == 6 else {}
+            ipr.addr("add", index=index, address=str(new.ip), prefixlen=new.network.prefixlen, **flags)
+    return have != set(wanted)
+
+
+Gateways = Mapping[Prefix, Address | None]
+"""Routes of one interface: prefix -> next hop, None for what is directly there."""
+
+RTPROT_NESTNET = 78  # <linux/rtnetlink.h> leaves these numbers to users: marks the routes that are ours
+
+
+def routes(ipr: IPRoute, index: int) -> dict[Prefix, Address | None]:
+    """The routes out of an interface that `set_routes` made."""
+    found: dict[Prefix, Address | None] = {}
+    for family, nowhere in ((AF_INET, "0.0.0.0/0"), (AF_INET6, "::/0")):
+        for message in ipr.get_routes(family=family, oif=index):
+            if message["proto"] != RTPROT_NESTNET:
+                continue
+            target = message.get_attr("RTA_DST")
+            prefix = ip_network(f"{target}/{message['dst_len']}" if target else nowhere)
+            gateway = message.get_attr("RTA_GATEWAY")
+            found[prefix] = ip_address(gateway) if gateway else None
+    return found
+
+
+def set_routes(ipr: IPRoute, index: int, wanted: Gateways) -> bool:
+    """Make the routes out of an interface exactly these; others' routes stay. True when that was a change.
+
+    The interface must be up: the kernel forgets its routes when it goes down."""
+    have = routes(ipr, index)
+    for prefix, gateway in have.items():
+        if prefix not in wanted or wanted[prefix] != gateway:
+            ipr.route("del", **_route(index, prefix, gateway))
+    for prefix, gateway in wanted.items():
+        if prefix not in have or have[prefix] != gateway:
+            ipr.route("replace", **_route(index, prefix, gateway))
+    return have != dict(wanted)
+
+
+def _route(index: int, prefix: Prefix, gateway: Address | None) -> dict[str, Any]:
+    route: dict[str, Any] = {
+        "family": AF_INET if prefix.version == 4 else AF_INET6,
+        "dst": str(prefix),
+        "oif": index,
+        "proto": RTPROT_NESTNET,
+    }
+    if gateway is not None:
+        route["gateway"] = str(gateway)
+    elif prefix.version == 4:
+        route["scope"] = 253  # RT_SCOPE_LINK
+    return route
+
+
+def set_sysctls(values: Mapping[str, int | str]) -> None:
+    """Write sysctls of the calling thread's namespace: {'net/ipv6/conf/eth0/accept_ra': 0}.
+
+    Keys that this kernel does not have (no IPv6) are passed over."""
+    for key, value in values.items():
+        file = Path("/proc/sys") / key
+        try:
+            if file.read_text().strip() != str(value):
+                file.write_text(str(value))
+        except FileNotFoundError:
+            continue

@@ -1,0 +1,215 @@
+"""Namespaces, links and attachments on the real kernel.
+
+machine (NAME.m)         NAME.port.17
+  p17  ---- veth ----      eth0
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+
+from nestnet.agent import links, netns
+from nestnet.agent.attachments import Attachment, Workloads, attachment, machine_of, wanted
+from nestnet.model.values import Interface, Machine, Network, Port, Router, Segment, World
+
+WORLD = World.of(
+    [
+        Machine(1, IPv4Address("192.0.2.1")),
+        Machine(2, IPv4Address("192.0.2.2")),
+        Network(10, mtu=1450),
+        Segment(20, 10, 100, (IPv4Network("10.0.0.0/24"), IPv6Network("fd00::/64"))),
+        Router(30, 10, 0x060000000001, (Interface(20, (IPv4Address("10.0.0.1"), IPv6Address("fd00::1"))),)),
+        Port(40, 10, 20, 1, 0x020000000001, (IPv4Address("10.0.0.5"), IPv6Address("fd00::5")), hosts=True),
+        Port(41, 10, 20, 2, 0x020000000002, (IPv4Address("10.0.0.6"),)),
+        Network(11, carrier=10, mtu=1450),
+        Segment(21, 11, 101, (IPv4Network("10.0.0.0/24"),)),
+        Port(42, 11, 21, 40, 0x020000000001, (IPv4Address("10.0.0.5"),)),
+    ]
+)
+
+
+def test_a_port_lives_where_its_chain_of_hosts_ends() -> None:
+    assert [machine_of(WORLD, WORLD.ports[port]) for port in (40, 41, 42)] == [1, 2, 1]
+    assert machine_of(WORLD.without(("port", 40)), WORLD.ports[42]) is None
+
+
+def test_what_a_workload_gets_follows_from_the_world() -> None:
+    assert sorted(wanted(WORLD, 1)) == [40, 42]
+    assert attachment(WORLD, WORLD.ports[40]) == Attachment(
+        40,
+        0x020000000001,
+        1450,
+        (ip_interface("10.0.0.5/24"), ip_interface("fd00::5/64")),
+        (IPv4Address("10.0.0.1"), IPv6Address("fd00::1")),
+    )
+    # No router, no default route; and none of a family that the port has no address of.
+    assert attachment(WORLD, WORLD.ports[42]).gateways == ()
+    assert attachment(WORLD, WORLD.ports[41]).gateways == (IPv4Address("10.0.0.1"),)
+
+
+@pytest.mark.parametrize(("number", "name"), [(17, "p17"), (10**13, "p10000000000000"), (2**64 - 1, "p-3w5e11264sgsf")])
+def test_names_of_interfaces_fit(number: int, name: str) -> None:
+    assert links.short_name("p", number) == name
+    assert len(name) <= links.IFNAMSIZ
+
+
+@pytest.fixture
+def prefix() -> Iterator[str]:
+    name = f"nntest-{uuid.uuid4().hex[:8]}"
+    yield name
+    for left in netns.names(name):
+        netns.kill_inside([netns.path(left)], grace=0)
+        netns.delete(left)
+
+
+@pytest.fixture
+def machine(prefix: str) -> Path:
+    return netns.create(f"{prefix}.m")
+
+
+def inside(namespace: Path, *command: str) -> str:
+    return netns.run_in(namespace, lambda: subprocess.check_output(command, text=True))
+
+
+@pytest.mark.root
+def test_a_namespace_is_one_that_iproute2_knows(prefix: str) -> None:
+    path = netns.create(prefix)
+    assert prefix in subprocess.check_output(["ip", "netns", "list"], text=True)
+    assert netns.exists(prefix)
+    assert netns.inode(path) != Path("/proc/self/ns/net").stat().st_ino
+    assert "LOOPBACK" in inside(path, "ip", "link", "show", "lo")
+    with pytest.raises(FileExistsError):
+        netns.create(prefix)
+    assert netns.delete(prefix)
+    assert not netns.delete(prefix)
+    assert prefix not in netns.names()
+
+
+@pytest.mark.root
+def test_work_inside_raises_outside_and_the_caller_stays(prefix: str) -> None:
+    path = netns.create(prefix)
+    before = Path("/proc/self/ns/net").stat().st_ino
+    assert netns.run_in(
+        path, lambda: Path(f"/proc/self/task/{threading.get_native_id()}/ns/net").stat().st_ino
+    ) == netns.inode(path)
+    assert Path("/proc/self/ns/net").stat().st_ino == before
+
+    def fail() -> None:
+        raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        netns.run_in(path, fail)
+    with pytest.raises(FileNotFoundError):
+        netns.run_in(netns.path(f"{prefix}-no"), fail)
+
+
+@pytest.mark.root
+def test_what_runs_inside_is_found_and_ended(prefix: str) -> None:
+    path = netns.create(prefix)
+    sleeper = netns.spawn(path, ["sleep", "600"])
+    deaf = netns.spawn(path, ["sh", "-c", "trap '' TERM; echo; exec sleep 600"])
+    assert netns.processes({netns.inode(path)}) == sorted([sleeper.pid, deaf.pid])
+    assert Path("/sys/fs/bpf").exists()
+    assert netns.kill_inside([path], grace=0.3) == sorted([sleeper.pid, deaf.pid])
+    assert sleeper.wait() == -15
+    assert deaf.wait() in (-9, -15)
+    assert netns.processes({netns.inode(path)}) == []
+
+
+@pytest.mark.root
+def test_an_attachment_is_what_the_port_says(prefix: str, machine: Path) -> None:
+    workloads = Workloads(f"{prefix}.port.")
+    want = wanted(WORLD, 1)
+    ends, failed = netns.run_in(machine, lambda: workloads.prepare(want))
+    assert not failed
+    assert not ends[40].up  # closed until the datapath is there
+    netns.run_in(machine, lambda: workloads.open(ends.values()))
+
+    there = netns.path(f"{prefix}.port.40")
+    shown = inside(there, "ip", "addr", "show", "dev", "eth0")
+    assert "link/ether 02:00:00:00:00:01" in shown
+    assert "mtu 1450" in shown
+    for address in ("10.0.0.5/24", "fd00::5/64", "fe80::ff:fe00:1/64"):
+        assert address in shown
+    assert "tentative" not in shown
+    assert "default via 10.0.0.1 dev eth0" in inside(there, "ip", "route")
+    assert "default via fd00::1 dev eth0" in inside(there, "ip", "-6", "route")
+    assert "inet" not in inside(machine, "ip", "addr", "show", "dev", "p40")
+
+    # Again: nothing changes, not even for an agent that has just started.
+    again, _ = netns.run_in(machine, lambda: Workloads(workloads.prefix).prepare(want))
+    assert {port: end.index for port, end in again.items()} == {port: end.index for port, end in ends.items()}
+    assert inside(there, "ip", "addr", "show", "dev", "eth0").split() == shown.split()
+
+
+@pytest.mark.root
+def test_a_change_is_made_in_place_and_what_is_not_wanted_goes(prefix: str, machine: Path) -> None:
+    workloads = Workloads(f"{prefix}.port.")
+    want = wanted(WORLD, 1)
+    ends, _ = netns.run_in(machine, lambda: workloads.prepare(want))
+    there = netns.path(f"{prefix}.port.40")
+    changed = replace(want[40], mac=0x020000000099, mtu=1380, addresses=(ip_interface("10.0.0.9/24"),), gateways=())
+    after, failed = netns.run_in(machine, lambda: workloads.prepare({40: changed}))
+    assert not failed
+    assert after[40].index == ends[40].index
+    shown = inside(there, "ip", "addr", "show", "dev", "eth0")
+    assert "02:00:00:00:00:99" in shown
+    assert "mtu 1380" in shown
+    assert "10.0.0.9/24" in shown
+    assert "10.0.0.5" not in shown
+    assert "fd00::5" not in shown
+    assert "default" not in inside(there, "ip", "route")
+
+    runs = netns.spawn(netns.path(f"{prefix}.port.42"), ["sleep", "600"])
+    assert netns.run_in(machine, lambda: workloads.remove({40: changed})) == [42]
+    assert runs.wait() == -15
+    assert not netns.exists(f"{prefix}.port.42")
+    assert sorted(netns.run_in(machine, workloads.actual)) == [40]
+
+
+@pytest.mark.root
+def test_a_port_that_moves_takes_its_namespace_along(prefix: str, machine: Path) -> None:
+    other = netns.create(f"{prefix}.n")
+    here, there = Workloads(f"{prefix}.port."), Workloads(f"{prefix}.port.")
+    want = {40: wanted(WORLD, 1)[40]}
+    netns.run_in(machine, lambda: here.prepare(want))
+    runs = netns.spawn(netns.path(f"{prefix}.port.40"), ["sleep", "600"])
+    _, failed = netns.run_in(other, lambda: there.prepare(want))
+    assert not failed
+    assert netns.run_in(machine, lambda: here.remove({})) == []
+    assert sorted(netns.run_in(other, there.actual)) == [40]
+    assert runs.poll() is None  # the workload moved with it
+
+
+@pytest.mark.root
+def test_one_that_fails_does_not_stop_the_others(prefix: str, machine: Path) -> None:
+    workloads = Workloads(f"{prefix}.port.")
+    want = dict(wanted(WORLD, 1))
+    want[40] = replace(want[40], mtu=70000)
+    ends, failed = netns.run_in(machine, lambda: workloads.prepare(want))
+    assert list(ends) == [42]
+    assert f"{prefix}.port.40" in failed[40]
+
+
+@pytest.mark.root
+def test_routes_of_others_stay(machine: Path) -> None:
+    def work() -> None:
+        with links.netlink() as ipr:
+            bridge = links.make_bridge(ipr, "wire")
+            assert links.make_bridge(ipr, "wire") == bridge
+            links.set_addresses(ipr, bridge, [ip_interface("192.0.2.1/24")])
+            assert links.set_routes(ipr, bridge, {ip_network("198.51.100.0/24"): None})
+            assert not links.set_routes(ipr, bridge, {ip_network("198.51.100.0/24"): None})
+            assert links.set_routes(ipr, bridge, {})
+            assert not links.set_addresses(ipr, bridge, [ip_interface("192.0.2.1/24")])
+
+    netns.run_in(machine, work)
+    assert "192.0.2.0/24" in inside(machine, "ip", "route")
