@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nestnet.compile.tables import TABLES, Rows, Tables
+from nestnet.compile.tables import OWNER_PORT, OWNER_ROUTER, Rows, Tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,3 +49,90 @@ class Epoch:
 
 
 Action = Put | Delete | Bump | Epoch
+
+# Adding: what nothing points to yet comes first, where frames come in comes last. Removing goes the other way.
+# A network's row switches its rules, a segment's its lists, so both stand behind what they switch to.
+ORDER = (
+    "machine", "host", "rule", "cidr", "service", "peer", "flood", "local", "router", "port",
+    "segment", "network", "owner", "mac", "route", "self", "vni", "attach", "member",
+)  # fmt: skip
+
+
+def diff(have: Tables, want: Tables) -> list[Action]:
+    """The actions that turn `have` into `want`; none if they are equal. Both in any order of rows."""
+    puts: list[Action] = []
+    deletes: list[Action] = []
+    touched: dict[str, Rows] = {}
+    for name in ORDER:
+        old, new = have[name], want[name]
+        add = new[~np.isin(_bytes(new), _bytes(old))]
+        gone = old[~np.isin(_bytes(old["key"]), _bytes(new["key"]))]
+        if len(add):
+            puts.append(Put(name, add))
+        if len(gone):
+            deletes.append(Delete(name, gone["key"].copy()))
+        # A row that changed counts as it was and as it is: both may name a slot whose flows must look again.
+        before = old[np.isin(_bytes(old["key"]), _bytes(add["key"]))]
+        touched[name] = np.concatenate([add, gone, before])
+    actions = puts + deletes[::-1]
+    if actions:
+        actions += [Bump(counter, slots) for counter, slots in _counters(touched, have, want) if len(slots)]
+        actions.append(Epoch())
+    return actions
+
+
+def _counters(touched: Tables, have: Tables, want: Tables) -> list[tuple[str, npt.NDArray[np.uint32]]]:
+    """Which counters these rows are built into (rule 16)."""
+    value = {name: rows["value"] for name, rows in touched.items()}
+    key = {name: rows["key"] for name, rows in touched.items()}
+    owner, mac = value["owner"], value["mac"]
+    routers = np.concatenate(
+        [
+            key["router"],
+            key["route"]["router"],
+            owner["slot"][owner["kind"] == OWNER_ROUTER],
+            mac["slot"][mac["kind"] == OWNER_ROUTER],
+        ]
+    )
+    ports = [
+        key["port"],
+        key["peer"]["port"],
+        value["attach"]["port"],
+        owner["slot"][owner["kind"] == OWNER_PORT],
+        mac["slot"][mac["kind"] == OWNER_PORT],
+    ]
+    routes = [value["segment"]["network"]]
+    for tables in (have, want):
+        rows = tables["router"]
+        routes.append(rows["value"]["network"][np.isin(rows["key"], routers)])
+    return [
+        ("port", _slots(ports)),
+        ("policy", _slots([key["network"]])),
+        ("route", _slots(routes)),
+        ("flood", _slots([key["segment"]])),
+        ("host", _slots([key["host"]])),
+        ("machine", _slots([key["machine"], value["member"]["machine"], value["self"]["machine"]])),
+    ]
+
+
+def _slots(parts: list[npt.NDArray[np.uint32]]) -> npt.NDArray[np.uint32]:
+    slots: npt.NDArray[np.uint32] = np.unique(np.concatenate(parts)).astype("u4")
+    return slots[slots != 0]
+
+
+def _bytes(rows: npt.NDArray[np.void] | npt.NDArray[np.uint32]) -> npt.NDArray[np.bytes_]:
+    """Each row as bytes that compare as a whole: all have one length, so trailing zeros cannot confuse numpy."""
+    return np.ascontiguousarray(rows).view(f"S{rows.dtype.itemsize}")
+
+
+def show(action: Action) -> str:
+    """One action in a line, for logs and plans."""
+    match action:
+        case Put(table, rows):
+            return f"put {len(rows)} in {table}"
+        case Delete(table, keys):
+            return f"delete {len(keys)} from {table}"
+        case Bump(counter, slots):
+            return f"bump {counter} of {len(slots)}"
+        case Epoch():
+            return "next epoch"

@@ -26,7 +26,8 @@ network's row switches all of them (rule 18). A packet from an endpoint to an en
 and the verdict is that of the row `rule[from, to, service]` with the highest `rank` among all
 combinations that exist: rank = priority << 1 | deny, so a deny wins at equal priority. `combos`
 of the network has bit (from * 9 + to * 3 + service) set where a row with these three kinds
-exists. No row: denied. A class is 0 where a lookup finds nothing, and is then left out. An address that no port has has no peer.
+exists. No row: denied. A class is 0 where a lookup finds nothing, and is then left out. An address
+that no port has has no peer.
 
 **Where a port lives.** `port.host` is a slot in `host`. For a machine's row (kind MACHINE) `at` is
 a slot in `machine`. For a port that is itself a host its own row in `host` (kind PORT) says
@@ -88,7 +89,7 @@ class Table:
 
 
 def _struct(*fields: tuple[object, ...]) -> np.dtype[np.void]:
-    return np.dtype([(name, *what) for name, *what in fields])  # type: ignore[misc]
+    return np.dtype([(name, *what) for name, *what in fields])
 
 
 TABLES: dict[str, Table] = {

@@ -209,6 +209,10 @@ class World:
         return {v.id: v for v in self if isinstance(v, Policy)}
 
     @cached_property
+    def _ports_of_network(self) -> dict[int, list[Port]]:
+        return _grouped((port.network, port) for port in self.ports.values())
+
+    @cached_property
     def _ports_of_segment(self) -> dict[int, list[Port]]:
         return _grouped((port.segment, port) for port in self.ports.values())
 
@@ -223,6 +227,10 @@ class World:
     def ports_of(self, segment: int) -> list[Port]:
         """The ports of a segment, by rising id."""
         return self._ports_of_segment.get(segment, [])
+
+    def ports_in(self, network: int) -> list[Port]:
+        """The ports of a network, by rising id."""
+        return self._ports_of_network.get(network, [])
 
     def routers_of(self, segment: int) -> list[Router]:
         """The routers joined to a segment, by rising id. The first is where its workloads' default route goes."""

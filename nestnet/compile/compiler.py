@@ -1,0 +1,214 @@
+"""The compiler: what one machine must know, as tables.
+
+    compile(world, machine, attachments, underlay, slots) -> Tables
+
+A pure function. `world` is what the feed gave this machine; everything in it becomes rows, and
+nothing else does, so the tables are a function of desired state and never of history. Networks of
+all depths are the same loop: where a port lives is a row in `host`, and the datapath walks the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from nestnet.compile import tables as t
+from nestnet.compile.rules import RuleSet, mapped, rules_of
+from nestnet.compile.slots import Slots
+from nestnet.compile.tables import TABLES, Tables
+from nestnet.model.values import (
+    CONNECTION_SHARE,
+    FABRIC,
+    MAX_DEPTH,
+    Address,
+    Network,
+    Port,
+    Prefix,
+    Router,
+    Segment,
+    World,
+    link_local,
+)
+
+HOST_BITS = 128
+
+
+def compile(world: World, machine: int, attachments: Mapping[int, int], underlay: int, slots: Slots) -> Tables:
+    """The tables of `machine`. `attachments` says on which ifindex the workload of a port hangs here,
+    `underlay` is the ifindex of the NIC; `slots` has a slot for everything in the world."""
+    return _Compiler(world, machine, attachments, underlay, slots).tables()
+
+
+def packed(address: Address) -> bytes:
+    """16 bytes in network order, IPv4 as ::ffff:a.b.c.d."""
+    return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
+
+
+def place(world: World, port: Port) -> tuple[int, int | None]:
+    """How many hosts down a port lives on which machine; None if the chain leads nowhere."""
+    for step in range(MAX_DEPTH):
+        network = world.networks.get(port.network)
+        if network is None:
+            break
+        if network.carrier == FABRIC:
+            return step, port.host if port.host in world.machines else None
+        below = world.ports.get(port.host)
+        if below is None:
+            break
+        port = below
+    return MAX_DEPTH, None
+
+
+class _Compiler:
+    """One run: rows are collected as packed bytes, key -> value, a method for each noun."""
+
+    def __init__(self, world: World, machine: int, attachments: Mapping[int, int], underlay: int, slots: Slots) -> None:
+        self.world = world
+        self.machine = machine
+        self.attachments = attachments
+        self.underlay = underlay
+        self.slots = slots
+        self.rows: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLES}
+
+    def tables(self) -> Tables:
+        world = self.world
+        self.put("self", 0, self.slots["machine", self.machine], self.underlay)
+        for m in world.machines.values():
+            slot = self.slots["machine", m.id]
+            self.put("machine", slot, m.id, packed(m.address), m.mtu, 0)
+            self.put("member", (packed(m.address),), slot)
+            self.put("host", self.slots["host_machine", m.id], m.id, t.MACHINE, 0, slot, 0)
+        for network in world.networks.values():
+            self.network(network)
+        for segment in world.segments.values():
+            self.segment(segment)
+        for router in world.routers.values():
+            self.router(router)
+        for port in world.ports.values():
+            self.port(port)
+        return {name: _array(name, rows) for name, rows in self.rows.items()}
+
+    def put(self, table: str, key: int | tuple[int | bytes, ...], *value: int | bytes) -> None:
+        key_format, value_format = _FORMATS[table]
+        parts = (key,) if isinstance(key, int) else key
+        self.rows[table][key_format.pack(*parts)] = value_format.pack(*value)
+
+    # ---- one method for each noun
+
+    def network(self, network: Network) -> None:
+        slot = self.slots["network", network.id]
+        rules = rules_of(self.world.policies_of(network.id), self.world.ports_in(network.id))
+        flags = t.ENABLED if network.enabled else 0
+        self.put("network", slot, network.id, rules.version, rules.combos, flags, network.mtu, network.underlay, 0)
+        self.rule_set(slot, rules)
+
+    def rule_set(self, network: int, rules: RuleSet) -> None:
+        version = rules.version
+        for port, number in rules.peers.items():
+            self.put("peer", (network, version, self.slots["port", port]), number)
+        for (first, length), number in rules.cidrs.items():
+            self.put("cidr", (64 + length, network, version, first.to_bytes(16, "big")), number)
+        for (protocol, first_port, length), number in rules.services.items():
+            self.put("service", (72 + length, network, version, protocol, first_port.to_bytes(2, "big"), 0), number)
+        for (source, target, service), (rank, policy) in rules.rows.items():
+            self.put("rule", (network, version, source, target, service), policy, rank, 0)
+
+    def segment(self, segment: Segment) -> None:
+        slot = self.slots["segment", segment.id]
+        ports = self.world.ports_of(segment.id)
+        hosts = sorted({self.host_of(port) for port in ports} - {0})
+        local = sorted(self.slots["port", port.id] for port in ports if self.is_local(port))
+        floods, locals_ = _version(hosts), _version(local)
+        for index, host in enumerate(hosts):
+            self.put("flood", (slot, floods, index), host)
+        for index, port in enumerate(local):
+            self.put("local", (slot, locals_, index), port)
+        routers = self.world.routers_of(segment.id)
+        router = self.slots.get(("router", routers[0].id)) if routers else 0
+        network = self.slots.get(("network", segment.network))
+        self.put("segment", slot, segment.id, network, segment.vni, floods, len(hosts), locals_, len(local), router, 0)
+        self.put("vni", (segment.vni,), slot)
+
+    def router(self, router: Router) -> None:
+        slot = self.slots["router", router.id]
+        mac = router.mac.to_bytes(6, "big")
+        self.put("router", slot, router.id, self.slots.get(("network", router.network)), 0, mac, 0)
+        for interface in router.interfaces:
+            segment = self.slots.get(("segment", interface.segment))
+            self.put("mac", (segment, mac, 0), t.OWNER_ROUTER, slot)
+            for address in (*interface.addresses, link_local(router.mac)):
+                self.put("owner", (32 + HOST_BITS, segment, packed(address)), t.OWNER_ROUTER, slot)
+            joined = self.world.segments.get(interface.segment)
+            owned = (prefix for port in self.world.ports_of(interface.segment) for prefix in port.owns)
+            for prefix in (*(joined.cidrs if joined else ()), *owned):
+                self.put("route", _lpm(slot, prefix), segment)
+
+    def port(self, port: Port) -> None:
+        slot = self.slots["port", port.id]
+        segment = self.slots.get(("segment", port.segment))
+        mac = port.mac.to_bytes(6, "big")
+        local = self.is_local(port)
+        ifindex = self.attachments.get(port.id, 0) if local else 0
+        flags = t.ENABLED * port.enabled | t.LOCAL * local | t.HOSTS * port.hosts
+        first = {family: port.address(family) for family in (4, 6)}
+        host = self.host_of(port)
+        if port.hosts:
+            own = self.slots["host_port", port.id]
+            self.put("host", own, port.id, t.PORT, slot, host, 0)
+            host = own
+        self.put(
+            "port", slot, port.id, self.slots.get(("network", port.network)), segment, host, ifindex, flags,
+            CONNECTION_SHARE, *(packed(a) if a is not None else bytes(16) for a in first.values()), mac, 0,
+        )  # fmt: skip
+        if ifindex:
+            self.put("attach", (ifindex,), slot)
+        self.put("mac", (segment, mac, 0), t.OWNER_PORT, slot)
+        for address in (*port.addresses, link_local(port.mac)):
+            self.put("owner", (32 + HOST_BITS, segment, packed(address)), t.OWNER_PORT, slot)
+        for prefix in port.owns:
+            self.put("owner", _lpm(segment, prefix), t.OWNER_PORT, slot)
+
+    # ---- where ports live
+
+    def host_of(self, port: Port) -> int:
+        """The slot of the host a port lives on, 0 if this machine does not know it."""
+        network = self.world.networks.get(port.network)
+        kind = "host_machine" if network is not None and network.carrier == FABRIC else "host_port"
+        return self.slots.get((kind, port.host))
+
+    def is_local(self, port: Port) -> bool:
+        return place(self.world, port)[1] == self.machine
+
+
+def _lpm(slot: int, prefix: Prefix) -> tuple[int | bytes, ...]:
+    """Key of an LPM table over (slot, address)."""
+    first, length = mapped(prefix)
+    return 32 + length, slot, first.to_bytes(16, "big")
+
+
+def _version(members: Iterable[int]) -> int:
+    """A name for a list by its content: the same list has the same rows, on any machine, after any history."""
+    return int.from_bytes(hashlib.blake2b(repr(list(members)).encode(), digest_size=4).digest(), "big")
+
+
+def _format(dtype: np.dtype[np.void] | None) -> struct.Struct:
+    """The struct format of a dtype. Byte arrays are bytes; everything else is a number."""
+    if dtype is None:
+        return struct.Struct("<I")
+    codes = {1: "B", 2: "H", 4: "I", 8: "Q"}
+    parts = []
+    for name in dtype.names or ():
+        field = dtype[name]
+        parts.append(f"{field.itemsize}s" if field.shape else codes[field.itemsize])
+    return struct.Struct("<" + "".join(parts))
+
+
+_FORMATS = {name: (_format(table.key), _format(table.value)) for name, table in TABLES.items()}
+
+
+def _array(name: str, rows: Mapping[bytes, bytes]) -> t.Rows:
+    content = b"".join(key + value for key, value in rows.items())
+    return t.ordered(TABLES[name], np.frombuffer(content, TABLES[name].row))

@@ -1,0 +1,85 @@
+"""Slots: the small numbers one machine gives to objects, indexes into the datapath's arrays.
+
+They are a value and an argument: tables are a function of (world, slots), so "incremental equals
+from scratch" needs no renaming. A slot that an object leaves is free for another only at the next
+assignment: in between, rows that still point to it find nobody there, and never a stranger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from nestnet.compile.tables import MACHINE, Tables
+from nestnet.model.values import World
+
+# What has slots, and in which array. Machines and ports that are hosts share the array `host`.
+SPACES = {
+    "network": "network",
+    "segment": "segment",
+    "router": "router",
+    "port": "port",
+    "machine": "machine",
+    "host_machine": "host",
+    "host_port": "host",
+}
+
+Key = tuple[str, int]  # ("port", id), ("host_machine", id of a machine) ...
+
+
+@dataclass(frozen=True)
+class Slots:
+    of: Mapping[Key, int] = field(default_factory=dict)
+
+    def __getitem__(self, key: Key) -> int:
+        return self.of[key]
+
+    def get(self, key: Key) -> int:
+        """The slot, or 0: nobody."""
+        return self.of.get(key, 0)
+
+    def ids(self, space: str) -> dict[int, int]:
+        """slot -> id, for one kind."""
+        return {slot: id for (kind, id), slot in self.of.items() if kind == space}
+
+
+def wanted(world: World) -> Iterable[Key]:
+    """Everything in this world that needs a slot."""
+    for kind, id in world.values:
+        if kind in SPACES:
+            yield kind, id
+    for machine in world.machines:
+        yield "host_machine", machine
+    for port in world.ports.values():
+        if port.hosts:
+            yield "host_port", port.id
+
+
+def assign(slots: Slots, world: World) -> Slots:
+    """Keep the slot of all that stays, give the lowest that nobody had to all that is new."""
+    want = set(wanted(world))
+    kept = {key: slot for key, slot in slots.of.items() if key in want}
+    used: dict[str, set[int]] = {}
+    for (kind, _), slot in slots.of.items():  # also those just left: see above
+        used.setdefault(SPACES[kind], set()).add(slot)
+    following = dict.fromkeys(SPACES.values(), 1)
+    for kind, id in sorted(want - kept.keys()):
+        space = SPACES[kind]
+        slot, taken = following[space], used.get(space, ())
+        while slot in taken:
+            slot += 1
+        kept[kind, id] = slot
+        following[space] = slot + 1
+    return Slots(kept)
+
+
+def slots_of(tables: Tables) -> Slots:
+    """The slots that these rows were made with: what an agent that was restarted finds in the kernel."""
+    found: dict[Key, int] = {}
+    for kind in ("network", "segment", "router", "port", "machine"):
+        for row in tables[kind]:
+            found[kind, int(row["value"]["id"])] = int(row["key"])
+    for row in tables["host"]:
+        kind = "host_machine" if row["value"]["kind"] == MACHINE else "host_port"
+        found[kind, int(row["value"]["id"])] = int(row["key"])
+    return Slots(found)
