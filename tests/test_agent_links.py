@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nestnet.agent import links, netns
-from nestnet.agent.attachments import Attachment, Workloads, attachment, machine_of, wanted
+from nestnet.agent.attachments import Attachment, Workloads, attachment, wanted
 from nestnet.model.values import Interface, Machine, Network, Port, Router, Segment, World
 
 WORLD = World.of(
@@ -34,11 +34,6 @@ WORLD = World.of(
         Port(42, 11, 21, 40, 0x020000000001, (IPv4Address("10.0.0.5"),)),
     ]
 )
-
-
-def test_a_port_lives_where_its_chain_of_hosts_ends() -> None:
-    assert [machine_of(WORLD, WORLD.ports[port]) for port in (40, 41, 42)] == [1, 2, 1]
-    assert machine_of(WORLD.without(("port", 40)), WORLD.ports[42]) is None
 
 
 def test_what_a_workload_gets_follows_from_the_world() -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_interface, ip_network
 
 from nestnet.agent import links, netns
-from nestnet.model.values import FABRIC, MAX_DEPTH, Address, Port, World
+from nestnet.compile.compiler import place
+from nestnet.model.values import Address, Port, World
 
 ALIAS = "nestnet port "  # + id: marks our end of a pair, so that a new agent finds it
 
@@ -30,21 +31,6 @@ class Attachment:
     mtu: int
     addresses: tuple[links.Interface, ...] = ()
     gateways: tuple[Address, ...] = ()
-
-
-def machine_of(world: World, port: Port) -> int | None:
-    """The machine a port lives on, down its chain of hosts; None when the chain is not whole here."""
-    for _ in range(MAX_DEPTH):
-        network = world.networks.get(port.network)
-        if network is None:
-            return None
-        if network.carrier == FABRIC:
-            return port.host
-        below = world.ports.get(port.host)
-        if below is None:
-            return None
-        port = below
-    return None
 
 
 def attachment(world: World, port: Port) -> Attachment:
@@ -72,7 +58,7 @@ def wanted(world: World, machine: int) -> dict[int, Attachment]:
     return {
         port.id: attachment(world, port)
         for port in world.ports.values()
-        if machine_of(world, port) == machine and port.segment in world.segments
+        if place(world, port)[1] == machine and port.segment in world.segments
     }
 
 

@@ -153,6 +153,15 @@ def addresses(ipr: IPRoute, index: int) -> set[Interface]:
     return found
 
 
+def with_address(ipr: IPRoute, address: Address) -> int | None:
+    """The ifindex of the interface that has this address, or None."""
+    family = AF_INET if address.version == 4 else AF_INET6
+    for message in ipr.get_addr(family=family):
+        if ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")) == address:
+            return int(message["index"])
+    return None
+
+
 def set_addresses(ipr: IPRoute, index: int, wanted: Sequence[Interface]) -> bool:
     """Give an interface exactly these addresses. True when that was a change."""
     have = addresses(ipr, index)

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import BinaryIO, TypeVar
 
 FOLDER = Path("/run/netns")
 
@@ -89,7 +89,7 @@ def spawn(
     namespace: Path,
     command: Sequence[str],
     *,
-    output: IO[bytes] | None = None,
+    output: BinaryIO | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a process inside a namespace, in a session of its own, with nothing on stdin."""

@@ -1,0 +1,228 @@
+"""The agent: makes one machine so, again whenever something changes.
+
+    feed -> World -> workloads (closed) -> programs -> compile -> diff(have, want) -> kernel -> workloads open -> report
+
+`run` is the process. `Agent.converge` is one turn: it takes the whole desired state and may be called any number
+of times. What fails is a problem that is reported by name and tried again; the rest of the machine converges.
+When the agent ends, its machine's datapath stays as it is and forwards on.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nestnet.agent import links
+from nestnet.agent.attachments import Attachment, Workloads, wanted
+from nestnet.agent.feed import Desired, Feed
+from nestnet.compile.compiler import compile
+from nestnet.compile.diff import diff
+from nestnet.compile.slots import Slots, assign, slots_of
+from nestnet.compile.tables import Tables
+from nestnet.model.errors import NestnetError
+from nestnet.model.reasons import NAMES
+from nestnet.model.values import Address, World
+
+if TYPE_CHECKING:
+    from nestnet.api.client import Client
+    from nestnet.datapath.kernel import Kernel
+
+SWEEP = 2.0  # seconds between two looks at what the kernel has aged out, what drifted and what was dropped
+
+
+def say(text: str) -> None:
+    """One line of the agent's log."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def run(machine: str, controller: str, state: Path, pins: Path, workloads: str | None = None) -> None:
+    """Make this machine what `controller` wants `machine` to be, until SIGTERM or SIGINT.
+
+    state      folder for what other programs may read (`workloads.json`)
+    pins       folder in bpffs for programs, maps and links
+    workloads  prefix of the namespaces that are made for local ports; None: none are made
+    """
+    from nestnet.api.client import Client
+    from nestnet.datapath.kernel import Kernel
+
+    state.mkdir(parents=True, exist_ok=True)
+    with Client(controller) as client, Kernel.open(pins) as kernel:
+        own = client.get("machines", machine)
+        agent = Agent(ip_address(own["address"]), kernel, Workloads(workloads) if workloads else None, state)
+        feed = Feed(lambda token: Client(controller).feed(machine, token), say)
+        stopped: list[int] = []
+
+        def stop(number: int, _: object) -> None:
+            stopped.append(number)
+            feed.stop()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        feed.start()
+        say(f"agent of {machine}")
+        desired = Desired()
+        while not stopped:
+            news = feed.take(SWEEP)
+            if stopped:
+                break
+            if news is not None:
+                desired = news
+            if desired.whole:
+                agent.converge(desired)
+                agent.sweep()
+                _report(client, machine, agent)
+        say("ended; the datapath stays")
+
+
+def _report(client: Client, machine: str, agent: Agent) -> None:
+    try:
+        client.report(machine, agent.report())
+    except NestnetError as error:
+        say(f"report: {error}")  # the next one says the same, and more
+
+
+@dataclass
+class Agent:
+    """One machine: what it has, and how it becomes what is desired.
+
+    `realised` is the last revision that is wholly so here, `problems` what is in the way of the next.
+    """
+
+    address: Address
+    kernel: Kernel
+    workloads: Workloads | None
+    state: Path
+    have: Tables = field(init=False)
+    slots: Slots = field(init=False)
+    realised: int = 0
+    problems: list[str] = field(default_factory=list)
+    _desired: Desired = field(default_factory=Desired)
+    _world: World = field(default_factory=World)
+    _ends: dict[int, links.Link] = field(default_factory=dict)
+    _attached: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # The kernel is the memory: after a restart the first diff is against what is really there.
+        self.have = self.kernel.read()
+        self.slots = slots_of(self.have)
+
+    def converge(self, desired: Desired) -> None:
+        """One turn: make it so. Cheap when neither the wish nor the links have changed since the last."""
+        world = self._world if desired.values is self._desired.values else desired.world
+        problems: list[str] = []
+        machine = next((m for m in world.machines.values() if m.address == self.address), None)
+        if machine is None:
+            self.problems = [f"the feed has no machine with the address {self.address}"]
+            return
+        want = wanted(world, machine.id) if self.workloads is not None else {}
+        try:
+            ends = self._prepare(want, problems)
+            underlay = self._underlay(problems)
+            known = {port: end.index for port, end in self._ends.items()}
+            ready = {port: end.index for port, end in ends.items()}
+            if world is not self._world or ready != known or self.problems or problems:
+                slots = assign(self.slots, world)
+                tables = compile(world, machine.id, ready, underlay, slots)
+                self.kernel.apply(diff(self.have, tables))
+                self.have, self.slots = tables, slots
+            if self.workloads is not None:
+                # Frames flow from here on: the tables know every port.
+                self.workloads.open(ends.values())
+                self._remove(want)
+            self._world, self._ends = world, ends
+            self._publish(world, want)
+        except (OSError, NestnetError) as error:
+            problems.append(str(error))
+            self.have = self.kernel.read()  # some of the actions may be done
+            self.slots = slots_of(self.have)
+        for problem in problems:
+            if problem not in self.problems:
+                say(f"revision {desired.revision}: {problem}")
+        if not problems and desired.revision != self.realised:
+            say(f"revision {desired.revision}: {len(want)} workloads, {len(world.values)} values")
+            self.realised = desired.revision
+        self._desired, self.problems = desired, problems
+
+    def sweep(self) -> None:
+        """Let the datapath forget what is old."""
+        self.kernel.sweep(time.monotonic())
+
+    def report(self) -> dict[str, Any]:
+        """What the controller is told: the realised revision, problems, and the drops of each local port."""
+        slots = self.slots.ids("port")
+        ports: dict[str, dict[str, Any]] = {str(port): {"drops": {}} for port in self._ends}
+        for (slot, reason), packets in self.kernel.drops().items():
+            port = str(slots.get(slot, 0))  # 0: a frame that came in before any port was known, or from the wire
+            drops = ports.setdefault(port, {"drops": {}})["drops"]
+            name = NAMES.get(reason, str(reason)) if isinstance(reason, int) else reason
+            drops[name] = drops.get(name, 0) + packets
+        return {"revision": self.realised, "problems": self.problems, "ports": ports}
+
+    def _prepare(self, want: Mapping[int, Attachment], problems: list[str]) -> dict[int, links.Link]:
+        """Workloads that are there, with our programs on our ends, still closed if they are new."""
+        if self.workloads is None:
+            return {}
+        ends, failed = self.workloads.prepare(want)
+        problems += failed.values()
+        for port, end in list(ends.items()):
+            try:
+                self._attach(end.index, "workload")
+            except (OSError, NestnetError) as error:
+                problems.append(f"port {port}: no program on {end.name}: {error}")
+                del ends[port]  # stays closed
+        return ends
+
+    def _underlay(self, problems: list[str]) -> int:
+        """The ifindex of the NIC that has this machine's address, with our program on it; 0 when there is none."""
+        with links.netlink() as ipr:
+            index = links.with_address(ipr, self.address)
+        if index is None:
+            problems.append(f"no interface has this machine's address {self.address}")
+            return 0
+        self._attach(index, "underlay")
+        return index
+
+    def _attach(self, index: int, program: str) -> None:
+        if self._attached.get(index) != program:
+            self.kernel.attach(index, program)
+            self._attached[index] = program
+
+    def _remove(self, want: Mapping[int, Attachment]) -> None:
+        """Workloads of ports that have gone or moved away. Only called when the world is whole."""
+        assert self.workloads is not None
+        gone = {port: end for port, end in self.workloads.actual().items() if port not in want}
+        for end in gone.values():
+            self.kernel.detach(end.index)
+            self._attached.pop(end.index, None)
+        if gone:
+            self.workloads.remove(want)
+
+    def _publish(self, world: World, want: Mapping[int, Attachment]) -> None:
+        """Tell other programs on this machine where each port hangs: `exec`, `capture` and `test` read it.
+
+        A port is known by the VNI of its segment and its MAC, which every API shows: row numbers stay inside."""
+        if self.workloads is None:
+            return
+        ports = [
+            {
+                "vni": world.segments[world.ports[port].segment].vni,
+                "mac": links.mac_text(attachment.mac),
+                "namespace": self.workloads.namespace(port),
+                "interface": end.name,
+            }
+            for port, attachment in want.items()
+            if (end := self._ends.get(port)) is not None
+        ]
+        text = json.dumps(ports, indent=2) + "\n"
+        file = self.state / "workloads.json"
+        if not file.exists() or file.read_text() != text:
+            new = file.with_suffix(".new")
+            new.write_text(text)
+            new.rename(file)
