@@ -1,0 +1,1 @@
+"""Tables that run: in Python to be read, in Linux to be fast."""

@@ -1,0 +1,772 @@
+"""The compiled tables, run in Python: one `Reference` does for a machine what its BPF programs do.
+
+It is there to be read, and to be held equal to its two siblings by tests: to `model/meaning.py` through
+the compiler, and to `bpf/` over the same tables and frames. The functions have the names of
+`docs/datapath.md` and of the C, in the order of a packet. It is not a production datapath: it keeps no
+flow cache, never sweeps, and takes milliseconds where the kernel takes a microsecond.
+
+    workload -> from_workload -> guard -> arp, neighbour
+                              -> fragment -> flood    -> judge, carry -> to_workload, to_machine
+                                          -> unicast  -> route, connection, judge, carry -> the same
+    underlay -> from_wire     -> sender -> guard -> fragment -> connection, judge, carry -> to_workload
+
+Policy is judged again for every packet of a connection. The kernel remembers the verdict and the
+generation counters it was made from, which comes to the same.
+
+What one machine does with a frame, in a shell:
+
+    >>> Reference(tables).workload(ifindex=7, frame=frame, now=0.0)
+    Outputs(emitted=[ToMachine(machine=2, datagram=b'E...')], drops=[])
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nestnet.compile.tables import (
+    CIDR,
+    CLASS,
+    DENY,
+    ENABLED,
+    HOSTS,
+    IDENTITY,
+    LOCAL,
+    MACHINE,
+    OWNER_PORT,
+    OWNER_ROUTER,
+    PORT,
+    PROTOCOL,
+    TABLES,
+    Rows,
+    Tables,
+)
+from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
+from nestnet.model.packet import (
+    ARP,
+    ETHERNET,
+    FIRST,
+    IPV4,
+    IPV6,
+    LATER,
+    LIMITED_BROADCAST,
+    SOLICITATION,
+    UDP,
+    UNSPECIFIED4,
+    UNSPECIFIED6,
+    WHOLE,
+    FlowTuple,
+    Packet,
+    arp_reply,
+    carriage_source_port,
+    decapsulate,
+    discovery,
+    echo_reply,
+    encapsulate,
+    is_mapped,
+    neighbour_advertisement,
+    parse,
+    quoted,
+    routed,
+    with_first,
+    with_outer_ecn,
+)
+from nestnet.model.values import CARRIAGE_PORT, MAX_DEPTH
+
+Row = SimpleNamespace
+"""The value of one row, its fields by name: MACs and addresses as bytes, all else as int."""
+
+ROUTER_DISCOVERY = range(133, 138)  # ICMPv6: RS, RA, NS, NA, redirect
+ADVERTISEMENTS = (134, 137)  # RA, redirect
+LISTENER_REPORTS = (130, 131, 132, 143)  # MLD (RFC 2710, RFC 3810): may come from ::
+DHCP_SERVER = {4: 67, 6: 547}
+NO_ADDRESS = bytes(16)  # port.address4 and address6 where there is none
+
+
+class ToWorkload(NamedTuple):
+    """A frame for the workload of a port of this machine; `port` is its slot."""
+
+    ifindex: int
+    port: int
+    frame: bytes
+
+
+class ToMachine(NamedTuple):
+    """A datagram for another machine, from its outer IP header on; `machine` is its slot."""
+
+    machine: int
+    datagram: bytes
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What became of a frame. `drops` are (slot of a port or 0, reason)."""
+
+    emitted: list[ToWorkload | ToMachine] = field(default_factory=list)
+    drops: list[tuple[int, str]] = field(default_factory=list)
+
+
+class Drop(Exception):
+    """The packet ends here, counted under a reason, and under `port` if that is already known."""
+
+    def __init__(self, reason: str, port: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.port = port
+
+
+class Owner(NamedTuple):
+    """Who has an address or a MAC: a port, a router, or nobody (kind 0)."""
+
+    kind: int
+    slot: int
+
+
+NOBODY = Owner(0, 0)
+
+
+@dataclass
+class Connection:
+    """`closing`: a FIN or RST was seen. `expires`: the first moment at which it is no longer there."""
+
+    closing: bool
+    expires: float
+
+
+class First(NamedTuple):
+    """What later fragments take from the first one."""
+
+    flow: FlowTuple
+    icmp_type: int
+    expires: float
+
+
+class Reference:
+    """The datapath of one machine: its tables, the connections it tracks and the fragments it remembers.
+
+    Times are seconds of any clock that never goes back.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self.connections: dict[tuple[int, int, FlowTuple], Connection] = {}
+        self.fragments: dict[tuple[int, bytes, bytes, int, int], First] = {}
+        self.load(tables)
+
+    def load(self, tables: Tables) -> None:
+        """New tables; connections and fragments stay."""
+        self.network = _Array(tables, "network")
+        self.segment = _Array(tables, "segment")
+        self.router = _Array(tables, "router")
+        self.port = _Array(tables, "port")
+        self.host = _Array(tables, "host")
+        self.machine = _Array(tables, "machine")
+        self.attachments = _hash(tables, "attach")
+        self.vnis = _hash(tables, "vni")
+        self.members = _hash(tables, "member")
+        self.macs = _hash(tables, "mac")
+        self.floods = _hash(tables, "flood")
+        self.locals = _hash(tables, "local")
+        self.peers = _hash(tables, "peer")
+        self.rules = _hash(tables, "rule")
+        self.owners = _Prefixes(tables, "owner")
+        self.routes = _Prefixes(tables, "route")
+        self.cidrs = _Prefixes(tables, "cidr")
+        self.services = _Prefixes(tables, "service")
+        self.here = _Array(tables, "self")[0].machine
+
+    # ---- where frames come in
+
+    def workload(self, ifindex: int, frame: bytes, now: float) -> Outputs:
+        """A frame from the workload that hangs on this interface."""
+        out = Outputs()
+        attached = self.attachments.get((ifindex,))
+        p = attached.port if attached else 0
+        try:
+            self.from_workload(p, frame, now, out)
+        except Drop as drop:
+            out.drops.append((p, drop.reason))
+        return out
+
+    def underlay(self, datagram: bytes, now: float) -> Outputs:
+        """An IP packet from the underlay NIC. What is no VXLAN for this machine is left to its own stack:
+        nothing comes out, and nothing is counted."""
+        out = Outputs()
+        outer = parse(_ethernet_before(datagram))
+        if self.is_ours(outer):
+            try:
+                self.from_wire(outer, now, out)
+            except Drop as drop:
+                out.drops.append((drop.port or 0, drop.reason))
+        return out
+
+    # ---- from a workload
+
+    def from_workload(self, p: int, frame: bytes, now: float, out: Outputs) -> None:
+        """Lines 1 to 8."""
+        port = self.port[p]
+        if not port.id:
+            raise Drop("not_attached")
+        if not port.flags & ENABLED:
+            raise Drop("port_disabled")
+        if not self.network[port.network].flags & ENABLED:
+            raise Drop("network_disabled")
+        packet = parse(frame)
+        if packet.link_flaw:
+            raise Drop(packet.link_flaw)
+        if packet.source_mac != _number(port.mac):
+            raise Drop("source_mac")
+        if packet.flaw:
+            raise Drop(packet.flaw)
+        if packet.ether_type == ARP:
+            self.arp(p, port, packet, out)
+            return
+        self.guard(p, packet)
+        if packet.is_discovery:
+            self.neighbour(p, port, packet, out)
+            return
+        packet = self.fragment(p, packet, now)
+        if packet.is_group:
+            self.flood(p, port, packet, out)
+            return
+        self.unicast(p, port, packet, now, out)
+        self.remember(p, packet, now)
+
+    def arp(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
+        """Line 3."""
+        arp = packet.arp
+        assert arp is not None  # else there was a flaw
+        is_request = arp.operation == 1
+        is_probe = is_request and arp.sender == UNSPECIFIED4
+        if arp.sender_mac != _number(port.mac) or not (is_probe or self.owns(p, arp.sender)):
+            raise Drop("arp_spoof")
+        if not is_request or arp.target == arp.sender or self.owns(p, arp.target):
+            raise Drop("announcement")
+        owner = self.owner(port.segment, arp.target)
+        if owner == NOBODY:
+            raise Drop("arp_unknown")
+        self.to_workload(p, arp_reply(packet, self.mac_of(owner)), out)
+
+    def guard(self, p: int, packet: Packet) -> None:
+        """Line 5: nothing is sent that only others may send."""
+        flow = packet.flow
+        icmp = packet.icmp_type if packet.family == 6 else -1
+        if icmp in ROUTER_DISCOVERY and packet.fragment != WHOLE:
+            raise Drop("nd_spoof")
+        if icmp in ADVERTISEMENTS:
+            raise Drop("router_advertisement")
+        is_udp = flow.protocol == UDP and packet.fragment != LATER
+        if is_udp and flow.source_port == DHCP_SERVER[packet.family]:
+            raise Drop("dhcp_server")
+        if self.owns(p, flow.source):
+            return
+        if packet.family == 4 and flow.source == UNSPECIFIED4:
+            asks = is_udp and (flow.source_port, flow.target_port) == (68, 67) and flow.target == LIMITED_BROADCAST
+        elif packet.family == 6 and flow.source == UNSPECIFIED6:
+            asks = icmp == SOLICITATION or (icmp in LISTENER_REPORTS and flow.target[0] == 0xFF)
+        else:
+            asks = False
+        if not asks:
+            raise Drop("source_address")
+
+    def neighbour(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
+        """Line 6."""
+        found = discovery(packet)
+        if found is None:
+            raise Drop("malformed")
+        if found.link_address not in (None, _number(port.mac)):
+            raise Drop("nd_spoof")
+        mine = self.owns(p, found.target)
+        is_question = packet.icmp_type == SOLICITATION and packet.flow.source != UNSPECIFIED6
+        if not is_question and not mine:
+            raise Drop("nd_spoof")
+        if mine:
+            raise Drop("announcement")
+        owner = self.owner(port.segment, found.target)
+        if owner == NOBODY:
+            raise Drop("nd_unknown")
+        answer = neighbour_advertisement(packet, self.mac_of(owner), owner.kind == OWNER_ROUTER)
+        self.to_workload(p, answer, out)
+
+    def fragment(self, p: int, packet: Packet, now: float) -> Packet:
+        """Line 7: a later fragment with what its first one had."""
+        if packet.fragment != LATER:
+            return packet
+        first = self.fragments.get(_fragment_key(p, packet))
+        if first is None or now >= first.expires:
+            raise Drop("fragment_unknown")
+        return with_first(packet, first.flow, first.icmp_type)
+
+    def remember(self, p: int, packet: Packet, now: float) -> None:
+        """Line 7: a first fragment that passed."""
+        if packet.fragment == FIRST:
+            self.fragments[_fragment_key(p, packet)] = First(packet.flow, packet.icmp_type, now + FRAGMENT_SECONDS)
+
+    def flood(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
+        """Broadcast and multicast: a copy to each port here, and one to each machine with hosts of the segment."""
+        network = self.network[port.network]
+        if packet.size > network.mtu:
+            raise Drop("too_big")
+        self.flood_here(p, port, port.segment, packet, packet.frame, out)
+        segment = self.segment[port.segment]
+        done = {self.here}
+        for index in range(segment.floods):
+            row = self.floods.get((port.segment, segment.flood, index))
+            if row is None:
+                continue
+            try:
+                machine = self.carry(port.network, self.place(port), row.host)
+            except Drop:
+                continue  # Only copies to ports are counted.
+            if machine not in done:
+                done.add(machine)
+                self.to_machine(machine, segment, packet, packet.frame, out)
+
+    def flood_here(
+        self, p: int, port: Row, segment_slot: int, packet: Packet, frame: bytes | None, out: Outputs
+    ) -> None:
+        """A copy to each port of the segment that lives here. `frame` is None if congestion ended all of them."""
+        segment = self.segment[segment_slot]
+        for index in range(segment.locals):
+            row = self.locals.get((segment_slot, segment.local, index))
+            q = row.port if row else 0
+            if q in (0, p) or not self.port[q].id:
+                continue
+            to = self.port[q]
+            address = to.address4 if packet.family == 4 else to.address6
+            try:
+                if not self.judge(port.network, p, q, packet.flow, None if address == NO_ADDRESS else address):
+                    raise Drop("policy")
+                self.carry(port.network, self.place(port), self.place(to))
+                if frame is None:
+                    raise Drop("ecn")
+                self.to_workload(q, frame, out)
+            except Drop as drop:
+                out.drops.append((q, drop.reason))
+
+    def unicast(self, p: int, port: Row, packet: Packet, now: float, out: Outputs) -> None:
+        """Lines 9 to 14."""
+        network = self.network[port.network]
+        owner = self.at_mac(port.segment, packet.target_mac)
+        if owner == NOBODY:
+            raise Drop("unknown_unicast")
+        if owner == Owner(OWNER_PORT, p):
+            raise Drop("hairpin")
+        q: int | None = owner.slot
+        if owner.kind == OWNER_ROUTER:
+            q = self.through(owner.slot, p, port, packet, out)
+            if q is None:
+                return
+        assert q is not None
+        to = self.port[q]
+        self.connection(port.network, p, q, packet, now)
+        if packet.size > network.mtu:
+            raise Drop("too_big")
+        frame = packet.frame
+        if owner.kind == OWNER_ROUTER:
+            if packet.ttl <= 1:
+                raise Drop("ttl_expired")
+            frame = routed(packet, _number(to.mac), self.mac_of(owner))
+        machine = self.carry(port.network, self.place(port), self.place(to))
+        if machine == self.here:
+            self.to_workload(q, frame, out)
+        else:
+            self.to_machine(machine, self.segment[to.segment], packet, frame, out)
+
+    def through(self, router: int, p: int, port: Row, packet: Packet, out: Outputs) -> int | None:
+        """Line 10: the port behind the router. None if the router itself has answered."""
+        target = packet.flow.target
+        segment = self.route(router, target)
+        owner = self.owner(segment, target) if segment else NOBODY
+        if owner.kind == OWNER_PORT:
+            return owner.slot
+        is_router = owner == Owner(OWNER_ROUTER, router)
+        is_ping = is_router and packet.is_echo_request
+        # Pinging the own gateway is no policy matter (rule 41).
+        is_gateway = is_ping and segment == port.segment
+        if not is_gateway and not self.judge(port.network, p, 0, packet.flow, target):
+            raise Drop("policy")
+        if is_ping:
+            self.to_workload(p, echo_reply(packet), out)
+            return None
+        raise Drop("router_local" if is_router else "unreachable" if segment else "no_route")
+
+    # ---- whether it may
+
+    def connection(self, network: int, p: int, q: int, packet: Packet, now: float) -> None:
+        """Line 11: connections, then policy."""
+        flow = packet.flow
+        if packet.is_icmp_error:
+            self.related(network, p, q, packet, now)
+            return
+        if packet.is_carriage or (packet.is_icmp and not packet.is_echo):
+            if not self.judge(network, p, q, flow, flow.target):
+                raise Drop("policy")
+            return
+        key = (p, q, flow)
+        connection = self.alive(key, now)
+        if connection is None and not packet.is_opening:
+            key = (q, p, flow.reversed)
+            connection = self.alive(key, now)
+        if connection is None:
+            key = (p, q, flow)
+        opener, answerer, opened = key
+        if not self.judge(network, opener, answerer, opened, opened.target):
+            self.connections.pop(key, None)
+            raise Drop("policy")
+        if connection is None:
+            if self.opened_by(p, now) >= self.port[p].share:
+                raise Drop("connection_share")
+            connection = self.connections[key] = Connection(closing=False, expires=now)
+        elif packet.is_opening:
+            connection.closing = False
+        if packet.is_closing:
+            connection.closing = True
+        connection.expires = now + lifetime(flow.protocol, connection.closing)
+
+    def related(self, network: int, p: int, q: int, packet: Packet, now: float) -> None:
+        """Line 11: an ICMP error belongs to the connection of the packet it quotes, which may be gone from or
+        come to its sender."""
+        quote = quoted(packet)
+        if quote is not None:
+            for key in ((q, p, quote), (p, q, quote.reversed)):
+                opener, answerer, opened = key
+                if self.alive(key, now) and self.judge(network, opener, answerer, opened, opened.target):
+                    return
+        raise Drop("icmp_unrelated")
+
+    def alive(self, key: tuple[int, int, FlowTuple], now: float) -> Connection | None:
+        connection = self.connections.get(key)
+        return connection if connection is not None and now < connection.expires else None
+
+    def opened_by(self, p: int, now: float) -> int:
+        return sum(1 for key, connection in self.connections.items() if key[0] == p and now < connection.expires)
+
+    def judge(self, network: int, p: int, q: int, flow: FlowTuple, target: bytes | None) -> bool:
+        """The network's policies for a packet from port `p` (or 0) to port `q` (or 0) at `target`, if that is
+        known: see `tables.py`."""
+        row = self.network[network]
+        if row.rules == 0:
+            return True
+        version = (network, row.rules)
+        sources = (0, IDENTITY + self.peer(version, p), CIDR + self.cidr(version, flow.source))
+        targets = (0, IDENTITY + self.peer(version, q), CIDR + self.cidr(version, target))
+        services = (0, PROTOCOL + flow.protocol, CLASS + self.service(version, flow))
+        best = -1  # like a deny
+        for combo in range(27):
+            if row.combos >> combo & 1:
+                source, to, service = sources[combo // 9], targets[combo // 3 % 3], services[combo % 3]
+                rule = self.rules.get((*version, source, to, service))
+                if rule is not None and rule.rank > best:
+                    best = rule.rank
+        return best & DENY == 0
+
+    def peer(self, version: tuple[int, int], p: int) -> int:
+        row = self.peers.get((*version, p)) if p else None
+        return row.__dict__["class"] if row else 0
+
+    def cidr(self, version: tuple[int, int], address: bytes | None) -> int:
+        row = self.cidrs.longest(struct.pack("<II", *version) + address) if address is not None else None
+        return row.__dict__["class"] if row else 0
+
+    def service(self, version: tuple[int, int], flow: FlowTuple) -> int:
+        key = struct.pack("<II", *version) + struct.pack("!BH", flow.protocol, flow.target_port)
+        row = self.services.longest(key)
+        return row.__dict__["class"] if row else 0
+
+    # ---- where it goes
+
+    def owner(self, segment: int, address: bytes) -> Owner:
+        row = self.owners.longest(struct.pack("<I", segment) + address)
+        return Owner(row.kind, row.slot) if row else NOBODY
+
+    def owns(self, p: int, address: bytes) -> bool:
+        return self.owner(self.port[p].segment, address) == Owner(OWNER_PORT, p)
+
+    def at_mac(self, segment: int, mac: int) -> Owner:
+        row = self.macs.get((segment, mac.to_bytes(6, "big")))
+        return Owner(row.kind, row.slot) if row else NOBODY
+
+    def mac_of(self, owner: Owner) -> int:
+        return _number((self.port if owner.kind == OWNER_PORT else self.router)[owner.slot].mac)
+
+    def route(self, router: int, target: bytes) -> int:
+        """The segment that a router has for an address, or 0."""
+        row = self.routes.longest(struct.pack("<I", router) + target)
+        return row.segment if row else 0
+
+    # ---- what carries it
+
+    def place(self, port: Row) -> int:
+        """The host a port lives on."""
+        return int(self.host[port.host].at if port.flags & HOSTS else port.host)
+
+    def carry(self, network: int, a: int, b: int) -> int:
+        """May what this network sends go from host `a` to host `b`, of which one is here? The machine it is for."""
+        for _ in range(MAX_DEPTH):
+            if a == b:
+                return int(self.here)
+            at, to = self.host[a], self.host[b]
+            if at.kind == MACHINE and to.kind == MACHINE:
+                return int(to.at)
+            network = self.carrier(self.network[network].underlay, at.port, to.port)
+            a, b = at.at, to.at
+        raise Drop("carrier_depth")
+
+    def carrier(self, underlay: int, pa: int, pb: int) -> int:
+        """One step of carry: does the network of the ports `pa` and `pb` take a datagram from one to the other?"""
+        a, b = self.port[pa], self.port[pb]
+        if not a.flags & b.flags & self.network[a.network].flags & ENABLED:
+            raise Drop("carrier_down")  # Rows that are not here yet are not enabled either.
+        source, target = (a.address6, b.address6) if underlay == 6 else (a.address4, b.address4)
+        if not self.judge(a.network, pa, pb, FlowTuple(source, target, 0, CARRIAGE_PORT, UDP), target):
+            raise Drop("carrier_policy")
+        if a.segment != b.segment:
+            router = self.segment[a.segment].router
+            if self.route(router, target) != b.segment or not self.owns(pb, target):
+                raise Drop("carrier_no_route")
+        return int(a.network)
+
+    # ---- out
+
+    def to_workload(self, q: int, frame: bytes, out: Outputs) -> None:
+        ifindex = self.port[q].ifindex
+        if not ifindex:
+            raise Drop("not_attached")
+        out.emitted.append(ToWorkload(ifindex, q, frame))
+
+    def to_machine(self, machine: int, segment: Row, packet: Packet, frame: bytes, out: Outputs) -> None:
+        """`packet` is the frame as its workload sent it: a router changes nothing that the flow hash reads."""
+        datagram = encapsulate(
+            frame,
+            segment.vni,
+            _address(self.machine[self.here].address),
+            _address(self.machine[machine].address),
+            carriage_source_port(packet),
+            packet.ecn,
+        )
+        out.emitted.append(ToMachine(machine, datagram[ETHERNET:]))
+
+    # ---- from the wire
+
+    def is_ours(self, outer: Packet) -> bool:
+        """UDP to port 4789 at this machine's own address. We send with DF: a fragment is somebody else's."""
+        if outer.family == 0 or outer.flaw or outer.fragment != WHOLE or not outer.is_carriage:
+            return False
+        here = self.machine[self.here]
+        return bool(here.id) and outer.flow.target == here.address
+
+    def from_wire(self, outer: Packet, now: float, out: Outputs) -> None:
+        member = self.members.get((outer.flow.source,))
+        if member is None:
+            raise Drop("not_a_member")
+        carried = decapsulate(outer)
+        if carried is None:
+            raise Drop("vxlan_header")
+        vni = self.vnis.get((carried.vni,))
+        if vni is None or not self.segment[vni.segment].id:
+            raise Drop("unknown_vni")
+        if not self.network[self.segment[vni.segment].network].flags & ENABLED:
+            raise Drop("network_disabled")
+        packet = parse(carried.frame)
+        if packet.link_flaw:
+            raise Drop(packet.link_flaw)
+        if packet.ether_type == ARP:
+            raise Drop("ether_type")
+        if packet.flaw:
+            raise Drop(packet.flaw)
+        p = self.sender(vni.segment, member.machine, packet)
+        self.guard(p, packet)
+        if packet.is_discovery:
+            raise Drop("nd_spoof")
+        packet = self.fragment(p, packet, now)
+        port = self.port[p]
+        frame = with_outer_ecn(packet, carried.ecn)
+        if packet.is_group:
+            self.flood_here(p, port, vni.segment, packet, frame, out)
+            return
+        owner = self.at_mac(vni.segment, packet.target_mac)
+        q = owner.slot if owner.kind == OWNER_PORT else 0
+        to = self.port[q]
+        if not to.flags & LOCAL:
+            raise Drop("not_here")
+        try:
+            if not to.flags & ENABLED:
+                raise Drop("port_disabled")
+            self.connection(port.network, p, q, packet, now)
+            self.carry(port.network, self.place(port), self.place(to))
+            if frame is None:
+                raise Drop("ecn")
+            self.to_workload(q, frame, out)
+        except Drop as drop:
+            raise Drop(drop.reason, q) from drop
+        self.remember(p, packet, now)
+
+    def sender(self, segment: int, machine: int, packet: Packet) -> int:
+        """The port that sent what came from the wire: by its MAC, or behind a router's by its address."""
+        source = packet.flow.source
+        owner = self.at_mac(segment, packet.source_mac)
+        is_routed = owner.kind == OWNER_ROUTER
+        if is_routed:
+            behind = self.route(owner.slot, source)
+            owner = self.owner(behind, source) if behind else NOBODY
+        if owner.kind != OWNER_PORT or not self.port[owner.slot].id:
+            raise Drop("unknown_source")
+        if not self.lives_at(owner.slot, machine):
+            raise Drop("sender_location")
+        if is_routed and (_is_link_local(source) or source in (UNSPECIFIED4, UNSPECIFIED6)):
+            raise Drop("source_address")
+        return owner.slot
+
+    def lives_at(self, p: int, machine: int) -> bool:
+        """Does the port live at this machine, or is it, or what carries it, moving from there?"""
+        port = self.port[p]
+        hosts = {port.host}
+        for _ in range(MAX_DEPTH + 1):
+            rows = [self.host[host] for host in hosts]
+            below = {at for row in rows for at in (row.at, row.__dict__["from"]) if at}
+            if any(row.kind == MACHINE and machine in (row.at, row.__dict__["from"]) for row in rows):
+                return True
+            hosts = below if all(row.kind == PORT for row in rows) else set()
+        return False
+
+
+class Fabric:
+    """Machines that exchange datagrams at once and lose none: a whole world, by its tables.
+
+    Machines and ports go by their ids here, never by slots.
+    """
+
+    def __init__(self, tables: Mapping[int, Tables]) -> None:
+        self.machines: dict[int, Reference] = {}
+        self.load(tables)
+
+    def load(self, tables: Mapping[int, Tables]) -> None:
+        """New tables for these machines; connections and fragments stay. All others are gone."""
+        machines = self.machines
+        self.machines = {}
+        for machine, rows in tables.items():
+            if machine in machines:
+                machines[machine].load(rows)
+            self.machines[machine] = machines.get(machine) or Reference(rows)
+        self.attachments: dict[int, tuple[int, int]] = {}
+        for machine, reference in self.machines.items():
+            for (ifindex,), row in reference.attachments.items():
+                self.attachments[reference.port[row.port].id] = machine, ifindex
+
+    def send(self, port: int, frame: bytes, now: float) -> tuple[list[tuple[int, bytes]], list[str]]:
+        """What becomes of a frame from the workload of a port: (port, frame) of each delivery, and the reason of
+        each drop, on all machines. KeyError if the port has no workload."""
+        deliveries: list[tuple[int, bytes]] = []
+        drops: list[str] = []
+        machine, ifindex = self.attachments[port]
+        pending = deque([(machine, self.machines[machine].workload(ifindex, frame, now))])
+        while pending:
+            machine, outputs = pending.popleft()
+            reference = self.machines[machine]
+            drops += [reason for _, reason in outputs.drops]
+            for output in outputs.emitted:
+                if isinstance(output, ToWorkload):
+                    deliveries.append((reference.port[output.port].id, output.frame))
+                else:
+                    to = reference.machine[output.machine].id
+                    pending.append((to, self.machines[to].underlay(output.datagram, now)))
+        return deliveries, drops
+
+
+# ---- tables as dicts
+
+
+def _fields(rows: Rows, part: str) -> Iterator[tuple[Any, ...]]:
+    """The fields of `key` or `value` of each row, without padding: byte arrays as bytes, all else as int."""
+    column = rows[part]
+    columns = [
+        column[name].tolist() if column[name].ndim == 1 else [bytes(each) for each in column[name]]
+        for name in _names(rows, part)
+    ]
+    return zip(*columns, strict=True)
+
+
+def _names(rows: Rows, part: str) -> list[str]:
+    return [name for name in rows.dtype[part].names or () if not name.startswith("pad")]
+
+
+def _values(rows: Rows) -> Iterator[Row]:
+    names = _names(rows, "value")
+    for fields in _fields(rows, "value"):
+        yield Row(**dict(zip(names, fields, strict=True)))
+
+
+class _Array(dict[int, Row]):
+    """A table by slots. As in the kernel every slot can be read, and one without a row is all zeros: nobody."""
+
+    def __init__(self, tables: Tables, name: str) -> None:
+        rows = tables[name]
+        super().__init__(zip(rows["key"].tolist(), _values(rows), strict=True))
+        (self.nobody,) = _values(np.zeros(1, TABLES[name].row))
+
+    def __missing__(self, slot: int) -> Row:
+        return self.nobody
+
+
+def _hash(tables: Tables, name: str) -> dict[tuple[Any, ...], Row]:
+    rows = tables[name]
+    return dict(zip(_fields(rows, "key"), _values(rows), strict=True))
+
+
+class _Prefixes:
+    """A table of prefixes: for each length a dict, asked from the longest on."""
+
+    def __init__(self, tables: Tables, name: str) -> None:
+        rows = tables[name]
+        assert TABLES[name].kind == "lpm"
+        lengths: dict[int, dict[bytes, Row]] = {}
+        for length, key, value in zip(rows["key"]["prefixlen"].tolist(), rows["key"], _values(rows), strict=True):
+            lengths.setdefault(length, {})[_masked(key.tobytes()[4:], length)] = value
+        self.lengths = sorted(lengths.items(), reverse=True)
+
+    def longest(self, key: bytes) -> Row | None:
+        for length, rows in self.lengths:
+            row = rows.get(_masked(key, length))
+            if row is not None:
+                return row
+        return None
+
+
+def _masked(key: bytes, length: int) -> bytes:
+    """The first bits of a key, in whole bytes."""
+    whole, bits = divmod(length, 8)
+    if not bits:
+        return key[:whole]
+    return key[:whole] + bytes([key[whole] & 0xFF00 >> bits & 0xFF])
+
+
+# ---- small things
+
+
+def _number(mac: bytes) -> int:
+    return int.from_bytes(mac, "big")
+
+
+def _address(address: bytes) -> IPv4Address | IPv6Address:
+    return IPv4Address(address[12:]) if is_mapped(address) else IPv6Address(address)
+
+
+def _is_link_local(address: bytes) -> bool:
+    return _address(address).is_link_local
+
+
+def _fragment_key(p: int, packet: Packet) -> tuple[int, bytes, bytes, int, int]:
+    flow = packet.flow
+    return p, flow.source, flow.target, flow.protocol, packet.identification
+
+
+def _ethernet_before(datagram: bytes) -> bytes:
+    ether_type = IPV6 if datagram[:1] and datagram[0] >> 4 == 6 else IPV4
+    return bytes(12) + ether_type.to_bytes(2, "big") + datagram
