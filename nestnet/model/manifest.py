@@ -1,0 +1,820 @@
+"""What people write: the network file and the body of an apply, with names instead of ids.
+
+    Manifest
+      machines   {name: MachineSpec}
+      tenants    {name: TenantSpec}
+      networks   {name: NetworkSpec}
+        segments   {name: SegmentSpec}
+        routers    {name: RouterSpec}
+        ports      {name: PortSpec}
+        policies   [PolicySpec]
+        networks   {name: NetworkSpec}     carried by this one
+      checks     [Check]
+
+`parse` turns data, as it comes from JSON or YAML, into these. A collection that is absent is None
+and left alone, one that is present is exact (rule 39); so null is never a value. Where one value
+or a list of them may stand, the model always has a tuple. What can be judged by looking at one
+value is judged here, what needs two or more of them in `validate.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from .errors import Invalid, Problem
+from .problems import Nearest, in_order, join, meant, quote
+from .values import MAX_DEPTH, Address, Prefix
+
+API_VERSION = "nestnet/v1"
+RESERVED = ("any", "inside", "hosts")
+
+# Published limits. A list that nobody could read is a mistake or an attack, and each of these
+# bounds work that one tenant could otherwise give to every machine that holds its network.
+POLICIES_PER_NETWORK = 1024  # a network's rules are written in one step, under a new version
+SELECTORS_PER_SIDE = 64  # a policy is compiled to sources x targets x services rules: 64 x 64 x 64 at most
+SERVICES_PER_POLICY = 64
+GROUPS_PER_PORT = 64  # groups make the identity that rules are found by
+OWNS_PER_PORT = 64  # each is a route on every machine of the network
+ADDRESSES_PER_PORT = 16  # each is a row on every machine of the network
+SEGMENTS_PER_ROUTER = 256
+ROUTERS_PER_SEGMENT = 16
+LABELS = 64
+LABEL = 63  # characters of a label's key; its value may have LABEL_VALUE
+LABEL_VALUE = 256
+DESCRIPTION = 1000  # characters
+MTU = (576, 65535)  # bytes of IP: RFC 791's smallest, and what a length field holds
+
+T = TypeVar("T")
+
+
+def _refuse(code: str, message: str, **context: Any) -> PydanticCustomError:
+    """A problem with this value. pydantic formats messages with str.format: hand the text over as an argument."""
+    return PydanticCustomError(code, "{text}", {"text": message, **context})
+
+
+# Text
+
+
+def _control(text: str, allowed: str = "") -> str | None:
+    """The first character of `text` that would do something on a terminal or in a table instead of being seen."""
+    if text.isprintable():
+        return None
+    # Cf holds the marks that turn the direction of text, with which one line can pose as another.
+    kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return next((c for c in text if unicodedata.category(c) in kinds and c not in allowed), None)
+
+
+def _plain(text: str, allowed: str = "") -> str:
+    if (c := _control(text, allowed)) is not None:
+        raise _refuse("control_character", f"has the control character U+{ord(c):04X}: take it out")
+    return text
+
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+
+
+def read_name(text: str) -> str:
+    """A DNS label (RFC 1123) that no policy uses as a word."""
+    if _NAME.match(text) is None:
+        limit = 63 if len(text) > 63 else None
+        raise _refuse("bad_name", f"{quote(text)} is no name: {_name_fault(text)}", limit=limit)
+    if text in RESERVED:
+        raise _refuse("reserved_name", f"{quote(text)} is a word of policies: give it another name")
+    return text
+
+
+def _name_fault(text: str) -> str:
+    if not text:
+        return "it is empty"
+    if len(text) > 63:
+        return f"it has {len(text)} characters, at most 63 are allowed"
+    if (c := _control(text)) is not None:
+        return f"it has the control character U+{ord(c):04X}"
+    if text.lower() != text:
+        return "use lower case"
+    if re.fullmatch(r"[a-z0-9-]+", text):
+        return "it begins or ends with '-'"
+    return "use a-z, 0-9 and '-'"
+
+
+def _read_description(text: str) -> str:
+    if len(text) > DESCRIPTION:
+        raise _refuse("limit_exceeded", f"has {len(text)} characters: at most {DESCRIPTION}", limit=DESCRIPTION)
+    return _plain(text, allowed="\n")
+
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?\Z")
+
+
+def _read_label(text: str) -> str:
+    if len(text) > LABEL:
+        raise _refuse("limit_exceeded", f"the label has {len(text)} characters: at most {LABEL}", limit=LABEL)
+    _plain(text)
+    if _LABEL.match(text) is None:
+        raise _refuse("bad_label", f"{quote(text)} is no label: use letters, digits and, inside, '-', '_', '.' and '/'")
+    return text
+
+
+def _read_label_value(text: str) -> str:
+    if len(text) > LABEL_VALUE:
+        raise _refuse("limit_exceeded", f"has {len(text)} characters: at most {LABEL_VALUE}", limit=LABEL_VALUE)
+    return _plain(text)
+
+
+def _read_nic(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,15}", text) is None or text in (".", ".."):
+        raise _refuse("bad_name", f"{quote(text)} is no interface: 1 to 15 letters, digits, '.', '_' and '-'", limit=15)
+    return text
+
+
+# Addresses
+
+_UNUSABLE: tuple[tuple[Prefix, str], ...] = (
+    (IPv4Network("0.0.0.0/8"), "'this network'"),
+    (IPv4Network("127.0.0.0/8"), "loopback"),
+    (IPv4Network("169.254.0.0/16"), "link-local"),
+    (IPv4Network("224.0.0.0/4"), "multicast"),
+    (IPv4Network("240.0.0.0/4"), "reserved"),
+    (IPv6Network("::/96"), "unspecified, loopback or IPv4-compatible"),
+    (IPv6Network("::ffff:0:0/96"), "IPv4 written as IPv6"),
+    (IPv6Network("fe80::/10"), "link-local"),
+    (IPv6Network("ff00::/8"), "multicast"),
+)
+_MAPPED = IPv6Network("::ffff:0:0/96")
+
+
+def read_address(text: object) -> Address:
+    """An address that a unicast packet can bear. Raises PydanticCustomError."""
+    if not isinstance(text, str):
+        raise _wrong_text(text)
+    try:
+        address = ip_address(text)
+    except ValueError:
+        hint = ": leave the prefix length out, the segment has it" if "/" in text else ""
+        raise _refuse("bad_address", f"{quote(text)} is no IPv4 or IPv6 address{hint}") from None
+    if address.version == 6 and address.scope_id is not None:
+        raise _refuse("bad_address", f"{quote(text)} is no address: leave the zone, '%...', out")
+    for prefix, kind in _UNUSABLE:
+        if address.version == prefix.version and address in prefix:
+            raise _refuse("reserved_address", f"{address} is {kind} ({prefix}): no port can have it")
+    return address
+
+
+def read_prefix(text: object) -> Prefix:
+    """A CIDR with nothing set after its prefix length; any, even 0.0.0.0/0. Raises PydanticCustomError."""
+    if not isinstance(text, str):
+        raise _wrong_text(text)
+    address, slash, length = text.partition("/")
+    if not slash or not (length.isascii() and length.isdecimal()) or "%" in address:
+        try:
+            whole = ip_address(text)
+        except ValueError:
+            raise _refuse("bad_cidr", f"{quote(text)} is no CIDR: write one as 10.0.0.0/24 or fd00::/64") from None
+        hint = f"{whole}/{whole.max_prefixlen}"
+        raise _refuse("bad_cidr", f"{quote(text)} has no prefix length: for this one address write {hint}")
+    try:
+        prefix = ip_network(text, strict=False)
+    except ValueError:
+        raise _refuse("bad_cidr", f"{quote(text)} is no CIDR: write one as 10.0.0.0/24 or fd00::/64") from None
+    if ip_address(address) != prefix.network_address:
+        raise _refuse("host_bits", f"{text} has bits set after its prefix length: write {prefix}", nearest=str(prefix))
+    if isinstance(prefix, IPv6Network) and prefix.subnet_of(_MAPPED):
+        raise _refuse("reserved_address", f"{prefix} is IPv4 written as IPv6: write it as IPv4")
+    return prefix
+
+
+def _read_owned(text: object) -> Prefix:
+    prefix = read_prefix(text)
+    for unusable, kind in _UNUSABLE:
+        if prefix.version == unusable.version and prefix.overlaps(unusable):
+            raise _refuse("reserved_address", f"{prefix} reaches into {unusable}, which is {kind}: no port can own it")
+    return prefix
+
+
+def _read_cidr(text: object) -> Prefix:
+    prefix = read_prefix(text)
+    for unusable, kind in _UNUSABLE:
+        if prefix.version == unusable.version and prefix.overlaps(unusable):
+            raise _refuse("reserved_address", f"{prefix} reaches into {unusable}, which is {kind}: choose another")
+    low, high = (8, 30) if prefix.version == 4 else (16, 126)
+    if prefix.prefixlen < low:
+        raise _refuse("cidr_size", f"{prefix} is too large: at most /{low}", limit=low)
+    if prefix.prefixlen > high:
+        why = "a segment needs room for a gateway and a port"
+        raise _refuse("cidr_size", f"{prefix} is too small, {why}: at least /{high}", limit=high)
+    return prefix
+
+
+def _read_machine_address(text: object) -> Address:
+    address = read_address(text)
+    if address.version != 4:
+        raise _refuse("not_supported", f"{address}: machines reach each other over IPv4 in this version")
+    return address
+
+
+_MAC = re.compile(r"[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}\Z")
+
+
+def read_mac(text: object) -> int:
+    """A MAC that a port may have, as 48 bits. Raises PydanticCustomError."""
+    if not isinstance(text, str):
+        raise _wrong_text(text)
+    if _MAC.match(text) is None:
+        raise _refuse("bad_mac", f"{quote(text)} is no MAC: write one as 02:00:00:00:00:01")
+    mac = int(text.replace(":", "").replace("-", ""), 16)
+    if mac == 0 or mac >> 40 & 1:
+        raise _refuse("mac_unusable", f"{text} is {'zero' if mac == 0 else 'a group address'}: a port needs its own")
+    if mac >> 40 == 0x06:
+        raise _refuse("mac_unusable", f"{text}: MACs from 06:... are the routers': begin with 02:")
+    return mac
+
+
+def mac_text(mac: int) -> str:
+    """02:00:00:00:00:01"""
+    return ":".join(f"{mac:012x}"[i : i + 2] for i in range(0, 12, 2))
+
+
+def _wrong_text(value: object) -> PydanticCustomError:
+    return _refuse("wrong_type", f"is {_shown(value)}, must be text{_quote_hint(value)}")
+
+
+# Shapes
+
+
+def _present(value: T) -> T:
+    if value is None:
+        raise _refuse("wrong_type", "is empty: give a value, {} or [] for none of them, or leave the key out")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """One value, or a list of them."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, dict):
+        raise _refuse("wrong_type", "is a mapping, must be one value or a list of them")
+    return (value,)
+
+
+def _only_listed(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return value if isinstance(value, tuple) else _raise(_refuse("wrong_type", f"is {_shown(value)}, must be a list"))
+
+
+def _raise(error: Exception) -> Any:
+    raise error
+
+
+def _some(value: tuple[T, ...]) -> tuple[T, ...]:
+    if not value:
+        raise _refuse("bad_value", "is empty: name at least one, or leave the key out")
+    return value
+
+
+def _distinct(value: tuple[T, ...]) -> tuple[T, ...]:
+    seen: set[T] = set()
+    for index, item in enumerate(value):
+        if item in seen:
+            raise _refuse("duplicate_item", f"has {_readable(item)} twice", index=index)
+        seen.add(item)
+    return value
+
+
+def _readable(item: object) -> str:
+    return quote(item) if isinstance(item, str) else str(item)
+
+
+def _at_most(limit: int, of: str) -> AfterValidator:
+    def judge(value: Any) -> Any:
+        if len(value) > limit:
+            raise _refuse("limit_exceeded", f"has {len(value)} {of}: at most {limit}", limit=limit)
+        return value
+
+    return AfterValidator(judge)
+
+
+def _between(low: int, high: int, unit: str = "") -> AfterValidator:
+    def judge(value: int) -> int:
+        if not low <= value <= high:
+            limit = low if value < low else high
+            raise _refuse("out_of_range", f"is {_number(value)}: must be {low} to {high}{unit}", limit=limit)
+        return value
+
+    return AfterValidator(judge)
+
+
+def _one_or_list(value: tuple[Any, ...]) -> Any:
+    texts = [item if isinstance(item, str) else str(item) for item in value]
+    return texts[0] if len(texts) == 1 else texts
+
+
+def _either(item: dict[str, Any], **limits: Any) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, **limits}]})
+
+
+_TEXT = {"type": "string"}
+Maybe = Annotated[T | None, BeforeValidator(_present)]  # absent is None; null is not allowed
+Name = Annotated[
+    str,
+    AfterValidator(read_name),
+    WithJsonSchema({"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}),
+]
+Description = Annotated[str, AfterValidator(_read_description)]
+Labels = Annotated[
+    dict[
+        Annotated[str, AfterValidator(_read_label)],
+        Annotated[str, AfterValidator(_read_label_value)],
+    ],
+    _at_most(LABELS, "labels"),
+]
+Mac = Annotated[
+    int,
+    BeforeValidator(read_mac),
+    PlainSerializer(mac_text),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$"}),
+]
+Mtu = Annotated[int, _between(*MTU, " bytes")]
+
+Addresses = Annotated[
+    tuple[Annotated[Address, BeforeValidator(read_address)], ...],
+    BeforeValidator(_listed),
+    _at_most(ADDRESSES_PER_PORT, "addresses"),
+    AfterValidator(_distinct),
+    PlainSerializer(_one_or_list),
+    _either(_TEXT, maxItems=ADDRESSES_PER_PORT),
+]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_some), PlainSerializer(_one_or_list)]
+
+
+class _Spec(BaseModel):
+    """`later` names the keys that DESIGN has and this version cannot realise yet, with what they would do."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, populate_by_name=True, use_attribute_docstrings=True
+    )
+    later: ClassVar[Mapping[str, str]] = {}
+
+
+class MachineSpec(_Spec):
+    """A computer that runs an agent; `nestnet up` makes it as a namespace."""
+
+    later = {"vlan": "a VLAN on the machine's NIC"}
+
+    address: Maybe[
+        Annotated[Address, BeforeValidator(_read_machine_address), PlainSerializer(str), WithJsonSchema(_TEXT)]
+    ] = None
+    """Its address in the underlay. A lab chooses one by itself."""
+    nic: Maybe[Annotated[str, AfterValidator(_read_nic)]] = None
+    """Its interface to the underlay. A lab's is eth0."""
+    mtu: Maybe[Annotated[int, _between(MTU[0] + 50, MTU[1], " bytes")]] = None
+    """Bytes of IP that fit its interface: 1500 unless given."""
+    labels: Maybe[Labels] = None
+    """Any words of yours."""
+
+
+class TenantSpec(_Spec):
+    """Somebody who owns networks."""
+
+    later = {"quota": "a limit on networks, segments, ports and rate", "members": "people of the tenant"}
+
+    parent: Maybe[Name] = None
+    """The tenant that this one is a part of."""
+
+
+class SegmentSpec(_Spec):
+    """One L2 broadcast domain."""
+
+    later = {
+        "vlan": "a segment on a physical VLAN",
+        "vni": "a VNI of your choice",
+        "learn": "learning of MACs",
+        "transparent": "VLAN tags inside the segment",
+        "dhcp": "answering DHCP",
+    }
+
+    cidr: Maybe[
+        Annotated[
+            tuple[Annotated[Prefix, BeforeValidator(_read_cidr)], ...],
+            BeforeValidator(_listed),
+            PlainSerializer(_one_or_list),
+            _either(_TEXT, maxItems=2),
+        ]
+    ] = None
+    """10.0.0.0/24, or a list of at most one CIDR of each family. A segment without one has no addresses."""
+    labels: Maybe[Labels] = None
+    """Any words of yours."""
+    description: Maybe[Description] = None
+    """What it is for."""
+
+
+def _read_joined(value: Any) -> Any:
+    """[web, db] is {web: [], db: []}: gateways that are not given are the segment's first addresses."""
+    if isinstance(value, list):
+        for index, name in enumerate(value):
+            if not isinstance(name, str):
+                raise _refuse("wrong_type", f"is {_shown(name)}, must be the name of a segment", index=index)
+        _distinct(tuple(value))
+        return {name: [] for name in value}
+    if not isinstance(value, dict):
+        raise _refuse("wrong_type", f"is {_shown(value)}, must be a list of segments, or a mapping to gateways")
+    return value
+
+
+def _write_joined(value: dict[str, tuple[Address, ...]]) -> Any:
+    if not any(value.values()):
+        return list(value)
+    return {name: _one_or_list(addresses) for name, addresses in value.items()}
+
+
+class RouterSpec(_Spec):
+    """One distributed L3 instance."""
+
+    segments: Maybe[
+        Annotated[
+            dict[Name, Addresses],
+            BeforeValidator(_read_joined),
+            _at_most(SEGMENTS_PER_ROUTER, "segments"),
+            PlainSerializer(_write_joined),
+            WithJsonSchema(
+                {
+                    "anyOf": [
+                        {"type": "array", "items": _TEXT, "uniqueItems": True, "maxItems": SEGMENTS_PER_ROUTER},
+                        {
+                            "type": "object",
+                            "additionalProperties": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
+                            "maxProperties": SEGMENTS_PER_ROUTER,
+                        },
+                    ]
+                }
+            ),
+        ]
+    ] = None
+    """What it joins: [web, db], or {web: 10.0.0.254, db: []} with gateways. A gateway not given is the segment's
+    first address of that family."""
+    labels: Maybe[Labels] = None
+    """Any words of yours."""
+    description: Maybe[Description] = None
+    """What it is for."""
+
+    later = {"policies": "policies of a router"}
+
+
+class PortSpec(_Spec):
+    """An attachment point: a workload's MAC and addresses."""
+
+    later = {
+        "rate": "a limit on what it sends and receives",
+        "vlan": "a VLAN on a physical NIC",
+        "trunk": "several segments by VLAN tag",
+        "enabled": "taking a port down",
+    }
+
+    segment: Name
+    """The segment it is in."""
+    host: Name
+    """Where it lives: a machine, or in a carried network a port of the carrier with `hosts: true`."""
+    address: Maybe[Annotated[Addresses, AfterValidator(_some)]] = None
+    """One address or a list: exactly these. If absent, the next free one of each family of the segment."""
+    mac: Maybe[Mac] = None
+    """02:00:00:00:00:01. If absent, nestnet chooses one."""
+    owns: Maybe[
+        Annotated[
+            tuple[Annotated[Prefix, BeforeValidator(_read_owned)], ...],
+            BeforeValidator(_listed),
+            _at_most(OWNS_PER_PORT, "prefixes"),
+            AfterValidator(_distinct),
+            PlainSerializer(_one_or_list),
+            _either(_TEXT, maxItems=OWNS_PER_PORT),
+        ]
+    ] = None
+    """Further prefixes that it may send from, and that routers send to it."""
+    groups: Maybe[
+        Annotated[
+            tuple[Name, ...],
+            BeforeValidator(_listed),
+            _at_most(GROUPS_PER_PORT, "groups"),
+            AfterValidator(_distinct),
+            PlainSerializer(_one_or_list),
+            _either(_TEXT, maxItems=GROUPS_PER_PORT),
+        ]
+    ] = None
+    """Groups it belongs to; policies name them."""
+    hosts: Maybe[bool] = None
+    """true: networks carried by this one may have ports here."""
+    labels: Maybe[Labels] = None
+    """Any words of yours."""
+    description: Maybe[Description] = None
+    """What it is for."""
+
+
+_Selectors = Annotated[
+    Texts, _at_most(SELECTORS_PER_SIDE, "selectors"), _either(_TEXT, minItems=1, maxItems=SELECTORS_PER_SIDE)
+]
+_Services = Annotated[
+    Texts, _at_most(SERVICES_PER_POLICY, "services"), _either(_TEXT, minItems=1, maxItems=SERVICES_PER_POLICY)
+]
+
+
+class PolicySpec(_Spec):
+    """Who may talk to whom. The highest priority wins, then deny over allow (rule 41)."""
+
+    sources: _Selectors = Field(alias="from")
+    """any, inside, hosts, a CIDR, a group, segment or port of this network, or a list. group:web decides."""
+    targets: _Selectors = Field(alias="to")
+    """As `from`."""
+    allow: Maybe[_Services] = None
+    """any, tcp, tcp/80, tcp/80-90, udp/53, icmp, icmpv6, carriage, or a list."""
+    deny: Maybe[_Services] = None
+    """As `allow`. A policy has one of the two."""
+    priority: Annotated[int, _between(0, 65535)] = 100
+    """0 to 65535: the highest wins."""
+
+
+def _flat(value: object) -> object:
+    if value == "encapsulated":
+        message = "is 'encapsulated', which this version cannot do yet: leave it out, or write flat"
+        raise _refuse("not_supported", message)
+    return value
+
+
+class NetworkSpec(_Spec):
+    """A network, carried by the one it stands in, or by the wire."""
+
+    later = {
+        "links": "links between routers",
+        "grants": "other tenants being carried here",
+        "quota": "a limit on what is carried here",
+        "encrypt": "encryption between machines",
+        "enabled": "taking a network down",
+        "dhcp": "answering DHCP",
+        "dns": "answering DNS",
+        "routes": "routes that you write",
+        "peers": "routing with other networks",
+        "external": "ways out to other networks",
+        "services": "load balancing",
+        "remotes": "foreign VTEPs",
+    }
+
+    tenant: Maybe[Name] = None
+    """Who owns it. If absent, the tenant of the network it stands in."""
+    carriage: Maybe[Annotated[Literal["flat"], BeforeValidator(_flat)]] = None
+    """flat: one encapsulation at any depth."""
+    underlay: Maybe[Literal[4, 6]] = None
+    """The family of the hosts' addresses that carry it, 4 unless given; fixed when the network is made."""
+    mtu: Maybe[Mtu] = None
+    """Bytes of IP that its ports may send: that of the machines less 50 unless given."""
+    segments: Maybe[dict[Name, SegmentSpec]] = None
+    """Its broadcast domains."""
+    routers: Maybe[dict[Name, RouterSpec]] = None
+    """What joins its segments."""
+    ports: Maybe[dict[Name, PortSpec]] = None
+    """Its attachment points."""
+    policies: Maybe[
+        Annotated[tuple[PolicySpec, ...], BeforeValidator(_only_listed), _at_most(POLICIES_PER_NETWORK, "policies")]
+    ] = None
+    """None: everything inside may talk. One or more: what none allows is denied."""
+    networks: Maybe[dict[Name, NetworkSpec]] = None
+    """Networks that this one carries; their ports live on its ports."""
+    labels: Maybe[Labels] = None
+    """Any words of yours."""
+    description: Maybe[Description] = None
+    """What it is for."""
+
+
+class Check(_Spec):
+    """What `nestnet test` proves with a real packet (rule 42)."""
+
+    source: str = Field(alias="from")
+    """The path of the port that sends."""
+    target: str = Field(alias="to")
+    """The path of the port whose workload should see it, or not."""
+    send: str
+    """icmp, tcp/PORT or udp/PORT."""
+    expect: Literal["allow", "deny"]
+    """allow: it arrives. deny: it has not after 2 s."""
+
+
+class Manifest(_Spec):
+    """Machines, tenants, networks and checks: the file, or the body of an apply."""
+
+    later = {"remotes": "foreign VTEPs", "services": "load balancing", "peers": "routing with other networks"}
+
+    api_version: Literal["nestnet/v1"] = Field(alias="apiVersion")
+    """nestnet/v1"""
+    machines: Maybe[dict[Name, MachineSpec]] = None
+    """The computers. `up` makes them, `apply` expects them to exist."""
+    tenants: Maybe[dict[Name, TenantSpec]] = None
+    """Who owns networks. One that a network names need not be listed."""
+    networks: Maybe[dict[Name, NetworkSpec]] = None
+    """The networks that the wire carries, and in them those that they carry."""
+    checks: Maybe[Annotated[tuple[Check, ...], BeforeValidator(_only_listed)]] = None
+    """What `nestnet test` proves."""
+
+
+def parse(data: object) -> Manifest:
+    """The manifest in `data`, which is what JSON or YAML gave. Raises Invalid with every problem of shape and value."""
+    _bound_depth(data)
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        nearest = Nearest()
+        problems = [_problem(e, data, nearest) for e in error.errors(include_url=False)]
+        raise Invalid(in_order(problems, data)) from None
+
+
+def to_data(manifest: Manifest) -> dict[str, Any]:
+    """JSON-able data that `parse` turns into the same manifest: what is absent stays absent."""
+    return manifest.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def _bound_depth(data: object) -> None:
+    """Networks nest by recursion, ours and pydantic's: bound it before anything recurses."""
+    level: list[tuple[str, object]] = [("", data)]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[tuple[str, object]] = []
+        for pointer, at in level:
+            networks = at.get("networks") if isinstance(at, dict) else None
+            if isinstance(networks, dict):
+                below += [(pointer + join("networks", name), network) for name, network in networks.items()]
+        if not below:
+            return
+        level = below
+    message = f"networks nest at most {MAX_DEPTH} levels deep: every packet walks down all of them"
+    raise Invalid([Problem("too_deep", level[0][0], message, limit=MAX_DEPTH)])
+
+
+# pydantic's errors as ours
+
+_WANTED = {
+    "string_type": "text",
+    "string_sub_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "tuple_type": "a list",
+    "list_type": "a list",
+}
+_BOOLS = ("yes", "no", "on", "off", "y", "n")
+
+
+def _problem(error: ErrorDetails, data: object, nearest: Nearest) -> Problem:
+    kind, loc, value = error["type"], error["loc"], error["input"]
+    context: dict[str, Any] = error.get("ctx") or {}
+    path, spec = _place(loc, data)
+    pointer = join(*path)
+    key = str(path[-1]) if path else "the manifest"
+    subject = _owner(path) + " "
+
+    if kind == "extra_forbidden":
+        return _unknown_key(pointer, key, spec, nearest)
+    if kind == "missing":
+        missing = str(loc[-1])
+        return Problem("missing_key", pointer, f"{_owner(path)} needs the key {missing}")
+    if kind == "literal_error":
+        allowed = _allowed(context)
+        near = nearest(value, allowed) if isinstance(value, str) else None
+        message = f"{subject}is {_shown(value)}: must be {' or '.join(allowed)}"
+        return Problem("bad_value", pointer, message, nearest=near)
+    if kind in _WANTED:
+        message = f"{subject}is {_shown(value)}, must be {_WANTED[kind]}{_hint(kind, value)}"
+        return Problem("wrong_type", pointer, message)
+    if kind == "string_unicode":
+        return Problem("control_character", pointer, f"{subject}is not valid Unicode")
+    if kind == "recursion_loop":
+        return Problem("too_deep", pointer, f"{subject}contains itself")
+    if "text" in context:  # ours, from _refuse
+        if "index" in context:
+            pointer += join(context["index"]) if isinstance(value, list | tuple) else ""
+        text = str(context["text"])
+        if text.startswith(("is ", "has ")):
+            text = subject + text
+        return Problem(kind, pointer, text, limit=context.get("limit"), nearest=context.get("nearest"))
+    return Problem("wrong_type", pointer, f"{subject}is {_shown(value)}, which cannot stand here")
+
+
+def _place(loc: Sequence[int | str], data: object) -> tuple[list[int | str], type[_Spec]]:
+    """Where in `data` pydantic's `loc` is, and the model of the innermost mapping on the way."""
+    at: Any = data
+    path: list[int | str] = []
+    for step in loc:
+        if isinstance(at, list):
+            inside = isinstance(step, int) and step < len(at)
+        else:
+            inside = isinstance(at, dict) and step in at
+        if not inside:
+            break  # '[key]', the index in a list that was given as one value, or a missing key
+        at = at[step]
+        path.append(step)
+    return path, _spec_at(path)
+
+
+@cache
+def _members() -> dict[tuple[type[_Spec], str], type[_Spec]]:
+    """(model, collection's key) -> model of a member."""
+    return {
+        (Manifest, "machines"): MachineSpec,
+        (Manifest, "tenants"): TenantSpec,
+        (Manifest, "networks"): NetworkSpec,
+        (Manifest, "checks"): Check,
+        (NetworkSpec, "segments"): SegmentSpec,
+        (NetworkSpec, "routers"): RouterSpec,
+        (NetworkSpec, "ports"): PortSpec,
+        (NetworkSpec, "policies"): PolicySpec,
+        (NetworkSpec, "networks"): NetworkSpec,
+    }
+
+
+def _spec_at(path: Sequence[int | str]) -> type[_Spec]:
+    """The model of the mapping that the last key of `path` stands in."""
+    spec: type[_Spec] = Manifest
+    for i in range(0, len(path) - 2, 2):
+        below = _members().get((spec, str(path[i])))
+        if below is None:
+            break
+        spec = below
+    return spec
+
+
+def _unknown_key(pointer: str, key: str, spec: type[_Spec], nearest: Nearest) -> Problem:
+    if key in spec.later:
+        message = f"{key} ({spec.later[key]}) is not supported by this version: take it out"
+        return Problem("not_supported", pointer, message)
+    known = [field.alias or name for name, field in spec.model_fields.items()]
+    near = nearest(key, known)
+    what = "a merge key, which YAML 1.2 does not have" if key == "<<" else "no key here"
+    end = meant(near) or f"; there are {', '.join(known)}"
+    return Problem("unknown_key", pointer, f"{quote(key)} is {what}{end}", nearest=near)
+
+
+def _owner(path: Sequence[int | str]) -> str:
+    if not path:
+        return "the manifest"
+    if isinstance(path[-1], int) and len(path) > 1:
+        singular = {"policies": "policy", "checks": "check"}.get(str(path[-2]), str(path[-2]))
+        return f"{singular} {path[-1] + 1}"
+    return quote(path[-1])[1:-1]
+
+
+def _allowed(context: Mapping[str, Any]) -> list[str]:
+    return [part.strip("'") for part in re.split(r", | or ", str(context.get("expected", "")))]
+
+
+def _shown(value: object) -> str:
+    """What somebody wrote, in a few words."""
+    if value is None:
+        return "empty"
+    if value is True or value is False:
+        return str(value).lower()
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, int):
+        return _number(value)
+    if isinstance(value, float):
+        return str(value)
+    return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list | tuple) else "something else"
+
+
+def _number(value: int) -> str:
+    # Python refuses to write out very long integers.
+    return str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
+
+
+def _quote_hint(value: object) -> str:
+    if isinstance(value, bool | int | float):
+        return ": put it in quotes"
+    return ""
+
+
+def _hint(kind: str, value: object) -> str:
+    if kind.startswith("string"):
+        return _quote_hint(value)
+    if kind.startswith("bool") and isinstance(value, str) and value.lower() in _BOOLS:
+        word = "true" if value.lower() in ("yes", "on", "y") else "false"
+        return f": YAML 1.2 writes {word}"
+    if value is None and _WANTED[kind] == "a mapping":
+        return ": write {} if it has nothing of its own"
+    return ""

@@ -1,0 +1,579 @@
+"""What must hold between the parts of a manifest, before anything is stored. Pure: values in, problems out.
+
+    check(data, known)          everything wrong with the data, shape and values too; the whole manifest if nothing is
+    validate(manifest, known)   what takes two or more values to see
+
+A collection that is absent (None) is one whose content is not known here: nothing that refers into
+it is judged. The store fills in what it has before it asks, so then everything is. Every rule
+costs n log n at most: 20,000 ports take well under a second.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple
+
+from .errors import Invalid, Problem
+from .manifest import (
+    ROUTERS_PER_SEGMENT,
+    Check,
+    Manifest,
+    NetworkSpec,
+    PolicySpec,
+    PortSpec,
+    SegmentSpec,
+    mac_text,
+    parse,
+)
+from .problems import Nearest, in_order, join, meant, moved, quote, split
+from .selectors import Names, parse_selector, parse_service
+from .values import Address, Prefix
+
+MACHINE_MTU = 1500  # of a machine that says nothing else
+OVERHEAD = 50  # bytes that VXLAN over IPv4 costs: Ethernet 14, IPv4 20, UDP 8, VXLAN 8
+SMALLEST_MTU = {4: 576, 6: 1280}  # RFC 791, RFC 8200
+
+
+@dataclass(frozen=True)
+class Known:
+    """What exists outside the manifest.
+
+    machines  names of machines; None: not known, so any host is believed
+    mtu       the smallest MTU among those machines, in bytes; None where there are none
+    tenants   tenant -> its parent or None
+    networks  paths of networks that the manifest may leave out, or leave collections out of
+    """
+
+    machines: Collection[str] | None = ()
+    mtu: int | None = None
+    tenants: Mapping[str, str | None] = field(default_factory=dict)
+    networks: Collection[str] = ()
+
+
+def check(data: object, known: Known | None = None) -> Manifest:
+    """The manifest in `data`. Raises Invalid with every problem, in the order of `data`.
+
+    What is broken in itself is taken out, and the rest judged without it, so that one misspelt key does
+    not hide an overlap. A rule that a missing part might break only for being missing is then left out.
+    """
+    try:
+        manifest = parse(data)
+    except Invalid as error:
+        problems = list(error.problems)
+        rest, origin = _without(data, problems)
+        if rest is not None:
+            problems += [
+                moved(p, origin(p.pointer)) for p in validate(rest, known or Known()) if p.code not in _NEEDS_ALL
+            ]
+        raise Invalid(in_order(problems, data)) from None
+    problems = validate(manifest, known or Known())
+    if problems:
+        raise Invalid(in_order(problems, data))
+    return manifest
+
+
+def validate(manifest: Manifest, known: Known) -> list[Problem]:
+    """The broken rules between the parts of `manifest`; empty if it can be stored."""
+    return list(_Judge(manifest, known))
+
+
+class _Level(NamedTuple):
+    """One network on the walk: its pointer, its path and the network that carries it (None: the wire)."""
+
+    at: str
+    path: str
+    network: NetworkSpec
+    carrier: NetworkSpec | None
+
+
+class _Judge:
+    """One look at a manifest: what every rule needs, computed once."""
+
+    def __init__(self, manifest: Manifest, known: Known) -> None:
+        self.manifest = manifest
+        self.known = known
+        self.nearest = Nearest()
+        self.levels = list(_levels(manifest))
+        self.machines: set[str] | None = None
+        if known.machines is not None:
+            self.machines = {*known.machines, *(manifest.machines or {})}
+        mtus = [m.mtu or MACHINE_MTU for m in (manifest.machines or {}).values()]
+        self.mtu = min([*mtus, *([known.mtu] if known.mtu else [])], default=None)
+
+    def __iter__(self) -> Iterator[Problem]:
+        yield from self._machines()
+        yield from self._tenants()
+        for level in self.levels:
+            yield from _Network(self, level)
+        yield from self._checks()
+
+    def _machines(self) -> Iterator[Problem]:
+        seen: dict[Address, str] = {}
+        for name, machine in (self.manifest.machines or {}).items():
+            if machine.address is not None and (other := seen.setdefault(machine.address, name)) != name:
+                message = f"{machine.address} is the address of machine {other} already"
+                yield Problem("duplicate_address", join("machines", name, "address"), message)
+
+    def _tenants(self) -> Iterator[Problem]:
+        declared = self.manifest.tenants or {}
+        parents = {**self.known.tenants, **{name: tenant.parent for name, tenant in declared.items()}}
+        for level in self.levels:
+            if level.network.tenant is not None:
+                parents.setdefault(level.network.tenant, None)
+        rooted: set[str] = set()  # known to end at a tenant without a parent, or reported
+        for name, tenant in declared.items():
+            at = join("tenants", name, "parent")
+            if tenant.parent is not None and tenant.parent not in parents:
+                near = self.nearest(tenant.parent, parents)
+                yield Problem("missing_tenant", at, f"there is no tenant {tenant.parent}{meant(near)}", nearest=near)
+            chain_, here = dict[str, None](), name
+            while here not in rooted and here not in chain_ and (up := parents.get(here)) is not None:
+                chain_[here] = None
+                here = up
+            if here in chain_:
+                circle = [*list(chain_)[list(chain_).index(here) :], here]
+                yield Problem("tenant_cycle", at, f"{name} ends in a circle of parents: {_some(circle, ' -> ')}")
+            rooted.update(chain_, [here])
+
+    def _checks(self) -> Iterator[Problem]:
+        networks = {level.path: level.network for level in self.levels}
+        for index, one in enumerate(self.manifest.checks or ()):
+            at = join("checks", index)
+            yield from self._check_port(at + "/from", one.source, networks)
+            yield from self._check_port(at + "/to", one.target, networks)
+            if one.source == one.target:
+                yield Problem("bad_check", at + "/to", f"from and to are both {one.source}: name two ports")
+            yield from _check_send(at + "/send", one)
+
+    def _check_port(self, at: str, path: str, networks: Mapping[str, NetworkSpec]) -> Iterator[Problem]:
+        where, slash, name = path.rpartition("/")
+        network = networks.get(where)
+        if not slash:
+            yield Problem("missing_port", at, f"{quote(path)} is no path of a port: write one as network/port")
+        elif network is None and where not in self.known.networks:
+            near = self.nearest(where, networks)
+            yield Problem("missing_port", at, f"there is no network {quote(where)}{meant(near)}", nearest=near)
+        elif network is not None and network.ports is None and where not in self.known.networks:
+            yield Problem("missing_port", at, f"network {where} has no ports")
+        elif network is not None and network.ports is not None and name not in network.ports:
+            near = self.nearest(name, network.ports)
+            whole = f"{where}/{near}" if near else None
+            yield Problem("missing_port", at, f"network {where} has no port {quote(name)}{meant(whole)}", nearest=whole)
+
+
+def _check_send(at: str, one: Check) -> Iterator[Problem]:
+    protocol, _, port = one.send.partition("/")
+    if one.send == "icmp":
+        return
+    if protocol in ("tcp", "udp") and port.isascii() and port.isdecimal():
+        if not (len(port) <= 5 and 1 <= int(port) <= 65535):
+            yield Problem("port_range", at, f"{quote(one.send)}: ports are 1 to 65535", limit=65535)
+        return
+    yield Problem("bad_check", at, f"{quote(one.send)} cannot be sent: write icmp, tcp/80 or udp/53")
+
+
+def _levels(manifest: Manifest) -> Iterator[_Level]:
+    """Every network, a carrier before what it carries, in the order of the text."""
+    todo = [_Level(join("networks", name), name, network, None) for name, network in (manifest.networks or {}).items()][
+        ::-1
+    ]
+    while todo:
+        level = todo.pop()
+        yield level
+        below = (level.network.networks or {}).items()
+        todo += [
+            _Level(f"{level.at}/networks/{name}", f"{level.path}/{name}", network, level.network)
+            for name, network in below
+        ][::-1]
+
+
+class _Gateway(NamedTuple):
+    address: Address
+    router: str
+    at: str
+
+
+class _Network:
+    """The rules inside one network."""
+
+    def __init__(self, judge: _Judge, level: _Level) -> None:
+        self.judge = judge
+        self.at, self.path, self.network, self.carrier = level
+        self.segments = self.network.segments or {}
+        self.routers = self.network.routers or {}
+        self.ports = self.network.ports or {}
+        self.underlay = self.network.underlay or 4
+        self.gateways: dict[str, list[_Gateway]] = defaultdict(list)  # segment -> its gateways
+
+    def __iter__(self) -> Iterator[Problem]:
+        yield from self._whole()
+        yield from self._two_cidrs()
+        yield from self._routers()
+        yield from self._ports()
+        yield from self._full()
+        yield from self._overlaps()
+        yield from self._policies()
+
+    def _whole(self) -> Iterator[Problem]:
+        if self.underlay == 6 and self.carrier is None:
+            message = "underlay is 6, but machines reach each other over IPv4 in this version: leave it out"
+            yield Problem("not_supported", self.at + "/underlay", message)
+        if self.judge.mtu is None and self.network.mtu is None:
+            return
+        most = self.judge.mtu - OVERHEAD if self.judge.mtu is not None else None
+        mtu = self.network.mtu if self.network.mtu is not None else most
+        assert mtu is not None
+        if most is not None and mtu > most:
+            message = f"mtu is {mtu}, but the machines' {self.judge.mtu} less {OVERHEAD} for VXLAN leave {most}"
+            yield Problem("mtu_too_large", self.at + "/mtu", message, limit=most)
+        families = {cidr.version for segment in self.segments.values() for cidr in segment.cidr or ()}
+        least = max((SMALLEST_MTU[family] for family in families), default=0)
+        if mtu < least:
+            whose = "mtu is" if self.network.mtu is not None else "the machines leave an MTU of"
+            message = f"{whose} {mtu}, but {'IPv6' if least == SMALLEST_MTU[6] else 'IPv4'} needs {least}"
+            at = self.at + ("/mtu" if self.network.mtu is not None else "")
+            yield Problem("mtu_too_small", at, message, limit=least)
+
+    def _two_cidrs(self) -> Iterator[Problem]:
+        for name, segment in self.segments.items():
+            seen: dict[int, Prefix] = {}
+            for at, cidr in _items(f"{self.at}/segments/{name}/cidr", segment.cidr or ()):
+                if cidr.version in seen:
+                    message = f"{name} has {seen[cidr.version]} already: one CIDR of each family, or make a segment"
+                    yield Problem("two_cidrs", at, message, limit=1)
+                seen.setdefault(cidr.version, cidr)
+
+    def _missing_segment(self, at: str, name: str) -> Iterator[Problem]:
+        if self.network.segments is not None and name not in self.segments:
+            near = self.judge.nearest(name, self.segments)
+            message = f"network {self.path} has no segment {name}{meant(near)}"
+            yield Problem("missing_segment", at, message, nearest=near)
+
+    # Routers
+
+    def _routers(self) -> Iterator[Problem]:
+        for name, router in self.routers.items():
+            as_list = not any((router.segments or {}).values())
+            for index, (segment, given) in enumerate((router.segments or {}).items()):
+                at = f"{self.at}/routers/{name}/segments/{index if as_list else segment}"
+                yield from self._missing_segment(at, segment)
+                if segment in self.segments:
+                    yield from self._join(at, name, segment, given)
+
+    def _join(self, at: str, router: str, segment: str, given: tuple[Address, ...]) -> Iterator[Problem]:
+        """A router joins a segment: are its gateways addresses that it can have there?"""
+        cidrs = _by_family(self.segments[segment])
+        if not cidrs:
+            message = f"{segment} has no CIDR, so {router} cannot route there: give it one"
+            yield Problem("no_cidr", at, message)
+            return
+        joined = {gateway.router for gateway in self.gateways[segment]}
+        if len(joined) >= ROUTERS_PER_SEGMENT:
+            message = f"{segment} is joined by {ROUTERS_PER_SEGMENT} routers already"
+            yield Problem("limit_exceeded", at, message, limit=ROUTERS_PER_SEGMENT)
+            return
+        chosen: dict[int, Address] = {}
+        for place, address in _items(at, given):
+            if address.version in chosen:
+                message = f"{router} has {chosen[address.version]} in {segment} already: one gateway of each family"
+                yield Problem("bad_value", place, message, limit=1)
+                continue
+            chosen[address.version] = address
+            yield from _fits(place, address, segment, cidrs, "the gateway")
+            yield from self._new_gateway(place, _Gateway(address, router, place), segment)
+        for family, cidr in cidrs.items():
+            if family not in chosen:
+                yield from self._new_gateway(at, _Gateway(_first(cidr), router, at), segment)
+
+    def _new_gateway(self, at: str, gateway: _Gateway, segment: str) -> Iterator[Problem]:
+        for other in self.gateways[segment]:
+            if other.address == gateway.address:
+                message = f"{gateway.address} is the gateway of {other.router} in {segment} already: choose another"
+                yield Problem("duplicate_address", at, message)
+        self.gateways[segment].append(gateway)
+
+    # Ports
+
+    def _ports(self) -> Iterator[Problem]:
+        cidrs = {name: _by_family(segment) for name, segment in self.segments.items()}
+        gateways = {(segment, g.address): g.router for segment, all_ in self.gateways.items() for g in all_}
+        addresses: dict[tuple[str, Address], str] = {}
+        macs: dict[tuple[str, int], str] = {}
+        for name, port in self.ports.items():
+            at = f"{self.at}/ports/{name}"
+            yield from self._missing_segment(at + "/segment", port.segment)
+            yield from self._host(at + "/host", port)
+            for place, address in _items(at + "/address", port.address or ()):
+                if port.segment in cidrs:
+                    yield from _fits(place, address, port.segment, cidrs[port.segment], name)
+                key = (port.segment, address)
+                if key in gateways:
+                    message = f"{address} is the gateway of {gateways[key]} in {port.segment}: choose another"
+                    yield Problem("address_is_gateway", place, message)
+                if (other := addresses.setdefault(key, name)) != name:
+                    message = f"{address} is the address of {other} in {port.segment} already"
+                    yield Problem("duplicate_address", place, message)
+            if port.mac is not None and (other := macs.setdefault((port.segment, port.mac), name)) != name:
+                message = f"{mac_text(port.mac)} is the MAC of {other} in {port.segment} already"
+                yield Problem("duplicate_mac", at + "/mac", message)
+
+    def _host(self, at: str, port: PortSpec) -> Iterator[Problem]:
+        if self.carrier is None:
+            machines = self.judge.machines
+            if machines is not None and port.host not in machines:
+                near = self.judge.nearest(port.host, machines)
+                yield Problem("missing_machine", at, f"there is no machine {port.host}{meant(near)}", nearest=near)
+            return
+        if self.carrier.ports is None:
+            return
+        host = self.carrier.ports.get(port.host)
+        carrier = self.path.rpartition("/")[0]
+        if host is None:
+            near = self.judge.nearest(port.host, self._hosts)
+            message = f"network {carrier} has no port {port.host} to live on{meant(near)}"
+            yield Problem("missing_host", at, message, nearest=near)
+            return
+        if not host.hosts:
+            message = f"port {port.host} of {carrier} is no host: give it `hosts: true`"
+            yield Problem("not_a_host", at, message)
+        if self.carrier.segments is None or host.segment not in self.carrier.segments:
+            return
+        families = {a.version for a in host.address or self.carrier.segments[host.segment].cidr or ()}
+        if self.underlay not in families:
+            other = 10 - self.underlay
+            hint = f"give it one, or write underlay: {other}" if other in families else "give it one"
+            message = f"host {port.host} of {carrier} has no IPv{self.underlay} address to carry {self.path}: {hint}"
+            yield Problem("host_family", at, message)
+
+    @cached_property
+    def _hosts(self) -> list[str]:
+        return [name for name, port in (self.carrier.ports or {}).items() if port.hosts] if self.carrier else []
+
+    def _full(self) -> Iterator[Problem]:
+        """Next free is never the segment's first address (rule 32)."""
+        wanting: dict[str, list[str]] = defaultdict(list)
+        taken: dict[str, set[Address]] = defaultdict(set)
+        for name, port in self.ports.items():
+            if port.address is None:
+                wanting[port.segment].append(name)
+            else:
+                taken[port.segment].update(port.address)
+        for segment, names in wanting.items():
+            if segment not in self.segments:
+                continue
+            gone = taken[segment].union(gateway.address for gateway in self.gateways[segment])
+            for cidr in self.segments[segment].cidr or ():
+                never = {_first(cidr), cidr.network_address, *_last(cidr)}
+                used = sum(1 for address in gone if address in cidr and address not in never)
+                free = cidr.num_addresses - len(never) - used
+                if len(names) > free:
+                    left = f"{cidr} has {free} addresses left for {len(names)} ports that want the next free one"
+                    at = f"{self.at}/ports/{names[free]}"
+                    yield Problem("segment_full", at, f"segment {segment} is full: {left}", limit=free)
+
+    # Overlaps
+
+    def _overlaps(self) -> Iterator[Problem]:
+        owned: dict[str, list[_Range]] = defaultdict(list)
+        order = 0
+        for name, port in self.ports.items():
+            for at, prefix in _items(f"{self.at}/ports/{name}/owns", port.owns or ()):
+                order += 1
+                owned[port.segment].append(_Range.of(prefix, order, "owns_overlap", f"port {name}", at))
+        own: dict[str, list[_Range]] = {}
+        for place, (name, segment) in enumerate(self.segments.items()):
+            own[name] = [
+                _Range.of(cidr, place - len(self.segments), "cidr_overlap", f"segment {name}", at)
+                for at, cidr in _items(f"{self.at}/segments/{name}/cidr", segment.cidr or ())
+            ]
+        scopes = [(f"router {name}", list(router.segments or ())) for name, router in self.routers.items()]
+        routed = set(chain.from_iterable(names for _, names in scopes))
+        scopes += [(f"segment {name}", [name]) for name in own if name not in routed]
+        reported: set[tuple[str, str]] = set()
+        for scope, names in scopes:
+            ranges = [r for name in names for r in chain(own.get(name, ()), owned.get(name, ()))]
+            for outer, inner in _overlapping(ranges):
+                # A segment's own second CIDR is told by two_cidrs.
+                early, late = sorted((outer, inner), key=lambda r: r.order)
+                if early.what == late.what or (early.at, late.at) in reported:
+                    continue
+                reported.add((early.at, late.at))
+                verb = "overlaps" if late.code == "cidr_overlap" else "cannot be owned: it overlaps"
+                message = f"{late.prefix} {verb} {early.prefix} of {early.what}, both under {scope}"
+                if late.code == "owns_overlap" and early.code == "cidr_overlap":
+                    message += ": inside a segment give the port an address"
+                yield Problem(late.code, late.at, message)
+
+    # Policies
+
+    def _policies(self) -> Iterator[Problem]:
+        if not self.network.policies:
+            return
+        groups = dict.fromkeys((group for port in self.ports.values() for group in port.groups or ()), 1)
+        names = Names(groups, dict.fromkeys(self.segments, 1), dict.fromkeys(self.ports, 1))
+        # With ports or segments unknown here, a name that is not found may well be one of them.
+        complete = self.network.ports is not None and self.network.segments is not None
+        for index, policy in enumerate(self.network.policies):
+            for problem in self._policy(f"{self.at}/policies/{index}", policy, names):
+                if complete or problem.code not in ("unknown_name", "ambiguous_name"):
+                    yield problem
+
+    def _policy(self, at: str, policy: PolicySpec, names: Names) -> Iterator[Problem]:
+        for key, texts in (("from", policy.sources), ("to", policy.targets)):
+            for place, text in _items(f"{at}/{key}", texts):
+                try:
+                    parse_selector(text, names, self.judge.nearest)
+                except Invalid as error:
+                    yield moved(error.problems[0], place)
+        if policy.allow is not None and policy.deny is not None:
+            yield Problem("allow_and_deny", at + "/deny", "a policy either allows or denies: make two of it")
+        if policy.allow is None and policy.deny is None:
+            yield Problem("missing_key", at, f"policy {int(split(at)[-1]) + 1} needs the key allow or deny")
+        for key, services in (("allow", policy.allow), ("deny", policy.deny)):
+            for place, text in _items(f"{at}/{key}", services or ()):
+                try:
+                    parse_service(text)
+                except Invalid as error:
+                    yield moved(error.problems[0], place)
+
+
+class _Range(NamedTuple):
+    """A prefix as numbers. `order` is its place in the text, segments before ports."""
+
+    version: int
+    low: int
+    size: int  # bits after the prefix
+    order: int
+    code: str
+    what: str
+    at: str
+    prefix: Prefix
+
+    @classmethod
+    def of(cls, prefix: Prefix, order: int, code: str, what: str, at: str) -> _Range:
+        low = int(prefix.network_address)
+        return cls(prefix.version, low, prefix.max_prefixlen - prefix.prefixlen, order, code, what, at, prefix)
+
+    def contains(self, other: _Range) -> bool:
+        return self.version == other.version and self.low >> self.size == other.low >> self.size
+
+
+def _overlapping(ranges: Iterable[_Range]) -> Iterator[tuple[_Range, _Range]]:
+    """Each range that lies in another, with the innermost one around it. Prefixes nest or are disjoint, so sorted
+    by their start, the wider first, those around the current one are a stack."""
+    around: list[_Range] = []
+    for here in sorted(ranges, key=lambda r: (r.version, r.low, -r.size, r.order)):
+        while around and not around[-1].contains(here):
+            around.pop()
+        if around:
+            yield around[-1], here
+        around.append(here)
+
+
+def _items(at: str, values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    """Each value with its pointer: a single one may stand without a list."""
+    if len(values) == 1:
+        yield at, values[0]
+    else:
+        for index, value in enumerate(values):
+            yield f"{at}/{index}", value
+
+
+def _by_family(segment: SegmentSpec) -> dict[int, Prefix]:
+    """Its CIDRs, the first of a family if it has several."""
+    return {cidr.version: cidr for cidr in reversed(segment.cidr or ())}
+
+
+def _first(cidr: Prefix) -> Address:
+    return cidr.network_address + 1
+
+
+def _last(cidr: Prefix) -> tuple[Address, ...]:
+    """The broadcast address, which only IPv4 has."""
+    return (cidr.broadcast_address,) if cidr.version == 4 else ()
+
+
+def _fits(at: str, address: Address, segment: str, cidrs: Mapping[int, Prefix], whose: str) -> Iterator[Problem]:
+    cidr = cidrs.get(address.version)
+    if cidr is None or address not in cidr:
+        has = f"has {' and '.join(map(str, cidrs.values()))}" if cidrs else "has no CIDR"
+        yield Problem("address_outside", at, f"{address} of {whose} is outside segment {segment}, which {has}")
+    elif address == cidr.network_address:
+        yield Problem("address_unusable", at, f"{address} is the network's own address in {cidr}: choose another")
+    elif address in _last(cidr):
+        yield Problem("address_unusable", at, f"{address} is the broadcast address of {cidr}: choose another")
+
+
+def _some(items: list[str], between: str) -> str:
+    return between.join(items if len(items) <= 8 else [*items[:7], "...", items[-1]])
+
+
+# What is left when broken parts are taken out
+
+# Rules that a whole manifest may keep although the rest of it breaks them.
+_NEEDS_ALL = frozenset(
+    {"missing_key", "missing_machine", "missing_host", "not_a_host", "host_family", "missing_segment", "missing_tenant"}
+    | {"unknown_name", "missing_port", "address_outside", "address_is_gateway", "segment_full", "no_cidr"}
+)
+
+
+def _without(data: object, problems: list[Problem]) -> tuple[Manifest | None, Any]:
+    """What can be judged of `data` once what `problems` point to is gone; and a function from pointers into that
+    to pointers into `data`."""
+    here = data
+    origins: list[Any] = []  # the last cut first
+    for _ in range(6):
+        here, origin = _cut(here, [split(problem.pointer) for problem in problems])
+        origins.insert(0, origin)
+        if here is None:
+            break
+        try:
+            manifest = parse(here)
+        except Invalid as error:
+            problems = list(error.problems)
+            continue
+
+        def back(pointer: str) -> str:
+            for one in origins:
+                pointer = one(pointer)
+            return pointer
+
+        return manifest, back
+    return None, None
+
+
+def _cut(data: object, places: list[list[str]]) -> tuple[object, Any]:
+    """`data` without these places; and a function from pointers into the result to pointers into `data`."""
+    tree: dict[str, Any] = {}
+    for place in places:
+        node = tree
+        for step in place:
+            node = node.setdefault(step, {})
+        node[""] = True
+    kept: dict[str, list[int]] = {}
+
+    def rebuild(at: Any, node: Mapping[str, Any], pointer: str) -> Any:
+        if isinstance(at, dict):
+            return {
+                key: rebuild(value, node[key], pointer + join(key)) if key in node else value
+                for key, value in at.items()
+                if not (key in node and "" in node[key])
+            }
+        if isinstance(at, list):
+            left = [i for i in range(len(at)) if not (str(i) in node and "" in node[str(i)])]
+            kept[pointer] = left
+            return [rebuild(at[i], node[str(i)], f"{pointer}/{i}") if str(i) in node else at[i] for i in left]
+        return at
+
+    def origin(pointer: str) -> str:
+        out = ""
+        for step in split(pointer):
+            indexes = kept.get(out)
+            out += join(indexes[int(step)] if indexes and step.isdecimal() and int(step) < len(indexes) else step)
+        return out
+
+    return (None if "" in tree else rebuild(data, tree, "")), origin
