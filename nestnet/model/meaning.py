@@ -1,0 +1,429 @@
+"""What a packet means in a network: the definition that all else is held to.
+
+    deliver     a workload sends a frame: who receives what, and what is dropped for which reason
+    guard       is the frame the port's own?
+    judge       do the policies of a network allow it?
+    switch      to a MAC in the segment; through a router to another one; to all
+    track       connections: an answer may pass because the opener may
+    carry       from host to host, through the network that carries this one, down to the wire
+
+Written to be read, next to docs/datapath.md, which has the same checks in the same order. Time and
+memory are arguments. There are no machines here, but for the hosts of networks that the wire
+carries, and no VNIs or tables: those are how a network is made, not what it means. Both ends of a
+wire judge by the same rows, so here each packet is judged once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
+
+from nestnet.model import packet as pk
+from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
+from nestnet.model.packet import FlowTuple, Packet
+from nestnet.model.values import (
+    CARRIAGE_PORT,
+    CONNECTION_SHARE,
+    FABRIC,
+    MAX_DEPTH,
+    Network,
+    Port,
+    Router,
+    Selector,
+    Service,
+    World,
+    link_local,
+)
+
+Owner = Port | Router | None
+
+_NEVER_ROUTED = tuple(ip_network(prefix) for prefix in ("fe80::/10", "169.254.0.0/16", "::/128", "0.0.0.0/32"))
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """`last`: when its last packet passed. `closing`: a FIN or RST did."""
+
+    last: float
+    closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FirstFragment:
+    """What later fragments need of the first."""
+
+    flow: FlowTuple
+    icmp_type: int
+    seen: float
+
+
+@dataclass(frozen=True)
+class State:
+    """What is remembered of the packets that passed.
+
+    connections   by opener, the other port, and the tuple of its first packet
+    fragments     by sender, source, destination, protocol and identification
+    """
+
+    connections: Mapping[tuple[int, int, FlowTuple], Connection] = field(default_factory=dict)
+    fragments: Mapping[tuple[int, bytes, bytes, int, int], FirstFragment] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Who receives what, answers to the sender included; what was dropped, at which port (0: no such
+    port) and why: of a frame for all, each copy by itself, at its receiver; what is remembered now."""
+
+    deliveries: tuple[tuple[int, bytes], ...]
+    drops: tuple[tuple[int, str], ...]
+    state: State
+
+
+class _Dropped(Exception):
+    """The packet ends here. `state` is what is remembered, if that changed."""
+
+    def __init__(self, reason: str, state: State | None = None) -> None:
+        self.reason, self.state = reason, state
+
+
+class _Answered(Exception):
+    """The network itself answers the sender with this frame."""
+
+    def __init__(self, frame: bytes) -> None:
+        self.frame = frame
+
+
+def _refuse(condition: bool, reason: str) -> None:
+    if condition:
+        raise _Dropped(reason)
+
+
+def deliver(
+    world: World, state: State, port_id: int, frame: bytes, now: float, share: int = CONNECTION_SHARE
+) -> Outcome:
+    """A workload sends `frame` from its port, at `now` in seconds. `share` is how many connections a port may
+    have open as their opener."""
+    port = world.ports.get(port_id)
+    if port is None:
+        return Outcome((), ((0, "not_attached"),), state)
+    try:
+        _refuse(not port.enabled, "port_disabled")
+        _refuse(not world.networks[port.network].enabled, "network_disabled")
+        packet = _whole(state, port, guard(world, port, frame), now)
+        if packet.is_group:
+            return flood(world, state, port, packet)
+        target, sent = switch(world, port, packet)
+        after = track(world, state, port, target, packet, now, share)
+        _refuse(packet.size > world.networks[port.network].mtu, "too_big")
+        if sent is not None:
+            _refuse(packet.ttl <= 1, "ttl_expired")
+            frame = pk.routed(packet, target.mac, sent.mac)
+        carry(world, world.networks[port.network], port.host, target.host)
+        _refuse(not target.enabled, "port_disabled")
+        return Outcome(((target.id, frame),), (), _remember(after, port, packet, now))
+    except _Dropped as dropped:
+        return Outcome((), ((port.id, dropped.reason),), dropped.state or state)
+    except _Answered as answered:
+        return Outcome(((port.id, answered.frame),), (), state)
+
+
+# ---- who has an address, and where it lies
+
+
+def owner(world: World, segment: int, address: bytes) -> Owner:
+    """Who has this address (16 bytes) in a segment: the longest match. A port has its addresses, the prefixes
+    it owns, and the link-local address of its MAC; a router its gateway addresses and its link-local one."""
+    found: Owner = None
+    longest = -1
+    for port in world.ports_of(segment):
+        if address == pk.mapped(link_local(port.mac)) or any(address == pk.mapped(own) for own in port.addresses):
+            return port
+        for prefix in port.owns:
+            length = pk.span(prefix)[2]
+            if length > longest and pk.contains(prefix, address):
+                found, longest = port, length
+    for router in world.routers_of(segment):
+        gateways = [a for interface in router.interfaces if interface.segment == segment for a in interface.addresses]
+        if any(address == pk.mapped(own) for own in (link_local(router.mac), *gateways)):
+            return router
+    return found
+
+
+def route(world: World, router: Router, address: bytes) -> int | None:
+    """The segment that a router sends this address to: the longest match among the prefixes of its segments
+    and those that their ports own."""
+    found, longest = None, -1
+    for segment in (interface.segment for interface in router.interfaces):
+        owned = (prefix for port in world.ports_of(segment) for prefix in port.owns)
+        for prefix in (*world.segments[segment].cidrs, *owned):
+            length = pk.span(prefix)[2]
+            if length > longest and pk.contains(prefix, address):
+                found, longest = segment, length
+    return found
+
+
+# ---- the source guard
+
+
+def guard(world: World, port: Port, frame: bytes) -> Packet:
+    """The packet, if it is the port's own: MAC, IP, ARP, ND, VLAN. ARP and ND end here, answered or not."""
+    packet = pk.parse(frame)
+    if packet.link_flaw:
+        raise _Dropped(packet.link_flaw)
+    _refuse(packet.source_mac != port.mac, "source_mac")
+    if packet.flaw:
+        raise _Dropped(packet.flaw)
+    if packet.arp:
+        _answer_arp(world, port, packet)
+    icmpv6 = packet.icmp_type if packet.family == 6 else -1
+    # A later fragment has neither an ICMP type nor ports yet.
+    _refuse(133 <= icmpv6 <= 137 and packet.fragment != pk.WHOLE, "nd_spoof")
+    _refuse(icmpv6 in (134, 137), "router_advertisement")
+    flow = packet.flow
+    _refuse(flow.protocol == pk.UDP and flow.source_port == (67 if packet.family == 4 else 547), "dhcp_server")
+    if owner(world, port.segment, flow.source) != port:
+        _refuse(not _sourceless(packet), "source_address")
+    if packet.is_discovery:
+        _answer_discovery(world, port, packet)
+    return packet
+
+
+def _sourceless(packet: Packet) -> bool:
+    """May it come from an address that is not the port's, because it has none yet?"""
+    source, target, source_port, target_port, protocol = packet.flow
+    if source == pk.UNSPECIFIED4:
+        bootp = (protocol, source_port, target_port) == (pk.UDP, 68, 67)
+        return packet.family == 4 and bootp and target == pk.LIMITED_BROADCAST
+    if source == pk.UNSPECIFIED6:
+        listener = packet.icmp_type in (130, 131, 132, 143) and target[0] == 0xFF
+        return packet.family == 6 and (packet.icmp_type == pk.SOLICITATION or listener)
+    return False
+
+
+def _answer_arp(world: World, port: Port, packet: Packet) -> None:
+    arp = packet.arp
+    assert arp is not None
+    probe = arp.operation == 1 and arp.sender == pk.UNSPECIFIED4
+    _refuse(arp.sender_mac != port.mac, "arp_spoof")
+    _refuse(not probe and owner(world, port.segment, arp.sender) != port, "arp_spoof")
+    _refuse(arp.operation == 2 or arp.target == arp.sender, "announcement")
+    asked = owner(world, port.segment, arp.target)
+    if asked is None:
+        raise _Dropped("arp_unknown")
+    _refuse(asked == port, "announcement")
+    raise _Answered(pk.arp_reply(packet, asked.mac))
+
+
+def _answer_discovery(world: World, port: Port, packet: Packet) -> None:
+    asked = pk.discovery(packet)
+    if asked is None:
+        raise _Dropped("malformed")
+    _refuse(asked.link_address not in (None, port.mac), "nd_spoof")
+    target = owner(world, port.segment, asked.target)
+    if packet.icmp_type == pk.ADVERTISEMENT or packet.flow.source == pk.UNSPECIFIED6:
+        _refuse(target != port, "nd_spoof")
+    _refuse(target == port, "announcement")
+    if target is None:
+        raise _Dropped("nd_unknown")
+    raise _Answered(pk.neighbour_advertisement(packet, target.mac, isinstance(target, Router)))
+
+
+def _whole(state: State, port: Port, packet: Packet, now: float) -> Packet:
+    """A later fragment with what the first one said; anything else as it is."""
+    if packet.fragment != pk.LATER:
+        return packet
+    first = state.fragments.get(_fragment_key(port, packet))
+    if first is None or now - first.seen >= FRAGMENT_SECONDS:
+        raise _Dropped("fragment_unknown")
+    return pk.with_first(packet, first.flow, first.icmp_type)
+
+
+def _fragment_key(port: Port, packet: Packet) -> tuple[int, bytes, bytes, int, int]:
+    return port.id, packet.flow.source, packet.flow.target, packet.protocol, packet.identification
+
+
+def _remember(state: State, port: Port, packet: Packet, now: float) -> State:
+    """The first fragment of a packet, once it passed."""
+    if packet.fragment != pk.FIRST:
+        return state
+    first = FirstFragment(packet.flow, packet.icmp_type, now)
+    return replace(state, fragments={**state.fragments, _fragment_key(port, packet): first})
+
+
+# ---- policy
+
+
+def judge(
+    world: World, network: int, source: Port | None, target: Port | None, flow: FlowTuple, to: bytes | None
+) -> bool:
+    """Do the network's policies allow this flow from a port (or nobody) to a port (or nobody)? `to` is the
+    address it is for, None if it has none. No policies: all may talk. Otherwise the highest priority
+    wins, then deny over allow, and what no policy matches is denied."""
+    policies = world.policies_of(network)
+    verdict = max(
+        (
+            (policy.priority, not policy.allow)
+            for policy in policies
+            if any(_selects(selector, source, flow.source) for selector in policy.sources)
+            and any(_selects(selector, target, to) for selector in policy.targets)
+            and any(_is_about(service, flow) for service in policy.services)
+        ),
+        default=(0, bool(policies)),
+    )
+    return not verdict[1]
+
+
+def _selects(selector: Selector, port: Port | None, address: bytes | None) -> bool:
+    if selector.kind == "any":
+        return True
+    if selector.kind == "cidr":
+        return address is not None and selector.cidr is not None and pk.contains(selector.cidr, address)
+    if port is None:
+        return False
+    return {
+        "inside": True,
+        "hosts": port.hosts,
+        "group": selector.id in port.groups,
+        "segment": selector.id == port.segment,
+        "port": selector.id == port.id,
+    }[selector.kind]
+
+
+def _is_about(service: Service, flow: FlowTuple) -> bool:
+    if service.protocol not in (-1, flow.protocol):
+        return False
+    return flow.protocol not in (pk.TCP, pk.UDP) or service.low <= flow.target_port <= service.high
+
+
+# ---- switching and routing
+
+
+def switch(world: World, port: Port, packet: Packet) -> tuple[Port, Router | None]:
+    """The port that the packet is for, and the router on the way there, if it is routed."""
+    for other in world.ports_of(port.segment):
+        if other.mac == packet.target_mac:
+            _refuse(other == port, "hairpin")
+            return other, None
+    for router in world.routers_of(port.segment):
+        if router.mac == packet.target_mac:
+            return _through(world, port, router, packet), router
+    raise _Dropped("unknown_unicast")
+
+
+def _through(world: World, port: Port, router: Router, packet: Packet) -> Port:
+    segment = route(world, router, packet.flow.target)
+    target = None if segment is None else owner(world, segment, packet.flow.target)
+    if isinstance(target, Port):
+        # Such a source means nothing in another segment, and no answer would find its way back.
+        _refuse(any(pk.contains(prefix, packet.flow.source) for prefix in _NEVER_ROUTED), "source_address")
+        return target
+    if target == router and segment == port.segment and packet.is_echo_request:
+        raise _Answered(pk.echo_reply(packet))  # Pinging the own gateway is no policy matter (rule 41).
+    # Policy comes before routing: what is denied does not learn whether anybody is there.
+    _refuse(not judge(world, port.network, port, None, packet.flow, packet.flow.target), "policy")
+    if target == router and packet.is_echo_request:
+        raise _Answered(pk.echo_reply(packet))
+    raise _Dropped("no_route" if segment is None else "router_local" if target == router else "unreachable")
+
+
+def flood(world: World, state: State, port: Port, packet: Packet) -> Outcome:
+    """To all other ports of the segment that the policies and the carriers allow. Never tracked. A policy's
+    `to` matches the receiving port, not the address."""
+    network = world.networks[port.network]
+    _refuse(packet.size > network.mtu, "too_big")
+    deliveries: list[tuple[int, bytes]] = []
+    drops: list[tuple[int, str]] = []
+    for other in world.ports_of(port.segment):
+        if other == port:
+            continue
+        address = other.address(packet.family)
+        to = None if address is None else pk.mapped(address)
+        try:
+            _refuse(not judge(world, port.network, port, other, packet.flow, to), "policy")
+            carry(world, network, port.host, other.host)
+            _refuse(not other.enabled, "port_disabled")
+            deliveries.append((other.id, packet.frame))
+        except _Dropped as dropped:
+            drops.append((other.id, dropped.reason))
+    return Outcome(tuple(deliveries), tuple(drops), state)
+
+
+# ---- connections
+
+
+def track(world: World, state: State, port: Port, target: Port, packet: Packet, now: float, share: int) -> State:
+    """What is remembered if this packet passes; it is dropped unless the flow it belongs to is allowed, in the
+    direction in which it was opened. "Established" alone never allows (rule 19)."""
+
+    def allowed(source: Port, to: Port, flow: FlowTuple) -> bool:
+        return judge(world, port.network, source, to, flow, flow.target)
+
+    def connection(source: Port, to: Port, flow: FlowTuple) -> Connection | None:
+        found = state.connections.get((source.id, to.id, flow))
+        return found if found and _is_alive(found, flow, now) else None
+
+    flow = packet.flow
+    if packet.is_icmp_error:
+        about = pk.quoted(packet)
+        related = about is not None and (
+            (connection(target, port, about) is not None and allowed(target, port, about))
+            or (connection(port, target, about.reversed) is not None and allowed(port, target, about.reversed))
+        )
+        _refuse(not related, "icmp_unrelated")
+        return state
+    if packet.is_carriage or (packet.is_icmp and not packet.is_echo):
+        _refuse(not allowed(port, target, flow), "policy")
+        return state
+
+    opener, other, opened = port, target, flow
+    known = connection(port, target, flow)
+    if known is None and not packet.is_opening:
+        known = connection(target, port, flow.reversed)
+        if known is not None:
+            opener, other, opened = target, port, flow.reversed
+    key = (opener.id, other.id, opened)
+    if not allowed(opener, other, opened):
+        kept = {k: c for k, c in state.connections.items() if k != key}
+        raise _Dropped("policy", replace(state, connections=kept))
+    if known is None:
+        opened_by_port = [k for k, c in state.connections.items() if k[0] == port.id and _is_alive(c, k[2], now)]
+        _refuse(len(opened_by_port) >= share, "connection_share")
+    reopened = opener == port and packet.is_opening
+    closing = packet.is_closing or (known is not None and known.closing and not reopened)
+    return replace(state, connections={**state.connections, key: Connection(now, closing)})
+
+
+def _is_alive(connection: Connection, flow: FlowTuple, now: float) -> bool:
+    return now - connection.last < lifetime(flow.protocol, connection.closing)
+
+
+# ---- what carries it
+
+
+def carry(world: World, network: Network, a: int, b: int) -> None:
+    """From host a to host b of what carries `network`: there, if they are the same; over the wire, if they are
+    machines; otherwise as a UDP datagram from port a to port b of the carrier, which may refuse it as
+    it may any other, and which is carried in turn."""
+    for _ in range(MAX_DEPTH):
+        if a == b or network.carrier == FABRIC:
+            return
+        carrier, source, target = world.networks[network.carrier], world.ports[a], world.ports[b]
+        _refuse(not (carrier.enabled and source.enabled and target.enabled), "carrier_down")
+        _carry_in(world, network.underlay, source, target)
+        network, a, b = carrier, source.host, target.host
+    raise _Dropped("carrier_depth")
+
+
+def _carry_in(world: World, family: int, source: Port, target: Port) -> None:
+    """One datagram between two hosts of one carrier. Never tracked, never judged for size."""
+    here, there = source.address(family), target.address(family)
+    if here is None or there is None:  # Refused where networks are made; here it must not pass.
+        raise _Dropped("carrier_no_route")
+    # No policy can match a source port, so that of the datagram does not matter.
+    datagram = FlowTuple(pk.mapped(here), pk.mapped(there), 0, CARRIAGE_PORT, pk.UDP)
+    _refuse(not judge(world, source.network, source, target, datagram, datagram.target), "carrier_policy")
+    if source.segment != target.segment:
+        routers = world.routers_of(source.segment)
+        segment = route(world, routers[0], datagram.target) if routers else None
+        _refuse(segment is None or owner(world, segment, datagram.target) != target, "carrier_no_route")
