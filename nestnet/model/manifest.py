@@ -765,9 +765,8 @@ def _unknown_key(pointer: str, key: str, spec: type[_Spec], nearest: Nearest) ->
         return Problem("not_supported", pointer, message)
     known = [field.alias or name for name, field in spec.model_fields.items()]
     near = nearest(key, known)
-    what = "a merge key, which YAML 1.2 does not have" if key == "<<" else "no key here"
     end = meant(near) or f"; there are {', '.join(known)}"
-    return Problem("unknown_key", pointer, f"{quote(key)} is {what}{end}", nearest=near)
+    return Problem("unknown_key", pointer, f"{quote(key)} is no key here{end}", nearest=near)
 
 
 def _owner(path: Sequence[int | str]) -> str:

@@ -40,21 +40,24 @@ SMALLEST_MTU = {4: 576, 6: 1280}  # RFC 791, RFC 8200
 
 @dataclass(frozen=True)
 class Known:
-    """What exists outside the manifest.
+    """What exists outside the manifest. Of what is None it is not known what exists: any name is believed.
 
-    machines  names of machines; None: not known, so any host is believed
+    machines  names of machines
     mtu       the smallest MTU among those machines, in bytes; None where there are none
     tenants   tenant -> its parent or None
-    networks  paths of networks that the manifest may leave out, or leave collections out of
+    networks  paths of networks, with whatever ports a check may name
     """
 
     machines: Collection[str] | None = ()
     mtu: int | None = None
-    tenants: Mapping[str, str | None] = field(default_factory=dict)
-    networks: Collection[str] = ()
+    tenants: Mapping[str, str | None] | None = field(default_factory=dict)
+    networks: Collection[str] | None = ()
 
 
-def check(data: object, known: Known | None = None) -> Manifest:
+OFFLINE = Known(machines=None, tenants=None, networks=None)  # a file alone, with nobody to ask
+
+
+def check(data: object, known: Known) -> Manifest:
     """The manifest in `data`. Raises Invalid with every problem, in the order of `data`.
 
     What is broken in itself is taken out, and the rest judged without it, so that one misspelt key does
@@ -66,11 +69,9 @@ def check(data: object, known: Known | None = None) -> Manifest:
         problems = list(error.problems)
         rest, origin = _without(data, problems)
         if rest is not None:
-            problems += [
-                moved(p, origin(p.pointer)) for p in validate(rest, known or Known()) if p.code not in _NEEDS_ALL
-            ]
+            problems += [moved(p, origin(p.pointer)) for p in validate(rest, known) if p.code not in _NEEDS_ALL]
         raise Invalid(in_order(problems, data)) from None
-    problems = validate(manifest, known or Known())
+    problems = validate(manifest, known)
     if problems:
         raise Invalid(in_order(problems, data))
     return manifest
@@ -120,14 +121,14 @@ class _Judge:
 
     def _tenants(self) -> Iterator[Problem]:
         declared = self.manifest.tenants or {}
-        parents = {**self.known.tenants, **{name: tenant.parent for name, tenant in declared.items()}}
+        parents = {**(self.known.tenants or {}), **{name: tenant.parent for name, tenant in declared.items()}}
         for level in self.levels:
             if level.network.tenant is not None:
                 parents.setdefault(level.network.tenant, None)
         rooted: set[str] = set()  # known to end at a tenant without a parent, or reported
         for name, tenant in declared.items():
             at = join("tenants", name, "parent")
-            if tenant.parent is not None and tenant.parent not in parents:
+            if tenant.parent is not None and tenant.parent not in parents and self.known.tenants is not None:
                 near = self.nearest(tenant.parent, parents)
                 yield Problem("missing_tenant", at, f"there is no tenant {tenant.parent}{meant(near)}", nearest=near)
             chain_, here = dict[str, None](), name
@@ -152,12 +153,13 @@ class _Judge:
     def _check_port(self, at: str, path: str, networks: Mapping[str, NetworkSpec]) -> Iterator[Problem]:
         where, slash, name = path.rpartition("/")
         network = networks.get(where)
+        outside = self.known.networks is None or where in self.known.networks
         if not slash:
             yield Problem("missing_port", at, f"{quote(path)} is no path of a port: write one as network/port")
-        elif network is None and where not in self.known.networks:
+        elif network is None and not outside:
             near = self.nearest(where, networks)
             yield Problem("missing_port", at, f"there is no network {quote(where)}{meant(near)}", nearest=near)
-        elif network is not None and network.ports is None and where not in self.known.networks:
+        elif network is not None and network.ports is None and not outside:
             yield Problem("missing_port", at, f"network {where} has no ports")
         elif network is not None and network.ports is not None and name not in network.ports:
             near = self.nearest(name, network.ports)
