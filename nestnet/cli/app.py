@@ -1,0 +1,265 @@
+"""Every command, what it takes and what its help says. What it does is in the module it imports when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nestnet.cli.formats import Format
+
+app = typer.Typer(
+    name="nestnet",
+    help="Virtual networks that carry virtual networks, to any depth.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 differences (--exit-code), 4 a check failed, "
+    "7 not realised before --timeout, 8 no controller answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    # rich would take longer to import than everything else together.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Everything after the first argument belongs to the command that is run.
+PASSED_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+
+Lab = Annotated[
+    str | None,
+    typer.Option("--lab", "--context", metavar="NAME", help="Which lab; needed when several are up."),
+]
+Output = Annotated[Format, typer.Option("--output", "-o", help="How to show it.")]
+File = Annotated[str, typer.Argument(metavar="FILE", help="A network file; - for stdin.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long to wait at most.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the machines have realised it.")]
+Prune = Annotated[bool, typer.Option("--prune", help="Delete networks of the file's tenants that it does not name.")]
+Kind = Annotated[str, typer.Argument(metavar="KIND", help="ports, networks, machines ...; singular or plural.")]
+Path_ = Annotated[str, typer.Argument(metavar="PATH", help="A path like acme/web1, or an id.")]
+Where = Annotated[str, typer.Argument(metavar="PORT|MACHINE", help="A port like acme/web1, or a machine like m1.")]
+
+
+@app.command()
+def up(
+    file: File,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="The lab's name; else the file's.")] = None,
+    timeout: Timeout = 60,
+) -> None:
+    """Make the machines of FILE here, and apply it.
+
+    Machines and workloads are namespaces on this computer; the controller and the agents are the real ones.
+    All of it comes up, or nothing stays.
+    """
+    from nestnet.cli import changes
+
+    changes.up(file, name, timeout)
+
+
+@app.command()
+def down(
+    name: Annotated[str | None, typer.Option("--name", "--lab", "--context", metavar="NAME", help="Which lab.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All labs on this computer.")] = False,
+) -> None:
+    """Take a lab away.
+
+    Everything that `up` made goes, and whatever runs inside. It works whatever was killed before, and is no error
+    when nothing is up.
+    """
+    from nestnet.cli import changes
+
+    changes.down(name, every)
+
+
+@app.command()
+def plan(
+    file: File,
+    lab: Lab = None,
+    prune: Prune = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 3 when there are differences.")] = False,
+    output: Output = Format.table,
+) -> None:
+    """Show what `apply` would change and disturb."""
+    from nestnet.cli import changes
+
+    if changes.plan(file, lab, prune, output) and exit_code:
+        sys.exit(3)
+
+
+@app.command()
+def apply(
+    file: File,
+    lab: Lab = None,
+    prune: Prune = False,
+    wait: Wait = True,
+    timeout: Timeout = 60,
+    output: Output = Format.table,
+) -> None:
+    """Make the networks of FILE what it says.
+
+    All or nothing is stored; then it waits until every machine concerned has realised it. The file is the whole
+    truth about each network it names, and says nothing about others.
+    """
+    from nestnet.cli import changes
+
+    changes.apply(file, lab, prune, wait, timeout, output)
+
+
+@app.command()
+def get(
+    kind: Kind,
+    path: Annotated[str | None, typer.Argument(metavar="[PATH]", help="Only this one, by path or id.")] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", "-n", metavar="PATH", help="Only of this network.")
+    ] = None,
+    lab: Lab = None,
+    output: Output = Format.table,
+) -> None:
+    """List the objects of a kind, or show one."""
+    from nestnet.cli import views
+
+    views.get(kind, path, network, lab, output)
+
+
+@app.command()
+def describe(kind: Kind, path: Path_, lab: Lab = None) -> None:
+    """Show everything about one object."""
+    from nestnet.cli import views
+
+    views.describe(kind, path, lab)
+
+
+@app.command()
+def delete(kind: Kind, path: Path_, lab: Lab = None, wait: Wait = True, timeout: Timeout = 60) -> None:
+    """Delete one object.
+
+    Refused, with a list, while others depend on it.
+    """
+    from nestnet.cli import changes
+
+    changes.delete(kind, path, lab, wait, timeout)
+
+
+@app.command("exec", context_settings=PASSED_ON)
+def exec_(
+    where: Where,
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The command and its arguments.")],
+    lab: Lab = None,
+) -> None:
+    """Run a command in a workload or machine.
+
+    Its stdin, signals and exit status are its own.
+    """
+    from nestnet.cli import packets
+
+    packets.exec(where, command, lab)
+
+
+@app.command("test")
+def check(
+    file: Annotated[str | None, typer.Argument(metavar="[FILE]", help="Else the lab's own file.")] = None,
+    lab: Lab = None,
+    output: Output = Format.table,
+) -> None:
+    """Prove the checks of a file with packets.
+
+    Each check sends a packet that nobody else sends. allow: the workload of `to` saw it. deny: it had not after
+    2 s. Exit 4 when one fails, with the reason.
+    """
+    from nestnet.cli import packets
+
+    if not packets.test(file, lab, output):
+        sys.exit(4)
+
+
+@app.command()
+def trace(
+    port: Annotated[str, typer.Argument(metavar="PORT", help="The port that sends, like acme/web1.")],
+    to: Annotated[str, typer.Argument(metavar="DST", help="An address, or a port like acme/db1.")],
+    tcp: Annotated[
+        int | None, typer.Option("--tcp", metavar="PORT", min=1, max=65535, help="TCP to this port.")
+    ] = None,
+    udp: Annotated[
+        int | None, typer.Option("--udp", metavar="PORT", min=1, max=65535, help="UDP to this port.")
+    ] = None,
+    icmp: Annotated[bool, typer.Option("--icmp", help="An echo request; so it is when nothing is said.")] = False,
+    lab: Lab = None,
+    output: Output = Format.table,
+) -> None:
+    """Tell what happens to a packet, layer by layer."""
+    from nestnet.cli import views
+
+    if (tcp is not None) + (udp is not None) + icmp > 1:
+        raise typer.BadParameter("choose one of --tcp, --udp and --icmp")
+    protocol = "tcp" if tcp is not None else "udp" if udp is not None else "icmp"
+    views.trace(port, to, protocol, tcp or udp, lab, output)
+
+
+@app.command(context_settings=PASSED_ON | {"allow_interspersed_args": True, "ignore_unknown_options": False})
+def capture(
+    where: Where,
+    filter: Annotated[list[str] | None, typer.Argument(metavar="[FILTER]...", help="As tcpdump reads it.")] = None,
+    write: Annotated[
+        str | None, typer.Option("--write", "-w", metavar="FILE", help="Write packets; - for stdout.")
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", "-c", min=1, help="End after so many packets.")] = None,
+    lab: Lab = None,
+) -> None:
+    """Show the packets of a workload or machine.
+
+    With tcpdump; the equivalent command goes to stderr.
+    """
+    from nestnet.cli import packets
+
+    packets.capture(where, filter or [], write, count, lab)
+
+
+@app.command()
+def status(lab: Lab = None, output: Output = Format.table) -> None:
+    """Say whether all is well.
+
+    First the verdict, then the machines, then what they dropped and why. Exit 1 when something is wrong.
+    """
+    from nestnet.cli import views
+
+    if not views.status(lab, output):
+        sys.exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from nestnet import __version__
+
+    print(f"nestnet {__version__}")
+
+
+@app.command()
+def controller(
+    listen: Annotated[str, typer.Option("--listen", metavar="URL", help="unix:PATH or http://HOST:PORT.")],
+    state: Annotated[Path, typer.Option("--state", metavar="FOLDER", help="Where the store is kept.")],
+) -> None:
+    """Process: hold what should be, and serve the API."""
+    from nestnet.cli import processes
+
+    processes.controller(listen, state)
+
+
+@app.command()
+def agent(
+    machine: Annotated[str, typer.Option("--machine", metavar="NAME", help="Which machine this is.")],
+    controller: Annotated[str, typer.Option("--controller", metavar="URL", help="Its controller.")],
+    state: Annotated[Path, typer.Option("--state", metavar="FOLDER", help="Where it writes what it made.")],
+    pins: Annotated[Path, typer.Option("--pins", metavar="FOLDER", help="In bpffs: for programs, maps and links.")],
+    workloads: Annotated[
+        str | None,
+        typer.Option("--workloads", metavar="PREFIX", help="Make a namespace of this name for each local port."),
+    ] = None,
+) -> None:
+    """Process: make one machine so.
+
+    It runs in the network namespace of its machine.
+    """
+    from nestnet.cli import processes
+
+    processes.agent(machine, controller, state, pins, workloads)

@@ -1,0 +1,134 @@
+"""The verbs that change something: up, down, plan, apply, delete."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nestnet.cli import files, plans
+from nestnet.cli.find import Target, target
+from nestnet.cli.formats import Format
+from nestnet.cli.kinds import plural
+from nestnet.model.errors import Conflict, NestnetError
+
+if TYPE_CHECKING:
+    from nestnet.file import Document
+    from nestnet.lab.state import Lab
+
+
+def say(text: str) -> None:
+    """Something for a person, who may not be reading: to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def up(file: str, name: str | None, timeout: float) -> None:
+    """Make a lab of a file; all of it or nothing."""
+    from nestnet.lab.up import up as bring_up
+    from nestnet.model.manifest import read_name
+
+    start = time.monotonic()
+    document = files.read(file, alone=True)
+    given = name is not None
+    name = name if name is not None else _name_of(file)
+    try:
+        read_name(name)
+    except ValueError as error:
+        hint = "" if given else "; give one with --name"
+        raise NestnetError(f"the lab's name: {error}{hint}", "bad_name") from None
+
+    def apply_to(lab: Lab) -> None:
+        say("file")
+        _apply(Target(lab.controller, lab), document, prune=False, wait=True, timeout=timeout)
+
+    where = "" if file == "-" else str(Path(file).resolve())
+    with files.shown_in(document):
+        lab = bring_up(files.manifest(document), name, where, apply_to, say)
+    say(f"lab {name} is up: {len(lab.machines)} machines, {time.monotonic() - start:.1f} s")
+
+
+def _name_of(file: str) -> str:
+    """A lab's name from its file's: 'My Net.yaml' -> 'my-net'."""
+    if file == "-":
+        return "lab"
+    return re.sub(r"[^a-z0-9]+", "-", Path(file).stem.lower()).strip("-")[:63].strip("-") or "lab"
+
+
+def down(name: str | None, every: bool) -> None:
+    """Take a lab away, the only one, or all. Nothing up is no failure."""
+    from nestnet.lab import state
+    from nestnet.lab.down import down as take_down
+
+    up_now = state.labs()
+    if name is None and len(up_now) > 1 and not every:
+        raise Conflict(f"several labs are up: {', '.join(up_now)}; choose one with --name, or --all", "several_labs")
+    failed: list[str] = []
+    for each in up_now if every or name is None else [name]:
+        removed = take_down(each)
+        failed += removed.problems
+        if removed:
+            say(
+                f"lab {each} is down: {removed.processes} processes, {removed.namespaces} namespaces, {removed.pins} pins"
+            )
+        else:
+            say(f"lab {each} was not up")
+    if not up_now and name is None:
+        say("no lab is up")
+    if failed:
+        raise NestnetError("\n".join(["some of it is still there; run it again:", *failed]), "down")
+
+
+def plan(file: str, lab: str | None, prune: bool, output: Format) -> bool:
+    """Show a plan. True when there is something to change."""
+    document = files.read(file)
+    with target(lab).client() as client, files.shown_in(document):
+        made = client.plan(files.body(document), prune)
+    _show(made, "Plan", output)
+    return bool(made["changes"])
+
+
+def apply(file: str, lab: str | None, prune: bool, wait: bool, timeout: float, output: Format) -> None:
+    """Apply a file, wait until it is so, and say how long that took."""
+    start = time.monotonic()
+    document = files.read(file)
+    applied = _apply(target(lab), document, prune, wait, timeout)
+    _show({**applied["plan"], "revision": applied["revision"]}, "Applied", output)
+    done = "realised" if wait else "stored"
+    say(f"revision {applied['revision']} {done} in {time.monotonic() - start:.2f} s")
+
+
+def _apply(found: Target, document: Document, prune: bool, wait: bool, timeout: float) -> dict[str, Any]:
+    from nestnet.cli.waiting import until_realised
+
+    with found.client() as client:
+        with files.shown_in(document):
+            applied: dict[str, Any] = client.apply(files.body(document), prune)
+        if wait and applied["plan"]["machines"]:
+            until_realised(client, int(applied["revision"]), applied["plan"]["machines"], timeout)
+    return applied
+
+
+def delete(kind: str, path: str, lab: str | None, wait: bool, timeout: float) -> None:
+    """Delete one object, and wait until no machine has it."""
+    from nestnet.cli.waiting import until_realised
+
+    kinds = plural(kind)
+    with target(lab).client() as client:
+        deleted = client.delete(kinds, path)
+        if wait and deleted.get("machines"):
+            until_realised(client, int(deleted["revision"]), deleted["machines"], timeout)
+    say(f"deleted, revision {deleted['revision']}")
+
+
+def _show(plan: dict[str, Any], kind: str, output: Format) -> None:
+    from nestnet.cli import output as out
+
+    if output in (Format.json, Format.yaml):
+        out.data(out.versioned(kind, plan), output)
+    elif output is Format.name:
+        for change in plan["changes"]:
+            print(change["path"])
+    else:
+        plans.show(plan)

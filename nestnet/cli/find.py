@@ -1,0 +1,117 @@
+"""Which controller a command talks to, and where its machines and workloads are."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nestnet.model.errors import Conflict, NestnetError, NotFound, Unreachable
+
+if TYPE_CHECKING:
+    from nestnet.api.client import Client
+    from nestnet.lab.state import Lab
+
+VARIABLE = "NESTNET_CONTROLLER"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A controller's URL, and the lab it belongs to if it is one of this computer's."""
+
+    url: str
+    lab: Lab | None = None
+
+    def client(self) -> Client:
+        from nestnet.api.client import Client
+
+        return Client(self.url)
+
+
+def target(name: str | None) -> Target:
+    """The controller that is meant: the lab of that name, $NESTNET_CONTROLLER, or the only lab that is up.
+
+    Raises NotFound for a lab that is not up, Conflict when several are and none is named, Unreachable when
+    there is none at all.
+    """
+    from nestnet.lab import state
+
+    names = state.labs()
+    if name is None:
+        if url := os.environ.get(VARIABLE):
+            return Target(url, next((lab for lab in map(state.load, names) if lab and lab.controller == url), None))
+        name = state.only_lab(names)
+        if name is None:
+            raise Unreachable(f"no lab is up and {VARIABLE} is not set: `nestnet up FILE` starts one")
+    lab = state.load(name)
+    if lab is None:
+        nearest = _nearest(name, names)
+        raise NotFound(f"lab {name}", nearest)
+    return Target(lab.controller, lab)
+
+
+def _nearest(name: str, names: list[str]) -> str | None:
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name, names, 1)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Somewhere to run a command or to look at packets: a namespace, and the interface that matters in it."""
+
+    what: str
+    namespace: str
+    interface: str = "eth0"
+
+    @property
+    def path(self) -> Path:
+        from nestnet.agent import netns
+
+        return netns.path(self.namespace)
+
+
+def place(found: Target, name: str) -> Place:
+    """The namespace of a machine (`m1`) or of a port's workload (`acme/web1`). Ids serve as well.
+
+    Raises NotFound for a name that is neither, Conflict for one that has no workload on this computer.
+    """
+    lab = needs_lab(found)
+    machine = next((seat.name for seat in lab.machines if seat.name == name), None)
+    with found.client() as client:
+        if machine is None and name.startswith("machine_"):
+            machine = str(client.get("machines", name)["name"])
+        if machine is not None:
+            return Place(f"machine {machine}", lab.machine(machine))
+        if "/" not in name and not name.startswith("port_"):
+            names = [seat.name for seat in lab.machines]
+            near = _nearest(name, names)
+            raise NotFound(f"machine {name}", near)
+        port = client.get("ports", name)
+        segment = client.get("segments", f"{port['network']}/{port['segment']}")
+    return workload(lab, str(port["path"]), int(segment["vni"]), str(port["mac"]))
+
+
+def workload(lab: Lab, path: str, vni: int, mac: str) -> Place:
+    """Where the workload of a port is. A VNI and a MAC are one port: MACs are unique in a segment."""
+    for seat in lab.machines:
+        try:
+            published = json.loads((lab.machine_state(seat.name) / "workloads.json").read_text())
+        except FileNotFoundError:
+            continue
+        for entry in published:
+            if entry["vni"] == vni and entry["mac"] == mac:
+                return Place(f"port {path}", str(entry["namespace"]))
+    raise Conflict(f"port {path} has no workload yet: `nestnet status` says what its machine is doing", "not_attached")
+
+
+def needs_lab(found: Target) -> Lab:
+    """The lab on this computer that the target is. Raises NestnetError when it is none."""
+    if found.lab is None:
+        raise NestnetError(
+            f"the machines of {found.url} are not on this computer: only those of a lab can be entered from here",
+            "no_lab",
+        )
+    return found.lab

@@ -1,0 +1,195 @@
+"""How resources are shown: -o table, wide, json, yaml or name. Data goes to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+from nestnet.cli.formats import Format
+from nestnet.cli.kinds import noun
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+API_VERSION = "nestnet/v1"
+UNBOUNDED = 100_000  # columns of an output that is no terminal: lines are never folded for a program
+
+
+Resource = Mapping[str, Any]
+Cell = Callable[[Resource], str]
+
+
+def _text(key: str, missing: str = "-") -> Cell:
+    def cell(resource: Resource) -> str:
+        return plain(resource.get(key), missing)
+
+    return cell
+
+
+def plain(value: object, missing: str = "-") -> str:
+    """One value as a person reads it."""
+    if value is None or value == [] or value == {} or value == "":
+        return missing
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={plain(each)}" for key, each in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(plain(each) for each in value)
+    return str(value)
+
+
+# Columns of each kind: heading, cell, and whether only `wide` has it.
+COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
+    "machines": (
+        ("NAME", _text("name"), False),
+        ("ADDRESS", _text("address"), False),
+        ("MTU", _text("mtu"), False),
+        ("REVISION", _text("revision"), False),
+        ("LABELS", _text("labels"), True),
+        ("ID", _text("id"), True),
+    ),
+    "tenants": (("NAME", _text("name"), False), ("PARENT", _text("parent"), False), ("ID", _text("id"), True)),
+    "networks": (
+        ("PATH", _text("path"), False),
+        ("TENANT", _text("tenant"), False),
+        ("CARRIER", _text("carrier", "the wire"), False),
+        ("MTU", _text("mtu"), False),
+        ("REVISION", _text("revision"), False),
+        ("UNDERLAY", _text("underlay"), True),
+        ("DESCRIPTION", _text("description"), True),
+        ("ID", _text("id"), True),
+    ),
+    "segments": (
+        ("PATH", _text("path"), False),
+        ("CIDR", _text("cidrs"), False),
+        ("GATEWAY", _text("gateways"), False),
+        ("VNI", _text("vni"), False),
+        ("DESCRIPTION", _text("description"), True),
+        ("ID", _text("id"), True),
+    ),
+    "routers": (
+        ("PATH", _text("path"), False),
+        ("SEGMENTS", _text("segments"), False),
+        ("MAC", _text("mac"), False),
+        ("DESCRIPTION", _text("description"), True),
+        ("ID", _text("id"), True),
+    ),
+    "ports": (
+        ("PATH", _text("path"), False),
+        ("SEGMENT", _text("segment"), False),
+        ("ADDRESS", _text("addresses"), False),
+        ("MAC", _text("mac"), False),
+        ("HOST", _text("host"), False),
+        ("GROUPS", _text("groups"), False),
+        ("MACHINE", _text("machine"), True),
+        ("OWNS", _text("owns"), True),
+        ("HOSTS", _text("hosts"), True),
+        ("MTU", _text("mtu"), True),
+        ("ID", _text("id"), True),
+    ),
+    "policies": (
+        ("NETWORK", _text("network"), False),
+        ("FROM", _text("from"), False),
+        ("TO", _text("to"), False),
+        ("VERDICT", lambda p: "allow" if p.get("allow") else "deny", False),
+        ("SERVICES", lambda p: plain(p.get("allow") or p.get("deny")), False),
+        ("PRIORITY", _text("priority"), False),
+        ("ID", _text("id"), True),
+    ),
+}
+
+
+def console(file: IO[str] | None = None) -> Console:
+    """A console that folds lines only for a terminal, and has colours only there and without NO_COLOR."""
+    from rich.console import Console
+
+    file = file or sys.stdout
+    terminal = file.isatty()
+    width = None if terminal else UNBOUNDED
+    return Console(
+        file=file,
+        width=width,
+        no_color=not colours(file),
+        highlight=False,
+        soft_wrap=not terminal,
+        force_terminal=terminal,
+        emoji=False,
+        markup=False,
+    )
+
+
+def colours(file: IO[str]) -> bool:
+    """May this output be coloured?"""
+    return file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], styles: Mapping[str, str] | None = None) -> None:
+    """Rows under headings. `styles` gives a style for a cell's text: {'failed': 'red'}."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in headings:
+        shown.add_column(heading, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell, (styles or {}).get(cell, "")) for cell in row))
+    out = console()
+    if out.is_terminal:
+        out.print(shown)
+        return
+    # rich fills lines up to the width of the column: of no use to a program, and in the way of a diff.
+    with out.capture() as capture:
+        out.print(shown)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
+def data(value: object, format: Format) -> None:
+    """A value as JSON or YAML."""
+    if format is Format.yaml:
+        import yaml
+
+        yaml.safe_dump(value, sys.stdout, sort_keys=False, allow_unicode=True, default_flow_style=False)
+        return
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def versioned(kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object for programs: it says what it is, and in which version of the API."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        **{k: v for k, v in value.items() if k not in ("apiVersion", "kind")},
+    }
+
+
+def resources(kind: str, items: Sequence[Resource], format: Format, single: bool = False) -> None:
+    """Resources of one kind (in the plural), or a single one."""
+    if format is Format.name:
+        for item in items:
+            print(item.get("path") or item.get("name") or item["id"])
+    elif format in (Format.json, Format.yaml):
+        whole = [versioned(noun(kind), item) for item in items]
+        data(whole[0] if single else versioned(f"{noun(kind)}List", {"items": whole}), format)
+    else:
+        columns = [c for c in COLUMNS[kind] if format is Format.wide or not c[2]]
+        if not items:
+            print(f"no {kind}", file=sys.stderr)
+            return
+        table([heading for heading, _, _ in columns], ([cell(item) for _, cell, _ in columns] for item in items))
+
+
+def described(resource: Resource) -> None:
+    """Everything about one resource, a field a line, lists below their name."""
+    width = max(len(key) for key in resource) + 2
+    for key, value in resource.items():
+        if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 1:
+            print(f"{key}:")
+            for each in value:
+                print(f"  - {plain(each)}")
+        else:
+            print(f"{key + ':':<{width}}{plain(value)}")

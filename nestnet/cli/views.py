@@ -1,0 +1,55 @@
+"""The verbs that show something: get, describe, trace, status."""
+
+from __future__ import annotations
+
+from nestnet.cli import output as out
+from nestnet.cli.find import target
+from nestnet.cli.formats import Format
+from nestnet.cli.kinds import plural
+
+
+def get(kind: str, path: str | None, network: str | None, lab: str | None, output: Format) -> None:
+    """List the objects of a kind, or show one."""
+    kinds = plural(kind)
+    with target(lab).client() as client:
+        if path is not None:
+            out.resources(kinds, [client.get(kinds, path)], output, single=True)
+        else:
+            out.resources(kinds, client.list(kinds, network=network), output)
+
+
+def describe(kind: str, path: str, lab: str | None) -> None:
+    """Show everything about one object."""
+    with target(lab).client() as client:
+        out.described(client.get(plural(kind), path))
+
+
+def trace(port: str, to: str, protocol: str, number: int | None, lab: str | None, output: Format) -> None:
+    """Tell what happens to a packet. `to` is an address, or the path of a port whose address is meant."""
+    from ipaddress import ip_address, ip_interface
+
+    from nestnet.cli import traces
+
+    with target(lab).client() as client:
+        try:
+            address = str(ip_address(to))
+        except ValueError:
+            address = str(ip_interface(client.get("ports", to)["addresses"][0]).ip)
+        told = client.trace(port, address, protocol, number)
+    if output in (Format.json, Format.yaml):
+        out.data(out.versioned("Trace", told), output)
+    else:
+        print(traces.text(told))
+
+
+def status(lab: str | None, output: Format) -> bool:
+    """Show how the machines are. True when all is well."""
+    from nestnet.cli import statuses
+
+    with target(lab).client() as client:
+        found = client.status()
+    wrong = statuses.problems(found)
+    if output in (Format.json, Format.yaml):
+        out.data(out.versioned("Status", {**found, "well": not wrong}), output)
+        return not wrong
+    return statuses.show(found)

@@ -1,0 +1,89 @@
+"""Waiting until machines have realised a revision, with progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from nestnet.model.errors import NotRealised
+
+if TYPE_CHECKING:
+    from nestnet.api.client import Client
+
+PACE = 0.05  # seconds between two questions
+
+
+def until_realised(
+    client: Client, revision: int, machines: Collection[str], timeout: float, quiet: bool = False
+) -> None:
+    """Return when each of these machines has realised the revision. Raises NotRealised after `timeout` seconds."""
+    progress = _Progress(quiet)
+    limit = time.monotonic() + timeout
+    try:
+        while True:
+            state = {m["name"]: m for m in client.status()["machines"] if m["name"] in machines}
+            behind = sorted(name for name in machines if realised(state.get(name, {})) < revision)
+            progress.show(f"revision {revision}: {len(machines) - len(behind)} of {len(machines)} machines", behind)
+            if not behind:
+                return
+            if time.monotonic() > limit:
+                raise NotRealised(_late(revision, behind, state, timeout))
+            time.sleep(PACE)  # the pace of asking; the wait is for the answer
+    finally:
+        progress.done()
+
+
+def realised(machine: Mapping[str, Any]) -> int:
+    """The revision that a machine has realised; -1 when it has never reported."""
+    value = machine.get("realised")
+    return -1 if value is None else int(value)
+
+
+def _late(revision: int, behind: list[str], state: Mapping[str, Mapping[str, Any]], timeout: float) -> str:
+    lines = [f"revision {revision} is stored, but {len(behind)} machines have not realised it after {timeout:g} s:"]
+    for name in behind[:20]:
+        machine = state.get(name, {})
+        last = realised(machine)
+        what = "has never reported" if last < 0 else f"is at revision {last}"
+        lines.append(f"  {name} {what}")
+        lines += [f"    {plain_problem(problem)}" for problem in machine.get("problems") or ()]
+    if len(behind) > 20:
+        lines.append(f"  and {len(behind) - 20} more")
+    return "\n".join(lines)
+
+
+def plain_problem(problem: object) -> str:
+    """A problem that an agent reported."""
+    if isinstance(problem, Mapping):
+        return str(problem.get("message") or problem.get("detail") or problem)
+    return str(problem)
+
+
+class _Progress:
+    """One line that changes on a terminal; elsewhere a line when something has changed, at most one a second."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._last = ""
+        self._next = time.monotonic() + 1.0
+
+    def show(self, text: str, behind: list[str]) -> None:
+        if self._quiet or text == self._last:
+            return
+        if self._terminal:
+            names = ", ".join(behind[:4]) + (", ..." if len(behind) > 4 else "")
+            sys.stderr.write(f"\r\x1b[K{text}{', waiting for ' + names if names else ''}")
+            sys.stderr.flush()
+        elif time.monotonic() < self._next:
+            return
+        else:
+            print(text, file=sys.stderr)
+            self._next = time.monotonic() + 1.0
+        self._last = text
+
+    def done(self) -> None:
+        if self._terminal and self._last:
+            sys.stderr.write("\r\x1b[K")

@@ -1,0 +1,223 @@
+"""Checks with real packets (rule 42): does the workload of `to` see a nonce that the workload of `from` sends to its
+address?
+
+    from's namespace                                     to's namespace
+      ordinary socket --- eth0 ... datapath ... eth0 --- packet socket: is the nonce in it?
+
+An answer would prove nothing: another port may have the same address, or the sender itself. So the only witness is
+a packet socket in the namespace of `to`, on frames that come in. What is sent goes through the sender's own stack
+(routes, ARP, ND): an ICMP echo request, a UDP datagram, or the SYN of a TCP connection, with the nonce as payload.
+All checks run at once, so a hundred take as long as one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+
+from nestnet.agent import netns
+from nestnet.model.values import Address
+
+PATIENCE = 2.0  # seconds until what has not arrived is taken as denied
+SENDING = (0.0, 0.1, 0.3, 0.7, 1.3)  # seconds after the start: the first may wait for ARP or ND, one may be lost
+NONCE = 16  # bytes
+
+ETH_P_ALL = 0x0003  # <linux/if_ether.h>
+PACKET_OUTGOING = 4  # <linux/if_packet.h>
+ECHO = {4: 8, 6: 128}  # RFC 792, RFC 4443
+SYN = 0x02
+EPHEMERAL = (32768, 49151)  # below the source ports of VXLAN
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One packet to send: from which namespace, to which address, watched for in which namespace.
+
+    `protocol` is icmp, tcp or udp, `port` its destination port (0 for icmp)."""
+
+    source: Path
+    target: Path
+    address: Address
+    protocol: str
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What came of a probe: whether the nonce arrived, after how many milliseconds, and why it could not be sent."""
+
+    arrived: bool
+    ms: float | None = None
+    error: str | None = None
+
+
+@dataclass
+class _Flight:
+    """A probe that is under way."""
+
+    probe: Probe
+    nonce: bytes = field(default_factory=lambda: os.urandom(NONCE))
+    source_port: int = field(default_factory=lambda: random.randint(*EPHEMERAL))
+    sender: socket.socket | None = None
+    first: float = 0.0
+    seen: float | None = None
+    error: str | None = None
+
+    def send(self) -> None:
+        """Send it once more, through the stack of the sender's namespace."""
+        assert self.sender is not None
+        if not self.first:
+            self.first = time.monotonic()
+        try:
+            self.sender.send(self._bytes())
+            self.error = None
+        except ConnectionRefusedError:
+            pass  # an ICMP error for the one before: the next one may arrive all the same
+        except OSError as error:
+            self.error = error.strerror or str(error)
+
+    def _bytes(self) -> bytes:
+        family, protocol = self.probe.address.version, self.probe.protocol
+        if protocol == "udp":
+            return self.nonce
+        if protocol == "icmp":
+            header = struct.pack("!BBHHH", ECHO[family], 0, 0, self.source_port, 1)
+            # The kernel fills in the checksum of ICMPv6, which covers addresses that only it knows.
+            total = checksum(header + self.nonce) if family == 4 else 0
+            return header[:2] + struct.pack("!H", total) + header[4:] + self.nonce
+        assert self.sender is not None
+        own = ip_address(self.sender.getsockname()[0].partition("%")[0]).packed
+        segment = _syn(self.source_port, self.probe.port, self.nonce)
+        pseudo = own + self.probe.address.packed + struct.pack("!II", len(segment), socket.IPPROTO_TCP)
+        return segment[:16] + struct.pack("!H", checksum(pseudo + segment)) + segment[18:]
+
+
+def _syn(source: int, target: int, nonce: bytes) -> bytes:
+    """A TCP SYN with data (RFC 9293 allows it), without its checksum."""
+    sequence = int.from_bytes(nonce[:4], "big")
+    return struct.pack("!HHIIBBHHH", source, target, sequence, 0, 5 << 4, SYN, 64240, 0, 0) + nonce
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    data += bytes(len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def run(probes: Sequence[Probe], patience: float = PATIENCE) -> list[Seen]:
+    """Send all probes at once and wait for them: until each has arrived, at most `patience` seconds."""
+    flights = [_Flight(probe) for probe in probes]
+    watchers: dict[int, tuple[socket.socket, Path]] = {}
+    try:
+        for target in {probe.target for probe in probes}:
+            watcher = netns.run_in(target, _watch)
+            watchers[watcher.fileno()] = (watcher, target)
+        for flight in flights:
+            try:
+                flight.sender = netns.run_in(flight.probe.source, lambda f=flight: _sender(f))  # type: ignore[misc]
+            except OSError as error:
+                flight.error = error.strerror or str(error)  # no route to it
+        _fly(flights, watchers, patience)
+    finally:
+        for watcher, _ in watchers.values():
+            watcher.close()
+        for flight in flights:
+            if flight.sender is not None:
+                flight.sender.close()
+    return [
+        Seen(f.seen is not None, round((f.seen - f.first) * 1000, 1) if f.seen is not None else None, f.error)
+        for f in flights
+    ]
+
+
+def _fly(flights: list[_Flight], watchers: dict[int, tuple[socket.socket, Path]], patience: float) -> None:
+    poll = select.poll()
+    for descriptor in watchers:
+        poll.register(descriptor, select.POLLIN)
+    waiting: dict[Path, dict[bytes, _Flight]] = {}
+    for flight in flights:
+        if flight.sender is not None:
+            waiting.setdefault(flight.probe.target, {})[flight.nonce] = flight
+    start = time.monotonic()
+    turns = [start + after for after in SENDING]
+    end = start + patience
+    while any(waiting.values()) and (now := time.monotonic()) < end:
+        if turns and now >= turns[0]:
+            turns.pop(0)
+            for flight in _all(waiting):
+                flight.send()
+            continue
+        until = min(turns[0] if turns else end, end)
+        for descriptor, _ in poll.poll(max(until - now, 0) * 1000):
+            watcher, target = watchers[descriptor]
+            _look(watcher, waiting.get(target, {}))
+
+
+def _all(waiting: dict[Path, dict[bytes, _Flight]]) -> Iterable[_Flight]:
+    return [flight for flights in waiting.values() for flight in flights.values()]
+
+
+def _look(watcher: socket.socket, waiting: dict[bytes, _Flight]) -> None:
+    """Read every frame that has come in, and mark the flights whose nonce is in one."""
+    while True:
+        try:
+            frame, (_, _, direction, *_) = watcher.recvfrom(65535)
+        except BlockingIOError:
+            return
+        if direction == PACKET_OUTGOING:
+            continue
+        nonce = frame[-NONCE:]
+        # Ethernet pads short frames; and an ICMP error that quotes the nonce would be for its sender.
+        flight = waiting.get(nonce) or next((f for n, f in waiting.items() if n in frame), None)
+        if flight is not None and not _quoted(frame):
+            flight.seen = time.monotonic()
+            del waiting[flight.nonce]
+
+
+def _quoted(frame: bytes) -> bool:
+    """Is this an ICMP error? Then the nonce in it is a quotation."""
+    if frame[12:14] == b"\x08\x00" and frame[23] == 1:
+        return frame[14 + (frame[14] & 15) * 4] in (3, 4, 5, 11, 12)
+    return frame[12:14] == b"\x86\xdd" and frame[20] == 58 and frame[54] < 128
+
+
+def _watch() -> socket.socket:
+    """Inside `to`: a socket that gets a copy of every frame on eth0."""
+    watcher = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    watcher.bind(("eth0", ETH_P_ALL))
+    watcher.setblocking(False)
+    return watcher
+
+
+def _sender(flight: _Flight) -> socket.socket:
+    """Inside `from`: a socket to the address of `to`. Raises OSError when there is no route to it."""
+    probe = flight.probe
+    family = socket.AF_INET if probe.address.version == 4 else socket.AF_INET6
+    if probe.protocol == "udp":
+        sender = socket.socket(family, socket.SOCK_DGRAM)
+    elif probe.protocol == "tcp":
+        sender = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    else:
+        icmp = socket.IPPROTO_ICMP if probe.address.version == 4 else socket.IPPROTO_ICMPV6
+        sender = socket.socket(family, socket.SOCK_RAW, icmp)
+    try:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # nobody reads answers
+        sender.setblocking(False)
+        if probe.protocol == "udp":
+            sender.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", flight.source_port))
+        sender.connect((str(probe.address), probe.port if probe.protocol == "udp" else 0))
+    except OSError:
+        sender.close()
+        raise
+    return sender
