@@ -132,12 +132,26 @@ class Owner(NamedTuple):
 NOBODY = Owner(0, 0)
 
 
-@dataclass
-class Connection:
+class Key(NamedTuple):
+    """What a connection is known by: the ports at its ends and the tuple of its first packet."""
+
+    opener: int
+    answerer: int
+    flow: FlowTuple
+
+
+class Connection(NamedTuple):
     """`closing`: a FIN or RST was seen. `expires`: the first moment at which it is no longer there."""
 
     closing: bool
     expires: float
+
+
+class Tracked(NamedTuple):
+    """A connection as it is once a packet has passed."""
+
+    key: Key
+    connection: Connection
 
 
 class First(NamedTuple):
@@ -155,7 +169,7 @@ class Reference:
     """
 
     def __init__(self, tables: Tables) -> None:
-        self.connections: dict[tuple[int, int, FlowTuple], Connection] = {}
+        self.connections: dict[Key, Connection] = {}
         self.fragments: dict[tuple[int, bytes, bytes, int, int], First] = {}
         self.load(tables)
 
@@ -236,7 +250,6 @@ class Reference:
             self.flood(p, port, packet, out)
             return
         self.unicast(p, port, packet, now, out)
-        self.remember(p, packet, now)
 
     def arp(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
         """Line 3."""
@@ -303,8 +316,10 @@ class Reference:
             raise Drop("fragment_unknown")
         return with_first(packet, first.flow, first.icmp_type)
 
-    def remember(self, p: int, packet: Packet, now: float) -> None:
-        """Line 7: a first fragment that passed."""
+    def remember(self, p: int, packet: Packet, tracked: Tracked | None, now: float) -> None:
+        """Lines 7 and 11: of a packet that passed, and of no other, its connection and what its fragments need."""
+        if tracked is not None:
+            self.connections[tracked.key] = tracked.connection
         if packet.fragment == FIRST:
             self.fragments[_fragment_key(p, packet)] = First(packet.flow, packet.icmp_type, now + FRAGMENT_SECONDS)
 
@@ -365,7 +380,9 @@ class Reference:
                 return
         assert q is not None
         to = self.port[q]
-        self.connection(port.network, p, q, packet, now)
+        if owner.kind == OWNER_ROUTER:
+            self.guard_routed(owner.slot, p, packet)
+        tracked = self.connection(port.network, p, q, packet, now)
         if packet.size > network.mtu:
             raise Drop("too_big")
         frame = packet.frame
@@ -378,6 +395,7 @@ class Reference:
             self.to_workload(q, frame, out)
         else:
             self.to_machine(machine, self.segment[to.segment], packet, frame, out)
+        self.remember(p, packet, tracked, now)
 
     def through(self, router: int, p: int, port: Row, packet: Packet, out: Outputs) -> int | None:
         """Line 10: the port behind the router. None if the router itself has answered."""
@@ -397,56 +415,58 @@ class Reference:
             return None
         raise Drop("router_local" if is_router else "unreachable" if segment else "no_route")
 
+    def guard_routed(self, router: int, p: int, packet: Packet) -> None:
+        """What a router passes on is from where it would send the answer. Both ends ask: the other machine has
+        nothing but this address to tell it whose packet that is."""
+        source = packet.flow.source
+        if _is_link_local(source) or source in (UNSPECIFIED4, UNSPECIFIED6):
+            raise Drop("source_address")
+        if self.behind(router, source) != Owner(OWNER_PORT, p):
+            raise Drop("source_address")
+
     # ---- whether it may
 
-    def connection(self, network: int, p: int, q: int, packet: Packet, now: float) -> None:
-        """Line 11: connections, then policy."""
+    def connection(self, network: int, p: int, q: int, packet: Packet, now: float) -> Tracked | None:
+        """Line 11: connections, then policy. What is to be remembered, if anything."""
         flow = packet.flow
         if packet.is_icmp_error:
             self.related(network, p, q, packet, now)
-            return
+            return None
         if packet.is_carriage or (packet.is_icmp and not packet.is_echo):
             if not self.judge(network, p, q, flow, flow.target):
                 raise Drop("policy")
-            return
-        key = (p, q, flow)
-        connection = self.alive(key, now)
-        if connection is None and not packet.is_opening:
-            key = (q, p, flow.reversed)
-            connection = self.alive(key, now)
-        if connection is None:
-            key = (p, q, flow)
-        opener, answerer, opened = key
-        if not self.judge(network, opener, answerer, opened, opened.target):
+            return None
+        key = Key(p, q, flow)
+        known = self.alive(key, now)
+        if known is None and not packet.is_opening:
+            known = self.alive(Key(q, p, flow.reversed), now)
+            if known is not None:
+                key = Key(q, p, flow.reversed)
+        if not self.judge(network, key.opener, key.answerer, key.flow, key.flow.target):
             self.connections.pop(key, None)
             raise Drop("policy")
-        if connection is None:
-            if self.opened_by(p, now) >= self.port[p].share:
-                raise Drop("connection_share")
-            connection = self.connections[key] = Connection(closing=False, expires=now)
-        elif packet.is_opening:
-            connection.closing = False
-        if packet.is_closing:
-            connection.closing = True
-        connection.expires = now + lifetime(flow.protocol, connection.closing)
+        if known is None and self.opened_by(p, now) >= self.port[p].share:
+            raise Drop("connection_share")
+        closing = packet.is_closing or (known is not None and known.closing and not packet.is_opening)
+        return Tracked(key, Connection(closing, now + lifetime(flow.protocol, closing)))
 
     def related(self, network: int, p: int, q: int, packet: Packet, now: float) -> None:
         """Line 11: an ICMP error belongs to the connection of the packet it quotes, which may be gone from or
         come to its sender."""
         quote = quoted(packet)
         if quote is not None:
-            for key in ((q, p, quote), (p, q, quote.reversed)):
-                opener, answerer, opened = key
-                if self.alive(key, now) and self.judge(network, opener, answerer, opened, opened.target):
+            for key in (Key(q, p, quote), Key(p, q, quote.reversed)):
+                known = self.alive(key, now)
+                if known is not None and self.judge(network, key.opener, key.answerer, key.flow, key.flow.target):
                     return
         raise Drop("icmp_unrelated")
 
-    def alive(self, key: tuple[int, int, FlowTuple], now: float) -> Connection | None:
+    def alive(self, key: Key, now: float) -> Connection | None:
         connection = self.connections.get(key)
         return connection if connection is not None and now < connection.expires else None
 
     def opened_by(self, p: int, now: float) -> int:
-        return sum(1 for key, connection in self.connections.items() if key[0] == p and now < connection.expires)
+        return sum(1 for key, connection in self.connections.items() if key.opener == p and now < connection.expires)
 
     def judge(self, network: int, p: int, q: int, flow: FlowTuple, target: bytes | None) -> bool:
         """The network's policies for a packet from port `p` (or 0) to port `q` (or 0) at `target`, if that is
@@ -501,6 +521,11 @@ class Reference:
         row = self.routes.longest(struct.pack("<I", router) + target)
         return row.segment if row else 0
 
+    def behind(self, router: int, address: bytes) -> Owner:
+        """Who has this address, as the router sees it."""
+        segment = self.route(router, address)
+        return self.owner(segment, address) if segment else NOBODY
+
     # ---- what carries it
 
     def place(self, port: Row) -> int:
@@ -525,6 +550,8 @@ class Reference:
         if not a.flags & b.flags & self.network[a.network].flags & ENABLED:
             raise Drop("carrier_down")  # Rows that are not here yet are not enabled either.
         source, target = (a.address6, b.address6) if underlay == 6 else (a.address4, b.address4)
+        if NO_ADDRESS in (source, target):
+            raise Drop("carrier_no_route")
         if not self.judge(a.network, pa, pb, FlowTuple(source, target, 0, CARRIAGE_PORT, UDP), target):
             raise Drop("carrier_policy")
         if a.segment != b.segment:
@@ -536,10 +563,12 @@ class Reference:
     # ---- out
 
     def to_workload(self, q: int, frame: bytes, out: Outputs) -> None:
-        ifindex = self.port[q].ifindex
-        if not ifindex:
+        to = self.port[q]
+        if not to.flags & ENABLED:
+            raise Drop("port_disabled")
+        if not to.ifindex:
             raise Drop("not_attached")
-        out.emitted.append(ToWorkload(ifindex, q, frame))
+        out.emitted.append(ToWorkload(to.ifindex, q, frame))
 
     def to_machine(self, machine: int, segment: Row, packet: Packet, frame: bytes, out: Outputs) -> None:
         """`packet` is the frame as its workload sent it: a router changes nothing that the flow hash reads."""
@@ -599,29 +628,29 @@ class Reference:
         try:
             if not to.flags & ENABLED:
                 raise Drop("port_disabled")
-            self.connection(port.network, p, q, packet, now)
+            tracked = self.connection(port.network, p, q, packet, now)
             self.carry(port.network, self.place(port), self.place(to))
             if frame is None:
                 raise Drop("ecn")
             self.to_workload(q, frame, out)
         except Drop as drop:
             raise Drop(drop.reason, q) from drop
-        self.remember(p, packet, now)
+        self.remember(p, packet, tracked, now)
 
     def sender(self, segment: int, machine: int, packet: Packet) -> int:
         """The port that sent what came from the wire: by its MAC, or behind a router's by its address."""
         source = packet.flow.source
         owner = self.at_mac(segment, packet.source_mac)
+        router = owner.slot
         is_routed = owner.kind == OWNER_ROUTER
         if is_routed:
-            behind = self.route(owner.slot, source)
-            owner = self.owner(behind, source) if behind else NOBODY
+            owner = self.behind(router, source)
         if owner.kind != OWNER_PORT or not self.port[owner.slot].id:
             raise Drop("unknown_source")
         if not self.lives_at(owner.slot, machine):
             raise Drop("sender_location")
-        if is_routed and (_is_link_local(source) or source in (UNSPECIFIED4, UNSPECIFIED6)):
-            raise Drop("source_address")
+        if is_routed:
+            self.guard_routed(router, owner.slot, packet)
         return owner.slot
 
     def lives_at(self, p: int, machine: int) -> bool:
@@ -759,7 +788,8 @@ def _address(address: bytes) -> IPv4Address | IPv6Address:
 
 
 def _is_link_local(address: bytes) -> bool:
-    return _address(address).is_link_local
+    """fe80::/10"""
+    return address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 
 def _fragment_key(p: int, packet: Packet) -> tuple[int, bytes, bytes, int, int]:

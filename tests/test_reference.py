@@ -1,0 +1,661 @@
+"""The reference datapath on tables made by hand: each reason, each answer, and what comes out where.
+
+   m1 192.0.2.1                     m2 192.0.2.2
++-------------------+            +-------------------+
+| a 10.0.0.2   b .3 |            | c 10.0.0.4   (web)|   network 1, VNI 100, router 10.0.0.1
+| h .5              |            | k 10.0.0.6        |
+|                   |            | d 10.0.1.2   (db) |   network 1, VNI 200, router 10.0.1.1
+| x 10.0.0.2 on h   |            | y 10.0.0.3 on k   |   network 2, carried by network 1, VNI 300
++-------------------+            +-------------------+
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+
+import numpy as np
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6MLReport,
+    ICMPv6ND_NA,
+    ICMPv6ND_NS,
+    ICMPv6ND_RA,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptSrcLLAddr,
+    IPv6,
+    IPv6ExtHdrFragment,
+)
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.vxlan import VXLAN
+from scapy.packet import Packet as Scapy
+from scapy.packet import Raw
+
+from nestnet.compile.tables import (
+    CIDR,
+    CLASS,
+    DENY,
+    ENABLED,
+    HOSTS,
+    IDENTITY,
+    LOCAL,
+    MACHINE,
+    OWNER_PORT,
+    OWNER_ROUTER,
+    PORT,
+    PROTOCOL,
+    TABLES,
+    Tables,
+)
+from nestnet.datapath.reference import Fabric, Outputs, Reference, ToMachine, ToWorkload
+from nestnet.model.hash import flow_hash, outer_source_port
+from nestnet.model.reasons import REASONS
+
+Spec = dict[str, dict[object, tuple[Any, ...]]]
+
+# Slots, the same on both machines. An object's id is its slot + 1000.
+A, B, C, D, H, K, X, Y = range(1, 9)
+WEB, DB, LAN = 1, 2, 3
+OUTER, INNER = 1, 2
+M1, M2 = 1, 2
+CORE = 1
+HOST_M1, HOST_M2, HOST_H, HOST_K = 1, 2, 3, 4
+RULES = 77  # a version of rules
+
+WIRE = {M1: "192.0.2.1", M2: "192.0.2.2"}
+VNI = {WEB: 100, DB: 200, LAN: 300}
+PORTS = {
+    A: (OUTER, WEB, M1, "10.0.0.2"),
+    B: (OUTER, WEB, M1, "10.0.0.3"),
+    C: (OUTER, WEB, M2, "10.0.0.4"),
+    D: (OUTER, DB, M2, "10.0.1.2"),
+    H: (OUTER, WEB, M1, "10.0.0.5"),
+    K: (OUTER, WEB, M2, "10.0.0.6"),
+    X: (INNER, LAN, M1, "10.0.0.2"),
+    Y: (INNER, LAN, M2, "10.0.0.3"),
+}
+OWN_HOST = {H: HOST_H, K: HOST_K}  # of those that are hosts
+LIVES_ON = {H: HOST_M1, K: HOST_M2, X: HOST_H, Y: HOST_K}
+ROUTER_MAC = "06:00:00:00:00:01"
+GATEWAY = {WEB: "10.0.0.1", DB: "10.0.1.1"}
+
+
+def mac(port: int) -> str:
+    return f"02:00:00:00:00:{port:02x}"
+
+
+def raw(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def packed(address: str) -> bytes:
+    parsed = ip_address(address)
+    return parsed.packed if parsed.version == 6 else bytes(10) + b"\xff\xff" + parsed.packed
+
+
+def v6(port: int) -> str:
+    """The address that a port of WEB has beside its IPv4 one."""
+    return f"fd00::{port:x}"
+
+
+def local6(port: int) -> str:
+    return f"fe80::ff:fe00:{port:x}"
+
+
+def spec(here: int) -> Spec:
+    """The rows of one machine: table -> key -> value, in the order of the fields."""
+    rows: Spec = {name: {} for name in TABLES}
+    rows["self"][0] = (here, 2)
+    for network in (OUTER, INNER):
+        rows["network"][network] = (1000 + network, 0, 0, ENABLED, 1450, 4, 0)
+    for segment, vni in VNI.items():
+        ports = [p for p, (_, s, *_) in PORTS.items() if s == segment]
+        local = [p for p in ports if PORTS[p][2] == here]
+        hosts = [HOST_H, HOST_K] if segment == LAN else [HOST_M1, HOST_M2] if segment == WEB else [HOST_M2]
+        network, router = (INNER, 0) if segment == LAN else (OUTER, CORE)
+        rows["segment"][segment] = (1000 + segment, network, vni, 5, len(hosts), 6, len(local), router, 0)
+        rows["vni"][(vni,)] = (segment,)
+        rows["flood"] |= {(segment, 5, i): (host,) for i, host in enumerate(hosts)}
+        rows["local"] |= {(segment, 6, i): (port,) for i, port in enumerate(local)}
+    for machine, address in WIRE.items():
+        rows["machine"][machine] = (1000 + machine, packed(address), 1500, 0)
+        rows["member"][(packed(address),)] = (machine,)
+        rows["host"][machine] = (1000 + machine, MACHINE, 0, machine, 0)
+    rows["router"][CORE] = (1001, OUTER, 0, raw(ROUTER_MAC), 0)
+    for segment, address in GATEWAY.items():
+        rows["mac"][(segment, raw(ROUTER_MAC), 0)] = (OWNER_ROUTER, CORE)
+        rows["owner"][(160, segment, packed(address))] = (OWNER_ROUTER, CORE)
+        rows["route"][(32 + 96 + 24, CORE, packed(address)[:-1] + b"\0")] = (segment,)
+    rows["route"][(32 + 64, CORE, packed("fd00::"))] = (WEB,)
+    for port, (network, segment, machine, address) in PORTS.items():
+        flags, ifindex, host = ENABLED, 0, LIVES_ON.get(port, HOST_M1 if machine == M1 else HOST_M2)
+        if machine == here:
+            flags, ifindex = flags | LOCAL, 10 + port
+            rows["attach"][(ifindex,)] = (port,)
+        if port in OWN_HOST:
+            rows["host"][OWN_HOST[port]] = (1000 + port, PORT, port, host, 0)
+            flags, host = flags | HOSTS, OWN_HOST[port]
+        six = packed(v6(port)) if segment == WEB else bytes(16)
+        rows["port"][port] = (
+            1000 + port, network, segment, host, ifindex, flags, 100, packed(address), six, raw(mac(port)), 0
+        )  # fmt: skip
+        rows["mac"][(segment, raw(mac(port)), 0)] = (OWNER_PORT, port)
+        for own in (address, local6(port), *([v6(port)] if segment == WEB else [])):
+            rows["owner"][(160, segment, packed(own))] = (OWNER_PORT, port)
+    return rows
+
+
+def build(rows: Spec) -> Tables:
+    tables: Tables = {}
+    for name, table in TABLES.items():
+        array = np.zeros(len(rows[name]), table.row)
+        for at, (key, value) in enumerate(rows[name].items()):
+            for part, fields in (("key", key), ("value", value)):
+                if table.key is None and part == "key":
+                    array[at][part] = fields
+                    continue
+                assert isinstance(fields, tuple)
+                array[at][part] = tuple(list(f) if isinstance(f, bytes) else f for f in fields)
+        tables[name] = array
+    return tables
+
+
+def with_field(rows: Spec, table: str, key: object, **fields: object) -> None:
+    names = TABLES[table].value.names or ()
+    value = dict(zip(names, rows[table][key], strict=True)) | fields
+    rows[table][key] = tuple(value.values())
+
+
+def with_rules(*rules: tuple[int, int, int, int], network: int = OUTER) -> Callable[[Spec], None]:
+    """Policies of a network: (source, target, service, rank)."""
+
+    def edit(rows: Spec) -> None:
+        combos = 0
+        for source, target, service, rank in rules:
+            combos |= 1 << (source >> 30) * 9 + (target >> 30) * 3 + (service >> 30)
+            rows["rule"][(network, RULES, source, target, service)] = (1, rank, 0)
+        with_field(rows, "network", network, rules=RULES, combos=combos)
+        # Class 1: a. Class 2: c. Addresses: 1 is 10.0.0.0/24, 2 is 10.0.0.128/25. Services: 1 is tcp/80-81.
+        rows["peer"] |= {(network, RULES, A): (1,), (network, RULES, C): (2,)}
+        rows["cidr"] |= {
+            (64 + 96 + 24, network, RULES, packed("10.0.0.0")): (1,),
+            (64 + 96 + 25, network, RULES, packed("10.0.0.128")): (2,),
+        }
+        rows["service"][(72 + 15, network, RULES, 6, b"\x00\x50", 0)] = (1,)
+
+    return edit
+
+
+ALLOW, NONE = 200, 0
+deny_all = with_rules()
+
+
+def off(table: str, slot: int) -> Callable[[Spec], None]:
+    return lambda rows: with_field(
+        rows, table, slot, flags=rows[table][slot][3 if table == "network" else 5] & ~ENABLED
+    )
+
+
+def ether(source: int, target: int | str) -> Ether:
+    return Ether(src=mac(source), dst=mac(target) if isinstance(target, int) else target)
+
+
+def ip(source: int, target: int | str, **fields: Any) -> IP:
+    return IP(src=PORTS[source][3], dst=PORTS[target][3] if isinstance(target, int) else target, **fields)
+
+
+def udp(source: int, target: int, via: str = "", **fields: object) -> Scapy:
+    return ether(source, via or target) / ip(source, target, **fields) / UDP(sport=1000, dport=2000) / Raw(b"hello")
+
+
+def tcp(source: int, target: int, flags: str = "S", sport: int = 1000, dport: int = 80) -> Scapy:
+    return ether(source, target) / ip(source, target) / TCP(sport=sport, dport=dport, flags=flags)
+
+
+def six(source: int, target: int | str, to: str = "") -> Scapy:
+    return ether(source, target) / IPv6(src=v6(source), dst=to or v6(C))
+
+
+def wire(inner: Scapy | bytes, segment: int = WEB, source: int = M2, tos: int = 0, **vxlan: Any) -> bytes:
+    header = VXLAN(**({"vni": VNI[segment], "flags": 8} | vxlan))
+    outer = IP(src=WIRE[source], dst=WIRE[M1], tos=tos, flags="DF", id=0) / UDP(sport=50000, dport=4789, chksum=0)
+    return bytes(outer / header / Raw(bytes(inner)))
+
+
+@dataclass
+class Case:
+    """`what` comes from port `source` of m1, or from the wire to it; `before`: what came first, in the same second."""
+
+    reason: str
+    what: Scapy | bytes
+    source: int = A
+    edits: tuple[Callable[[Spec], None], ...] = ()
+    before: tuple[Scapy | bytes, ...] = ()
+    port: int | None = None
+    now: float = 0.0
+
+
+def delete(table: str, key: object) -> Callable[[Spec], None]:
+    def edit(rows: Spec) -> None:
+        del rows[table][key]
+
+    return edit
+
+
+def edited(table: str, key: object, **fields: object) -> Callable[[Spec], None]:
+    return lambda rows: with_field(rows, table, key, **fields)
+
+
+PARTS: list[Scapy] = fragment(udp(A, B) / Raw(bytes(2000)), fragsize=1000)  # type: ignore[no-untyped-call]
+DISCOVERY = IPv6(src=v6(A), dst="ff02::1:ff00:3", hlim=255)
+CLIENT = UDP(sport=68, dport=67)
+UNREACHABLE = ether(A, B) / ip(A, B) / ICMP(type=3, code=3) / IP(src="10.0.0.3", dst="10.0.0.2")
+
+
+def in_own_host(rows: Spec) -> None:
+    """h and k say that they live on themselves: a chain without end."""
+    with_field(rows, "host", HOST_H, at=HOST_H)
+    with_field(rows, "host", HOST_K, at=HOST_K)
+
+
+CASES: dict[str, Case] = {
+    # ---- lines 1 and 2
+    "no port": Case("not_attached", udp(A, B), 0, (delete("attach", (11,)),)),
+    "port gone": Case("not_attached", udp(A, B), edits=(delete("port", A),)),
+    "target without workload": Case("not_attached", udp(A, B), edits=(edited("port", B, ifindex=0),)),
+    "port down": Case("port_disabled", udp(A, B), edits=(off("port", A),)),
+    "target down": Case("port_disabled", udp(A, B), edits=(off("port", B),)),
+    "network down": Case("network_disabled", udp(A, B), edits=(off("network", OUTER),)),
+    "short": Case("malformed", b"\0" * 13),
+    "tag": Case("tagged", ether(A, B) / Dot1Q(vlan=1) / ip(A, B)),
+    "tag of a provider": Case("tagged", Ether(src=mac(A), dst=mac(B), type=0x88A8) / Raw(bytes(50))),
+    "bridge control": Case("control_frame", ether(A, "01:80:c2:00:00:0f") / ip(A, B)),
+    "no EtherType of ours": Case("ether_type", Ether(src=mac(A), dst=mac(B), type=0x88CC) / Raw(bytes(50))),
+    "source MAC": Case("source_mac", ether(B, C) / ip(A, C)),
+    # ---- ARP
+    "ARP short": Case("malformed", bytes(ether(A, B) / ARP())[:41]),
+    "ARP sender": Case("arp_spoof", ether(A, B) / ARP(hwsrc=mac(A), psrc="10.0.0.3", pdst="10.0.0.4")),
+    "ARP sender MAC": Case("arp_spoof", ether(A, B) / ARP(hwsrc=mac(B), psrc="10.0.0.2", pdst="10.0.0.4")),
+    "ARP reply from nobody": Case("arp_spoof", ether(A, B) / ARP(op=2, hwsrc=mac(A), psrc="0.0.0.0", pdst="10.0.0.4")),
+    "ARP reply": Case("announcement", ether(A, B) / ARP(op=2, hwsrc=mac(A), psrc="10.0.0.2", pdst="10.0.0.4")),
+    "ARP probe": Case("announcement", ether(A, B) / ARP(hwsrc=mac(A), psrc="0.0.0.0", pdst="10.0.0.2")),
+    "gratuitous ARP": Case("announcement", ether(A, B) / ARP(hwsrc=mac(A), psrc="10.0.0.2", pdst="10.0.0.2")),
+    "ARP for nobody": Case("arp_unknown", ether(A, B) / ARP(hwsrc=mac(A), psrc="10.0.0.2", pdst="10.0.0.99")),
+    # ---- IP and the source guard
+    "IP version": Case("malformed", ether(A, B) / ip(A, B, version=6) / UDP()),
+    "total length": Case("malformed", ether(A, B) / ip(A, B, len=2000) / UDP()),
+    "RA": Case("router_advertisement", six(A, B) / ICMPv6ND_RA()),
+    "ND in a fragment": Case("nd_spoof", six(A, B) / IPv6ExtHdrFragment(m=1) / ICMPv6ND_NS()),
+    "DHCP server": Case("dhcp_server", ether(A, B) / ip(A, B) / UDP(sport=67, dport=68)),
+    "DHCPv6 server": Case("dhcp_server", six(A, B) / UDP(sport=547, dport=546)),
+    "source": Case("source_address", ether(A, B) / IP(src="10.0.0.3", dst="10.0.0.4") / UDP()),
+    "no source": Case("source_address", ether(A, B) / IP(src="0.0.0.0", dst="10.0.0.3") / CLIENT),
+    "no source, IPv6": Case("source_address", ether(A, B) / IPv6(src="::", dst=v6(B)) / ICMPv6EchoRequest()),
+    "listener to one": Case("source_address", ether(A, B) / IPv6(src="::", dst=v6(B)) / ICMPv6MLReport()),
+    # ---- neighbour discovery
+    "NS hop limit": Case("malformed", ether(A, B) / IPv6(src=v6(A), dst=v6(B), hlim=64) / ICMPv6ND_NS(tgt=v6(B))),
+    "NS options": Case("malformed", ether(A, B) / DISCOVERY / ICMPv6ND_NS(tgt=v6(B)) / Raw(b"\1\0" + bytes(6))),
+    "NS link address": Case(
+        "nd_spoof", ether(A, B) / DISCOVERY / ICMPv6ND_NS(tgt=v6(B)) / ICMPv6NDOptSrcLLAddr(lladdr=mac(B))
+    ),
+    "NA for another": Case(
+        "nd_spoof", ether(A, B) / DISCOVERY / ICMPv6ND_NA(tgt=v6(B)) / ICMPv6NDOptDstLLAddr(lladdr=mac(A))
+    ),
+    "NA": Case("announcement", ether(A, B) / DISCOVERY / ICMPv6ND_NA(tgt=v6(A))),
+    "DAD": Case("announcement", ether(A, B) / IPv6(src="::", dst="ff02::1", hlim=255) / ICMPv6ND_NS(tgt=v6(A))),
+    "DAD for another": Case("nd_spoof", ether(A, B) / IPv6(src="::", dst="ff02::1", hlim=255) / ICMPv6ND_NS(tgt=v6(B))),
+    "NS for itself": Case("announcement", ether(A, B) / DISCOVERY / ICMPv6ND_NS(tgt=v6(A))),
+    "NS for nobody": Case("nd_unknown", ether(A, B) / DISCOVERY / ICMPv6ND_NS(tgt="fd00::99")),
+    # ---- fragments
+    "later fragment alone": Case("fragment_unknown", PARTS[1]),
+    "later fragment, late": Case("fragment_unknown", PARTS[1], before=(PARTS[0],), now=30.0),
+    "later fragment after a dropped one": Case(
+        "fragment_unknown", PARTS[1], before=(PARTS[0],), edits=(edited("network", OUTER, mtu=700),)
+    ),
+    # ---- switching and routing
+    "nobody has the MAC": Case("unknown_unicast", ether(A, 99) / ip(A, B) / UDP()),
+    "own MAC": Case("hairpin", udp(A, A)),
+    "no route": Case("no_route", ether(A, ROUTER_MAC) / ip(A, "10.9.0.1") / UDP()),
+    "nobody has the address": Case("unreachable", ether(A, ROUTER_MAC) / ip(A, "10.0.1.99") / UDP()),
+    "to a router": Case("router_local", ether(A, ROUTER_MAC) / ip(A, GATEWAY[DB]) / UDP()),
+    "TTL": Case("ttl_expired", udp(A, D, ROUTER_MAC, ttl=1)),
+    "size": Case("too_big", udp(A, B) / Raw(bytes(1450 - 32))),
+    "size, to all": Case("too_big", ether(A, "ff:ff:ff:ff:ff:ff") / ip(A, B) / UDP() / Raw(bytes(1450 - 27))),
+    "routed from a link-local address": Case(
+        "source_address", ether(A, ROUTER_MAC) / IPv6(src=local6(A), dst=v6(C)) / UDP()
+    ),
+    # ---- policy
+    "nothing allowed": Case("policy", udp(A, B), edits=(deny_all,)),
+    "denied before no route": Case("policy", ether(A, ROUTER_MAC) / ip(A, "10.9.0.1") / UDP(), edits=(deny_all,)),
+    "denied before a router's far side": Case(
+        "policy", ether(A, ROUTER_MAC) / ip(A, GATEWAY[DB]) / ICMP(), edits=(deny_all,)
+    ),
+    "carriage is not tracked": Case("policy", ether(A, B) / ip(A, B) / UDP(sport=4789, dport=4789), edits=(deny_all,)),
+    "ICMP that is no echo": Case("policy", ether(A, B) / ip(A, B) / ICMP(type=13), edits=(deny_all,)),
+    "share": Case("connection_share", tcp(A, B, sport=3), edits=(edited("port", A, share=1),), before=(tcp(A, B),)),
+    "error about nothing": Case("icmp_unrelated", UNREACHABLE / UDP(sport=2000, dport=1000)),
+    "error about little": Case("icmp_unrelated", UNREACHABLE / Raw(b"1234567"), before=(tcp(A, B),)),
+    # ---- what carries it
+    "carrier's port down": Case("carrier_down", udp(X, Y), X, (off("port", K),)),
+    "carrier down": Case("carrier_down", udp(X, Y), X, (off("network", OUTER),)),
+    "carrier not known": Case("carrier_down", udp(X, Y), X, (delete("host", HOST_K),)),
+    "carrier's policy": Case("carrier_policy", udp(X, Y), X, (with_rules((0, 0, PROTOCOL + 1, ALLOW)),)),
+    "carrier without a route": Case("carrier_no_route", udp(X, Y), X, (edited("port", K, segment=DB),)),
+    "carrier without an address": Case("carrier_no_route", udp(X, Y), X, (edited("port", K, address4=bytes(16)),)),
+    "carriers without end": Case("carrier_depth", udp(X, Y), X, (in_own_host,)),
+    # ---- from the wire
+    "stranger": Case("not_a_member", wire(udp(C, A)), edits=(delete("member", (packed(WIRE[M2]),)),)),
+    "VXLAN flags": Case("vxlan_header", wire(udp(C, A), flags=0)),
+    "VXLAN reserved": Case("vxlan_header", wire(udp(C, A), reserved2=1)),
+    "VXLAN short": Case("vxlan_header", bytes(IP(src=WIRE[M2], dst=WIRE[M1]) / UDP(dport=4789) / Raw(bytes(7)))),
+    "VNI": Case("unknown_vni", wire(udp(C, A), vni=9999)),
+    "network down, from the wire": Case("network_disabled", wire(udp(C, A)), edits=(off("network", OUTER),)),
+    "inner short": Case("malformed", wire(bytes(udp(C, A))[:13])),
+    "inner tag": Case("tagged", wire(ether(C, A) / Dot1Q() / ip(C, A))),
+    "inner ARP": Case("ether_type", wire(ether(C, A) / ARP())),
+    "inner IP": Case("malformed", wire(bytes(udp(C, A))[:30])),
+    "inner source MAC": Case("unknown_source", wire(ether(99, A) / ip(C, A) / UDP())),
+    "inner source behind a router": Case(
+        "unknown_source", wire(Ether(src=ROUTER_MAC, dst=mac(A)) / IP(src="10.0.1.99", dst="10.0.0.2") / UDP())
+    ),
+    "from the wrong machine": Case("sender_location", wire(udp(B, A))),
+    "carried, from the wrong machine": Case("sender_location", wire(udp(X, Y), LAN)),
+    "source guard, from the wire": Case("source_address", wire(ether(C, A) / ip(K, A) / UDP())),
+    "RA, from the wire": Case("router_advertisement", wire(six(C, A, v6(A)) / ICMPv6ND_RA())),
+    "NS, from the wire": Case("nd_spoof", wire(six(C, A, v6(A)) / ICMPv6ND_NS(tgt=v6(A)))),
+    "later fragment, from the wire": Case("fragment_unknown", wire(udp(C, A, frag=3))),
+    "not here": Case("not_here", wire(udp(C, K))),
+    "not to a port": Case("not_here", wire(ether(C, ROUTER_MAC) / ip(C, A) / UDP())),
+    "target down, from the wire": Case("port_disabled", wire(udp(C, A)), edits=(off("port", A),), port=A),
+    "policy, from the wire": Case("policy", wire(udp(C, A)), edits=(deny_all,), port=A),
+    "carrier's policy, from the wire": Case(
+        "carrier_policy", wire(udp(Y, X), LAN), edits=(with_rules((0, 0, PROTOCOL + 1, ALLOW)),), port=X
+    ),
+    "congestion": Case("ecn", wire(udp(C, A), tos=3), port=A),
+    "not attached, from the wire": Case("not_attached", wire(udp(C, A)), edits=(edited("port", A, ifindex=0),), port=A),
+}
+
+
+def give(machine: Reference, what: Scapy | bytes, source: int, now: float) -> Outputs:
+    if isinstance(what, bytes) and len(what) > 20 and what[0] >> 4 == 4:
+        return machine.underlay(what, now)
+    return machine.workload(10 + source, bytes(what), now)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dropped(name: str) -> None:
+    case = CASES[name]
+    rows = spec(M1)
+    for edit in case.edits:
+        edit(rows)
+    machine = Reference(build(rows))
+    for earlier in case.before:
+        give(machine, earlier, case.source, 0.0)
+    outputs = give(machine, case.what, case.source or A, case.now)
+    from_wire = isinstance(case.what, bytes) and case.what[:1] == b"E"
+    port = case.port if case.port is not None else 0 if from_wire else case.source
+    assert outputs == Outputs([], [(port, case.reason)])
+
+
+def test_every_reason_has_a_case() -> None:
+    of_the_kernel = {"no_underlay_route", "error"}  # It has neighbours to ask, and operations that can fail.
+    assert {case.reason for case in CASES.values()} == REASONS.keys() - of_the_kernel
+
+
+# ---- what comes out
+
+
+@pytest.fixture
+def m1() -> Reference:
+    return Reference(build(spec(M1)))
+
+
+@pytest.fixture
+def both() -> Fabric:
+    return Fabric({1000 + machine: build(spec(machine)) for machine in (M1, M2)})
+
+
+def answer(machine: Reference, frame: Scapy, port: int = A) -> Scapy:
+    outputs = machine.workload(10 + port, bytes(frame), 0.0)
+    assert outputs.drops == []
+    (out,) = outputs.emitted
+    assert isinstance(out, ToWorkload)
+    assert (out.ifindex, out.port) == (10 + port, port)
+    return Ether(out.frame)
+
+
+def test_switched_on_one_machine(m1: Reference) -> None:
+    frame = bytes(udp(A, B))
+    assert m1.workload(11, frame, 0.0) == Outputs([ToWorkload(12, B, frame)], [])
+
+
+def test_switched_to_another_machine(m1: Reference) -> None:
+    frame = udp(A, C, tos=2)
+    (out,) = m1.workload(11, bytes(frame), 0.0).emitted
+    assert isinstance(out, ToMachine)
+    assert out.machine == M2
+    port = outer_source_port(flow_hash(packed("10.0.0.2"), packed("10.0.0.4"), 1000, 2000, 17))
+    outer = IP(src=WIRE[M1], dst=WIRE[M2], tos=2, id=0, flags="DF", ttl=64)
+    expected = outer / UDP(sport=port, dport=4789, chksum=0) / VXLAN(vni=100, flags=8) / frame
+    assert out.datagram == bytes(expected)
+
+
+def test_routed(both: Fabric) -> None:
+    ((port, frame),), drops = both.send(1000 + A, bytes(udp(A, D, ROUTER_MAC, ttl=2)), 0.0)
+    got = Ether(frame)
+    assert (port, drops) == (1000 + D, [])
+    assert (got.src, got.dst, got[IP].ttl) == (ROUTER_MAC, mac(D), 1)
+    assert bytes(got)[14:34] == bytes(ip(A, D, ttl=1, len=got[IP].len) / UDP())[:20]
+
+
+def test_routed_back_to_its_sender(m1: Reference) -> None:
+    got = answer(m1, udp(A, A, ROUTER_MAC))
+    assert (got.src, got.dst, got[IP].ttl) == (ROUTER_MAC, mac(A), 63)
+
+
+def test_carried(both: Fabric) -> None:
+    frame = bytes(udp(X, Y))
+    assert both.send(1000 + X, frame, 0.0) == ([(1000 + Y, frame)], [])
+
+
+def test_to_all(both: Fabric) -> None:
+    frame = bytes(ether(A, "ff:ff:ff:ff:ff:ff") / IP(src="0.0.0.0", dst="255.255.255.255") / CLIENT)
+    deliveries, drops = both.send(1000 + A, frame, 0.0)
+    assert sorted(deliveries) == [(1000 + port, frame) for port in (B, C, H, K)]
+    assert drops == []
+
+
+def test_to_all_that_the_policies_allow() -> None:
+    edit = with_rules((IDENTITY + 1, IDENTITY + 2, 0, ALLOW))
+    tables = {}
+    for machine in (M1, M2):
+        rows = spec(machine)
+        edit(rows)
+        tables[1000 + machine] = build(rows)
+    frame = bytes(ether(A, "ff:ff:ff:ff:ff:ff") / ip(A, "10.0.0.255") / UDP())
+    assert Fabric(tables).send(1000 + A, frame, 0.0) == ([(1000 + C, frame)], ["policy"] * 3)
+
+
+def test_arp_is_answered(m1: Reference) -> None:
+    asked = ether(A, "ff:ff:ff:ff:ff:ff") / ARP(hwsrc=mac(A), psrc="10.0.0.2", pdst="10.0.0.4")
+    assert answer(m1, asked)[ARP].hwsrc == mac(C)
+    assert answer(m1, asked / Raw(bytes(18)))[ARP].op == 2
+    asked[ARP].pdst = GATEWAY[WEB]
+    assert answer(m1, asked)[ARP].hwsrc == ROUTER_MAC
+
+
+def test_neighbour_solicitation_is_answered(m1: Reference) -> None:
+    got = answer(m1, ether(A, "33:33:ff:00:00:03") / DISCOVERY / ICMPv6ND_NS(tgt=v6(C)))
+    assert (got[ICMPv6ND_NA].tgt, got[ICMPv6NDOptDstLLAddr].lladdr, got[ICMPv6ND_NA].R) == (v6(C), mac(C), 0)
+
+
+def test_ping_to_the_gateway_is_no_policy_matter() -> None:
+    rows = spec(M1)
+    deny_all(rows)
+    got = answer(Reference(build(rows)), ether(A, ROUTER_MAC) / ip(A, GATEWAY[WEB], ttl=9) / ICMP(id=5))
+    assert (got[IP].src, got[IP].ttl, got[ICMP].type, got[ICMP].id) == (GATEWAY[WEB], 64, 0, 5)
+
+
+def test_what_is_no_vxlan_for_this_machine_is_left_alone(m1: Reference) -> None:
+    datagram = wire(udp(C, A))
+    for other in (
+        b"",
+        datagram[:-1],
+        bytes(IP(src=WIRE[M2], dst=WIRE[M1]) / UDP(dport=4790)),
+        bytes(IP(src=WIRE[M2], dst="192.0.2.9") / UDP(dport=4789) / Raw(bytes(50))),
+        bytes(IP(src=WIRE[M2], dst=WIRE[M1], flags="MF") / UDP(dport=4789) / Raw(bytes(50))),
+        bytes(IPv6(src="::1", dst="::1") / UDP(dport=4789)),
+    ):
+        assert m1.underlay(other, 0.0) == Outputs([], [])
+
+
+def test_from_where_it_is_moving() -> None:
+    rows = spec(M1)
+    with_field(rows, "host", HOST_K, at=HOST_M1, **{"from": HOST_M2})
+    frame = bytes(udp(Y, X))
+    assert Reference(build(rows)).underlay(wire(frame, LAN), 0.0) == Outputs([ToWorkload(10 + X, X, frame)], [])
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "expected"),
+    [(0, 0, 0), (0, 2, 0), (1, 3, 3), (2, 1, 1), (2, 3, 3), (3, 0, 3), (1, 2, 1)],
+)
+def test_congestion(m1: Reference, inner: int, outer: int, expected: int) -> None:
+    (out,) = m1.underlay(wire(udp(C, A, tos=inner), tos=outer), 0.0).emitted
+    assert isinstance(out, ToWorkload)
+    assert out.frame == bytes(udp(C, A, tos=expected))
+
+
+def test_fragments_take_the_way_of_the_first(m1: Reference) -> None:
+    assert [bool(m1.workload(11, bytes(part), 0.0).emitted) for part in PARTS] == [True] * len(PARTS)
+
+
+def test_a_frame_that_is_carriage_hands_its_source_port_on(m1: Reference) -> None:
+    frame = ether(A, C) / ip(A, C) / UDP(sport=60000, dport=4789) / Raw(bytes(50))
+    (out,) = m1.workload(11, bytes(frame), 0.0).emitted
+    assert isinstance(out, ToMachine)
+    assert IP(out.datagram)[UDP].sport == 60000
+
+
+# ---- policy, piece by piece
+
+
+@pytest.mark.parametrize(
+    ("rules", "allowed"),
+    [
+        ([], False),
+        ([(0, 0, 0, ALLOW)], True),
+        ([(0, 0, 0, ALLOW), (0, 0, PROTOCOL + 6, ALLOW | DENY)], False),
+        ([(0, 0, 0, ALLOW + 2), (0, 0, PROTOCOL + 6, ALLOW | DENY)], True),
+        ([(0, 0, PROTOCOL + 17, ALLOW)], False),
+        ([(IDENTITY + 1, IDENTITY + 2, CLASS + 1, ALLOW)], True),
+        ([(IDENTITY + 2, IDENTITY + 1, CLASS + 1, ALLOW)], False),
+        ([(CIDR + 1, CIDR + 1, 0, ALLOW)], True),
+        ([(CIDR + 2, CIDR + 1, 0, ALLOW)], False),
+        ([(0, 0, CLASS + 2, ALLOW)], False),
+        ([(0, 0, 0, 0)], True),
+        ([(0, 0, 0, DENY)], False),
+    ],
+)
+def test_policy(rules: list[tuple[int, int, int, int]], allowed: bool) -> None:
+    rows = spec(M1)
+    with_rules(*rules)(rows)
+    assert bool(Reference(build(rows)).workload(11, bytes(tcp(A, C)), 0.0).emitted) is allowed
+
+
+# ---- connections
+
+
+@dataclass
+class Talk:
+    """a may open to b, and b may not open to a. Asks whether what comes next passes."""
+
+    machine: Reference = field(init=False)
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.machine = Reference(build(self.rows(IDENTITY + 1)))
+
+    @staticmethod
+    def rows(source: int) -> Spec:
+        rows = copy.deepcopy(spec(M1))
+        with_rules((source, 0, 0, ALLOW))(rows)
+        return rows
+
+    def passes(self, frame: Scapy, source: int, after: float = 0.0) -> bool:
+        self.now += after
+        return bool(self.machine.workload(10 + source, bytes(frame), self.now).emitted)
+
+
+def test_answers_pass_until_the_connection_expires() -> None:
+    talk = Talk()
+    back = tcp(B, A, "A", 80, 1000)
+    assert not talk.passes(back, B)
+    assert talk.passes(tcp(A, B), A)
+    assert talk.passes(back, B, after=7199)
+    assert talk.passes(back, B, after=7199)
+    assert not talk.passes(back, B, after=7200)
+
+
+def test_an_opening_answer_is_no_answer() -> None:
+    talk = Talk()
+    assert talk.passes(tcp(A, B), A)
+    assert not talk.passes(tcp(B, A, "S", 80, 1000), B)
+    assert talk.passes(tcp(B, A, "SA", 80, 1000), B)
+
+
+def test_a_closing_connection_is_short_and_can_be_opened_again() -> None:
+    talk = Talk()
+    back = tcp(B, A, "A", 80, 1000)
+    assert talk.passes(tcp(A, B), A)
+    assert talk.passes(tcp(B, A, "FA", 80, 1000), B)
+    assert talk.passes(tcp(A, B, "A"), A, after=9)
+    assert not talk.passes(back, B, after=10)
+    assert talk.passes(tcp(A, B), A)
+    assert talk.passes(tcp(A, B, "R"), A)
+    assert talk.passes(tcp(A, B), A, after=5)
+    assert talk.passes(back, B, after=100)
+
+
+def test_udp_and_echo_live_180_seconds() -> None:
+    talk = Talk()
+    back = ether(B, A) / ip(B, A) / ICMP(type=0, id=9)
+    assert talk.passes(ether(A, B) / ip(A, B) / ICMP(id=9), A)
+    assert talk.passes(back, B, after=179)
+    assert not talk.passes(back, B, after=180)
+
+
+def test_established_alone_never_allows() -> None:
+    talk = Talk()
+    assert talk.passes(tcp(A, B), A)
+    talk.machine.load(build(talk.rows(IDENTITY + 2)))
+    assert not talk.passes(tcp(B, A, "A", 80, 1000), B)
+    talk.machine.load(build(talk.rows(IDENTITY + 1)))
+    assert not talk.passes(tcp(B, A, "A", 80, 1000), B)  # It was forgotten.
+    assert talk.passes(tcp(A, B, "A"), A)
+
+
+def test_what_was_dropped_is_not_remembered() -> None:
+    rows = Talk.rows(IDENTITY + 1)
+    with_field(rows, "network", OUTER, mtu=30)
+    talk = Talk()
+    talk.machine.load(build(rows))
+    assert not talk.passes(tcp(A, B), A)
+    talk.machine.load(build(Talk.rows(IDENTITY + 1)))
+    assert not talk.passes(tcp(B, A, "SA", 80, 1000), B)
+
+
+def test_errors_about_a_connection_pass_both_ways() -> None:
+    talk = Talk()
+    assert talk.passes(udp(A, B), A)
+    from_b = ether(B, A) / ip(B, A) / ICMP(type=3, code=3) / udp(A, B)[IP]
+    from_a = ether(A, B) / ip(A, B) / ICMP(type=3, code=3) / udp(B, A)[IP]
+    from_a[ICMP][UDP].sport, from_a[ICMP][UDP].dport = 2000, 1000
+    assert talk.passes(from_b, B)
+    assert talk.passes(from_a, A)
+    assert not talk.passes(from_b, B, after=180)
