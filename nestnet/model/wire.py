@@ -1,0 +1,76 @@
+"""Values as plain data for the feed, and back: addresses and prefixes as text, tuples as lists.
+
+    {"kind": "port", "id": 7, "value": {"id": 7, "network": 1, ..., "addresses": ["10.0.0.2"]}}
+
+`from_wire(kind, to_wire(value)) == value`, for every value. A field that is not sent has its default, so
+a newer reader understands an older writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+
+from nestnet.model.values import (
+    KINDS,
+    Interface,
+    Selector,
+    Service,
+    Value,
+)
+
+_TEXT = (IPv4Address, IPv6Address, IPv4Network, IPv6Network)
+
+
+def to_wire(value: Value) -> dict[str, Any]:
+    """Plain data for JSON: numbers, texts, lists, dicts."""
+    return _record(value)
+
+
+def from_wire(kind: str, data: Mapping[str, Any]) -> Value:
+    """The value again. Raises KeyError for an unknown kind, TypeError or ValueError for data that is no such value."""
+    readers = _READERS.get(kind, {})
+    plain = {name: readers[name](field) if name in readers else field for name, field in data.items()}
+    return KINDS[kind](**plain)
+
+
+def _record(value: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+
+
+def _plain(item: Any) -> Any:
+    if item is None or isinstance(item, (bool, int, str)):
+        return item
+    if isinstance(item, _TEXT):
+        return str(item)
+    if isinstance(item, tuple):
+        return [_plain(each) for each in item]
+    return _record(item)
+
+
+def _each(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda items: tuple(read(item) for item in items)
+
+
+def _interface(data: Mapping[str, Any]) -> Interface:
+    return Interface(data["segment"], tuple(ip_address(text) for text in data["addresses"]))
+
+
+def _selector(data: Mapping[str, Any]) -> Selector:
+    cidr = data.get("cidr")
+    return Selector(data["kind"], data.get("id", 0), ip_network(cidr) if cidr is not None else None)
+
+
+def _service(data: Mapping[str, Any]) -> Service:
+    return Service(**data)
+
+
+_READERS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "machine": {"address": ip_address},
+    "segment": {"cidrs": _each(ip_network)},
+    "router": {"interfaces": _each(_interface)},
+    "port": {"addresses": _each(ip_address), "owns": _each(ip_network), "groups": tuple},
+    "policy": {"sources": _each(_selector), "targets": _each(_selector), "services": _each(_service)},
+}

@@ -1,0 +1,293 @@
+"""What one machine needs (rule 24), whole or since a revision.
+
+    snapshot    every row
+    changes     the rows that differ between two revisions, with what the machine gained or lost by moves
+
+A machine needs all of each network that has a port on it, and of each carrier down to the fabric its
+segments, routers and policies, and those ports on which the level above lives. That is its *view*:
+network -> ALL, or the ids of the ports it may see. The view at an earlier revision is worked out from
+the change rows, which keep where each port was; so nothing is remembered for a machine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+
+from sqlalchemy import Connection, select
+
+from nestnet.model.values import (
+    FABRIC,
+    MAX_DEPTH,
+    Interface,
+    Machine,
+    Network,
+    Policy,
+    Port,
+    Router,
+    Segment,
+    Value,
+    World,
+)
+from nestnet.store import objects, tables
+from nestnet.store.objects import NetworkRow, PolicyRow, PortRow, Row, RouterRow, SegmentRow, chunks, fabric_mtu
+
+OVERHEAD = {4: 50, 6: 70}  # Bytes that VXLAN takes from the MTU, by the family it travels in.
+
+
+class _All:
+    """Every port of a network."""
+
+
+ALL = _All()
+Scope = _All | frozenset[int]
+View = dict[int, Scope]
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows that belong together: a value, or None for what is gone. A snapshot has everything."""
+
+    snapshot: bool
+    revision: int
+    rows: tuple[tuple[str, int, Value | None], ...]
+
+
+def snapshot(connection: Connection, machine: int) -> Batch:
+    """Everything that a machine needs."""
+    view = _view(connection, machine, _Past())
+    rows = [*machines(connection), *_of_view(connection, view)]
+    found = tuple((kind, id, value) for (kind, id), value in rows)
+    return Batch(True, objects.current_revision(connection), found)
+
+
+def changes(connection: Connection, machine: int, since: int) -> Batch | None:
+    """What a machine that has realised `since` needs to know; None if that is too long ago or yet to come."""
+    now, oldest = connection.execute(select(tables.revision.c.n, tables.revision.c.oldest)).one()
+    if not oldest <= since <= now:
+        return None
+    if since == now:
+        return Batch(False, now, ())
+    c = tables.change.c
+    moved = connection.execute(select(tables.change).where(c.revision > since).order_by(c.seq)).all()
+    was = _Past()
+    changed: dict[int, set[Key]] = defaultdict(set)
+    for row in moved:
+        changed[row.network].add((row.kind, row.id))
+        if row.kind == "port":
+            was.ports.setdefault(row.id, _Was(row.network, row.was_machine, row.was_port))
+        elif row.was_carrier is not None:
+            was.carriers[row.id] = row.was_carrier
+    before, after = _view(connection, machine, was), _view(connection, machine, _Past())
+    wanted: set[Key] = set()
+    for network in before.keys() | after.keys():
+        wanted |= _differing(connection, network, before.get(network), after.get(network), changed[network])
+    values = dict(_values(connection, wanted, after))
+    if changed[FABRIC]:
+        wanted |= changed[FABRIC]
+        values.update({key: value for key, value in machines(connection) if key in wanted})
+    rows = tuple((kind, id, values.get((kind, id))) for kind, id in sorted(wanted))
+    return Batch(False, now, rows)
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What the change rows say about an earlier revision: where ports were (the oldest change tells), and what
+    carried networks that may be gone."""
+
+    ports: dict[int, _Was] = field(default_factory=dict)
+    carriers: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Was:
+    """Where a port was: on a machine, on a port, or on neither, for it did not exist."""
+
+    network: int
+    machine: int | None
+    port: int | None
+
+    @property
+    def host(self) -> int | None:
+        return self.machine if self.machine is not None else self.port
+
+
+def _view(connection: Connection, machine: int, was: _Past) -> View:
+    """What a machine needs; with what was, what it needed then."""
+    view: View = {}
+    here = _ports_on(connection, "host_machine", [machine], was)
+    for _ in range(MAX_DEPTH):  # Up: who lives on the ports that live here?
+        view.update(dict.fromkeys(here.values(), ALL))
+        if not here:
+            break
+        here = _ports_on(connection, "host_port", list(here), was)
+    for network in list(view):  # Down: what carries it, with the hosts that the level above uses.
+        level, used = network, None
+        for _ in range(MAX_DEPTH):
+            carrier = _carrier(connection, level, was)
+            if carrier == FABRIC:
+                break
+            used = _hosts_of(connection, level, was, used)
+            scope = view.get(carrier, frozenset())
+            if not isinstance(scope, _All):
+                view[carrier] = scope | used
+            level = carrier
+    return view
+
+
+def _ports_on(connection: Connection, column: str, hosts: list[int], was: _Past) -> dict[int, int]:
+    """Port -> network of the ports on these hosts, machines or ports."""
+    c = tables.port.c
+    found: dict[int, int] = {}
+    for chunk in chunks(hosts):
+        rows = connection.execute(select(c.id, c.network).where(c[column].in_(chunk)))
+        found.update({row.id: row.network for row in rows if row.id not in was.ports})
+    wanted = set(hosts)
+    for id, place in was.ports.items():
+        if (place.machine if column == "host_machine" else place.port) in wanted:
+            found[id] = place.network
+    return found
+
+
+def _hosts_of(connection: Connection, network: int, was: _Past, ports: set[int] | None) -> set[int]:
+    """The hosts of a network's ports, or of these ones."""
+    c, p = tables.host_use.c, tables.port.c
+    moved = {id: place for id, place in was.ports.items() if place.network == network and (ports is None or id in ports)}
+    if ports is None:
+        rows = connection.execute(select(c.host, c.count).where(c.network == network))
+        uses = Counter({row.host: row.count for row in rows})
+        for chunk in chunks(list(moved)):
+            uses.subtract(connection.scalars(select(p.host_port).where(p.id.in_(chunk))).all())
+    else:
+        uses = Counter()
+        for chunk in chunks(sorted(ports - moved.keys())):
+            uses.update(connection.scalars(select(p.host_port).where(p.id.in_(chunk))).all())
+    uses.update(place.host for place in moved.values() if place.host is not None)
+    return {host for host, uses_ in uses.items() if uses_ > 0}
+
+
+def _carrier(connection: Connection, network: int, was: _Past) -> int:
+    if network in was.carriers:
+        return was.carriers[network]
+    return int(connection.execute(select(tables.network.c.carrier).where(tables.network.c.id == network)).scalar_one())
+
+
+def _differing(connection: Connection, network: int, old: Scope | None, new: Scope | None, changed: set[Key]) -> set[Key]:
+    """The keys of a network that a machine must hear of."""
+    ports = _port_keys(connection, network) if isinstance(old, _All) != isinstance(new, _All) else set()
+    was, now = _within(old, ports), _within(new, ports)
+    if old is None or new is None:
+        keys = changed | _other_keys(connection, network) | was | now
+    else:
+        keys = {key for key in changed if key[0] != "port"} | (was ^ now)
+    if old is None:
+        return {key for key in keys if key[0] != "port"} | now
+    if isinstance(old, _All) or isinstance(new, _All):
+        return keys | {key for key in changed if key[0] == "port"}
+    return keys | {key for key in changed if key in was | now}
+
+
+def _within(scope: Scope | None, ports: set[Key]) -> set[Key]:
+    if scope is None:
+        return set()
+    return ports if isinstance(scope, _All) else {("port", id) for id in scope}
+
+
+def _port_keys(connection: Connection, network: int) -> set[Key]:
+    return {("port", id) for id in connection.scalars(select(tables.port.c.id).where(tables.port.c.network == network))}
+
+
+def _other_keys(connection: Connection, network: int) -> set[Key]:
+    keys: set[Key] = {("network", network)}
+    for table in (tables.segment, tables.router, tables.policy):
+        ids = connection.scalars(select(table.c.id).where(table.c.network == network))
+        keys |= {(table.name, id) for id in ids}
+    return keys
+
+
+# Values
+
+
+def _of_view(connection: Connection, view: View) -> list[tuple[Key, Value]]:
+    mtu = fabric_mtu(connection)
+    every = list(view)
+    whole = [network for network, scope in view.items() if isinstance(scope, _All)]
+    some = sorted(id for scope in view.values() if not isinstance(scope, _All) for id in scope)
+    rows: list[Row] = [
+        *objects.networks(connection, "id", every),
+        *objects.segments(connection, "network", every),
+        *objects.routers(connection, "network", every),
+        *objects.ports(connection, "network", whole),
+        *objects.ports(connection, "id", some),
+        *objects.policies(connection, "network", every),
+    ]
+    return [((row.kind, row.id), value_of(row, mtu)) for row in rows]
+
+
+def _values(connection: Connection, keys: set[Key], view: View) -> list[tuple[Key, Value]]:
+    """The values of these keys, as far as they exist and the view has them."""
+    mtu = fabric_mtu(connection)
+    ids: dict[str, list[int]] = defaultdict(list)
+    for kind, id in sorted(keys):
+        ids[kind].append(id)
+    rows: list[Row] = [
+        *objects.networks(connection, "id", ids["network"]),
+        *objects.segments(connection, "id", ids["segment"]),
+        *objects.routers(connection, "id", ids["router"]),
+        *objects.ports(connection, "id", ids["port"]),
+        *objects.policies(connection, "id", ids["policy"]),
+    ]
+    return [((row.kind, row.id), value_of(row, mtu)) for row in rows if _sees(view, row)]
+
+
+def _sees(view: View, row: Row) -> bool:
+    scope = view.get(row.network)
+    if scope is None:
+        return False
+    return isinstance(scope, _All) or not isinstance(row, PortRow) or row.id in scope
+
+
+def machines(connection: Connection) -> list[tuple[Key, Value]]:
+    """The machines of the fabric's domain, which is the only one there is."""
+    c = tables.machine.c
+    rows = connection.execute(select(c.id, c.address, c.mtu).order_by(c.id))
+    return [(("machine", row.id), Machine(row.id, ip_address(row.address), row.mtu)) for row in rows]
+
+
+def value_of(row: Row, fabric: int) -> Value:
+    """A row as the value that agents compile. `fabric` is the MTU of the wire."""
+    match row:
+        case NetworkRow():
+            return Network(row.id, row.carrier, row.underlay, network_mtu(row, fabric))
+        case SegmentRow():
+            return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)))
+        case RouterRow():
+            joined = (Interface(segment, tuple(map(ip_address, texts))) for segment, texts in row.interfaces)
+            return Router(row.id, row.network, row.mac or 0, tuple(joined))
+        case PortRow():
+            addresses, owns = tuple(map(ip_address, row.addresses)), tuple(map(ip_network, row.owns))
+            place = (row.segment, row.host, row.mac or 0)
+            return Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts)
+        case PolicyRow():
+            sides = (row.sources, row.targets, row.services)
+            return Policy(row.id, row.network, *sides, row.allow, row.priority)
+        case _:
+            raise TypeError(f"agents do not get rows of kind {row.kind}")
+
+
+def network_mtu(row: NetworkRow, fabric: int) -> int:
+    """Bytes of IP that its ports may send: flat at any depth, so the wire's less one encapsulation (rule 9)."""
+    most = fabric - OVERHEAD[4]
+    return min(most, row.mtu) if row.mtu is not None else most
+
+
+def world(connection: Connection, port: int) -> World:
+    """All that decides what happens to a port's packets: what the machines know that hold its network's ports."""
+    network = connection.execute(select(tables.port.c.network).where(tables.port.c.id == port)).scalar_one()
+    view: View = {}
+    while network != FABRIC:
+        view[network] = ALL
+        network = _carrier(connection, network, _Past())
+    return World(dict([*machines(connection), *_of_view(connection, view)]))

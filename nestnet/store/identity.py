@@ -1,0 +1,90 @@
+"""Numbers and texts that only this store can make: public ids, MACs and sealed tokens.
+
+A public id is a keyed permutation of the row number: it reveals neither how many objects there are
+nor which came first, and needs no second index. It looks like `port_0h3vxk5sm2c8e`; no name can look like
+that (names have no underscore), so an id works everywhere a path does.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from hashlib import blake2b
+
+ROUNDS = 4  # Of a Feistel network: enough to be a pseudorandom permutation (Luby and Rackoff, 1988).
+DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case: no i, l, o, u.
+ID_DIGITS = 13  # 64 bits, 5 a digit.
+
+
+class Identity:
+    """Everything that depends on the store's key."""
+
+    def __init__(self, epoch: str, key: bytes) -> None:
+        self._epoch = epoch
+        self._key = key
+
+    def public(self, kind: str, row: int) -> str:
+        """The public id of a row."""
+        number = self._permute(row, 64, kind)
+        digits = (DIGITS[number >> 5 * place & 31] for place in reversed(range(ID_DIGITS)))
+        return f"{kind}_{''.join(digits)}"
+
+    def row(self, kind: str, public: str) -> int | None:
+        """The row a public id stands for; None if it is not one of this kind."""
+        head, _, digits = public.rpartition("_")
+        if head != kind or len(digits) != ID_DIGITS or not set(digits) <= set(DIGITS):
+            return None
+        number = 0
+        for digit in digits:
+            number = number << 5 | DIGITS.index(digit)
+        if number >> 64:
+            return None
+        row = self._unpermute(number, 64, kind)
+        return row if row < 1 << 63 else None
+
+    def mac(self, kind: str, row: int, attempt: int = 0) -> int:
+        """A locally administered MAC for a row: 02 for a port, 06 for a router. Another `attempt` gives another
+        one, should somebody have chosen this."""
+        first = 0x06 if kind == "router" else 0x02
+        number = row
+        for _ in range(attempt + 1):
+            number = self._permute(number & (1 << 40) - 1, 40, f"mac {kind}")
+        return first << 40 | number
+
+    def seal(self, revision: int) -> str:
+        """A resume token: this store and this revision, and nobody can make one up."""
+        body = f"{self._epoch}.{revision}".encode()
+        return base64.urlsafe_b64encode(body + b"." + self._mark(body)).decode().rstrip("=")
+
+    def unseal(self, token: str) -> int | None:
+        """The revision in a token, or None if this store did not make it."""
+        try:
+            raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+            epoch, number, mark = raw.split(b".", 2)
+        except ValueError:
+            return None
+        body = epoch + b"." + number
+        if epoch.decode("latin-1") != self._epoch or not hmac.compare_digest(mark, self._mark(body)):
+            return None
+        return int(number)
+
+    def _mark(self, body: bytes) -> bytes:
+        return blake2b(body, digest_size=16, key=self._key, person=b"token").digest()
+
+    def _permute(self, number: int, bits: int, tweak: str) -> int:
+        half = bits // 2
+        left, right = number >> half, number & (1 << half) - 1
+        for turn in range(ROUNDS):
+            left, right = right, left ^ self._mix(right, half, turn, tweak)
+        return left << half | right
+
+    def _unpermute(self, number: int, bits: int, tweak: str) -> int:
+        half = bits // 2
+        left, right = number >> half, number & (1 << half) - 1
+        for turn in reversed(range(ROUNDS)):
+            left, right = right ^ self._mix(left, half, turn, tweak), left
+        return left << half | right
+
+    def _mix(self, number: int, bits: int, turn: int, tweak: str) -> int:
+        data = f"{turn} {tweak} {number}".encode()
+        return int.from_bytes(blake2b(data, digest_size=8, key=self._key).digest()) & (1 << bits) - 1

@@ -1,0 +1,109 @@
+"""VNIs: which are free in a domain, and which are not yet.
+
+Free ones are rows `(domain, lo, hi)`, 64 ranges at first, so that writers on a database that locks
+rows rarely meet. One that is freed stays in quarantine until every machine has realised the revision
+that freed it: until then a machine may still hold its old meaning (I8).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from nestnet.model.errors import Exhausted
+from nestnet.store import tables
+from nestnet.store.tables import machine, report, vni_quarantine, vni_range
+
+VNIS = (1 << 24) - 1  # 1 to 16777215 (RFC 7348).
+RANGES = 64
+
+
+def open_domain(connection: Connection, domain: int, size: int = VNIS) -> None:
+    """Make all VNIs from 1 to `size` free in a new domain."""
+    ranges = min(RANGES, size)
+    bounds = [size * place // ranges for place in range(ranges + 1)]
+    rows = [{"domain": domain, "lo": lo + 1, "hi": hi} for lo, hi in zip(bounds, bounds[1:], strict=False)]
+    connection.execute(insert(vni_range), rows)
+
+
+def free(connection: Connection, domain: int) -> int:
+    """How many could be cut now, those counted whose quarantine is over."""
+    ranges = select(func.coalesce(func.sum(vni_range.c.hi - vni_range.c.lo + 1), 0)).where(vni_range.c.domain == domain)
+    over = select(func.count()).where(
+        vni_quarantine.c.domain == domain, vni_quarantine.c.revision <= _realised_by_all(connection)
+    )
+    return int(connection.scalar(ranges) or 0) + int(connection.scalar(over) or 0)
+
+
+def cut(connection: Connection, domain: int, count: int) -> list[int]:
+    """Take `count` free VNIs.
+
+    Raises Exhausted (vni_exhausted) if there are not so many.
+    """
+    _end_quarantine(connection, domain)
+    taken: list[int] = []
+    while len(taken) < count:
+        row = connection.execute(
+            select(vni_range.c.lo, vni_range.c.hi)
+            .where(vni_range.c.domain == domain)
+            .order_by(vni_range.c.lo)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        ).first()
+        if row is None:
+            raise exhausted(connection, domain)
+        used = min(row.hi - row.lo + 1, count - len(taken))
+        taken += range(row.lo, row.lo + used)
+        here = (vni_range.c.domain == domain) & (vni_range.c.lo == row.lo)
+        if row.lo + used > row.hi:
+            connection.execute(delete(vni_range).where(here))
+        else:
+            connection.execute(update(vni_range).where(here).values(lo=row.lo + used))
+    return taken
+
+
+def exhausted(connection: Connection, domain: int) -> Exhausted:
+    """The error for a domain that has none left, with the number there are in all."""
+    used = connection.scalar(select(func.count()).where(tables.segment.c.domain == domain)) or 0
+    waiting = connection.scalar(select(func.count()).where(vni_quarantine.c.domain == domain)) or 0
+    unused = connection.scalar(
+        select(func.coalesce(func.sum(vni_range.c.hi - vni_range.c.lo + 1), 0)).where(vni_range.c.domain == domain)
+    )
+    total = int(used + waiting + (unused or 0))
+    message = f"no VNI is free: all {total} are used by {used} segments, or wait for machines that may still use them"
+    return Exhausted(f"{message} ({waiting}); delete segments, or bring those machines back", "vni_exhausted", total)
+
+
+def release(connection: Connection, vnis: list[tuple[int, int]], revision: int) -> None:
+    """Quarantine (domain, vni) pairs that `revision` frees."""
+    if vnis:
+        rows = [{"domain": domain, "vni": vni, "revision": revision} for domain, vni in vnis]
+        connection.execute(insert(vni_quarantine), rows)
+
+
+def fence(connection: Connection, revision: int) -> None:
+    """A machine was removed at `revision`: what it may still hold is free when all others have realised that."""
+    connection.execute(update(vni_quarantine).values(revision=revision))
+
+
+def _realised_by_all(connection: Connection) -> int:
+    """The revision that every machine has realised. A machine that never reported holds nothing older than
+    the revision it joined at."""
+    realised = func.max(func.coalesce(report.c.realised, 0), machine.c.joined, type_=tables.Id)
+    each = select(realised.label("n")).select_from(machine.outerjoin(report)).subquery()
+    lowest = connection.scalar(select(func.min(each.c.n)))
+    return int(lowest) if lowest is not None else 1 << 62
+
+
+def _end_quarantine(connection: Connection, domain: int) -> None:
+    """Make ranges of what is free again, joined with their neighbours."""
+    over = (vni_quarantine.c.domain == domain) & (vni_quarantine.c.revision <= _realised_by_all(connection))
+    for vni in connection.scalars(select(vni_quarantine.c.vni).where(over)).all():
+        lo = hi = vni
+        in_domain = vni_range.c.domain == domain
+        for row in connection.execute(
+            select(vni_range.c.lo, vni_range.c.hi).where(in_domain, (vni_range.c.hi == vni - 1) | (vni_range.c.lo == vni + 1))
+        ).all():
+            lo, hi = min(lo, row.lo), max(hi, row.hi)
+            connection.execute(delete(vni_range).where(in_domain, vni_range.c.lo == row.lo))
+        connection.execute(insert(vni_range).values(domain=domain, lo=lo, hi=hi))
+    connection.execute(delete(vni_quarantine).where(over))

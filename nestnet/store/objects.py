@@ -1,0 +1,333 @@
+"""What is stored, as rows in memory, and the reading of them.
+
+Rows refer to each other by id. In a plan, what does not exist yet has an id below 0, which `write.py`
+replaces; so a wanted row that equals the stored one is, without more ado, no change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any, ClassVar
+
+from sqlalchemy import Connection, RowMapping, Table, select
+
+from nestnet.model.values import FABRIC, Selector, Service
+from nestnet.store import tables
+
+CHUNK = 10_000  # Parameters of one statement; SQLite takes 32,766.
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRow:
+    kind: ClassVar[str] = "network"
+    id: int
+    carrier: int
+    name: str
+    tenant: str | None
+    underlay: int
+    mtu: int | None
+    labels: str
+    description: str
+
+    @property
+    def network(self) -> int:
+        return self.id
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """`vni` is None until it is written."""
+
+    kind: ClassVar[str] = "segment"
+    id: int
+    network: int
+    name: str
+    vni: int | None
+    cidrs: tuple[str, ...]
+    labels: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRow:
+    """`interfaces` are (segment, gateway addresses), by rising segment. `mac` is None until it is written."""
+
+    kind: ClassVar[str] = "router"
+    id: int
+    network: int
+    name: str
+    mac: int | None
+    interfaces: tuple[tuple[int, tuple[str, ...]], ...]
+    labels: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    kind: ClassVar[str] = "group"
+    id: int
+    network: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortRow:
+    """`host` is a machine's id if the fabric carries the network, else a port's. `mac` None: to be chosen."""
+
+    kind: ClassVar[str] = "port"
+    id: int
+    network: int
+    segment: int
+    name: str
+    host: int
+    mac: int | None
+    addresses: tuple[str, ...]
+    owns: tuple[str, ...]
+    groups: tuple[int, ...]
+    hosts: bool
+    labels: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """`spec` is the JSON that people wrote. Two policies with the same `meaning` are the same."""
+
+    kind: ClassVar[str] = "policy"
+    id: int
+    network: int
+    spec: str
+    sources: tuple[Selector, ...]
+    targets: tuple[Selector, ...]
+    services: tuple[Service, ...]
+    allow: bool
+    priority: int
+
+    @property
+    def meaning(self) -> tuple[Any, ...]:
+        return (self.sources, self.targets, self.services, self.allow, self.priority)
+
+
+Row = NetworkRow | SegmentRow | RouterRow | GroupRow | PortRow | PolicyRow
+
+
+@dataclass
+class Contents:
+    """What is in one network, by name; policies by what they mean."""
+
+    segments: dict[str, SegmentRow] = field(default_factory=dict)
+    routers: dict[str, RouterRow] = field(default_factory=dict)
+    groups: dict[str, GroupRow] = field(default_factory=dict)
+    ports: dict[str, PortRow] = field(default_factory=dict)
+    policies: dict[tuple[Any, ...], PolicyRow] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Row]:
+        for collection in (self.segments, self.routers, self.groups, self.ports, self.policies):
+            yield from collection.values()
+
+
+@dataclass
+class State:
+    """All machines, tenants and networks, and the contents of some networks."""
+
+    revision: int
+    mtu: int  # the fabric's
+    machines: dict[str, int]
+    tenants: dict[str, int]
+    parents: dict[str, str | None]
+    networks: dict[int, NetworkRow]
+    carried: dict[int, dict[str, NetworkRow]]
+    contents: dict[int, Contents] = field(default_factory=dict)
+
+    def path(self, network: int) -> str:
+        """acme/staging"""
+        names: list[str] = []
+        while network != FABRIC:
+            names.append(self.networks[network].name)
+            network = self.networks[network].carrier
+        return "/".join(reversed(names))
+
+    def above(self, roots: Iterable[int]) -> list[int]:
+        """These networks and everything that they carry, carriers first."""
+        order = list(roots)
+        for network in order:
+            order += [row.id for row in self.carried.get(network, {}).values()]
+        return order
+
+
+def load_state(connection: Connection) -> State:
+    """Everything but the contents of networks."""
+    t = tables
+    query = select(t.network, t.tenant.c.name.label("owner")).outerjoin(t.tenant).where(t.network.c.id != FABRIC)
+    networks = {row.id: _network(row) for row in connection.execute(query.order_by(t.network.c.id))}
+    carried: dict[int, dict[str, NetworkRow]] = defaultdict(dict)
+    for network in networks.values():
+        carried[network.carrier][network.name] = network
+    tenants = connection.execute(select(t.tenant)).all()
+    names = {row.id: row.name for row in tenants}
+    return State(
+        revision=current_revision(connection),
+        mtu=fabric_mtu(connection),
+        machines={row.name: row.id for row in connection.execute(select(t.machine.c.name, t.machine.c.id))},
+        tenants={row.name: row.id for row in tenants},
+        parents={row.name: names.get(row.parent) for row in tenants},
+        networks=networks,
+        carried=carried,
+    )
+
+
+def load_contents(connection: Connection, networks: Sequence[int]) -> dict[int, Contents]:
+    """What is in these networks."""
+    contents = {network: Contents() for network in networks}
+    for segment in segments(connection, "network", networks):
+        contents[segment.network].segments[segment.name] = segment
+    for router in routers(connection, "network", networks):
+        contents[router.network].routers[router.name] = router
+    for group in groups(connection, "network", networks):
+        contents[group.network].groups[group.name] = group
+    for port in ports(connection, "network", networks):
+        contents[port.network].ports[port.name] = port
+    for policy in policies(connection, "network", networks):
+        contents[policy.network].policies[policy.meaning] = policy
+    return contents
+
+
+# One kind each, by the `network` they are in or by their own `id`, by rising id.
+
+
+def segments(connection: Connection, by: str, ids: Sequence[int]) -> list[SegmentRow]:
+    t = tables
+    cidrs = _parts(connection, t.segment_cidr, t.segment, by, ids, "family")
+    return [
+        SegmentRow(**_pick(row, SegmentRow), cidrs=tuple(part["cidr"] for part in cidrs[row["id"]]))
+        for row in _rows(connection, t.segment, by, ids)
+    ]
+
+
+def routers(connection: Connection, by: str, ids: Sequence[int]) -> list[RouterRow]:
+    t = tables
+    joined = _parts(connection, t.router_interface, t.router, by, ids, "segment")
+    addresses = _parts(connection, t.address, t.router, by, ids, "position")
+    found = []
+    for row in _rows(connection, t.router, by, ids):
+        gateways: dict[int, tuple[str, ...]] = {part["segment"]: () for part in joined[row["id"]]}
+        for part in addresses[row["id"]]:
+            gateways[part["segment"]] += (part["address"],)
+        found.append(RouterRow(**_pick(row, RouterRow), interfaces=tuple(gateways.items())))
+    return found
+
+
+def groups(connection: Connection, by: str, ids: Sequence[int]) -> list[GroupRow]:
+    return [GroupRow(**row) for row in _rows(connection, tables.group, by, ids)]
+
+
+def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
+    t = tables
+    addresses = _parts(connection, t.address, t.port, by, ids, "position")
+    owned = _parts(connection, t.owned, t.port, by, ids, "position")
+    members = _parts(connection, t.port_group, t.port, by, ids, "group")
+    return [
+        PortRow(
+            **_pick(row, PortRow),
+            host=row["host_machine"] if row["host_machine"] is not None else row["host_port"],
+            addresses=tuple(part["address"] for part in addresses[row["id"]]),
+            owns=tuple(part["prefix"] for part in owned[row["id"]]),
+            groups=tuple(part["group"] for part in members[row["id"]]),
+        )
+        for row in _rows(connection, t.port, by, ids)
+    ]
+
+
+def policies(connection: Connection, by: str, ids: Sequence[int]) -> list[PolicyRow]:
+    return [
+        PolicyRow(row["id"], row["network"], row["spec"], **_read_meaning(row["value"]))
+        for row in _rows(connection, tables.policy, by, ids)
+    ]
+
+
+def networks(connection: Connection, by: str, ids: Sequence[int]) -> list[NetworkRow]:
+    """By `id` or by `carrier`."""
+    query = select(tables.network, tables.tenant.c.name.label("owner")).outerjoin(tables.tenant)
+    found = []
+    for chunk in chunks(sorted(ids)):
+        at = tables.network.c[by].in_(chunk)
+        found += connection.execute(query.where(at, tables.network.c.id != FABRIC).order_by(tables.network.c.id)).all()
+    return [_network(row) for row in found]
+
+
+def _network(row: Any) -> NetworkRow:
+    return NetworkRow(**{**_pick(row._mapping, NetworkRow), "tenant": row.owner})
+
+
+def _rows(connection: Connection, table: Table, by: str, ids: Sequence[int]) -> Iterator[RowMapping]:
+    for chunk in chunks(sorted(ids)):
+        yield from connection.execute(select(table).where(table.c[by].in_(chunk)).order_by(table.c.id)).mappings()
+
+
+def _parts(
+    connection: Connection, table: Table, owner: Table, by: str, ids: Sequence[int], order: str
+) -> Mapping[int, list[RowMapping]]:
+    """Rows that belong to rows of `owner`, by the owner's id."""
+    found: dict[int, list[RowMapping]] = defaultdict(list)
+    column = table.c[owner.name]
+    for chunk in chunks(sorted(ids)):
+        query = select(table).join(owner, column == owner.c.id).where(owner.c[by].in_(chunk))
+        for row in connection.execute(query.order_by(column, table.c[order])).mappings():
+            found[row[owner.name]].append(row)
+    return found
+
+
+def chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), CHUNK):
+        yield items[start : start + CHUNK]
+
+
+def current_revision(connection: Connection) -> int:
+    return int(connection.execute(select(tables.revision.c.n)).scalar_one())
+
+
+def fabric_mtu(connection: Connection) -> int:
+    """Bytes of IP on the wire: what the machine with the smallest NIC can send."""
+    return int(connection.execute(select(tables.network.c.mtu).where(tables.network.c.id == FABRIC)).scalar_one())
+
+
+def meaning_text(row: PolicyRow) -> str:
+    """What a policy means as canonical JSON: equal policies are equal text."""
+    return json.dumps(
+        {
+            "sources": [[s.kind, s.id, s.cidr and str(s.cidr)] for s in row.sources],
+            "targets": [[s.kind, s.id, s.cidr and str(s.cidr)] for s in row.targets],
+            "services": [[s.protocol, s.low, s.high] for s in row.services],
+            "allow": row.allow,
+            "priority": row.priority,
+        },
+        separators=(",", ":"),
+    )
+
+
+def _read_meaning(text: str) -> dict[str, Any]:
+    data = json.loads(text)
+    for side in ("sources", "targets"):
+        data[side] = tuple(Selector(kind, id, ip_network(cidr) if cidr else None) for kind, id, cidr in data[side])
+    data["services"] = tuple(Service(*each) for each in data["services"])
+    return data  # type: ignore[no-any-return]
+
+
+def selector_order(selector: Selector) -> tuple[str, int, str]:
+    return (selector.kind, selector.id, str(selector.cidr or ""))
+
+
+def dump(labels: Mapping[str, str] | None) -> str:
+    return json.dumps(dict(sorted((labels or {}).items())), separators=(",", ":"), ensure_ascii=False)
+
+
+def _pick(row: Mapping[Any, Any], kind: Any) -> dict[str, Any]:
+    return {name: row[name] for name in kind.__slots__ if name in row}
+
+
+def column_names(table: Table) -> list[str]:
+    return [column.name for column in table.columns]

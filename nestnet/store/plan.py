@@ -1,0 +1,618 @@
+"""A manifest compared with what is stored.
+
+    complete     absent collections filled in from the store (rule 39), then validated as a whole
+    wanted       every object as the row it should be; addresses and MACs once allocated stay
+    difference   (old row, new row) pairs, and the same told in people's words
+
+Nothing here writes. A plan is made for one revision; `write.py` executes it if that is still the current one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
+from itertools import count
+from typing import Any
+
+from sqlalchemy import Connection
+
+from nestnet.model.errors import Conflict, Invalid, Problem
+from nestnet.model.manifest import Manifest, NetworkSpec, PolicySpec, PortSpec, RouterSpec, SegmentSpec, mac_text
+from nestnet.model.problems import join
+from nestnet.model.selectors import Names, parse_selector, parse_service
+from nestnet.model.validate import Known, validate
+from nestnet.model.values import CARRIAGE_PORT, FABRIC, Address, Prefix, Service
+from nestnet.store import numbers
+from nestnet.store.objects import (
+    Contents,
+    GroupRow,
+    NetworkRow,
+    PolicyRow,
+    PortRow,
+    Row,
+    RouterRow,
+    SegmentRow,
+    State,
+    dump,
+    load_contents,
+    load_state,
+    selector_order,
+)
+
+UDP = 17
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What would happen to one object: op is +, ~ or -. `fields` are its fields for +, field -> [old, new] for ~.
+    `pointer` says where the manifest speaks of it, '' if it does not."""
+
+    op: str
+    kind: str
+    path: str
+    fields: dict[str, Any]
+    pointer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an apply would do. `disturbs` says what running traffic would notice, `machines` who gets rows."""
+
+    changes: tuple[Change, ...]
+    disturbs: tuple[str, ...]
+    machines: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+
+Pair = tuple[Row | None, Row | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A plan with the rows that carry it out, made for `revision`."""
+
+    plan: Plan
+    revision: int
+    pairs: tuple[Pair, ...]
+    tenants: tuple[tuple[str, str | None], ...]  # to make or to give another parent
+
+
+def make(connection: Connection, manifest: Manifest, prune: bool) -> Work:
+    """Compare. Raises Invalid with every problem, Conflict or Exhausted; reads only."""
+    state = load_state(connection)
+    roots = _roots(manifest, state, prune)
+    state.contents = load_contents(connection, state.above(roots))
+    filled = _complete(manifest, state)
+    problems = _judge(manifest, filled, state)
+    if problems:
+        raise Invalid(problems)
+    wanted = _Wanted(filled, state)
+    pairs = list(_pairs(wanted, state, roots))
+    _enough_vnis(connection, pairs)
+    changes = tuple(_told(pairs, wanted, state))
+    touched = {row.network for pair in pairs for row in pair if row is not None}
+    plan = Plan(
+        changes,
+        tuple(_disturbed(pairs, wanted, state)),
+        _machines(touched, wanted, state, roots),
+    )
+    return Work(plan, state.revision, tuple(pairs), _tenants(manifest, wanted, state))
+
+
+def _roots(manifest: Manifest, state: State, prune: bool) -> list[int]:
+    """Ids of the networks on the wire that this is about."""
+    top = state.carried.get(FABRIC, {})
+    named = manifest.networks or {}
+    roots = [top[name].id for name in named if name in top]
+    if prune:
+        owners: set[str | None] = set(manifest.tenants or {})
+        for name, spec in named.items():
+            owners.add(spec.tenant or (top[name].tenant if name in top else None))
+        roots += [row.id for name, row in top.items() if name not in named and row.tenant in owners]
+    return roots
+
+
+# Completing
+
+
+def _complete(manifest: Manifest, state: State) -> Manifest:
+    """The manifest with everything that it leaves alone."""
+    top = state.carried.get(FABRIC, {})
+    networks = {
+        name: _complete_network(spec, state, top.get(name), None) for name, spec in (manifest.networks or {}).items()
+    }
+    return manifest.model_copy(update={"networks": networks, "machines": None})
+
+
+def _complete_network(spec: NetworkSpec, state: State, row: NetworkRow | None, tenant: str | None) -> NetworkSpec:
+    stored = Contents() if row is None else state.contents[row.id]
+    carried = {} if row is None else state.carried.get(row.id, {})
+    tenant = spec.tenant or (row.tenant if row else None) or tenant
+    update: dict[str, Any] = {"tenant": tenant, "underlay": spec.underlay or (row.underlay if row else 4)}
+    if spec.segments is None:
+        update["segments"] = {name: _segment_spec(segment) for name, segment in stored.segments.items()}
+    if spec.routers is None:
+        update["routers"] = {name: _router_spec(router, stored) for name, router in stored.routers.items()}
+    if spec.ports is None:
+        hosts = _host_names(row, state) if row else {}
+        update["ports"] = {name: _port_spec(port, stored, hosts) for name, port in stored.ports.items()}
+    if spec.policies is None:
+        update["policies"] = tuple(_policy_spec(policy) for policy in stored.policies.values())
+    below = spec.networks
+    if below is None:
+        below = {name: _network_spec(network) for name, network in carried.items()}
+    update["networks"] = {
+        name: _complete_network(one, state, carried.get(name), tenant) for name, one in below.items()
+    }
+    return spec.model_copy(update=update)
+
+
+def _network_spec(row: NetworkRow) -> NetworkSpec:
+    """A stored network as a manifest has it; its collections absent, so: as they are."""
+    return NetworkSpec.model_construct(
+        tenant=row.tenant,
+        underlay=row.underlay,
+        mtu=row.mtu,
+        labels=json.loads(row.labels) or None,
+        description=row.description or None,
+    )
+
+
+def _segment_spec(row: SegmentRow) -> SegmentSpec:
+    cidrs = tuple(ip_network(cidr) for cidr in row.cidrs)
+    return SegmentSpec.model_construct(cidr=cidrs, labels=json.loads(row.labels), description=row.description)
+
+
+def _router_spec(row: RouterRow, stored: Contents) -> RouterSpec:
+    names = {segment.id: name for name, segment in stored.segments.items()}
+    joined = {names[segment]: tuple(ip_address(text) for text in texts) for segment, texts in row.interfaces}
+    return RouterSpec.model_construct(segments=joined, labels=json.loads(row.labels), description=row.description)
+
+
+def _port_spec(row: PortRow, stored: Contents, hosts: dict[int, str]) -> PortSpec:
+    segments = {segment.id: name for name, segment in stored.segments.items()}
+    groups = {group.id: name for name, group in stored.groups.items()}
+    return PortSpec.model_construct(
+        segment=segments[row.segment],
+        host=hosts[row.host],
+        address=tuple(ip_address(text) for text in row.addresses),
+        mac=row.mac,
+        owns=tuple(ip_network(text) for text in row.owns),
+        groups=tuple(groups[group] for group in row.groups),
+        hosts=row.hosts,
+        labels=json.loads(row.labels),
+        description=row.description,
+    )
+
+
+def _policy_spec(row: PolicyRow) -> PolicySpec:
+    data = json.loads(row.spec)
+    return PolicySpec.model_construct(
+        sources=tuple(data["from"]),
+        targets=tuple(data["to"]),
+        allow=tuple(data["allow"]) if "allow" in data else None,
+        deny=tuple(data["deny"]) if "deny" in data else None,
+        priority=data["priority"],
+    )
+
+
+def _host_names(row: NetworkRow, state: State) -> dict[int, str]:
+    """What may stand after `host:` in this network, by id."""
+    if row.carrier == FABRIC:
+        return {id: name for name, id in state.machines.items()}
+    return {port.id: name for name, port in state.contents[row.carrier].ports.items()}
+
+
+# Judging
+
+
+def _judge(manifest: Manifest, filled: Manifest, state: State) -> list[Problem]:
+    problems = [
+        Problem("missing_machine", join("machines", name), f"machine {name} has not joined: start its agent first")
+        for name in manifest.machines or {}
+        if name not in state.machines
+    ]
+    known = Known(
+        machines=state.machines.keys(),
+        mtu=state.mtu if state.machines else None,
+        tenants=state.parents,
+        networks=[state.path(id) for id in state.networks],
+    )
+    return problems + validate(filled, known)
+
+
+def _enough_vnis(connection: Connection, pairs: Iterable[Pair]) -> None:
+    # Every carriage is flat, so every domain is the fabric's.
+    wanted = sum(1 for old, new in pairs if old is None and isinstance(new, SegmentRow))
+    if wanted and wanted > numbers.free(connection, FABRIC):
+        raise numbers.exhausted(connection, FABRIC)
+
+
+# What should be
+
+
+class _Wanted:
+    """The rows that a complete manifest asks for. What is new has ids below 0."""
+
+    def __init__(self, manifest: Manifest, state: State) -> None:
+        self.state = state
+        self.networks: dict[int, NetworkRow] = {}
+        self.contents: dict[int, Contents] = {}
+        self.paths: dict[int, str] = {}
+        self.pointers: dict[tuple[str, int], str] = {}
+        self.tenants: dict[str, None] = {}
+        self._fresh = count(-1, -1)
+        for name, spec in (manifest.networks or {}).items():
+            self._network(name, spec, FABRIC, "", "")
+
+    def _network(self, name: str, spec: NetworkSpec, carrier: int, above: str, pointer: str) -> None:
+        old = self.state.carried.get(carrier, {}).get(name)
+        at = pointer + join("networks", name)
+        path = f"{above}/{name}" if above else name
+        if spec.tenant is not None:
+            self.tenants[spec.tenant] = None
+        underlay = spec.underlay or 4
+        if old is not None:
+            for what, was, wished in (("tenant", old.tenant, spec.tenant), ("underlay", old.underlay, underlay)):
+                if was not in (wished, None):
+                    raise Conflict(f"the {what} of network {path} cannot be changed: delete and create it", "immutable")
+        id = old.id if old is not None else next(self._fresh)
+        self.networks[id] = NetworkRow(
+            id, carrier, name, spec.tenant, underlay, spec.mtu, dump(spec.labels), spec.description or ""
+        )
+        self.paths[id] = path
+        self.pointers["network", id] = at
+        self.contents[id] = contents = Contents()
+        stored = self.state.contents[id] if old is not None else Contents()
+        self._segments(id, spec, stored, contents, at)
+        self._routers(id, spec, stored, contents, at)
+        self._groups(id, spec, stored, contents)
+        self._ports(id, spec, stored, contents, at)
+        self._policies(id, spec, stored, contents, at)
+        for below, one in (spec.networks or {}).items():
+            self._network(below, one, id, path, at)
+
+    def _segments(self, network: int, spec: NetworkSpec, stored: Contents, contents: Contents, at: str) -> None:
+        for name, one in (spec.segments or {}).items():
+            old = stored.segments.get(name)
+            id = old.id if old else next(self._fresh)
+            cidrs = tuple(str(cidr) for cidr in sorted(one.cidr or (), key=lambda cidr: cidr.version))
+            contents.segments[name] = SegmentRow(
+                id, network, name, old.vni if old else None, cidrs, dump(one.labels), one.description or ""
+            )
+            self.pointers["segment", id] = f"{at}/segments/{name}"
+
+    def _routers(self, network: int, spec: NetworkSpec, stored: Contents, contents: Contents, at: str) -> None:
+        for name, one in (spec.routers or {}).items():
+            old = stored.routers.get(name)
+            id = old.id if old else next(self._fresh)
+            interfaces = []
+            for segment, given in (one.segments or {}).items():
+                row = contents.segments[segment]
+                gateways = {address.version: address for address in given}
+                for cidr in map(ip_network, row.cidrs):
+                    gateways.setdefault(cidr.version, cidr.network_address + 1)
+                interfaces.append((row.id, tuple(str(gateways[family]) for family in sorted(gateways))))
+            contents.routers[name] = RouterRow(
+                id,
+                network,
+                name,
+                old.mac if old else None,
+                tuple(sorted(interfaces)),
+                dump(one.labels),
+                one.description or "",
+            )
+            self.pointers["router", id] = f"{at}/routers/{name}"
+
+    def _groups(self, network: int, spec: NetworkSpec, stored: Contents, contents: Contents) -> None:
+        """A group is there while a port is in it."""
+        for name in dict.fromkeys(group for port in (spec.ports or {}).values() for group in port.groups or ()):
+            old = stored.groups.get(name)
+            contents.groups[name] = old or GroupRow(next(self._fresh), network, name)
+
+    def _ports(self, network: int, spec: NetworkSpec, stored: Contents, contents: Contents, at: str) -> None:
+        carrier = self.networks[network].carrier
+        if carrier == FABRIC:
+            hosts = self.state.machines
+        else:
+            hosts = {name: port.id for name, port in self.contents[carrier].ports.items()}
+        specs = spec.ports or {}
+        addresses = _Addresses(specs, stored, contents, at)
+        macs = _kept_macs(specs, stored)
+        for name, one in specs.items():
+            old = stored.ports.get(name)
+            id = old.id if old else next(self._fresh)
+            contents.ports[name] = PortRow(
+                id,
+                network,
+                contents.segments[one.segment].id,
+                name,
+                hosts[one.host],
+                one.mac if one.mac is not None else macs.get(name),
+                addresses.of(name),
+                tuple(map(str, one.owns or ())),
+                tuple(sorted(contents.groups[group].id for group in one.groups or ())),
+                bool(one.hosts),
+                dump(one.labels),
+                one.description or "",
+            )
+            self.pointers["port", id] = f"{at}/ports/{name}"
+
+    def _policies(self, network: int, spec: NetworkSpec, stored: Contents, contents: Contents, at: str) -> None:
+        names = Names(
+            {name: row.id for name, row in contents.groups.items()},
+            {name: row.id for name, row in contents.segments.items()},
+            {name: row.id for name, row in contents.ports.items()},
+        )
+        for index, one in enumerate(spec.policies or ()):
+            services = one.allow if one.allow is not None else one.deny or ()
+            row = PolicyRow(
+                0,
+                network,
+                _policy_text(one),
+                tuple(sorted({parse_selector(text, names) for text in one.sources}, key=selector_order)),
+                tuple(sorted({parse_selector(text, names) for text in one.targets}, key=selector_order)),
+                tuple(sorted({parse_service(text) for text in services})),
+                one.allow is not None,
+                one.priority,
+            )
+            if row.meaning in contents.policies:
+                continue  # Said twice means the same as said once.
+            old = stored.policies.get(row.meaning)
+            contents.policies[row.meaning] = old or replace(row, id=next(self._fresh))
+            self.pointers["policy", contents.policies[row.meaning].id] = f"{at}/policies/{index}"
+
+
+def _policy_text(spec: PolicySpec) -> str:
+    verb, services = ("allow", spec.allow) if spec.allow is not None else ("deny", spec.deny)
+    data = {"from": spec.sources, "to": spec.targets, verb: services, "priority": spec.priority}
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+
+
+class _Addresses:
+    """The addresses of a network's ports. Who chose gets that; who had one keeps it; the rest get the lowest free."""
+
+    def __init__(self, specs: dict[str, PortSpec], stored: Contents, contents: Contents, at: str) -> None:
+        self._at = at
+        self._cidrs: dict[str, list[Prefix]] = {}
+        self._taken: dict[str, set[Address]] = defaultdict(set)
+        self._next: dict[tuple[str, Prefix], int] = {}
+        by_id = {row.id: name for name, row in contents.segments.items()}
+        for name, segment in contents.segments.items():
+            self._cidrs[name] = [ip_network(cidr) for cidr in segment.cidrs]
+        for router in contents.routers.values():
+            for segment_id, gateways in router.interfaces:
+                self._taken[by_id[segment_id]].update(map(ip_address, gateways))
+        self._given: dict[str, dict[int, Address]] = {}
+        self._specs = specs
+        for spec in specs.values():
+            self._taken[spec.segment].update(spec.address or ())
+        for name, spec in specs.items():
+            if spec.address is None:
+                self._given[name] = dict(self._kept(spec.segment, stored.ports.get(name)))
+
+    def of(self, name: str) -> tuple[str, ...]:
+        spec = self._specs[name]
+        if spec.address is not None:
+            return tuple(map(str, spec.address))
+        given = self._given[name]
+        for cidr in self._cidrs[spec.segment]:
+            if cidr.version not in given:
+                given[cidr.version] = self._lowest(spec.segment, cidr, name)
+        return tuple(str(given[family]) for family in sorted(given))
+
+    def _kept(self, segment: str, old: PortRow | None) -> Iterator[tuple[int, Address]]:
+        for cidr in self._cidrs[segment] if old else ():
+            for text in old.addresses if old else ():
+                address = ip_address(text)
+                if address.version == cidr.version and address in cidr and self._free(segment, cidr, address):
+                    self._taken[segment].add(address)
+                    yield cidr.version, address
+                    break
+
+    def _free(self, segment: str, cidr: Prefix, address: Address) -> bool:
+        if address == cidr.network_address or (cidr.version == 4 and address == cidr.broadcast_address):
+            return False
+        return address not in self._taken[segment]
+
+    def _lowest(self, segment: str, cidr: Prefix, port: str) -> Address:
+        base = cidr.network_address
+        size = cidr.num_addresses
+        offset = self._next.get((segment, cidr), 2)  # 0 is the network's own, 1 the gateway's
+        while offset < size and not self._free(segment, cidr, base + offset):
+            offset += 1
+        self._next[segment, cidr] = offset + 1
+        if offset >= size:
+            message = f"segment {segment} is full: {cidr} has no address left for {port}"
+            raise Invalid([Problem("segment_full", f"{self._at}/ports/{port}", message, limit=size)])
+        self._taken[segment].add(base + offset)
+        return base + offset
+
+
+def _kept_macs(specs: dict[str, PortSpec], stored: Contents) -> dict[str, int]:
+    """The MACs of ports that chose none and had one, unless somebody chose it meanwhile."""
+    taken = {(spec.segment, spec.mac) for spec in specs.values() if spec.mac is not None}
+    kept: dict[str, int] = {}
+    for name, spec in specs.items():
+        old = stored.ports.get(name)
+        if spec.mac is None and old is not None and old.mac is not None and (spec.segment, old.mac) not in taken:
+            taken.add((spec.segment, old.mac))
+            kept[name] = old.mac
+    return kept
+
+
+# The difference
+
+
+def _pairs(wanted: _Wanted, state: State, roots: Iterable[int]) -> Iterator[Pair]:
+    """(old, new) of everything that differs: carriers first, in the order of the manifest; then what goes."""
+    for id, network in wanted.networks.items():
+        if state.networks.get(id) != network:
+            yield state.networks.get(id), network
+        stored = state.contents.get(id, Contents())
+        have = {(row.kind, row.id): row for row in stored}
+        for row in wanted.contents[id]:
+            if (old := have.get((row.kind, row.id))) != row:
+                yield old, row
+    # From the top down to what is carried, so reversed: what is carried goes first.
+    for id in reversed(state.above(roots)):
+        keep = {(row.kind, row.id) for row in wanted.contents.get(id, ())}
+        for row in reversed(list(state.contents[id])):
+            if (row.kind, row.id) not in keep:
+                yield row, None
+        if id not in wanted.networks:
+            yield state.networks[id], None
+
+
+def _tenants(manifest: Manifest, wanted: _Wanted, state: State) -> tuple[tuple[str, str | None], ...]:
+    parents = {name: spec.parent for name, spec in (manifest.tenants or {}).items()}
+    wished = {**dict.fromkeys(name for name in wanted.tenants if name not in state.parents), **parents}
+    return tuple((name, up) for name, up in wished.items() if name not in state.parents or state.parents[name] != up)
+
+
+def _told(pairs: Iterable[Pair], wanted: _Wanted, state: State) -> Iterator[Change]:
+    tell = _Teller(wanted, state)
+    for old, new in pairs:
+        row = new or old
+        assert row is not None
+        if isinstance(row, GroupRow):
+            continue
+        before = tell.fields(old, False) if old else {}
+        after = tell.fields(new, True) if new else {}
+        pointer = wanted.pointers.get((row.kind, row.id), "") if new else ""
+        if old is None:
+            yield Change("+", row.kind, tell.path(row, True), {k: v for k, v in after.items() if v}, pointer)
+        elif new is None:
+            yield Change("-", row.kind, tell.path(row, False), {})
+        else:
+            fields = {k: [before[k], after[k]] for k in after if before[k] != after[k]}
+            yield Change("~", row.kind, tell.path(row, True), fields, pointer)
+
+
+class _Teller:
+    """Rows in the words of the manifest."""
+
+    def __init__(self, wanted: _Wanted, state: State) -> None:
+        self._wanted = wanted
+        self._state = state
+        self._names: dict[bool, dict[tuple[str, int], str]] = {}
+        self._hosts = {id: name for name, id in state.machines.items()}
+        for after, contents in ((False, state.contents), (True, wanted.contents)):
+            self._names[after] = {
+                (row.kind, row.id): row.name
+                for each in contents.values()
+                for row in each
+                if not isinstance(row, PolicyRow)
+            }
+
+    def path(self, row: Row, after: bool) -> str:
+        paths = self._wanted.paths
+        network = paths[row.network] if after else self._state.path(row.network)
+        if isinstance(row, NetworkRow):
+            return network
+        return f"{network}/{row.name if not isinstance(row, PolicyRow) else policy_words(row.spec)}"
+
+    def fields(self, row: Row, after: bool) -> dict[str, Any]:
+        names = self._names[after]
+        if isinstance(row, PolicyRow):
+            return dict(json.loads(row.spec))
+        if isinstance(row, GroupRow):
+            return {}
+        more: dict[str, Any] = {"labels": json.loads(row.labels), "description": row.description}
+        if isinstance(row, NetworkRow):
+            return {"tenant": row.tenant, "underlay": row.underlay, "mtu": row.mtu, **more}
+        if isinstance(row, SegmentRow):
+            return {"cidr": list(row.cidrs), **more}
+        if isinstance(row, RouterRow):
+            return {"segments": {names["segment", id]: list(texts) for id, texts in row.interfaces}, **more}
+        carrier = (self._wanted.networks if after else self._state.networks)[row.network].carrier
+        return {
+            "segment": names["segment", row.segment],
+            "host": self._hosts[row.host] if carrier == FABRIC else names["port", row.host],
+            "address": list(row.addresses),
+            "mac": mac_text(row.mac) if row.mac is not None else None,
+            "owns": list(row.owns),
+            "groups": sorted(names["group", group] for group in row.groups),
+            "hosts": row.hosts,
+            **more,
+        }
+
+
+def policy_words(spec: str) -> str:
+    """A policy in one line, for it has no name: 'frontend -> database allow tcp/5432'."""
+    data = json.loads(spec)
+    verb = "allow" if "allow" in data else "deny"
+    priority = "" if data["priority"] == 100 else f" priority {data['priority']}"
+    return f"{','.join(data['from'])} -> {','.join(data['to'])} {verb} {','.join(data[verb])}{priority}"
+
+
+def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str]:
+    """What running traffic would notice."""
+    tell = _Teller(wanted, state)
+    policies: Counter[int] = Counter()
+    for old, new in pairs:
+        if isinstance(old, PortRow) and new is None:
+            yield f"{tell.path(old, False)} goes: its workload is cut off"
+        elif isinstance(old, PortRow) and isinstance(new, PortRow):
+            path = tell.path(new, True)
+            before, after = tell.fields(old, False), tell.fields(new, True)
+            for field in ("segment", "address", "mac", "host"):
+                if before[field] != after[field]:
+                    now = after[field] if after[field] is not None else "another"
+                    yield f"{path}: {field} {_brief(before[field])} becomes {_brief(now)}, its connections end"
+        elif isinstance(old, SegmentRow) and isinstance(new, SegmentRow) and old.cidrs != new.cidrs:
+            yield f"{tell.path(new, True)}: cidr {_brief(list(old.cidrs))} becomes {_brief(list(new.cidrs))}"
+        elif isinstance(old, RouterRow) and (new is None or old.interfaces != getattr(new, "interfaces", None)):
+            yield f"{tell.path(old, False)}: routes change"
+        elif isinstance(old or new, PolicyRow):
+            row = new or old
+            assert row is not None
+            policies[row.network] += 1
+    for network in policies:
+        if network in state.networks and network in wanted.networks:
+            yield f"{wanted.paths[network]}: policies change, open connections are judged again"
+    for network, row in wanted.networks.items():
+        if row.carrier != FABRIC and (network < 0 or row.carrier in policies):
+            if not _lets_carriage_pass(wanted.contents[row.carrier]):
+                path = wanted.paths[row.carrier]
+                yield f"{wanted.paths[network]} is cut off: no policy of {path} allows carriage between its hosts"
+
+
+def _brief(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _lets_carriage_pass(contents: Contents) -> bool:
+    """Is there no policy, or one that allows udp/4789 somewhere? (rule 3)"""
+
+    def fits(service: Service) -> bool:
+        return service.protocol == -1 or (service.protocol == UDP and service.low <= CARRIAGE_PORT <= service.high)
+
+    return not contents.policies or any(
+        policy.allow and any(map(fits, policy.services)) for policy in contents.policies.values()
+    )
+
+
+def _machines(touched: set[int], wanted: _Wanted, state: State, roots: list[int]) -> tuple[str, ...]:
+    """Names of the machines that get rows: those with ports of what changes, or of what is carried by it."""
+    names = {id: name for name, id in state.machines.items()}
+    found: set[str] = set()
+    for networks, contents in ((state.networks, state.contents), (wanted.networks, wanted.contents)):
+        reached = set(touched)
+        order = state.above(roots) if networks is state.networks else list(wanted.networks)
+        place: dict[int, int] = {}  # port -> machine, of all levels
+        for network in order:  # carriers first
+            carrier = networks[network].carrier
+            if carrier in reached:
+                reached.add(network)
+            for port in contents[network].ports.values():
+                place[port.id] = port.host if carrier == FABRIC else place[port.host]
+                if network in reached:
+                    found.add(names[place[port.id]])
+    return tuple(sorted(found))
+

@@ -1,0 +1,367 @@
+"""What is stored as resources: plain data with names, paths and public ids, for people and programs.
+
+Lists are paged by key: a cursor is the public id of the last item, so a page costs the same wherever
+it is, and neither an insert nor a delete shifts the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from ipaddress import ip_network
+from typing import Any
+
+from sqlalchemy import Connection, Select, Table, select
+
+from nestnet.model.errors import Ambiguous, NestnetError, NotFound
+from nestnet.model.manifest import mac_text
+from nestnet.model.values import FABRIC
+from nestnet.store import objects, tables
+from nestnet.store.feed import network_mtu
+from nestnet.store.identity import Identity
+from nestnet.store.objects import chunks
+from nestnet.store.plan import policy_words
+
+KINDS = ("machine", "tenant", "network", "segment", "router", "port", "policy")
+IN_NETWORK = ("segment", "router", "port", "policy")
+TABLES: dict[str, Table] = {
+    "machine": tables.machine,
+    "tenant": tables.tenant,
+    "network": tables.network,
+    "segment": tables.segment,
+    "router": tables.router,
+    "port": tables.port,
+    "policy": tables.policy,
+}
+CANDIDATES = 20  # Names that an error lists at most.
+
+Resource = dict[str, Any]
+
+
+class BadRequest(NestnetError):
+    """A question that has no answer: a filter or cursor that means nothing here."""
+
+    status = 400
+
+
+class Reader:
+    """One transaction's look at the store."""
+
+    def __init__(self, connection: Connection, identity: Identity) -> None:
+        self._connection = connection
+        self._identity = identity
+
+    # Finding
+
+    def find(self, kind: str, reference: str) -> int:
+        """The row of a public id, a path, or a name that only one has. Raises NotFound or Ambiguous."""
+        table = TABLES[kind]
+        if (row := self._identity.row(kind, reference)) is not None:
+            if (kind != "network" or row != FABRIC) and self._connection.scalar(
+                select(table.c.id).where(table.c.id == row)
+            ) is not None:
+                return row
+            raise NotFound(f"{kind} {reference}")
+        if kind == "policy":
+            return self._find_policy(reference)
+        *above, name = reference.split("/")
+        if kind in ("machine", "tenant"):
+            found = self._connection.scalar(select(table.c.id).where(table.c.name == reference))
+            if found is None:
+                raise NotFound(f"{kind} {reference}", self._nearest(select(table.c.name), reference))
+            return int(found)
+        return self._find_in_network(kind, reference, above, name)
+
+    def _find_in_network(self, kind: str, reference: str, above: list[str], name: str) -> int:
+        table = TABLES[kind]
+        owner = table.c.carrier if kind == "network" else table.c.network
+        network = self._walk(above)
+        if network is not None:
+            found = self._connection.scalar(select(table.c.id).where(owner == network, table.c.name == name))
+            if found is not None and not (kind == "network" and found == FABRIC):
+                return int(found)
+        # Not a whole path: the end of one, perhaps.
+        rows = self._connection.execute(
+            select(table.c.id, owner.label("owner")).where(table.c.name == name, table.c.id != FABRIC).limit(1000)
+        ).all()
+        paths = self.paths(row.owner for row in rows)
+        ends = {row.id: "/".join(part for part in (paths[row.owner], name) if part) for row in rows}
+        fits = {id: path for id, path in ends.items() if ("/" + path).endswith("/" + reference)}
+        if len(fits) == 1:
+            return next(iter(fits))
+        if fits:
+            raise Ambiguous(f"{kind} {reference}", sorted(fits.values())[:CANDIDATES])
+        if above and network is None:
+            raise NotFound(f"network {'/'.join(above)}", self._nearest_network(above))
+        within = select(table.c.name).where(owner == network) if above or kind == "network" else select(table.c.name)
+        near = self._nearest(within, name)
+        raise NotFound(f"{kind} {reference}", "/".join([*above, near]) if near else None)
+
+    def _find_policy(self, reference: str) -> int:
+        above, _, last = reference.rpartition("/")
+        if above and (row := self._identity.row("policy", last)) is not None:
+            network = self.find("network", above)
+            p = tables.policy.c
+            if self._connection.scalar(select(p.id).where(p.id == row, p.network == network)) is not None:
+                return row
+        raise NotFound(f"policy {reference}")
+
+    def _walk(self, names: Sequence[str]) -> int | None:
+        c = tables.network.c
+        network = FABRIC
+        for name in names:
+            found = self._connection.scalar(select(c.id).where(c.carrier == network, c.name == name, c.id != FABRIC))
+            if found is None:
+                return None
+            network = found
+        return network
+
+    def _nearest_network(self, names: Sequence[str]) -> str | None:
+        c = tables.network.c
+        return self._nearest(select(c.name).where(c.carrier == FABRIC, c.id != FABRIC), names[0])
+
+    def _nearest(self, names: Select[tuple[str]], wrong: str) -> str | None:
+        known = self._connection.scalars(names.limit(1000)).all()
+        return next(iter(get_close_matches(wrong, [name for name in known if name], 1)), None)
+
+    def paths(self, networks: Iterable[int]) -> dict[int, str]:
+        """Network -> path; the fabric's is ''."""
+        c = tables.network.c
+        rows: dict[int, tuple[str, int]] = {FABRIC: ("", FABRIC)}
+        wanted = set(networks)
+        while missing := sorted(wanted - rows.keys()):
+            for chunk in chunks(missing):
+                for row in self._connection.execute(select(c.id, c.name, c.carrier).where(c.id.in_(chunk))):
+                    rows[row.id] = (row.name, row.carrier)
+            wanted = {carrier for _, carrier in rows.values()}
+        found: dict[int, str] = {}
+        for network in rows:
+            names, at = [], network
+            while at != FABRIC:
+                names.append(rows[at][0])
+                at = rows[at][1]
+            found[network] = "/".join(reversed(names))
+        return found
+
+    # Lists
+
+    def page(
+        self, kind: str, network: str | None = None, limit: int = 100, cursor: str | None = None
+    ) -> tuple[list[Resource], str | None]:
+        """Up to `limit` resources after `cursor`, and the cursor of the next page if there is one."""
+        table = TABLES[kind]
+        query = select(table.c.id).order_by(table.c.id).limit(limit + 1)
+        if kind == "network":
+            query = query.where(table.c.id != FABRIC)
+        if network is not None:
+            if kind not in ("network", *IN_NETWORK):
+                raise BadRequest(f"{kind}s are in no network: leave the filter out", "bad_filter")
+            owner = table.c.carrier if kind == "network" else table.c.network
+            query = query.where(owner == self.find("network", network))
+        if cursor is not None:
+            last = self._identity.row(kind, cursor)
+            if last is None:
+                raise BadRequest("this cursor is not from a list of this kind: begin without one", "bad_cursor")
+            query = query.where(table.c.id > last)
+        ids = list(self._connection.scalars(query))
+        more = len(ids) > limit
+        ids = ids[:limit]
+        return self.resources(kind, ids), self._identity.public(kind, ids[-1]) if more else None
+
+    def resources(self, kind: str, ids: Sequence[int]) -> list[Resource]:
+        """The resources of these rows, by rising row."""
+        makers = {
+            "machine": self._machines,
+            "tenant": self._tenants,
+            "network": self._networks,
+            "segment": self._segments,
+            "router": self._routers,
+            "port": self._ports,
+            "policy": self._policies,
+        }
+        return makers[kind](ids) if ids else []
+
+    def _head(self, kind: str, row: int, name: str, path: str) -> Resource:
+        return {"id": self._identity.public(kind, row), "kind": kind, "name": name, "path": path}
+
+    def _machines(self, ids: Sequence[int]) -> list[Resource]:
+        m, r = tables.machine, tables.report
+        query = select(m, r.c.realised, r.c.at, r.c.problems).outerjoin(r).where(m.c.id.in_(ids)).order_by(m.c.id)
+        return [
+            {
+                **self._head("machine", row.id, row.name, row.name),
+                "row": row.id,
+                "address": row.address,
+                "mtu": row.mtu,
+                "labels": json.loads(row.labels),
+                "realised": row.realised,
+                "reported": round(time.time() - row.at, 3) if row.at is not None else None,
+                "problems": json.loads(row.problems) if row.problems is not None else [],
+            }
+            for row in self._connection.execute(query)
+        ]
+
+    def _tenants(self, ids: Sequence[int]) -> list[Resource]:
+        t, up = tables.tenant, tables.tenant.alias()
+        query = select(t, up.c.name.label("up")).outerjoin(up, t.c.parent == up.c.id).where(t.c.id.in_(ids))
+        return [
+            {**self._head("tenant", row.id, row.name, row.name), "parent": row.up}
+            for row in self._connection.execute(query.order_by(t.c.id))
+        ]
+
+    def _networks(self, ids: Sequence[int]) -> list[Resource]:
+        fabric = objects.fabric_mtu(self._connection)
+        rows = objects.networks(self._connection, "id", ids)
+        paths = self.paths(ids)
+        c = tables.network.c
+        revisions = {r.id: r.revision for r in self._connection.execute(select(c.id, c.revision).where(c.id.in_(ids)))}
+        return [
+            {
+                **self._head("network", row.id, row.name, paths[row.id]),
+                "tenant": row.tenant,
+                "carrier": paths[row.carrier] or None,
+                "carriage": "flat",
+                "underlay": row.underlay,
+                "mtu": network_mtu(row, fabric),
+                "revision": revisions[row.id],
+                "labels": json.loads(row.labels),
+                "description": row.description,
+            }
+            for row in rows
+        ]
+
+    def _segments(self, ids: Sequence[int]) -> list[Resource]:
+        rows = objects.segments(self._connection, "id", ids)
+        paths = self.paths(row.network for row in rows)
+        gateways = self._gateways(ids)
+        return [
+            {
+                **self._head("segment", row.id, row.name, f"{paths[row.network]}/{row.name}"),
+                "network": paths[row.network],
+                "cidrs": list(row.cidrs),
+                "vni": row.vni,
+                "gateways": gateways.get(row.id, []),
+                "labels": json.loads(row.labels),
+                "description": row.description,
+            }
+            for row in rows
+        ]
+
+    def _routers(self, ids: Sequence[int]) -> list[Resource]:
+        rows = objects.routers(self._connection, "id", ids)
+        paths = self.paths(row.network for row in rows)
+        names = self._names(tables.segment, {segment for row in rows for segment, _ in row.interfaces})
+        return [
+            {
+                **self._head("router", row.id, row.name, f"{paths[row.network]}/{row.name}"),
+                "network": paths[row.network],
+                "mac": mac_text(row.mac or 0),
+                "segments": {names[segment]: list(addresses) for segment, addresses in row.interfaces},
+                "labels": json.loads(row.labels),
+                "description": row.description,
+            }
+            for row in rows
+        ]
+
+    def _ports(self, ids: Sequence[int]) -> list[Resource]:
+        rows = objects.ports(self._connection, "id", ids)
+        networks = {row.id: row for row in objects.networks(self._connection, "id", sorted({r.network for r in rows}))}
+        paths = self.paths(networks)
+        fabric = objects.fabric_mtu(self._connection)
+        segments = {s.id: s for s in objects.segments(self._connection, "id", sorted({r.segment for r in rows}))}
+        gateways = self._gateways(list(segments))
+        groups = self._names(tables.group, {group for row in rows for group in row.groups})
+        wired = [row for row in rows if networks[row.network].carrier == FABRIC]
+        carried = [row for row in rows if networks[row.network].carrier != FABRIC]
+        places = self.machines_of([row.id for row in rows])
+        machines = self._names(tables.machine, {row.host for row in wired} | set(places.values()))
+        hosts = self._names(tables.port, {row.host for row in carried})
+        attachments = self._attachments(places)
+        return [
+            {
+                **self._head("port", row.id, row.name, f"{paths[row.network]}/{row.name}"),
+                "row": row.id,
+                "network": paths[row.network],
+                "segment": segments[row.segment].name,
+                "host": (machines if networks[row.network].carrier == FABRIC else hosts)[row.host],
+                "machine": machines[places[row.id]],
+                "mac": mac_text(row.mac or 0),
+                "addresses": [_with_length(address, segments[row.segment].cidrs) for address in row.addresses],
+                "gateways": gateways.get(row.segment, []),
+                "mtu": network_mtu(networks[row.network], fabric),
+                "owns": list(row.owns),
+                "groups": [groups[group] for group in row.groups],
+                "hosts": row.hosts,
+                "attachment": attachments.get(row.id),
+                "labels": json.loads(row.labels),
+                "description": row.description,
+            }
+            for row in rows
+        ]
+
+    def _policies(self, ids: Sequence[int]) -> list[Resource]:
+        rows = objects.policies(self._connection, "id", ids)
+        paths = self.paths(row.network for row in rows)
+        found = []
+        for row in rows:
+            name = self._identity.public("policy", row.id)
+            head = self._head("policy", row.id, name, f"{paths[row.network]}/{name}")
+            found.append({**head, "network": paths[row.network], "text": policy_words(row.spec), **json.loads(row.spec)})
+        return found
+
+    def _names(self, table: Table, ids: Iterable[int]) -> dict[int, str]:
+        names: dict[int, str] = {}
+        for chunk in chunks(sorted(ids)):
+            rows = self._connection.execute(select(table.c.id, table.c.name).where(table.c.id.in_(chunk)))
+            names.update({row.id: row.name for row in rows})
+        return names
+
+    def _gateways(self, segments: Sequence[int]) -> dict[int, list[str]]:
+        """Segment -> gateway addresses of its first router, one of each family: what its workloads use."""
+        a = tables.address.c
+        found: dict[int, tuple[int, list[str]]] = {}
+        for chunk in chunks(sorted(segments)):
+            query = select(a.segment, a.router, a.address).where(a.segment.in_(chunk), a.router.is_not(None))
+            for row in self._connection.execute(query.order_by(a.segment, a.router, a.position)):
+                first, addresses = found.setdefault(row.segment, (row.router, []))
+                if row.router == first:
+                    addresses.append(row.address)
+        return {segment: addresses for segment, (_, addresses) in found.items()}
+
+    def machines_of(self, ports: Sequence[int]) -> dict[int, int]:
+        """Port -> the machine at the bottom of its chain of hosts."""
+        p = tables.port.c
+        at = {port: port for port in ports}
+        machine: dict[int, int] = {}
+        open_ = set(ports)
+        while open_:
+            below: dict[int, int] = {}
+            for chunk in chunks(sorted(open_)):
+                for row in self._connection.execute(select(p.id, p.host_machine, p.host_port).where(p.id.in_(chunk))):
+                    if row.host_machine is not None:
+                        machine[row.id] = row.host_machine
+                    else:
+                        below[row.id] = row.host_port
+            at = {port: below.get(here, here) for port, here in at.items()}
+            open_ = set(below.values()) - machine.keys()
+        return {port: machine[here] for port, here in at.items()}
+
+    def _attachments(self, places: dict[int, int]) -> dict[int, Any]:
+        """Port -> what the agent of its machine says about it."""
+        r = tables.report.c
+        wanted = sorted(set(places.values()))
+        said: dict[int, dict[str, Any]] = {}
+        for chunk in chunks(wanted):
+            rows = self._connection.execute(select(r.machine, r.ports).where(r.machine.in_(chunk)))
+            said.update({row.machine: json.loads(row.ports) for row in rows})
+        return {port: said.get(machine, {}).get(str(port)) for port, machine in places.items()}
+
+
+def _with_length(address: str, cidrs: Sequence[str]) -> str:
+    """10.0.0.2/24"""
+    for cidr in cidrs:
+        if (":" in cidr) == (":" in address):
+            return f"{address}/{ip_network(cidr).prefixlen}"
+    return address

@@ -1,0 +1,285 @@
+"""The tables. What must be unique is a UNIQUE constraint here, never a check in Python.
+
+Row ids are taken from `counter`, one row for each kind, in the transaction that uses them, so they
+are known before a bulk insert and are never used twice. Row 0 of `network` is the fabric: the root
+of every carrier chain, whose `mtu` is that of its wire.
+
+`change` is what the feed reads. A change of a port also keeps where the port was before, one of a network
+what carried it, so that what a machine needed at an earlier revision can be worked out (feed.py).
+
+Addresses, prefixes and JSON are text in canonical form: equal things are equal text.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Id = BigInteger().with_variant(Integer, "sqlite")  # 64 bits in both; SQLite's rowid must be called INTEGER.
+
+def _refers(target: str) -> ForeignKey:
+    """Judged at COMMIT, so that a transaction may write rows in any order."""
+    return ForeignKey(target, deferrable=True, initially="DEFERRED")
+
+
+def _part_of(target: str) -> ForeignKey:
+    """Goes when its owner goes."""
+    return ForeignKey(target, ondelete="CASCADE", deferrable=True, initially="DEFERRED")
+
+
+store = Table(
+    "store",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1", name="single"), primary_key=True),
+    Column("epoch", Text, nullable=False),  # Another database has another epoch: its tokens mean nothing here.
+    Column("key", LargeBinary, nullable=False),
+)
+
+revision = Table(
+    "revision",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1", name="single"), primary_key=True),
+    Column("n", Id, nullable=False),
+    Column("oldest", Id, nullable=False),  # Changes after this revision are still in `change`.
+)
+
+counter = Table(
+    "counter",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("last", Id, nullable=False),
+)
+
+change = Table(
+    "change",
+    metadata,
+    Column("seq", Id, primary_key=True),
+    Column("revision", Id, nullable=False),
+    Column("network", Id, nullable=False),  # 0: the fabric's, so every machine's
+    Column("kind", Text, nullable=False),
+    Column("id", Id, nullable=False),
+    Column("was_machine", Id),
+    Column("was_port", Id),
+    Column("was_carrier", Id),
+    Index(None, "revision"),
+    Index(None, "network", "revision"),
+)
+
+tenant = Table(
+    "tenant",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("parent", Id, _refers("tenant.id")),
+)
+
+machine = Table(
+    "machine",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("address", Text, nullable=False, unique=True),
+    Column("mtu", Integer, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("joined", Id, nullable=False),  # The revision at which it was declared.
+)
+
+report = Table(
+    "report",
+    metadata,
+    Column("machine", Id, _part_of("machine.id"), primary_key=True),
+    Column("realised", Id, nullable=False),
+    Column("at", Float, nullable=False),  # Seconds since 1970.
+    Column("problems", Text, nullable=False),
+    Column("ports", Text, nullable=False),
+)
+
+network = Table(
+    "network",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("carrier", Id, _refers("network.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("tenant", Id, _refers("tenant.id"), index=True),
+    Column("underlay", Integer, nullable=False),
+    Column("mtu", Integer),  # Chosen, at most what the domain allows; none: all of that.
+    Column("enabled", Boolean(create_constraint=False), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("revision", Id, nullable=False),  # The last one that changed anything in it.
+    UniqueConstraint("carrier", "name"),
+)
+
+segment = Table(
+    "segment",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("network", Id, _refers("network.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("domain", Id, _refers("network.id"), nullable=False),
+    Column("vni", Integer, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    UniqueConstraint("network", "name"),
+    UniqueConstraint("domain", "vni"),
+)
+
+segment_cidr = Table(
+    "segment_cidr",
+    metadata,
+    Column("segment", Id, _part_of("segment.id"), primary_key=True),
+    Column("family", Integer, CheckConstraint("family IN (4, 6)", name="family"), primary_key=True),
+    Column("cidr", Text, nullable=False),
+)
+
+router = Table(
+    "router",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("network", Id, _refers("network.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("mac", Id, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    UniqueConstraint("network", "name"),
+)
+
+router_interface = Table(
+    "router_interface",
+    metadata,
+    Column("router", Id, _part_of("router.id"), primary_key=True),
+    Column("segment", Id, _refers("segment.id"), primary_key=True),
+    Index(None, "segment"),
+)
+
+port = Table(
+    "port",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("network", Id, _refers("network.id"), nullable=False),
+    Column("segment", Id, _refers("segment.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("host_machine", Id, _refers("machine.id")),
+    Column("host_port", Id, _refers("port.id")),
+    Column("mac", Id, nullable=False),
+    Column("hosts", Boolean(create_constraint=False), nullable=False),
+    Column("enabled", Boolean(create_constraint=False), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    UniqueConstraint("network", "name"),
+    UniqueConstraint("segment", "mac"),
+    CheckConstraint("(host_machine IS NULL) <> (host_port IS NULL)", name="one_host"),
+    Index(None, "host_machine"),
+    Index(None, "host_port"),
+)
+
+# Who has an address in a segment: one of its ports, or a router that is the gateway there.
+address = Table(
+    "address",
+    metadata,
+    Column("segment", Id, _refers("segment.id"), primary_key=True),
+    Column("address", Text, primary_key=True),
+    Column("port", Id, _part_of("port.id")),
+    Column("router", Id, _part_of("router.id")),
+    Column("position", Integer, nullable=False),  # In the order given: the first of a family is the host address.
+    CheckConstraint("(port IS NULL) <> (router IS NULL)", name="one_owner"),
+    Index(None, "port"),
+    Index(None, "router"),
+)
+
+owned = Table(
+    "owned",
+    metadata,
+    Column("port", Id, _part_of("port.id"), primary_key=True),
+    Column("prefix", Text, primary_key=True),
+    Column("position", Integer, nullable=False),
+)
+
+group = Table(
+    "group",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("network", Id, _refers("network.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    UniqueConstraint("network", "name"),
+)
+
+port_group = Table(
+    "port_group",
+    metadata,
+    Column("port", Id, _part_of("port.id"), primary_key=True),
+    Column("group", Id, _refers("group.id"), primary_key=True),
+    Index(None, "group"),
+)
+
+# `spec` is what people wrote, `value` the same with ids. A policy has no name: its value is its identity.
+policy = Table(
+    "policy",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("network", Id, _refers("network.id"), nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    UniqueConstraint("network", "value"),
+)
+
+vni_range = Table(
+    "vni_range",
+    metadata,
+    Column("domain", Id, _part_of("network.id"), primary_key=True),
+    Column("lo", Integer, primary_key=True),
+    Column("hi", Integer, nullable=False),
+    CheckConstraint("lo <= hi", name="order"),
+)
+
+vni_quarantine = Table(
+    "vni_quarantine",
+    metadata,
+    Column("domain", Id, _part_of("network.id"), primary_key=True),
+    Column("vni", Integer, primary_key=True),
+    Column("revision", Id, nullable=False),  # Free again when every machine has realised this one.
+)
+
+# How many ports of `network` live on a host: a machine's row where the fabric carries it, else a port's.
+host_use = Table(
+    "host_use",
+    metadata,
+    Column("network", Id, _part_of("network.id"), primary_key=True),
+    Column("host", Id, primary_key=True),
+    Column("count", Integer, CheckConstraint("count > 0", name="used"), nullable=False),
+    Index(None, "host"),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request", Text, nullable=False),  # SHA-256 of what was asked.
+    Column("answer", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Index(None, "at"),
+)

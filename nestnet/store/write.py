@@ -1,0 +1,320 @@
+"""A plan as rows, in the transaction that is open: set-based statements, then the revision, then change rows."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import Any
+
+from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
+
+from nestnet.model.values import FABRIC, Selector
+from nestnet.store import numbers, tables
+from nestnet.store.identity import Identity
+from nestnet.store.objects import (
+    NetworkRow,
+    PolicyRow,
+    PortRow,
+    Row,
+    RouterRow,
+    SegmentRow,
+    chunks,
+    column_names,
+    current_revision,
+    meaning_text,
+    selector_order,
+)
+from nestnet.store.plan import Pair
+
+KEPT_REVISIONS = 10_000  # Of change rows: an agent that is further behind gets a snapshot.
+FED = ("network", "segment", "router", "port", "policy")  # Kinds that agents see.
+TABLES: dict[str, Table] = {
+    "network": tables.network,
+    "segment": tables.segment,
+    "router": tables.router,
+    "group": tables.group,
+    "port": tables.port,
+    "policy": tables.policy,
+}
+
+
+def write(
+    connection: Connection, identity: Identity, pairs: Sequence[Pair], tenants: Iterable[tuple[str, str | None]] = ()
+) -> int:
+    """Make it so, under the next revision; that is returned, or the current one if nothing changes."""
+    owners = write_tenants(connection, tenants)
+    pairs = _settle(connection, identity, pairs)
+    carriers = _carriers(connection, pairs)
+    freed = [(FABRIC, old.vni) for old, new in pairs if isinstance(old, SegmentRow) and new is None and old.vni]
+    for kind, table in reversed(TABLES.items()):
+        gone = [{"row": old.id} for old, new in pairs if old is not None and new is None and old.kind == kind]
+        _many(connection, delete(table).where(table.c.id == bindparam("row")), gone)
+    for kind, table in TABLES.items():
+        fresh = [_columns(new, carriers, owners) for old, new in pairs if old is None and new is not None and new.kind == kind]
+        _many(connection, insert(table), fresh)
+        moved = [(old, new) for old, new in pairs if old is not None and new is not None and new.kind == kind]
+        _update(connection, table, moved, carriers, owners)
+    _parts(connection, pairs)
+    _host_use(connection, pairs)
+    rows = [
+        _change_row(row.network, row.kind, row.id, old, carriers)
+        for old, new in pairs
+        for row in (new or old,)
+        if row is not None and row.kind in FED
+    ]
+    if not rows:
+        return current_revision(connection)
+    n = next_revision(connection, rows)
+    numbers.release(connection, freed, n)
+    return n
+
+
+def next_revision(connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
+    """The revision of this transaction, with these change rows in it: network, kind, id, and what was."""
+    n = connection.execute(
+        update(tables.revision).values(n=tables.revision.c.n + 1).returning(tables.revision.c.n)
+    ).scalar_one()
+    _many(connection, insert(tables.change), [{**row, "revision": n} for row in rows])
+    networks = sorted({row["network"] for row in rows} - {FABRIC})
+    _many(
+        connection,
+        update(tables.network).where(tables.network.c.id == bindparam("row")).values(revision=n),
+        [{"row": network} for network in networks],
+    )
+    oldest = n - KEPT_REVISIONS
+    if oldest > 0:
+        connection.execute(delete(tables.change).where(tables.change.c.revision <= oldest))
+        connection.execute(update(tables.revision).values(oldest=oldest))
+    return int(n)
+
+
+def reserve(connection: Connection, kind: str, count: int) -> int:
+    """The first of `count` new ids of a kind. Ids are never used twice: the counter never goes back."""
+    c = tables.counter.c
+    last = connection.execute(
+        update(tables.counter).where(c.kind == kind).values(last=c.last + count).returning(c.last)
+    ).scalar()
+    if last is None:
+        connection.execute(insert(tables.counter).values(kind=kind, last=count))
+        last = count
+    return int(last) - count + 1
+
+
+def write_tenants(connection: Connection, tenants: Iterable[tuple[str, str | None]]) -> dict[str, int]:
+    """Make tenants or give them another parent. Returns all tenants' ids by name."""
+    wished = list(tenants)
+    t = tables.tenant
+    ids: dict[str, int] = {row.name: row.id for row in connection.execute(select(t.c.name, t.c.id))}
+    fresh = [name for name, _ in wished if name not in ids]
+    if fresh:
+        first = reserve(connection, "tenant", len(fresh))
+        ids.update({name: first + place for place, name in enumerate(fresh)})
+        _many(connection, insert(t), [{"id": ids[name], "name": name, "parent": None} for name in fresh])
+    parents = [{"row": ids[name], "up": ids[up] if up is not None else None} for name, up in wished]
+    _many(connection, update(t).where(t.c.id == bindparam("row")).values(parent=bindparam("up")), parents)
+    return ids
+
+
+def _settle(connection: Connection, identity: Identity, pairs: Sequence[Pair]) -> list[Pair]:
+    """Real ids for those below 0, VNIs and MACs for those that have none."""
+    real: dict[tuple[str, int], int] = {}
+    for kind in TABLES:
+        fresh = [new.id for _, new in pairs if new is not None and new.kind == kind and new.id < 0]
+        if fresh:
+            first = reserve(connection, kind, len(fresh))
+            real.update({(kind, id): first + place for place, id in enumerate(fresh)})
+    vnis = iter(
+        numbers.cut(connection, FABRIC, sum(1 for _, new in pairs if isinstance(new, SegmentRow) and new.vni is None))
+    )
+    settled = [(old, _real(new, real) if new is not None else None) for old, new in pairs]
+    taken = _taken_macs(connection, [new for _, new in settled if isinstance(new, PortRow)])
+    out: list[Pair] = []
+    for old, new in settled:
+        if isinstance(new, SegmentRow) and new.vni is None:
+            new = replace(new, vni=next(vnis))
+        elif isinstance(new, RouterRow) and new.mac is None:
+            new = replace(new, mac=identity.mac("router", new.id))
+        elif isinstance(new, PortRow) and new.mac is None:
+            attempt = 0
+            while (new.segment, mac := identity.mac("port", new.id, attempt)) in taken:
+                attempt += 1
+            taken.add((new.segment, mac))
+            new = replace(new, mac=mac)
+        out.append((old, new))
+    return out
+
+
+def _taken_macs(connection: Connection, ports: Sequence[PortRow]) -> set[tuple[int, int]]:
+    """(segment, MAC) that cannot be chosen for those among `ports` that have none."""
+    segments = sorted({port.segment for port in ports if port.mac is None})
+    taken = {(port.segment, port.mac) for port in ports if port.mac is not None}
+    for chunk in chunks(segments):
+        rows = connection.execute(select(tables.port.c.segment, tables.port.c.mac).where(tables.port.c.segment.in_(chunk)))
+        taken.update((row.segment, row.mac) for row in rows)
+    return taken
+
+
+def _real(row: Row, real: dict[tuple[str, int], int]) -> Row:
+    def of(kind: str, id: int) -> int:
+        return real.get((kind, id), id)
+
+    if isinstance(row, NetworkRow):
+        return replace(row, id=of("network", row.id), carrier=of("network", row.carrier))
+    row = replace(row, id=of(row.kind, row.id), network=of("network", row.network))
+    if isinstance(row, RouterRow):
+        joined = ((of("segment", segment), addresses) for segment, addresses in row.interfaces)
+        return replace(row, interfaces=tuple(sorted(joined)))
+    if isinstance(row, PortRow):
+        return replace(
+            row,
+            segment=of("segment", row.segment),
+            host=of("port", row.host) if row.host < 0 else row.host,
+            groups=tuple(sorted(of("group", group) for group in row.groups)),
+        )
+    if isinstance(row, PolicyRow):
+
+        def side(selectors: tuple[Selector, ...]) -> tuple[Selector, ...]:
+            return tuple(sorted((replace(s, id=of(s.kind, s.id)) for s in selectors), key=selector_order))
+
+        return replace(row, sources=side(row.sources), targets=side(row.targets))
+    return row
+
+
+def _carriers(connection: Connection, pairs: Sequence[Pair]) -> dict[int, int]:
+    """Network -> carrier, of all networks that occur."""
+    c = tables.network.c
+    known: dict[int, int] = {}
+    for chunk in chunks(sorted({row.network for pair in pairs for row in pair if row is not None})):
+        known.update({row.id: row.carrier for row in connection.execute(select(c.id, c.carrier).where(c.id.in_(chunk)))})
+    known.update({row.id: row.carrier for pair in pairs for row in pair if isinstance(row, NetworkRow)})
+    return known
+
+
+def _columns(row: Row, carriers: dict[int, int], owners: dict[str, int]) -> dict[str, Any]:
+    """The row of its own table."""
+    if isinstance(row, PolicyRow):
+        return {"id": row.id, "network": row.network, "spec": row.spec, "value": meaning_text(row)}
+    columns = {name: getattr(row, name) for name in column_names(TABLES[row.kind]) if hasattr(row, name)}
+    if isinstance(row, NetworkRow):
+        columns.pop("network", None)
+        columns |= {"tenant": owners[row.tenant] if row.tenant else None, "enabled": True, "revision": 0}
+    elif isinstance(row, SegmentRow):
+        columns["domain"] = FABRIC  # Flat all the way down.
+    elif isinstance(row, PortRow):
+        on_wire = carriers[row.network] == FABRIC
+        columns |= {"enabled": True, "host_machine": row.host if on_wire else None}
+        columns["host_port"] = None if on_wire else row.host
+    return columns
+
+
+def _update(
+    connection: Connection, table: Table, moved: Sequence[Pair], carriers: dict[int, int], owners: dict[str, int]
+) -> None:
+    if not moved:
+        return
+    if table is tables.port:
+        # Two ports may swap MACs: no id is a MAC in use, and none is below 0.
+        away = [{"row": old.id, "away": -old.id} for old, new in moved if _mac_moves(old, new) and old is not None]
+        _many(connection, update(table).where(table.c.id == bindparam("row")).values(mac=bindparam("away")), away)
+    rows = [_columns(new, carriers, owners) for _, new in moved if new is not None]
+    for row in rows:
+        row.pop("revision", None)
+        row["row"] = row.pop("id")
+    values = {name: bindparam(name) for name in rows[0] if name != "row"}
+    _many(connection, update(table).where(table.c.id == bindparam("row")).values(values), rows)
+
+
+def _mac_moves(old: Row | None, new: Row | None) -> bool:
+    return isinstance(old, PortRow) and isinstance(new, PortRow) and (old.segment, old.mac) != (new.segment, new.mac)
+
+
+def _parts(connection: Connection, pairs: Sequence[Pair]) -> None:
+    """The rows that belong to segments, routers and ports: the old ones go first, for addresses may be exchanged."""
+    changed = [(old, new) for old, new in pairs if new is not None and (old is None or _part_rows(old) != _part_rows(new))]
+    t = tables
+    owners: tuple[tuple[Table, str], ...] = (
+        (t.segment_cidr, "segment"),
+        (t.router_interface, "router"),
+        (t.address, "router"),
+        (t.address, "port"),
+        (t.owned, "port"),
+        (t.port_group, "port"),
+    )
+    for table, owner in owners:
+        ids = [{"row": new.id} for old, new in changed if old is not None and new.kind == owner]
+        _many(connection, delete(table).where(table.c[owner] == bindparam("row")), ids)
+    rows: dict[Table, list[dict[str, Any]]] = defaultdict(list)
+    for _, new in changed:
+        for table, parts in _part_rows(new).items():
+            rows[table] += parts
+    for table, parts in rows.items():
+        _many(connection, insert(table), parts)
+
+
+def _part_rows(row: Row | None) -> dict[Table, list[dict[str, Any]]]:
+    t = tables
+    if isinstance(row, SegmentRow):
+        return {t.segment_cidr: [{"segment": row.id, "family": ip_network(c).version, "cidr": c} for c in row.cidrs]}
+    if isinstance(row, RouterRow):
+        return {
+            t.router_interface: [{"router": row.id, "segment": segment} for segment, _ in row.interfaces],
+            t.address: [
+                {"segment": segment, "address": address, "port": None, "router": row.id, "position": place}
+                for segment, addresses in row.interfaces
+                for place, address in enumerate(addresses)
+            ],
+        }
+    if isinstance(row, PortRow):
+        return {
+            t.address: [
+                {"segment": row.segment, "address": address, "port": row.id, "router": None, "position": place}
+                for place, address in enumerate(row.addresses)
+            ],
+            t.owned: [{"port": row.id, "prefix": p, "position": place} for place, p in enumerate(row.owns)],
+            t.port_group: [{"port": row.id, "group": group} for group in row.groups],
+        }
+    return {}
+
+
+def _host_use(connection: Connection, pairs: Sequence[Pair]) -> None:
+    """Keep the count of ports for each (network, host)."""
+    gone = {old.id for old, new in pairs if isinstance(old, NetworkRow) and new is None}
+    by: Counter[tuple[int, int]] = Counter()
+    for old, new in pairs:
+        if isinstance(old, PortRow):
+            by[old.network, old.host] -= 1
+        if isinstance(new, PortRow):
+            by[new.network, new.host] += 1
+    changed = {key: more for key, more in by.items() if more and key[0] not in gone}
+    c = tables.host_use.c
+    have: dict[tuple[int, int], int] = {}
+    for chunk in chunks(sorted({network for network, _ in changed})):
+        rows = connection.execute(select(tables.host_use).where(c.network.in_(chunk)))
+        have.update({(row.network, row.host): row.count for row in rows})
+    here = (c.network == bindparam("n")) & (c.host == bindparam("h"))
+    old_rows = [{"n": n, "h": h} for n, h in changed if (n, h) in have]
+    _many(connection, delete(tables.host_use).where(here), old_rows)
+    counts = {key: have.get(key, 0) + more for key, more in changed.items()}
+    rows_now = [{"network": n, "host": h, "count": k} for (n, h), k in counts.items() if k]
+    _many(connection, insert(tables.host_use), rows_now)
+
+
+def _change_row(network: int, kind: str, id: int, old: Row | None, carriers: dict[int, int]) -> dict[str, Any]:
+    was = old.host if isinstance(old, PortRow) else None
+    on_wire = carriers[network] == FABRIC
+    return {
+        "network": network,
+        "kind": kind,
+        "id": id,
+        "was_machine": was if on_wire else None,
+        "was_port": None if on_wire else was,
+        "was_carrier": old.carrier if isinstance(old, NetworkRow) else None,
+    }
+
+
+def _many(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(statement, rows)
+
