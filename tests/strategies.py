@@ -1,0 +1,608 @@
+"""Random worlds, frames and conversations. Every feature joins here.
+
+    worlds()                        machines, networks carried by networks to depth 4, and all that is in them
+    frames(world, port, heard)      what a workload may send: nearly valid, and at interesting places
+    conversations(world)            frames over time: answers, errors about earlier ones, changes of the world
+
+Small things are likely and come first, so failures shrink to few objects with small numbers. Worlds keep
+the rules of validation: `meaning` is defined for those only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from frames import (
+    arp,
+    echo,
+    ethernet,
+    extension,
+    group_mac,
+    icmp,
+    icmp_protocol,
+    ip_frame,
+    ipv4,
+    ipv6,
+    neighbour,
+    solicited,
+    tcp,
+    udp,
+)
+from hypothesis import strategies as st
+
+from nestnet.model import packet as pk
+from nestnet.model.meaning import State, deliver
+from nestnet.model.packet import mapped
+from nestnet.model.values import (
+    CARRIAGE_PORT,
+    FABRIC,
+    Address,
+    Interface,
+    Machine,
+    Network,
+    Policy,
+    Port,
+    Prefix,
+    Router,
+    Segment,
+    Selector,
+    Service,
+    World,
+    link_local,
+)
+
+DEPTH = 4
+UNDERLAY_MTU = 1450
+
+# ---- worlds
+
+
+def rarely(draw: st.DrawFn, one_in: int = 8) -> bool:
+    """False first. Not at an end of the range: hypothesis likes those better than their share."""
+    return 2 * one_in <= draw(st.integers(0, 4 * one_in - 1)) < 2 * one_in + 4
+
+
+def one_of_them(draw: st.DrawFn, things: Sequence[object]) -> object:
+    return things[draw(st.integers(0, len(things) - 1))]
+
+
+@st.composite
+def worlds(draw: st.DrawFn, machines: int = 4, networks: int = 4, ports: int = 4, disabled: bool = True) -> World:
+    """A consistent world. At most so many machines, networks, and ports in each network. Without `disabled`
+    everything is enabled."""
+    world = World.of(Machine(id, IPv4Address(f"192.0.2.{id}")) for id in range(1, draw(st.integers(1, machines)) + 1))
+    builder = _Builder(draw, world, ports, disabled)
+    depth = {FABRIC: 0}
+    for id in range(1, draw(st.integers(1, networks)) + 1):
+        carriers = [n for n in depth if depth[n] < DEPTH and (n == FABRIC or builder.hosts_of(n))]
+        # The last network first: chains are what we are here for.
+        carrier = carriers[-1] if draw(st.booleans()) else one_of_them(draw, carriers)
+        assert isinstance(carrier, int)
+        depth[id] = depth[carrier] + 1
+        builder.network(id, carrier)
+    return builder.world
+
+
+class _Builder:
+    """Draws one network after the other, a carrier before what it carries."""
+
+    def __init__(self, draw: st.DrawFn, world: World, ports: int, disabled: bool) -> None:
+        self.draw, self.world, self.ports, self.disabled = draw, world, ports, disabled
+
+    def add(self, *values: Machine | Network | Segment | Router | Port | Policy) -> None:
+        self.world = self.world.with_(*values)
+
+    def hosts_of(self, network: int, families: tuple[int, ...] = (4, 6)) -> list[Port]:
+        ports = self.world.ports_in(network)
+        return [p for p in ports if p.hosts and any(p.address(family) is not None for family in families)]
+
+    def on(self, one_in: int) -> bool:
+        return not (self.disabled and rarely(self.draw, one_in))
+
+    def network(self, id: int, carrier: int) -> None:
+        draw = self.draw
+        families = [4] if carrier == FABRIC else [f for f in (4, 6) if self.hosts_of(carrier, (f,))]
+        underlay = families[draw(st.integers(0, len(families) - 1))]
+        mtu = 1280 if rarely(draw) else UNDERLAY_MTU
+        self.add(Network(id, carrier, underlay, mtu, self.on(16)))
+        if carrier == FABRIC:
+            hosts = list(self.world.machines)
+        else:
+            hosts = [port.id for port in self.hosts_of(carrier, (underlay,))]
+        segments = self.segments(id)
+        ports = [self.port(id, segments, hosts) for _ in range(draw(st.integers(1, self.ports)))]
+        self.owned(ports)
+        self.policies(id)
+
+    def segments(self, network: int) -> list[Segment]:
+        """Some segments, and up to two routers that join some of them."""
+        draw = self.draw
+        first = len(self.world.segments) + 1
+        ids = [first + i for i in range(draw(st.integers(1, 3)))]
+        # How many routers join the segment: 0, or the first, or the second, or both.
+        joins = {id: draw(st.sampled_from([(1,), (), (1,), (1, 2), (2,)])) for id in ids}
+        segments = []
+        for place, id in enumerate(ids):
+            # What no router joins may have the addresses of another segment.
+            number = place if joins[id] else draw(st.sampled_from([place, 0]))
+            cidrs = (ip_network(f"10.0.{number}.0/24"), ip_network(f"fd00:{number}::/64"))
+            segments.append(Segment(id, network, 100 + id, draw(st.sampled_from([cidrs, cidrs[:1], cidrs[1:]]))))
+        self.add(*segments)
+        for number in (1, 2):
+            joined = [segment for segment in segments if number in joins[segment.id]]
+            if joined:
+                interfaces = tuple(
+                    Interface(s.id, tuple(cidr.network_address + number for cidr in s.cidrs)) for s in joined
+                )
+                self.add(Router(len(self.world.routers) + 1, network, 0x060000000000 + number, interfaces))
+        return segments
+
+    def port(self, network: int, segments: list[Segment], hosts: list[int]) -> Port:
+        draw = self.draw
+        segment = segments[draw(st.integers(0, len(segments) - 1))]
+        here = len(self.world.ports_of(segment.id))
+        cidrs = segment.cidrs[: 1 if rarely(draw) else None]
+        addresses = tuple(cidr.network_address + 10 + here for cidr in cidrs)
+        if rarely(draw):
+            addresses += tuple(cidr.network_address + 30 + here for cidr in cidrs)
+        port = Port(
+            id=len(self.world.ports) + 1,
+            network=network,
+            segment=segment.id,
+            host=hosts[draw(st.integers(0, len(hosts) - 1))],
+            mac=0x020000000001 + here,  # as in any other segment
+            addresses=addresses,
+            groups=draw(st.sampled_from([(), (1,), (2,), (1, 2)])),
+            hosts=draw(st.integers(0, 3)) != 0,
+            enabled=self.on(16),
+        )
+        self.add(port)
+        return port
+
+    def owned(self, ports: list[Port]) -> None:
+        """Prefixes beyond the addresses: a port may nest its own, nothing else overlaps."""
+        draw = self.draw
+        left: list[tuple[Prefix, ...]] = [
+            tuple(ip_network(text) for text in texts)
+            for texts in (["10.9.0.0/16"], ["fd09::/32"], ["10.7.0.0/16", "10.7.1.0/24"], ["fd07::/48", "10.6.0.1/32"])
+        ]
+        cidrs = [cidr for port in ports for cidr in self.world.segments[port.segment].cidrs]
+        for port in ports:
+            if rarely(draw, 4):
+                self.add(replace(port, owns=left.pop(draw(st.integers(0, len(left) - 1)))))
+                if not left:
+                    break
+        everything: Prefix = ip_network("::/0") if draw(st.booleans()) else ip_network("0.0.0.0/0")
+        others = [*cidrs, *(prefix for port in ports for prefix in self.world.ports[port.id].owns)]
+        if rarely(draw) and not any(prefix.version == everything.version for prefix in others):
+            self.add(replace(self.world.ports[ports[0].id], owns=(everything,)))
+
+    def policies(self, network: int) -> None:
+        draw = self.draw
+        for _ in range(draw(st.sampled_from([0, 0, 1, 2, 4]))):
+            self.add(draw(policies(self.world, network, len(self.world.policies) + 1)))
+        hosting = any(port.hosts for port in self.world.ports_in(network))
+        if self.world.policies_of(network) and hosting and not rarely(draw, 3):
+            hosts = (Selector("hosts"),)
+            carriage = (Service(pk.UDP, CARRIAGE_PORT, CARRIAGE_PORT),)
+            self.add(
+                Policy(
+                    len(self.world.policies) + 1,
+                    network,
+                    hosts,
+                    hosts,
+                    carriage,
+                    True,
+                    draw(st.sampled_from([300, 100])),
+                )
+            )
+
+
+SERVICES = [
+    Service(),
+    Service(pk.TCP),
+    Service(pk.UDP),
+    Service(pk.TCP, 80, 80),
+    Service(pk.TCP, 80, 90),
+    Service(pk.UDP, 53, 53),
+    Service(pk.UDP, 50, 5000),
+    Service(pk.UDP, CARRIAGE_PORT, CARRIAGE_PORT),
+    Service(pk.ICMP),
+    Service(pk.ICMPV6),
+]
+
+CIDRS = [
+    ip_network(text)
+    for text in (
+        "10.0.0.0/24", "0.0.0.0/0", "10.0.0.0/8", "10.0.0.10/32", "10.0.0.10/31", "10.9.0.0/16",
+        "fd00::/64", "::/0", "fd00::/16", "fd00::a/128", "fd09::/32", "fe80::/10",
+    )
+]  # fmt: skip
+
+
+@st.composite
+def selectors(draw: st.DrawFn, world: World, network: int) -> Selector:
+    kind = draw(st.sampled_from(["any", "inside", "hosts", "cidr", "group", "segment", "port"]))
+    if kind == "cidr":
+        return Selector(kind, cidr=draw(st.sampled_from(CIDRS)))
+    if kind == "group":
+        return Selector(kind, draw(st.sampled_from([1, 2])))
+    if kind == "segment":
+        return Selector(kind, draw(st.sampled_from([s.id for s in world.segments.values() if s.network == network])))
+    if kind == "port":
+        ports = [port.id for port in world.ports_in(network)]
+        return Selector(kind, draw(st.sampled_from(ports))) if ports else Selector("any")
+    return Selector(kind)
+
+
+@st.composite
+def policies(draw: st.DrawFn, world: World, network: int, id: int) -> Policy:
+    def some(element: st.SearchStrategy[object]) -> tuple[object, ...]:
+        return tuple(draw(element) for _ in range(draw(st.sampled_from([1, 1, 1, 2]))))
+
+    return Policy(
+        id,
+        network,
+        some(selectors(world, network)),  # type: ignore[arg-type]
+        some(selectors(world, network)),  # type: ignore[arg-type]
+        some(st.sampled_from(SERVICES)),  # type: ignore[arg-type]
+        draw(st.sampled_from([True, True, False])),
+        draw(st.sampled_from([100, 100, 200, 0, 65535])),
+    )
+
+
+# ---- frames
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Where a frame may go: a MAC in the sender's segment, and an address."""
+
+    mac: int
+    address: bytes
+
+
+UNKNOWN_MAC = 0x0200000000FF
+BROADCAST4 = mapped(IPv4Address("255.255.255.255"))
+ALL_NODES = mapped(IPv6Address("ff02::1"))
+GROUP4 = mapped(IPv4Address("224.0.0.251"))
+
+
+def aims(world: World, port: Port) -> tuple[list[Aim], list[Aim]]:
+    """Places that should work, and places that should not."""
+    good: list[Aim] = []
+    odd: list[Aim] = []
+    for other in world.ports_of(port.segment):
+        if other.id != port.id:
+            good += [Aim(other.mac, mapped(address)) for address in other.addresses]
+            odd.append(Aim(other.mac, mapped(link_local(other.mac))))
+            odd += [Aim(other.mac, mapped(prefix[-1])) for prefix in other.owns]
+    for router in world.routers_of(port.segment):
+        for interface in router.interfaces:
+            for other in world.ports_of(interface.segment):
+                good += [Aim(router.mac, mapped(address)) for address in other.addresses]
+                good += [Aim(router.mac, mapped(prefix[min(5, prefix.num_addresses - 1)])) for prefix in other.owns]
+            good += [Aim(router.mac, mapped(address)) for address in interface.addresses]
+            nobody = [cidr[99] for cidr in world.segments[interface.segment].cidrs]
+            odd += [Aim(router.mac, mapped(address)) for address in nobody]
+        odd += [Aim(router.mac, mapped(a)) for a in (link_local(router.mac), link_local(0x020000000001))]
+    places = (*OUTSIDE, BROADCAST4)
+    macs = [router.mac for router in world.routers_of(port.segment)]
+    odd += [Aim(mac, address) for mac in (*macs, UNKNOWN_MAC) for address in places]
+    odd += [Aim(pk.BROADCAST, BROADCAST4), Aim(group_mac(ALL_NODES), ALL_NODES), Aim(group_mac(GROUP4), GROUP4)]
+    odd += [Aim(port.mac, mapped(address)) for address in port.addresses]
+    return good or odd, odd
+
+
+OUTSIDE = [mapped(ip_address(text)) for text in ("198.51.100.1", "2001:db8::1", "::ffff:10.0.0.10", "::", "0.0.0.0")]
+
+
+def own_addresses(port: Port) -> list[bytes]:
+    """What the port may send from: its addresses, its link-local one, and inside what it owns."""
+    owned = [mapped(prefix[min(5, prefix.num_addresses - 1)]) for prefix in port.owns]
+    return [*(mapped(address) for address in port.addresses), *owned, mapped(link_local(port.mac))]
+
+
+PORTS = [80, 53, 1000, CARRIAGE_PORT, 90, 91, 67, 547]
+FLAGS = [pk.SYN, pk.ACK, pk.SYN | pk.ACK, pk.FIN | pk.ACK, pk.RST, pk.SYN | pk.FIN, 0]
+ODD_TYPES = {4: [13, 9, 10, 5, 3, 11, 12, 4], 6: [133, 130, 131, 132, 143, 134, 137, 1, 2, 3, 4, 200]}
+
+
+def family_of(address: bytes) -> int:
+    return 4 if pk.is_mapped(address) else 6
+
+
+@st.composite
+def frames(draw: st.DrawFn, world: World, port: Port, heard: tuple[bytes, ...] = ()) -> bytes:
+    """A frame that the port's workload may try to send. `heard` are frames that were delivered to it: what it
+    answers, and what its ICMP errors are about."""
+    kind = draw(st.sampled_from(_KINDS_OF_A_LISTENER if heard else _KINDS))
+    if kind == "answer":
+        return draw(answers(port, draw(st.sampled_from(heard))))
+    if kind == "error":
+        return draw(errors(port, draw(st.sampled_from(heard))))
+    if kind == "noise":
+        return draw(st.binary(max_size=80))
+    if kind == "arp":
+        return draw(arps(world, port))
+    if kind == "neighbour":
+        return draw(neighbours(world, port))
+    if kind == "dhcp":
+        return draw(dhcps(port))
+    frame = draw(packets(world, port))
+    return draw(damaged(frame)) if kind == "damaged" else frame
+
+
+_KINDS = ["packet"] * 18 + ["arp"] * 2 + ["neighbour"] * 2 + ["damaged"] * 2 + ["dhcp", "noise"]
+_KINDS_OF_A_LISTENER = ["answer"] * 12 + ["error"] * 5 + _KINDS
+
+
+@st.composite
+def packets(draw: st.DrawFn, world: World, port: Port) -> bytes:
+    """An IP packet, most of the time one that nothing but policy may refuse."""
+    good, odd = aims(world, port)
+    aim = draw(st.sampled_from(odd if rarely(draw, 5) else good))
+    family = family_of(aim.address)
+    own = [address for address in own_addresses(port) if family_of(address) == family]
+    if own and not rarely(draw, 10):
+        source = own[0] if draw(st.booleans()) else draw(st.sampled_from(own))
+    else:  # somebody else's, or none
+        others = [a.address for a in (*good, *odd) if family_of(a.address) == family]
+        source = draw(st.sampled_from([*others, bytes(16) if family == 6 else pk.UNSPECIFIED4]))
+    protocol, payload = draw(transports(source, aim.address))
+    if rarely(draw, 20):
+        payload += bytes(draw(st.sampled_from([1230, 1400, 1452])))
+    source_mac = UNKNOWN_MAC if rarely(draw, 24) else port.mac
+    target_mac = pk.BROADCAST if rarely(draw, 24) else aim.mac
+    ttl = draw(st.sampled_from([64] * 8 + [255, 2, 1, 0]))
+    tos = draw(st.sampled_from([0, 0, 1, 2, 3, 0xB8]))
+    identification = draw(st.integers(1, 2))
+    padding = bytes(6) if rarely(draw, 10) else b""
+    shape = draw(st.sampled_from(["whole"] * 10 + ["first", "later", "headers"]))
+    more = {"first": 0x2000, "later": draw(st.sampled_from([1, 0x2001]))}.get(shape, 0) if shape != "headers" else 0
+    if shape == "later":
+        payload = payload[8:]
+    if family == 4:
+        options = b"\x94\x04\0\0" if shape == "headers" else b""
+        body = ipv4(source, aim.address, protocol, payload, ttl, identification, more, tos, options)
+        return ethernet(target_mac, source_mac, pk.IPV4, body + padding)
+    kinds = draw(st.lists(st.sampled_from([60, 0, 43, 51, 44]), max_size=7)) if shape == "headers" else []
+    if more:
+        kinds.append(44)
+    headers, following = b"", protocol
+    for place, header in enumerate(reversed(kinds)):
+        bits = 0
+        if more and place == 0:
+            bits = (more & 0x1FFF) << 3 | more >> 13
+        headers = extension(header, following, identification, bits) + headers
+        following = header
+    body = ipv6(source, aim.address, following, payload, ttl, tos, headers)
+    return ethernet(target_mac, source_mac, pk.IPV6, body + padding)
+
+
+@st.composite
+def transports(draw: st.DrawFn, source: bytes, target: bytes) -> tuple[int, bytes]:
+    kind = draw(st.sampled_from(["tcp", "udp", "echo"] * 4 + ["icmp"] * 2 + ["other", "short"]))
+    if kind == "tcp":
+        ports = draw(st.sampled_from([1000, 1001])), draw(st.sampled_from(PORTS[:5]))
+        return pk.TCP, tcp(source, target, *ports, draw(st.sampled_from(FLAGS)))
+    if kind == "udp":
+        source_port = draw(st.sampled_from([1000, 1001, 49152, 67, 547, CARRIAGE_PORT]))
+        return pk.UDP, udp(source, target, source_port, draw(st.sampled_from(PORTS)), b"x" * draw(st.integers(0, 2)))
+    if kind == "echo":
+        reply = draw(st.sampled_from([False, False, True]))
+        return icmp_protocol(target), echo(source, target, draw(st.integers(1, 2)), reply)
+    if kind == "icmp":
+        quote = draw(st.sampled_from([b"", bytes(8), ipv4(target, source, 17, udp(target, source, 53, 1000))]))
+        type = draw(st.sampled_from(ODD_TYPES[family_of(target)]))
+        return icmp_protocol(target), icmp(source, target, type, draw(st.integers(0, 1)), payload=quote)
+    if kind == "other":
+        return draw(st.sampled_from([47, 50, 59, 132, 1, 58])), bytes(12)
+    return draw(st.sampled_from([6, 17, 1, 58])), bytes(draw(st.sampled_from([0, 7, 19])))
+
+
+@st.composite
+def arps(draw: st.DrawFn, world: World, port: Port) -> bytes:
+    known = [a.address for part in aims(world, port) for a in part if family_of(a.address) == 4]
+    own = [mapped(address) for address in port.addresses if address.version == 4]
+    sender = draw(st.sampled_from([*own * 8, *known, pk.UNSPECIFIED4]))
+    gateways = [a for r in world.routers_of(port.segment) for i in r.interfaces for a in i.addresses if a.version == 4]
+    target = draw(st.sampled_from([*known, *(mapped(a) for a in gateways), *own, mapped(IPv4Address("10.0.0.99"))]))
+    mac = UNKNOWN_MAC if rarely(draw, 12) else port.mac
+    operation = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    frame = arp(operation, mac, sender, 0, target, draw(st.sampled_from([pk.BROADCAST, UNKNOWN_MAC])))
+    frame = pk.with_ethernet(frame, int.from_bytes(frame[:6], "big"), port.mac)
+    return frame + bytes(draw(st.sampled_from([0, 18])))
+
+
+@st.composite
+def neighbours(draw: st.DrawFn, world: World, port: Port) -> bytes:
+    known = [a.address for part in aims(world, port) for a in part if family_of(a.address) == 6]
+    gateways = [a for r in world.routers_of(port.segment) for i in r.interfaces for a in i.addresses if a.version == 6]
+    gateways += [link_local(router.mac) for router in world.routers_of(port.segment)]
+    own = [address for address in own_addresses(port) if family_of(address) == 6]
+    type = draw(st.sampled_from([135, 135, 135, 136]))
+    about = draw(st.sampled_from([*(mapped(g) for g in gateways), *known, *own]))
+    if type == 136:
+        about = draw(st.sampled_from([*own, about]))
+    source = draw(st.sampled_from([*own * 4, bytes(16), about]))
+    target = draw(st.sampled_from([solicited(about), about, ALL_NODES]))
+    mac = UNKNOWN_MAC if rarely(draw, 12) else port.mac
+    option = draw(st.sampled_from([(1 if type == 135 else 2, mac), None, (2, mac), (14, mac)]))
+    body = neighbour(type, source, target, about, option, draw(st.sampled_from([0, 0xE0])))
+    body += draw(st.sampled_from([b""] * 6 + [b"\x01", bytes(8), b"\x01\x02" + bytes(6), b"\x05\x01" + bytes(6)]))
+    ttl = draw(st.sampled_from([255, 255, 255, 255, 64]))
+    target_mac = group_mac(target) if target[0] == 0xFF else UNKNOWN_MAC
+    if rarely(draw, 12):
+        headers = extension(44, 58, fragment=draw(st.sampled_from([0, 1])))
+        return ethernet(target_mac, port.mac, pk.IPV6, ipv6(source, target, 44, body, ttl, headers=headers))
+    return ip_frame(target_mac, port.mac, source, target, 58, body, ttl)
+
+
+@st.composite
+def dhcps(draw: st.DrawFn, port: Port) -> bytes:
+    source_port, target_port = draw(st.sampled_from([(68, 67), (67, 68), (68, 68), (546, 547), (547, 546)]))
+    source = draw(st.sampled_from([pk.UNSPECIFIED4, *own_addresses(port)]))
+    target = BROADCAST4 if pk.is_mapped(source) else mapped(IPv6Address("ff02::1:2"))
+    body = udp(source, target, source_port, target_port, bytes(20))
+    return ip_frame(group_mac(target) if target[0] == 0xFF else pk.BROADCAST, port.mac, source, target, pk.UDP, body)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, frame: bytes) -> bytes:
+    """Cut, tagged, called something else, or with bits flipped."""
+    kind = draw(st.sampled_from(["flip", "cut", "tag", "type", "control", "group"]))
+    if kind == "flip":
+        copy = bytearray(frame)
+        for _ in range(draw(st.integers(1, 2))):
+            copy[draw(st.integers(12, min(len(copy), 80) - 1))] ^= 1 << draw(st.integers(0, 7))
+        return bytes(copy)
+    if kind == "cut":
+        return frame[: draw(st.integers(0, min(len(frame), 80)))]
+    if kind == "tag":
+        return frame[:12] + draw(st.sampled_from([b"\x81\x00", b"\x88\xa8"])) + b"\0\1" + frame[12:]
+    if kind == "type":
+        return frame[:12] + draw(st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x88\xcc"])) + frame[14:]
+    if kind == "control":
+        return b"\x01\x80\xc2\x00\x00" + bytes([draw(st.sampled_from([0, 15, 16]))]) + frame[6:]
+    return b"\x01" + frame[1:]
+
+
+@st.composite
+def answers(draw: st.DrawFn, port: Port, heard: bytes) -> bytes:
+    """What a workload answers to a frame it got: back to where it came from, as a host would."""
+    packet = pk.parse(heard)
+    if packet.family == 0 or packet.flaw:
+        return pk.with_ethernet(heard, packet.source_mac, port.mac)
+    flow = packet.flow.reversed
+    if packet.fragment == pk.LATER:
+        payload = b"x" * 8
+    elif packet.protocol == pk.TCP:
+        flags = draw(st.sampled_from([pk.SYN | pk.ACK, pk.ACK, pk.FIN | pk.ACK, pk.RST, pk.SYN]))
+        payload = tcp(flow.source, flow.target, flow.source_port, flow.target_port, flags)
+    elif packet.protocol == pk.UDP:
+        payload = udp(flow.source, flow.target, flow.source_port, flow.target_port, b"answer")
+    elif packet.is_echo:
+        payload = echo(flow.source, flow.target, flow.source_port, reply=draw(st.sampled_from([True, True, False])))
+    else:
+        payload = b"x" * 12
+    return ip_frame(packet.source_mac, port.mac, flow.source, flow.target, flow.protocol, payload)
+
+
+@st.composite
+def errors(draw: st.DrawFn, port: Port, heard: bytes) -> bytes:
+    """An ICMP error about a frame that the workload got, the quote whole, cut, or not quite what it was."""
+    packet = pk.parse(heard)
+    if packet.family == 0 or packet.flaw:
+        return heard
+    quote = bytearray(heard[pk.ETHERNET : packet.end])
+    change = draw(st.sampled_from(["", "", "cut", "flip", "reverse"]))
+    if change == "cut":
+        quote = quote[: draw(st.sampled_from([packet.offset - 14 + 8, packet.offset - 14 + 7, 19, 39, 0]))]
+    elif change == "flip":
+        quote[draw(st.integers(0, len(quote) - 1))] ^= 1
+    elif change == "reverse":
+        quote = bytearray(draw(answers(port, heard))[pk.ETHERNET :])
+    type = draw(st.sampled_from([3, 11, 12, 5, 4] if packet.family == 4 else [1, 3, 2, 4]))
+    source, target = packet.flow.target, packet.flow.source
+    body = icmp(source, target, type, payload=bytes(quote[:512]))
+    return ip_frame(packet.source_mac, port.mac, source, target, icmp_protocol(target), body)
+
+
+# ---- conversations
+
+
+@dataclass(frozen=True)
+class Step:
+    """At `now` (seconds) the workload of `port` sends `frame`, in this world."""
+
+    now: float
+    world: World
+    port: int
+    frame: bytes
+
+
+# Never sums to a lifetime exactly: the last instant of one is nobody's business.
+PAUSES = [0.0, 0.001, 0.001, 0.01, 1.003, 11.007, 31.013, 181.017, 7201.019]
+
+
+@st.composite
+def conversations(
+    draw: st.DrawFn, world: World | None = None, steps: int = 12, changes: bool = True, moves: bool = True
+) -> list[Step]:
+    """Frames over time. Workloads answer what they got and complain about it; between frames the world may
+    change: policies, administrative state, places, ports that go."""
+    if world is None:
+        world = draw(worlds())
+    state, now = State(), 0.0
+    heard: dict[int, tuple[bytes, ...]] = {}
+    done: list[Step] = []
+    for _ in range(draw(st.integers(1, steps))):
+        now += draw(st.sampled_from(PAUSES))
+        if changes and rarely(draw, 6):
+            world = draw(changed(world, moves))
+        if not world.ports:
+            break
+        listeners = [id for id in heard if id in world.ports]
+        everyone = sorted(world.ports)
+        id = draw(st.sampled_from(listeners if listeners and draw(st.booleans()) else everyone))
+        frame = draw(frames(world, world.ports[id], heard.get(id, ())))
+        if done and rarely(draw, 8):  # the same once more
+            again = draw(st.sampled_from(done))
+            if again.port in world.ports:
+                id, frame = again.port, again.frame
+        done.append(Step(now, world, id, frame))
+        outcome = deliver(world, state, id, frame, now)
+        state = outcome.state
+        for receiver, got in outcome.deliveries:
+            heard[receiver] = (*heard.get(receiver, ())[-3:], got)
+    return done
+
+
+@st.composite
+def changed(draw: st.DrawFn, world: World, moves: bool = True) -> World:
+    """The same world after one change that validation lets through."""
+    kind = draw(st.sampled_from(["add policy", "remove policy", "port", "network", "move", "delete"]))
+    network = world.networks[draw(st.sampled_from(sorted(world.networks)))]
+    ports = world.ports_in(network.id)
+    if kind == "add policy":
+        return world.with_(draw(policies(world, network.id, max(world.policies, default=0) + 1)))
+    if kind == "remove policy" and world.policies:
+        return world.without(("policy", draw(st.sampled_from(sorted(world.policies)))))
+    if kind == "network":
+        return world.with_(replace(network, enabled=not network.enabled))
+    if not ports:
+        return world
+    port: Port = draw(st.sampled_from(ports))
+    if kind == "port":
+        return world.with_(replace(port, enabled=not port.enabled))
+    if kind == "move" and moves:
+        return world.with_(replace(port, host=draw(st.sampled_from(homes(world, network)))))
+    if kind == "delete" and not _is_needed(world, port):
+        return world.without(("port", port.id))
+    return world
+
+
+def homes(world: World, network: Network) -> list[int]:
+    """Where ports of a network may live."""
+    if network.carrier == FABRIC:
+        return sorted(world.machines)
+    return [p.id for p in world.ports_in(network.carrier) if p.hosts and p.address(network.underlay) is not None]
+
+
+def _is_needed(world: World, port: Port) -> bool:
+    carried = any(
+        other.host == port.id and world.networks[other.network].carrier == port.network
+        for other in world.ports.values()
+    )
+    named = any(
+        selector.kind == "port" and selector.id == port.id
+        for policy in world.policies_of(port.network)
+        for selector in (*policy.sources, *policy.targets)
+    )
+    return carried or named
+
+
+__all__ = ["Address", "Aim", "Step", "aims", "changed", "conversations", "frames", "homes", "policies", "worlds"]
