@@ -240,8 +240,11 @@ class _Reader:
                 yield event
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            position = (mark.line + 1, mark.column + 1) if mark else START
-            raise TextError("yaml_syntax", position, _syntax(error)) from None
+            line, column = (mark.line, mark.column) if mark else (0, 0)
+            lines = self.text.splitlines()
+            if line < len(lines) and lines[line][column : column + 1] == "\t":
+                raise TextError("yaml_syntax", (line + 1, column + 1), "a tab: YAML indents with spaces") from None
+            raise TextError("yaml_syntax", (line + 1, column + 1), _syntax(error)) from None
         except yaml.YAMLError as error:
             raise TextError("yaml_syntax", START, f"this is no YAML: {quote(error)}") from None
         finally:
@@ -368,8 +371,8 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     """libyaml's words, which are good ones, in a single sentence."""
     parts = [quote(part)[1:-1] for part in (error.context, error.problem) if part]
     text = ": ".join(parts) or "this is no YAML"
-    if "\t" in str(error.problem) or "cannot start any token" in text:
-        text += " (tabs do not indent; quote text that begins with @, ` or %)"
+    if "cannot start any token" in text:
+        text += ": put text that begins so in quotes"
     if error.context_mark is not None and error.context_mark.line != getattr(error.problem_mark, "line", None):
         text += f" (it began in line {error.context_mark.line + 1})"
     return text

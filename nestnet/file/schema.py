@@ -30,6 +30,12 @@ class _Generator(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         return False
 
+    def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
+        mapping = super().dict_schema(schema)
+        if "patternProperties" in mapping:
+            mapping["additionalProperties"] = False
+        return mapping
+
     def generate(self, schema: core_schema.CoreSchema, mode: JsonSchemaMode = "validation") -> JsonSchemaValue:
         whole = super().generate(schema, mode)
         for model in (whole, *whole.get("$defs", {}).values()):

@@ -35,6 +35,7 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -55,11 +56,13 @@ OWNS_PER_PORT = 64  # each is a route on every machine of the network
 ADDRESSES_PER_PORT = 16  # each is a row on every machine of the network
 SEGMENTS_PER_ROUTER = 256
 ROUTERS_PER_SEGMENT = 16
+PRIORITY = (0, 65535)
 LABELS = 64
 LABEL = 63  # characters of a label's key; its value may have LABEL_VALUE
 LABEL_VALUE = 256
 DESCRIPTION = 1000  # characters
 MTU = (576, 65535)  # bytes of IP: RFC 791's smallest, and what a length field holds
+MACHINE_MTU = (MTU[0] + 50, MTU[1])  # room for VXLAN around the smallest
 
 T = TypeVar("T")
 
@@ -109,6 +112,8 @@ def _name_fault(text: str) -> str:
         return f"it has the control character U+{ord(c):04X}"
     if text.lower() != text:
         return "use lower case"
+    if "/" in text:
+        return "write the bare name, without a path"
     if re.fullmatch(r"[a-z0-9-]+", text):
         return "it begins or ends with '-'"
     return "use a-z, 0-9 and '-'"
@@ -242,7 +247,7 @@ def read_mac(text: object) -> int:
     if mac == 0 or mac >> 40 & 1:
         raise _refuse("mac_unusable", f"{text} is {'zero' if mac == 0 else 'a group address'}: a port needs its own")
     if mac >> 40 == 0x06:
-        raise _refuse("mac_unusable", f"{text}: MACs from 06:... are the routers': begin with 02:")
+        raise _refuse("mac_unusable", f"{text}: MACs from 06:... are the routers': begin with 02")
     return mac
 
 
@@ -293,7 +298,7 @@ def _distinct(value: tuple[T, ...]) -> tuple[T, ...]:
     seen: set[T] = set()
     for index, item in enumerate(value):
         if item in seen:
-            raise _refuse("duplicate_item", f"has {_readable(item)} twice", index=index)
+            raise _refuse("duplicate_item", f"has {_readable(item)} twice", below=index)
         seen.add(item)
     return value
 
@@ -326,6 +331,10 @@ def _one_or_list(value: tuple[Any, ...]) -> Any:
     return texts[0] if len(texts) == 1 else texts
 
 
+def _numbers(low: int, high: int) -> WithJsonSchema:
+    return WithJsonSchema({"type": "integer", "minimum": low, "maximum": high})
+
+
 def _either(item: dict[str, Any], **limits: Any) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, **limits}]})
 
@@ -351,7 +360,7 @@ Mac = Annotated[
     PlainSerializer(mac_text),
     WithJsonSchema({"type": "string", "pattern": "^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$"}),
 ]
-Mtu = Annotated[int, _between(*MTU, " bytes")]
+Mtu = Annotated[int, _between(*MTU, " bytes"), _numbers(*MTU)]
 
 Addresses = Annotated[
     tuple[Annotated[Address, BeforeValidator(read_address)], ...],
@@ -384,7 +393,7 @@ class MachineSpec(_Spec):
     """Its address in the underlay. A lab chooses one by itself."""
     nic: Maybe[Annotated[str, AfterValidator(_read_nic)]] = None
     """Its interface to the underlay. A lab's is eth0."""
-    mtu: Maybe[Annotated[int, _between(MTU[0] + 50, MTU[1], " bytes")]] = None
+    mtu: Maybe[Annotated[int, _between(*MACHINE_MTU, " bytes"), _numbers(*MACHINE_MTU)]] = None
     """Bytes of IP that fit its interface: 1500 unless given."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
@@ -430,7 +439,7 @@ def _read_joined(value: Any) -> Any:
     if isinstance(value, list):
         for index, name in enumerate(value):
             if not isinstance(name, str):
-                raise _refuse("wrong_type", f"is {_shown(name)}, must be the name of a segment", index=index)
+                raise _refuse("wrong_type", f"is {_shown(name)}, must be the name of a segment", below=index)
         _distinct(tuple(value))
         return {name: [] for name in value}
     if not isinstance(value, dict):
@@ -536,6 +545,10 @@ _Services = Annotated[
 class PolicySpec(_Spec):
     """Who may talk to whom. The highest priority wins, then deny over allow (rule 41)."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["allow"]}, {"required": ["deny"]}]},
+    )
+
     sources: _Selectors = Field(alias="from")
     """any, inside, hosts, a CIDR, a group, segment or port of this network, or a list. group:web decides."""
     targets: _Selectors = Field(alias="to")
@@ -544,8 +557,16 @@ class PolicySpec(_Spec):
     """any, tcp, tcp/80, tcp/80-90, udp/53, icmp, icmpv6, carriage, or a list."""
     deny: Maybe[_Services] = None
     """As `allow`. A policy has one of the two."""
-    priority: Annotated[int, _between(0, 65535)] = 100
+    priority: Annotated[int, _between(*PRIORITY), _numbers(*PRIORITY)] = 100
     """0 to 65535: the highest wins."""
+
+    @model_validator(mode="after")
+    def _one_verdict(self) -> PolicySpec:
+        if self.allow is not None and self.deny is not None:
+            raise _refuse("allow_and_deny", "a policy either allows or denies: make two of it", below="deny")
+        if self.allow is None and self.deny is None:
+            raise _refuse("missing_key", "needs the key allow or deny")
+        return self
 
 
 def _flat(value: object) -> object:
@@ -699,6 +720,8 @@ def _problem(error: ErrorDetails, data: object, nearest: Nearest) -> Problem:
         near = nearest(value, allowed) if isinstance(value, str) else None
         message = f"{subject}is {_shown(value)}: must be {' or '.join(allowed)}"
         return Problem("bad_value", pointer, message, nearest=near)
+    if not path and data is None:
+        return Problem("wrong_type", "", "the manifest is empty: it begins with `apiVersion: nestnet/v1`")
     if kind in _WANTED:
         message = f"{subject}is {_shown(value)}, must be {_WANTED[kind]}{_hint(kind, value)}"
         return Problem("wrong_type", pointer, message)
@@ -707,10 +730,10 @@ def _problem(error: ErrorDetails, data: object, nearest: Nearest) -> Problem:
     if kind == "recursion_loop":
         return Problem("too_deep", pointer, f"{subject}contains itself")
     if "text" in context:  # ours, from _refuse
-        if "index" in context:
-            pointer += join(context["index"]) if isinstance(value, list | tuple) else ""
+        if "below" in context:
+            pointer += join(context["below"])
         text = str(context["text"])
-        if text.startswith(("is ", "has ")):
+        if text.startswith(("is ", "has ", "needs ")):
             text = subject + text
         return Problem(kind, pointer, text, limit=context.get("limit"), nearest=context.get("nearest"))
     return Problem("wrong_type", pointer, f"{subject}is {_shown(value)}, which cannot stand here")
@@ -815,5 +838,5 @@ def _hint(kind: str, value: object) -> str:
         word = "true" if value.lower() in ("yes", "on", "y") else "false"
         return f": YAML 1.2 writes {word}"
     if value is None and _WANTED[kind] == "a mapping":
-        return ": write {} if it has nothing of its own"
+        return ": write {} for one without anything of its own"
     return ""

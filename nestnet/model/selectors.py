@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from pydantic_core import PydanticCustomError
 
@@ -48,7 +49,7 @@ def parse_selector(text: str, names: Names, nearest: Nearest | None = None) -> S
     """One `from` or `to`. Raises Invalid with one problem, whose pointer is ''."""
     if text in WORDS:
         return Selector(text)
-    if "/" in text:
+    if "/" in text or _is_address(text):
         try:
             return Selector("cidr", cidr=read_prefix(text))
         except PydanticCustomError as error:
@@ -82,7 +83,7 @@ def parse_service(text: str) -> Service:
     if slash and protocol in SERVICES and protocol not in ("tcp", "udp"):
         raise _invalid("no_ports", f"{quote(text)}: {protocol} has no ports, only tcp and udp do: write {protocol}")
     if not slash or protocol not in ("tcp", "udp"):
-        near = Nearest()(protocol, SERVICES)
+        near = Nearest()(protocol.lower(), SERVICES)
         known = "any, tcp, tcp/80, tcp/80-90, udp/53, icmp, icmpv6 and carriage"
         raise _invalid("bad_service", f"{quote(text)} is no service{meant(near) or f'; there are {known}'}", near)
     low, dash, high = ports.partition("-")
@@ -94,6 +95,14 @@ def parse_service(text: str) -> Service:
     if first > last:
         raise _invalid("port_range", f"{quote(text)} runs backwards: write {protocol}/{last}-{first}")
     return Service(SERVICES[protocol].protocol, first, last)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_number(text: str) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from .errors import Invalid, Problem
 from .manifest import (
+    API_VERSION,
     ROUTERS_PER_SEGMENT,
     Check,
     Manifest,
@@ -431,10 +432,6 @@ class _Network:
                     parse_selector(text, names, self.judge.nearest)
                 except Invalid as error:
                     yield moved(error.problems[0], place)
-        if policy.allow is not None and policy.deny is not None:
-            yield Problem("allow_and_deny", at + "/deny", "a policy either allows or denies: make two of it")
-        if policy.allow is None and policy.deny is None:
-            yield Problem("missing_key", at, f"policy {int(split(at)[-1]) + 1} needs the key allow or deny")
         for key, services in (("allow", policy.allow), ("deny", policy.deny)):
             for place, text in _items(f"{at}/{key}", services or ()):
                 try:
@@ -518,7 +515,7 @@ def _some(items: list[str], between: str) -> str:
 
 # Rules that a whole manifest may keep although the rest of it breaks them.
 _NEEDS_ALL = frozenset(
-    {"missing_key", "missing_machine", "missing_host", "not_a_host", "host_family", "missing_segment", "missing_tenant"}
+    {"missing_machine", "missing_host", "not_a_host", "host_family", "missing_segment", "missing_tenant"}
     | {"unknown_name", "missing_port", "address_outside", "address_is_gateway", "segment_full", "no_cidr"}
 )
 
@@ -526,7 +523,8 @@ _NEEDS_ALL = frozenset(
 def _without(data: object, problems: list[Problem]) -> tuple[Manifest | None, Any]:
     """What can be judged of `data` once what `problems` point to is gone; and a function from pointers into that
     to pointers into `data`."""
-    here = data
+    here = {**data, "apiVersion": API_VERSION} if isinstance(data, dict) else data
+    problems = [p for p in problems if p.pointer != "/apiVersion" and (p.code, p.pointer) != ("missing_key", "")]
     origins: list[Any] = []  # the last cut first
     for _ in range(6):
         here, origin = _cut(here, [split(problem.pointer) for problem in problems])
