@@ -25,8 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "datapath": {"nestnet.model", "nestnet.compile"},
     "agent": {"nestnet.model", "nestnet.compile", "nestnet.datapath", API_CLIENT},
     "api": {"nestnet.model", "nestnet.store", "nestnet.compile"},
-    "lab": {"nestnet.model", "nestnet.file", API_CLIENT},
-    "cli": {"nestnet.model", "nestnet.file", "nestnet.lab", API_CLIENT},
+    "lab": {"nestnet.model", "nestnet.file", "nestnet.agent.netns", "nestnet.agent.links", API_CLIENT},
+    "cli": {"nestnet.model", "nestnet.file", "nestnet.lab", "nestnet.agent.netns", API_CLIENT},
 }
 
 # Why an arrow that is not in ALLOWED must not be: the first line that fits is the reason given.
@@ -44,8 +44,13 @@ REASONS: list[tuple[str, str, str]] = [
     ("api", "datapath", "the controller compiles only to explain; it touches no machine"),
     ("api", "agent", "the controller never calls an agent: agents ask"),
     ("api", "*", "the API is below those who use it"),
-    ("lab", "agent", "a lab runs the real agent as a process of its own, as on a real machine"),
+    (
+        "lab",
+        "agent",
+        "a lab runs the real agent as a process of its own; of its code it uses namespaces and links only",
+    ),
     ("lab", "*", "a lab makes machines and starts the real parts as processes; it has no part of them inside"),
+    ("cli", "agent", "commands enter namespaces of this computer (exec, capture); all else an agent does is its own"),
     ("cli", "api", "commands reach the controller over HTTP only"),
     ("cli", "*", "commands know what people type and the API, not how it is made so"),
 ]

@@ -1,0 +1,237 @@
+"""Traffic between two places, in short windows.
+
+    Place      where an end of a connection lives: a network namespace and an address in it
+    Bed        two places that can talk, and one in another network that must hear nothing
+    Route      what is measured: a bed and the connections across it
+    receiver   the other process: it reads, checks and echoes what is sent on every route
+    Listener   counts what reaches a namespace
+
+All connections of all routes are open from the start to the end, so that a window costs nothing to begin. This process
+sends; one other process holds the receiving ends, with a thread each that sleeps while its connection is silent.
+Nothing but the window that is open sends at any time.
+
+A stream connection carries messages: one byte of kind, four bytes of length, the body.
+
+    more    read and throw away
+    last    read and throw away, then answer with one byte: the window is over when the last byte has been read
+    check   answer with the SHA-256 of the body
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nestnet.agent import netns
+
+HEADER = struct.Struct("!BI")
+MORE, LAST, CHECK = 1, 2, 3
+
+SEND = 1 << 20  # bytes of a message, body and header: one call of send for each
+CHECKED = 4 << 20  # bytes of a checked message
+
+ETH_P_IP = 0x0800  # <linux/if_ether.h>
+SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
+SOL_PACKET, PACKET_STATISTICS = 263, 6  # <linux/socket.h>, <linux/if_packet.h>
+
+# Classic BPF, (code, jump if true, jump if false, constant): the whole frame if its protocol is TCP, else nothing.
+TCP_ONLY = ((0x30, 0, 0, 23), (0x15, 0, 1, 6), (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0))
+
+
+@dataclass(frozen=True)
+class Place:
+    """One end: a namespace and an IPv4 address that it has."""
+
+    namespace: Path
+    address: str
+
+
+@dataclass(frozen=True)
+class Bed:
+    """Two places that can talk, and a namespace in another network, with the server's own address, that hears nothing.
+
+    `foreign` is None where there is only one network.
+    """
+
+    client: Place
+    server: Place
+    foreign: Path | None
+
+
+def connect(bed: Bed) -> tuple[socket.socket, socket.socket]:
+    """The client's and the server's end of a new TCP connection."""
+
+    def listen() -> socket.socket:
+        return socket.create_server((bed.server.address, 0))
+
+    with netns.run_in(bed.server.namespace, listen) as listener:
+        port = listener.getsockname()[1]
+        listener.settimeout(10)
+        client = netns.run_in(
+            bed.client.namespace,
+            lambda: socket.create_connection((bed.server.address, port), 10, (bed.client.address, 0)),
+        )
+        server, _ = listener.accept()
+    for end in (client, server):
+        end.settimeout(None)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client, server
+
+
+class Listener:
+    """Counts the TCP packets over IPv4 that reach a namespace, from any interface; what it sends itself not."""
+
+    def __init__(self, namespace: Path) -> None:
+        self._socket = netns.run_in(
+            namespace, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IP))
+        )
+        # The filter must outlive the call that gives it to the kernel, no longer.
+        program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in TCP_ONLY))
+        self._socket.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(TCP_ONLY), ctypes.addressof(program))
+        )
+
+    def packets(self) -> int:
+        """How many came since the last call."""
+        seen, _dropped = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+        return int(seen)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Route:
+    """A bed with its connections. Rates are per second of wall clock, of what the *receiver* has read."""
+
+    def __init__(self, bed: Bed) -> None:
+        self.bed = bed
+        self.stream, self._stream_far = connect(bed)
+        self.echo, self._echo_far = connect(bed)
+        body = os.urandom(SEND - HEADER.size)
+        self._more = HEADER.pack(MORE, len(body)) + body
+        self._last = HEADER.pack(LAST, len(body)) + body
+
+    def far_ends(self) -> tuple[socket.socket, socket.socket]:
+        return self._stream_far, self._echo_far
+
+    def streamed(self, seconds: float) -> float:
+        """Bytes per second of one connection, from the first byte sent to the last byte read."""
+        send = self.stream.sendall
+        sent = 0
+        start = time.perf_counter()
+        end = start + seconds
+        while time.perf_counter() < end:
+            send(self._more)
+            sent += SEND
+        send(self._last)
+        read_exactly(self.stream, 1)
+        return (sent + SEND) / (time.perf_counter() - start)
+
+    def exchanged(self, seconds: float) -> float:
+        """Transactions per second: one byte there, one byte back, then the next."""
+        send, receive = self.echo.send, self.echo.recv
+        done = 0
+        start = time.perf_counter()
+        end = start + seconds
+        while time.perf_counter() < end:
+            for _ in range(16):
+                send(b"x")
+                if receive(1) != b"x":
+                    raise ConnectionError("the other end has gone")
+            done += 16
+        return done / (time.perf_counter() - start)
+
+    def check(self) -> bool:
+        """Did random bytes arrive as they were sent?"""
+        body = os.urandom(CHECKED)
+        self.stream.sendall(HEADER.pack(CHECK, len(body)) + body)
+        return read_exactly(self.stream, 32) == hashlib.sha256(body).digest()
+
+    def retransmitted(self) -> int:
+        """Segments that either client end has sent again (tcpi_total_retrans)."""
+        return sum(
+            struct.unpack_from("I", end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 100)[0]
+            for end in (self.stream, self.echo)
+        )
+
+    def close(self) -> None:
+        for end in (self.stream, self.echo, *self.far_ends()):
+            end.close()
+
+
+def read_exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            raise ConnectionError("the other end has gone")
+        data += piece
+    return data
+
+
+def serve_stream(connection: socket.socket) -> None:
+    buffer = memoryview(bytearray(SEND))
+    with contextlib.suppress(ConnectionError):
+        while True:
+            kind, left = HEADER.unpack(read_exactly(connection, HEADER.size))
+            digest = hashlib.sha256() if kind == CHECK else None
+            while left:
+                got = connection.recv_into(buffer, min(left, SEND))
+                if not got:
+                    raise ConnectionError("the other end has gone")
+                if digest:
+                    digest.update(buffer[:got])
+                left -= got
+            if digest:
+                connection.sendall(digest.digest())
+            elif kind == LAST:
+                connection.sendall(b".")
+
+
+def serve_echo(connection: socket.socket) -> None:
+    receive, send = connection.recv, connection.send
+    with contextlib.suppress(ConnectionError):
+        while data := receive(1):
+            send(data)
+
+
+@contextlib.contextmanager
+def receiver(routes: Sequence[Route], cpu: int | None) -> Iterator[None]:
+    """Another process reads what the routes send, on its own CPU if given; it ends with the block."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if cpu is not None:
+                os.sched_setaffinity(0, {cpu})
+            threads = []
+            for route in routes:
+                # This process must not hold the sending ends open when the sender dies.
+                route.stream.close()
+                route.echo.close()
+                for serve, end in zip((serve_stream, serve_echo), route.far_ends(), strict=True):
+                    threads.append(threading.Thread(target=serve, args=(end,)))
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            os._exit(0 if os.getppid() == parent else 1)
+    for route in routes:
+        for end in route.far_ends():
+            end.close()
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
