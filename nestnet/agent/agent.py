@@ -9,13 +9,11 @@ When the agent ends, its machine's datapath stays as it is and forwards on.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +26,11 @@ from nestnet.compile.slots import Slots, assign, slots_of
 from nestnet.compile.tables import Tables
 from nestnet.model.errors import NestnetError
 from nestnet.model.reasons import NAMES
-from nestnet.model.values import Address, World
+from nestnet.model.values import World
 
 if TYPE_CHECKING:
     from nestnet.api.client import Client
-    from nestnet.datapath.kernel import Kernel
+    from nestnet.datapath.kernel import Kernel, ProgramName
 
 SWEEP = 2.0  # seconds between two looks at what the kernel has aged out, what drifted and what was dropped
 
@@ -42,20 +40,18 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def run(machine: str, controller: str, state: Path, pins: Path, workloads: str | None = None) -> None:
+def run(machine: str, controller: str, pins: Path, workloads: str | None = None) -> None:
     """Make this machine what `controller` wants `machine` to be, until SIGTERM or SIGINT.
 
-    state      folder for what other programs may read (`workloads.json`)
     pins       folder in bpffs for programs, maps and links
     workloads  prefix of the namespaces that are made for local ports; None: none are made
     """
     from nestnet.api.client import Client
     from nestnet.datapath.kernel import Kernel
 
-    state.mkdir(parents=True, exist_ok=True)
     with Client(controller) as client, Kernel.open(pins) as kernel:
         own = client.get("machines", machine)
-        agent = Agent(ip_address(own["address"]), kernel, Workloads(workloads) if workloads else None, state)
+        agent = Agent(int(own["row"]), kernel, Workloads(workloads) if workloads else None)
         feed = Feed(lambda token: Client(controller).feed(machine, token), say)
         stopped: list[int] = []
 
@@ -95,10 +91,9 @@ class Agent:
     `realised` is the last revision that is wholly so here, `problems` what is in the way of the next.
     """
 
-    address: Address
+    machine: int
     kernel: Kernel
     workloads: Workloads | None
-    state: Path
     have: Tables = field(init=False)
     slots: Slots = field(init=False)
     realised: int = 0
@@ -117,19 +112,15 @@ class Agent:
         """One turn: make it so. Cheap when neither the wish nor the links have changed since the last."""
         world = self._world if desired.values is self._desired.values else desired.world
         problems: list[str] = []
-        machine = next((m for m in world.machines.values() if m.address == self.address), None)
-        if machine is None:
-            self.problems = [f"the feed has no machine with the address {self.address}"]
-            return
-        want = wanted(world, machine.id) if self.workloads is not None else {}
+        want = wanted(world, self.machine) if self.workloads is not None else {}
         try:
             ends = self._prepare(want, problems)
-            underlay = self._underlay(problems)
+            underlay = self._underlay(world, problems)
             known = {port: end.index for port, end in self._ends.items()}
             ready = {port: end.index for port, end in ends.items()}
             if world is not self._world or ready != known or self.problems or problems:
                 slots = assign(self.slots, world)
-                tables = compile(world, machine.id, ready, underlay, slots)
+                tables = compile(world, self.machine, ready, underlay, slots)
                 self.kernel.apply(diff(self.have, tables))
                 self.have, self.slots = tables, slots
             if self.workloads is not None:
@@ -137,7 +128,6 @@ class Agent:
                 self.workloads.open(ends.values())
                 self._remove(want)
             self._world, self._ends = world, ends
-            self._publish(world, want)
         except (OSError, NestnetError) as error:
             problems.append(str(error))
             self.have = self.kernel.read()  # some of the actions may be done
@@ -155,14 +145,19 @@ class Agent:
         self.kernel.sweep(time.monotonic())
 
     def report(self) -> dict[str, Any]:
-        """What the controller is told: the realised revision, problems, and the drops of each local port."""
-        slots = self.slots.ids("port")
-        ports: dict[str, dict[str, Any]] = {str(port): {"drops": {}} for port in self._ends}
+        """What the controller is told: the realised revision, problems, and of each local port where it hangs and
+        what was dropped there, by reason."""
+        ports: dict[str, dict[str, Any]] = {
+            str(port): {"interface": end.name, "namespace": self.workloads.namespace(port), "drops": {}}
+            for port, end in self._ends.items()
+            if self.workloads is not None
+        }
+        of = self.slots.ids("port")
         for (slot, reason), packets in self.kernel.drops().items():
-            port = str(slots.get(slot, 0))  # 0: a frame that came in before any port was known, or from the wire
-            drops = ports.setdefault(port, {"drops": {}})["drops"]
-            name = NAMES.get(reason, str(reason)) if isinstance(reason, int) else reason
-            drops[name] = drops.get(name, 0) + packets
+            # Slot 0: came in before its port was known, or from the wire for nobody here.
+            port = ports.setdefault(str(of.get(slot, 0)), {"drops": {}})
+            name = NAMES.get(reason, str(reason))
+            port["drops"][name] = port["drops"].get(name, 0) + packets
         return {"revision": self.realised, "problems": self.problems, "ports": ports}
 
     def _prepare(self, want: Mapping[int, Attachment], problems: list[str]) -> dict[int, links.Link]:
@@ -179,17 +174,21 @@ class Agent:
                 del ends[port]  # stays closed
         return ends
 
-    def _underlay(self, problems: list[str]) -> int:
+    def _underlay(self, world: World, problems: list[str]) -> int:
         """The ifindex of the NIC that has this machine's address, with our program on it; 0 when there is none."""
+        machine = world.machines.get(self.machine)
+        if machine is None:
+            problems.append("the controller does not know this machine any more")
+            return 0
         with links.netlink() as ipr:
-            index = links.with_address(ipr, self.address)
+            index = links.with_address(ipr, machine.address)
         if index is None:
-            problems.append(f"no interface has this machine's address {self.address}")
+            problems.append(f"no interface has this machine's address {machine.address}")
             return 0
         self._attach(index, "underlay")
         return index
 
-    def _attach(self, index: int, program: str) -> None:
+    def _attach(self, index: int, program: ProgramName) -> None:
         if self._attached.get(index) != program:
             self.kernel.attach(index, program)
             self._attached[index] = program
@@ -203,26 +202,3 @@ class Agent:
             self._attached.pop(end.index, None)
         if gone:
             self.workloads.remove(want)
-
-    def _publish(self, world: World, want: Mapping[int, Attachment]) -> None:
-        """Tell other programs on this machine where each port hangs: `exec`, `capture` and `test` read it.
-
-        A port is known by the VNI of its segment and its MAC, which every API shows: row numbers stay inside."""
-        if self.workloads is None:
-            return
-        ports = [
-            {
-                "vni": world.segments[world.ports[port].segment].vni,
-                "mac": links.mac_text(attachment.mac),
-                "namespace": self.workloads.namespace(port),
-                "interface": end.name,
-            }
-            for port, attachment in want.items()
-            if (end := self._ends.get(port)) is not None
-        ]
-        text = json.dumps(ports, indent=2) + "\n"
-        file = self.state / "workloads.json"
-        if not file.exists() or file.read_text() != text:
-            new = file.with_suffix(".new")
-            new.write_text(text)
-            new.rename(file)

@@ -108,7 +108,7 @@ def apply(
 @app.command()
 def get(
     kind: Kind,
-    path: Annotated[str | None, typer.Argument(metavar="[PATH]", help="Only this one, by path or id.")] = None,
+    path: Annotated[str | None, typer.Argument(metavar="PATH", help="Only this one, by path or id.")] = None,
     network: Annotated[
         str | None, typer.Option("--network", "-n", metavar="PATH", help="Only of this network.")
     ] = None,
@@ -143,7 +143,7 @@ def delete(kind: Kind, path: Path_, lab: Lab = None, wait: Wait = True, timeout:
 @app.command("exec", context_settings=PASSED_ON)
 def exec_(
     where: Where,
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The command and its arguments.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD", help="The command and its arguments.")],
     lab: Lab = None,
 ) -> None:
     """Run a command in a workload or machine.
@@ -157,7 +157,7 @@ def exec_(
 
 @app.command("test")
 def check(
-    file: Annotated[str | None, typer.Argument(metavar="[FILE]", help="Else the lab's own file.")] = None,
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="Else the lab's own file.")] = None,
     lab: Lab = None,
     output: Output = Format.table,
 ) -> None:
@@ -198,7 +198,7 @@ def trace(
 @app.command(context_settings=PASSED_ON | {"allow_interspersed_args": True, "ignore_unknown_options": False})
 def capture(
     where: Where,
-    filter: Annotated[list[str] | None, typer.Argument(metavar="[FILTER]...", help="As tcpdump reads it.")] = None,
+    filter: Annotated[list[str] | None, typer.Argument(metavar="FILTER", help="As tcpdump reads it.")] = None,
     write: Annotated[
         str | None, typer.Option("--write", "-w", metavar="FILE", help="Write packets; - for stdout.")
     ] = None,
@@ -249,7 +249,6 @@ def controller(
 def agent(
     machine: Annotated[str, typer.Option("--machine", metavar="NAME", help="Which machine this is.")],
     controller: Annotated[str, typer.Option("--controller", metavar="URL", help="Its controller.")],
-    state: Annotated[Path, typer.Option("--state", metavar="FOLDER", help="Where it writes what it made.")],
     pins: Annotated[Path, typer.Option("--pins", metavar="FOLDER", help="In bpffs: for programs, maps and links.")],
     workloads: Annotated[
         str | None,
@@ -262,4 +261,4 @@ def agent(
     """
     from nestnet.cli import processes
 
-    processes.agent(machine, controller, state, pins, workloads)
+    processes.agent(machine, controller, pins, workloads)

@@ -69,9 +69,8 @@ def down(name: str | None, every: bool) -> None:
         removed = take_down(each)
         failed += removed.problems
         if removed:
-            say(
-                f"lab {each} is down: {removed.processes} processes, {removed.namespaces} namespaces, {removed.pins} pins"
-            )
+            counts = f"{removed.processes} processes, {removed.namespaces} namespaces, {removed.pins} pins"
+            say(f"lab {each} is down: {counts}")
         else:
             say(f"lab {each} was not up")
     if not up_now and name is None:

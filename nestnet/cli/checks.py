@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING, Any
@@ -52,10 +52,9 @@ def run(found: Target, lab: Lab, checks: Sequence[Check]) -> list[Result]:
     from nestnet.lab import probe
 
     with found.client() as client:
-        ports = _ports(client, {path for check in checks for path in (check.source, check.target)})
-        namespaces = {
-            path: workload(lab, path, int(port["vni"]), str(port["mac"])).path for path, port in ports.items()
-        }
+        paths = {path for check in checks for path in (check.source, check.target)}
+        ports = {path: client.get("ports", path) for path in sorted(paths)}
+        namespaces = {path: workload(lab, port).path for path, port in ports.items()}
         probes: dict[int, Probe] = {}
         for index, check in enumerate(checks):
             address = _address(ports[check.source], ports[check.target])
@@ -66,19 +65,6 @@ def run(found: Target, lab: Lab, checks: Sequence[Check]) -> list[Result]:
                 )
         seen = dict(zip(probes, probe.run(list(probes.values())), strict=True))
         return [_judged(client, check, seen.get(index), probes.get(index)) for index, check in enumerate(checks)]
-
-
-def _ports(client: Client, paths: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The resources of these ports, each with the VNI of its segment."""
-    vnis: dict[str, int] = {}
-    found: dict[str, Mapping[str, Any]] = {}
-    for path in sorted(paths):
-        port = client.get("ports", path)
-        segment = f"{port['network']}/{port['segment']}"
-        if segment not in vnis:
-            vnis[segment] = int(client.get("segments", segment)["vni"])
-        found[path] = {**port, "vni": vnis[segment]}
-    return found
 
 
 def _address(source: Mapping[str, Any], target: Mapping[str, Any]) -> Address | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nestnet.model.errors import Conflict, NestnetError, NotFound, Unreachable
 
@@ -89,22 +89,20 @@ def place(found: Target, name: str) -> Place:
             names = [seat.name for seat in lab.machines]
             near = _nearest(name, names)
             raise NotFound(f"machine {name}", near)
-        port = client.get("ports", name)
-        segment = client.get("segments", f"{port['network']}/{port['segment']}")
-    return workload(lab, str(port["path"]), int(segment["vni"]), str(port["mac"]))
+        return workload(lab, client.get("ports", name))
 
 
-def workload(lab: Lab, path: str, vni: int, mac: str) -> Place:
-    """Where the workload of a port is. A VNI and a MAC are one port: MACs are unique in a segment."""
-    for seat in lab.machines:
-        try:
-            published = json.loads((lab.machine_state(seat.name) / "workloads.json").read_text())
-        except FileNotFoundError:
-            continue
-        for entry in published:
-            if entry["vni"] == vni and entry["mac"] == mac:
-                return Place(f"port {path}", str(entry["namespace"]))
-    raise Conflict(f"port {path} has no workload yet: `nestnet status` says what its machine is doing", "not_attached")
+def workload(lab: Lab, port: Mapping[str, Any]) -> Place:
+    """Where the workload of a port resource is. Raises Conflict when its machine has not made it (yet)."""
+    from nestnet.agent import netns
+
+    namespace = lab.workload(int(port["row"]))
+    if not netns.exists(namespace):
+        raise Conflict(
+            f"port {port['path']} has no workload on {port['machine']}: `nestnet status` says what is in the way",
+            "not_attached",
+        )
+    return Place(f"port {port['path']}", namespace)
 
 
 def needs_lab(found: Target) -> Lab:

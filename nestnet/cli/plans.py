@@ -27,11 +27,11 @@ def text(plan: Mapping[str, Any], coloured: bool = False) -> str:
     lines = []
     for change in plan["changes"]:
         line = f"{change['op']} {change['kind']} {change['path']}"
-        if fields := _fields(change.get("fields")):
-            line += f"  {fields}"
+        if change["op"] == "~":
+            line += f"  {_fields(change['fields'])}"
         lines.append(f"{COLOURS[change['op']]}{line}{PLAIN}" if coloured else line)
     if plan.get("disturbs"):
-        lines += ["", "disturbs", *(f"  {_disturbance(each)}" for each in plan["disturbs"])]
+        lines += ["", "disturbs", *(f"  {each}" for each in plan["disturbs"])]
     if lines:
         lines.append("")
     return "\n".join([*lines, count(plan)])
@@ -51,23 +51,6 @@ def count(plan: Mapping[str, Any]) -> str:
     return f"{ops.count('+')} to add, {ops.count('~')} to change, {ops.count('-')} to delete"
 
 
-def _fields(fields: object) -> str:
-    """{'address': ['10.0.0.2', '10.0.0.9']} -> address: 10.0.0.2 -> 10.0.0.9"""
-    if not fields:
-        return ""
-    if not isinstance(fields, Mapping):
-        return plain(fields)
-    return ", ".join(
-        f"{name}: {plain(value[0])} -> {plain(value[1])}"
-        if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
-        else f"{name}: {plain(value)}"
-        for name, value in fields.items()
-    )
-
-
-def _disturbance(each: object) -> str:
-    if isinstance(each, Mapping):
-        what = each.get("path") or each.get("what") or ""
-        why = each.get("reason") or each.get("why") or each.get("message") or ""
-        return f"{what}: {why}" if what and why else str(what or why)
-    return str(each)
+def _fields(fields: Mapping[str, Sequence[Any]]) -> str:
+    """{'address': [['10.0.0.2'], ['10.0.0.9']]} -> address: 10.0.0.2 -> 10.0.0.9"""
+    return ", ".join(f"{name}: {plain(old)} -> {plain(new)}" for name, (old, new) in fields.items())

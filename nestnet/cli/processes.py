@@ -13,8 +13,8 @@ def controller(listen: str, state: Path) -> None:
     serve(listen, state / "store.db")
 
 
-def agent(machine: str, controller: str, state: Path, pins: Path, workloads: str | None) -> None:
+def agent(machine: str, controller: str, pins: Path, workloads: str | None) -> None:
     """Make this machine what the controller wants it to be, until SIGTERM."""
     from nestnet.agent.agent import run
 
-    run(machine, controller, state, pins, workloads)
+    run(machine, controller, pins, workloads)

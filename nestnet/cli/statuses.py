@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nestnet.cli import output
@@ -16,59 +16,53 @@ def problems(status: Mapping[str, Any]) -> list[str]:
     """Everything that is wrong, a line each; empty when all is well."""
     found = []
     for machine in status["machines"]:
-        name, at, age = machine["name"], realised(machine), machine.get("age")
-        if at < 0:
+        name, age = machine["name"], machine.get("reported")
+        if age is None:
             found.append(f"{name} has never reported: is its agent running?")
             continue
-        if age is not None and age > SILENT:
+        if age > SILENT:
             found.append(f"{name} has been silent for {age:.0f} s: is its agent running?")
-        wanted = machine.get("wanted")
-        if wanted is not None and at < wanted:
-            found.append(f"{name} is at revision {at}, and should be at {wanted}")
-        found += [f"{name}: {plain_problem(problem)}" for problem in machine.get("problems") or ()]
+        found += [f"{name}: {plain_problem(problem)}" for problem in machine["problems"]]
     return found
 
 
-def drops(status: Mapping[str, Any]) -> Counter[str]:
-    """Dropped packets of all machines by reason."""
+def drops(ports: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Dropped packets by reason, of all ports that machines have reported."""
     total: Counter[str] = Counter()
-    for machine in status["machines"]:
-        for port in (machine.get("ports") or {}).values():
-            if isinstance(port, Mapping):
-                total.update({str(reason): int(packets) for reason, packets in (port.get("drops") or {}).items()})
+    for port in ports:
+        total.update((port.get("attachment") or {}).get("drops") or {})
     return total
 
 
-def show(status: Mapping[str, Any]) -> bool:
+def show(status: Mapping[str, Any], ports: Sequence[Mapping[str, Any]]) -> bool:
     """Print the status for a person. True when all is well."""
     wrong = problems(status)
-    machines = status["machines"]
-    revision = status["revision"]
+    machines, revision = status["machines"], status["revision"]
     if wrong:
-        print(f"{len(wrong)} problem{'s' if len(wrong) > 1 else ''} at revision {revision}:")
+        print(f"{len(wrong)} {'problem' if len(wrong) == 1 else 'problems'} at revision {revision}")
         for line in wrong:
             print(f"  {line}")
-    elif machines:
-        print(f"well: {len(machines)} machine{'s' if len(machines) > 1 else ''} at revision {revision}")
     else:
-        print(f"well: no machines, revision {revision}")
+        there = sum(realised(machine) >= revision for machine in machines)
+        print(f"well: {there} of {len(machines)} machines have realised revision {revision}")
     if machines:
         print()
-        output.table(("MACHINE", "ADDRESS", "REALISED", "REPORTED", "WORKLOADS", "PROBLEMS"), map(_row, machines))
-    if dropped := drops(status):
+        here = Counter(port["machine"] for port in ports if port.get("attachment"))
+        headings = ("MACHINE", "ADDRESS", "REALISED", "REPORTED", "WORKLOADS", "PROBLEMS")
+        output.table(headings, (_row(machine, here[machine["name"]]) for machine in machines))
+    if dropped := drops(ports):
         print()
         output.table(("DROPPED", "PACKETS"), ((reason, str(packets)) for reason, packets in dropped.most_common()))
     return not wrong
 
 
-def _row(machine: Mapping[str, Any]) -> tuple[str, ...]:
-    at, age = realised(machine), machine.get("age")
-    ports = machine.get("ports")
+def _row(machine: Mapping[str, Any], workloads: int) -> tuple[str, ...]:
+    at, age = realised(machine), machine.get("reported")
     return (
         str(machine["name"]),
         output.plain(machine.get("address")),
         "-" if at < 0 else str(at),
         "never" if age is None else f"{age:.0f} s ago",
-        "-" if ports is None else str(len([port for port in ports if port != "0"])),
-        str(len(machine.get("problems") or ())),
+        str(workloads),
+        str(len(machine["problems"])),
     )

@@ -47,9 +47,9 @@ def status(lab: str | None, output: Format) -> bool:
     from nestnet.cli import statuses
 
     with target(lab).client() as client:
-        found = client.status()
-    wrong = statuses.problems(found)
+        found, ports = client.status(), client.list("ports")
     if output in (Format.json, Format.yaml):
-        out.data(out.versioned("Status", {**found, "well": not wrong}), output)
+        wrong = statuses.problems(found)
+        out.data(out.versioned("Status", {**found, "well": not wrong, "drops": dict(statuses.drops(ports))}), output)
         return not wrong
-    return statuses.show(found)
+    return statuses.show(found, ports)

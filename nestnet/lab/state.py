@@ -111,13 +111,14 @@ class Lab:
         """The name of a machine's namespace."""
         return f"{self.wire}.{name}"
 
-    def machine_state(self, name: str) -> Path:
-        return self.folder / "machines" / name
-
     @property
     def workloads(self) -> str:
         """What the names of its workloads' namespaces begin with."""
         return f"{self.wire}.port."
+
+    def workload(self, row: int) -> str:
+        """The name of the namespace of a port's workload, by the port's row id."""
+        return f"{self.workloads}{row}"
 
     def namespaces(self) -> list[str]:
         """The names of its namespaces that exist."""

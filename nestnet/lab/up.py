@@ -119,15 +119,13 @@ def start(lab: Lab) -> Lab:
         for seat in lab.machines:
             client.join(seat.name, str(ip_interface(seat.address).ip), seat.mtu)
     for seat in lab.machines:
-        state = lab.machine_state(seat.name)
-        state.mkdir(parents=True)
         agent = _spawn(
             lab,
             f"agent-{seat.name}",
             [
                 *command,
                 "agent",
-                *("--machine", seat.name, "--controller", lab.controller, "--state", str(state)),
+                *("--machine", seat.name, "--controller", lab.controller),
                 *("--pins", str(lab.pins / seat.name), "--workloads", lab.workloads),
             ],
             netns.path(lab.machine(seat.name)),
