@@ -1,0 +1,73 @@
+"""Reading what strangers send: at most so much of it, and JSON that says one thing only."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nestnet.model.errors import Invalid, NestnetError, Problem
+
+BODY = 32 * 1024 * 1024  # Bytes. A manifest of 20,000 ports with everything has about six million.
+
+
+class TooLarge(NestnetError):
+    """The body is longer than the limit."""
+
+    status = 413
+
+    def __init__(self) -> None:
+        super().__init__(f"the body is longer than {BODY} bytes: send fewer networks at a time", "too_large")
+
+
+class Bounded:
+    """ASGI: reading more than BODY bytes of a request raises TooLarge."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read = 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > BODY:
+                raise TooLarge
+            return message
+
+        await self._app(scope, bounded if scope["type"] == "http" else receive, send)
+
+
+def read_json(body: bytes) -> Any:
+    """The JSON in a body. Raises Invalid: for duplicate keys too, of which one would silently win, and NaN."""
+    try:
+        return json.loads(body, object_pairs_hook=_object, parse_constant=_constant)
+    except RecursionError:
+        raise _invalid("too_deep", "the JSON is nested too deep") from None
+    except UnicodeDecodeError:
+        raise _invalid("wrong_type", "the body is no JSON: it is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise _invalid("wrong_type", f"the body is no JSON: {where}: {error.msg}") from None
+    except ValueError as error:  # Numbers of thousands of digits.
+        raise _invalid("out_of_range", f"the body has a number that is too long: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _invalid("duplicate_key", f"the key {twice[:80]!r} is given twice in one mapping")
+    return found
+
+
+def _constant(text: str) -> NoReturn:
+    raise _invalid("wrong_type", f"{text} is no JSON value")
+
+
+def _invalid(code: str, message: str) -> Invalid:
+    return Invalid([Problem(code, "", message)])

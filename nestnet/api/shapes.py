@@ -1,0 +1,251 @@
+"""What goes in and comes out, as pydantic models: only here, at the edge."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+API_VERSION = "nestnet/v1"
+
+
+class Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
+
+
+class _Resource(Shape):
+    id: str
+    """Opaque, never used again; stands wherever a path may."""
+    kind: str
+    name: str
+    path: str
+    """acme/staging/web1: networks, then the name."""
+
+
+class Machine(_Resource):
+    row: int
+    """The number that the machine's agent knows it by."""
+    address: str
+    """In the underlay."""
+    mtu: int
+    """Of its interface to the underlay, in bytes of IP."""
+    labels: dict[str, str]
+    realised: int | None
+    """The revision that it has made so; null before its first report."""
+    reported: float | None
+    """Seconds since its last report."""
+    problems: list[str]
+    """What keeps it from realising more, in its own words."""
+
+
+class Tenant(_Resource):
+    parent: str | None
+
+
+class Network(_Resource):
+    tenant: str | None
+    carrier: str | None
+    """Path of the network that carries it; null: the wire."""
+    carriage: str
+    underlay: int
+    """The family, 4 or 6, of the hosts' addresses that carry it."""
+    mtu: int
+    """What its ports may send, in bytes of IP."""
+    revision: int
+    """The last one that changed anything in it."""
+    labels: dict[str, str]
+    description: str
+
+
+class Segment(_Resource):
+    network: str
+    cidrs: list[str]
+    vni: int
+    gateways: list[str]
+    """What its workloads use as default routes."""
+    labels: dict[str, str]
+    description: str
+
+
+class Router(_Resource):
+    network: str
+    mac: str
+    segments: dict[str, list[str]]
+    """Segment -> gateway addresses there."""
+    labels: dict[str, str]
+    description: str
+
+
+class Port(_Resource):
+    row: int
+    """The number that agents know it by: a lab's namespace is named after it."""
+    network: str
+    segment: str
+    host: str
+    """A machine, or a port of the carrier."""
+    machine: str
+    """Where it is in the end."""
+    mac: str
+    addresses: list[str]
+    """With prefix lengths."""
+    gateways: list[str]
+    mtu: int
+    owns: list[str]
+    groups: list[str]
+    hosts: bool
+    attachment: Any
+    """What the agent of its machine says about it; null: nothing yet."""
+    labels: dict[str, str]
+    description: str
+
+
+class Policy(_Resource):
+    network: str
+    text: str
+    """All of it in one line."""
+    sources: Annotated[list[str], Field(alias="from")]
+    targets: Annotated[list[str], Field(alias="to")]
+    allow: list[str] | None = None
+    deny: list[str] | None = None
+    priority: int
+
+
+Item = TypeVar("Item")
+
+
+class Listed(Shape, Generic[Item]):
+    """One page of a list."""
+
+    api_version: Annotated[Literal["nestnet/v1"], Field(alias="apiVersion")] = "nestnet/v1"
+    kind: str
+    """PortList for ports."""
+    items: list[Item]
+    next: str | None
+    """`cursor` of the next page; null: this is the last."""
+
+
+class Manifested(Shape):
+    """A manifest, as the network file has it."""
+
+    manifest: dict[str, Any]
+    prune: bool = False
+    """Delete the other networks of the tenants that the manifest names."""
+
+
+class Change(Shape):
+    op: Literal["+", "~", "-"]
+    kind: str
+    path: str
+    fields: dict[str, Any]
+    """For + its fields, for ~ field -> [old, new]."""
+    pointer: str
+    """Where the manifest speaks of it (RFC 6901)."""
+
+
+class Plan(Shape):
+    changes: list[Change]
+    disturbs: list[str]
+    """What running traffic would notice."""
+    machines: list[str]
+    """Machines that get rows."""
+
+
+class Applied(Shape):
+    revision: int
+    plan: Plan
+
+
+class Deleted(Shape):
+    revision: int
+
+
+class Join(Shape):
+    """A machine that is to carry ports."""
+
+    name: Annotated[str, Field(max_length=63)]
+    address: str
+    mtu: Annotated[int, Field(ge=626, le=65535)] = 1500
+    labels: dict[str, str] = {}
+
+
+class Report(Shape):
+    """What an agent says of its machine."""
+
+    revision: Annotated[int, Field(ge=0)]
+    """The one that it has realised."""
+    problems: list[str] = []
+    ports: dict[str, Any] | None = None
+    """Port row -> anything it knows of that attachment. Absent: as said before."""
+
+
+class MachineStatus(Shape):
+    name: str
+    id: str
+    address: str
+    realised: int | None
+    reported: float | None
+    problems: list[str]
+
+
+class Status(Shape):
+    api_version: Annotated[Literal["nestnet/v1"], Field(alias="apiVersion")] = "nestnet/v1"
+    controller: str
+    """The version that runs."""
+    revision: int
+    machines: list[MachineStatus]
+
+
+class FeedRow(Shape):
+    kind: str
+    id: int
+    value: dict[str, Any] | None
+    """null: gone."""
+
+
+class FeedLine(Shape):
+    """A batch; or, without `rows`, a heartbeat."""
+
+    revision: int
+    token: str
+    """`since` for the next time."""
+    snapshot: bool = False
+    rows: list[FeedRow] = []
+
+
+class Broken(Shape):
+    """One broken rule."""
+
+    code: str
+    pointer: str
+    """RFC 6901, into the manifest or the body."""
+    message: str
+    limit: int | str | None = None
+    nearest: str | None = None
+
+
+class Problem(Shape):
+    """An error (RFC 9457). `code` is what programs branch on."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    problems: list[Broken] | None = None
+    dependants: list[str] | None = None
+    """What stands in the way."""
+    candidates: list[str] | None = None
+    """What an ambiguous name could mean."""
+    limit: int | None = None
+    nearest: str | None = None
+
+
+RESOURCES: dict[str, type[_Resource]] = {
+    "machine": Machine,
+    "tenant": Tenant,
+    "network": Network,
+    "segment": Segment,
+    "router": Router,
+    "port": Port,
+    "policy": Policy,
+}
