@@ -548,25 +548,19 @@ def _without(data: object, problems: list[Problem]) -> tuple[Manifest | None, An
 
 def _cut(data: object, places: list[list[str]]) -> tuple[object, Any]:
     """`data` without these places; and a function from pointers into the result to pointers into `data`."""
-    tree: dict[str, Any] = {}
-    for place in places:
-        node = tree
-        for step in place:
-            node = node.setdefault(step, {})
-        node[""] = True
+    gone = {tuple(place) for place in places}
+    around = {place[:i] for place in gone for i in range(len(place))}
     kept: dict[str, list[int]] = {}
 
-    def rebuild(at: Any, node: Mapping[str, Any], pointer: str) -> Any:
+    def rebuild(at: Any, place: tuple[str, ...]) -> Any:
+        if place not in around:
+            return at
         if isinstance(at, dict):
-            return {
-                key: rebuild(value, node[key], pointer + join(key)) if key in node else value
-                for key, value in at.items()
-                if not (key in node and "" in node[key])
-            }
+            return {key: rebuild(value, (*place, key)) for key, value in at.items() if (*place, key) not in gone}
         if isinstance(at, list):
-            left = [i for i in range(len(at)) if not (str(i) in node and "" in node[str(i)])]
-            kept[pointer] = left
-            return [rebuild(at[i], node[str(i)], f"{pointer}/{i}") if str(i) in node else at[i] for i in left]
+            left = [i for i in range(len(at)) if (*place, str(i)) not in gone]
+            kept[join(*place)] = left
+            return [rebuild(at[i], (*place, str(i))) for i in left]
         return at
 
     def origin(pointer: str) -> str:
@@ -576,4 +570,4 @@ def _cut(data: object, places: list[list[str]]) -> tuple[object, Any]:
             out += join(indexes[int(step)] if indexes and step.isdecimal() and int(step) < len(indexes) else step)
         return out
 
-    return (None if "" in tree else rebuild(data, tree, "")), origin
+    return (None if () in gone else rebuild(data, ())), origin
