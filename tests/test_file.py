@@ -1,4 +1,4 @@
-"""The network file: what YAML 1.2 means, where things are, that nothing breaks the reader, and that dump undoes load."""
+"""The network file: what YAML 1.2 means, where things are, that nothing breaks the reader, that dump undoes load."""
 
 from __future__ import annotations
 
@@ -171,15 +171,13 @@ octet = st.integers(2, 254)
 @st.composite
 def manifests(draw: st.DrawFn, depth: int = 2) -> dict[str, Any]:
     """Files that break no rule, of every key there is."""
-    machines = draw(
-        st.dictionaries(names, st.fixed_dictionaries({}, optional={"labels": labels}), min_size=1, max_size=3)
-    )
-    data = {
+    machine = st.fixed_dictionaries({}, optional={"labels": labels})
+    machines = draw(st.dictionaries(names, machine, min_size=1, max_size=3))
+    return {
         "apiVersion": "nestnet/v1",
         "machines": machines,
         "networks": draw(st.dictionaries(names, _networks(sorted(machines), depth), max_size=2)),
     }
-    return data
 
 
 def _networks(hosts: list[str], depth: int) -> st.SearchStrategy[dict[str, Any]]:
@@ -251,16 +249,17 @@ def test_any_damage(data: st.DataObject) -> None:
 
 def _judged(text: str | bytes) -> None:
     try:
-        manifest = load(text, "f.yaml", Known()).manifest
-    except Unreadable as error:
-        assert error.problems
-        for problem, line in zip(error.problems, str(error).splitlines(), strict=True):
-            assert problem.code in CODES
-            assert line.startswith("f.yaml:")
-            assert line.isprintable()
-        str(error).encode()
+        assert load(text, "f.yaml", Known()).manifest is not None
+    except Unreadable as unreadable:
+        error = unreadable
     else:
-        assert manifest is not None
+        return
+    assert error.problems
+    for problem, line in zip(error.problems, str(error).splitlines(), strict=True):
+        assert problem.code in CODES
+        assert line.startswith("f.yaml:")
+        assert line.isprintable()
+    str(error).encode()
 
 
 json_values = st.recursive(
@@ -344,7 +343,8 @@ def test_networks_to_the_published_depth_and_no_deeper() -> None:
 def many_ports(count: int = 20_000) -> str:
     lines = [
         f"      p{i}: {{segment: s{i % 10}, host: m{i % 100}, address: 10.{i % 10}.{i >> 8}.{i & 255}, "
-        f"mac: '02:00:00:00:{i >> 8:02x}:{i & 255:02x}', groups: [g{i % 50}], owns: 172.{16 + i % 10}.{i >> 8}.{i & 255}/32}}"
+        f"mac: '02:00:00:00:{i >> 8:02x}:{i & 255:02x}', groups: [g{i % 50}], "
+        f"owns: 172.{16 + i % 10}.{i >> 8}.{i & 255}/32}}"
         for i in range(256, 256 + count)
     ]
     segments = ", ".join(f"s{i}: {{cidr: 10.{i}.0.0/16}}" for i in range(10))
@@ -387,15 +387,8 @@ def test_golden_schema_is_current() -> None:
 
 def test_golden_errors_page_is_current() -> None:
     rows = "".join(f"| `{code}` | {rule} |\n" for code, rule in CODES.items())
-    same(
-        ROOT / "docs" / "errors.md",
-        "# Errors of files and requests\n\n"
-        "Each broken rule is told as `FILE:LINE:COL: code: message` by the CLI, and by the API as an item of `problems` in "
-        "an answer\n`422` (RFC 9457): `code`, `pointer` (RFC 6901, into what was sent), `message`, and where there is one "
-        "`limit` or `nearest`.\nCodes are never renamed. tests/golden/errors/ has a file that breaks each rule, and the "
-        "text it gets.\n\n"
-        "| code | the rule |\n|---|---|\n" + rows,
-    )
+    page = ROOT / "docs" / "errors.md"
+    same(page, _between(page.read_text(), "codes", "| code | the rule |\n|---|---|\n" + rows))
 
 
 KINDS: list[tuple[str, type[Any]]] = [

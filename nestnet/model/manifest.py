@@ -543,7 +543,7 @@ _Services = Annotated[
 
 
 class PolicySpec(_Spec):
-    """Who may talk to whom. The highest priority wins, then deny over allow (rule 41)."""
+    """Who may talk to whom. The highest priority wins, then deny over allow."""
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": ["allow"]}, {"required": ["deny"]}]},
@@ -621,7 +621,7 @@ class NetworkSpec(_Spec):
 
 
 class Check(_Spec):
-    """What `nestnet test` proves with a real packet (rule 42)."""
+    """What `nestnet test` proves with a real packet."""
 
     source: str = Field(alias="from")
     """The path of the port that sends."""
