@@ -29,6 +29,7 @@ from nestnet.store.store import Store
 
 PLURALS = {kind: {"policy": "policies"}.get(kind, f"{kind}s") for kind in shapes.RESOURCES}
 PROBLEM = "application/problem+json"
+HTTP_CODES = {404: "no_route", 405: "no_method", 413: "too_large"}
 PAGE = 1000  # Items of one page at most.
 
 log = logging.getLogger("nestnet.api")
@@ -52,6 +53,7 @@ def create_app(store: Store) -> FastAPI:
         version=__version__,
         description="Virtual networks that carry virtual networks, to any depth.",
         lifespan=lifespan,
+        max_body_size=None,  # Bounded's answer has our shape.
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
@@ -81,7 +83,12 @@ def _resources(store: Store) -> APIRouter:
         one = f"/{plural}/{{reference:path}}"
         exclude = kind == "policy"  # It has one of allow and deny.
         routes.add_api_route(
-            one, get, name=f"get_{kind}", response_model=shape, response_model_exclude_none=exclude, summary=f"One {kind}"
+            one,
+            get,
+            name=f"get_{kind}",
+            response_model=shape,
+            response_model_exclude_none=exclude,
+            summary=f"One {kind}",
         )
         routes.add_api_route(
             one,
@@ -174,7 +181,9 @@ def _verbs(store: Store) -> APIRouter:
         """The revision, and how far each machine is."""
         return {"apiVersion": shapes.API_VERSION, "controller": __version__, **store.status()}
 
-    lines = {200: {"description": "One JSON object a line.", "content": {"application/x-ndjson": {}}}}
+    lines: dict[int | str, dict[str, Any]] = {
+        200: {"description": "One JSON object a line.", "content": {"application/x-ndjson": {}}}
+    }
 
     @routes.get("/feed", response_class=StreamingResponse, responses=lines, tags=["machines"])
     async def feed(request: Request, machine: str, since: str | None = None) -> StreamingResponse:
@@ -298,7 +307,7 @@ def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
     fields = {"type": "about:blank", "title": phrase, "status": error.status_code, "detail": str(error.detail)}
-    code = phrase.lower().replace(" ", "_")
+    code = HTTP_CODES.get(error.status_code, "bad_request")
     return JSONResponse({**fields, "code": code}, error.status_code, error.headers, media_type=PROBLEM)
 
 

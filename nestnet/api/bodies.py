@@ -5,24 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nestnet.model.errors import Invalid, NestnetError, Problem
+from nestnet.model.errors import Invalid, Problem
 
 BODY = 32 * 1024 * 1024  # Bytes. A manifest of 20,000 ports with everything has about six million.
 
 
-class TooLarge(NestnetError):
-    """The body is longer than the limit."""
-
-    status = 413
-
-    def __init__(self) -> None:
-        super().__init__(f"the body is longer than {BODY} bytes: send fewer networks at a time", "too_large")
-
-
 class Bounded:
-    """ASGI: reading more than BODY bytes of a request raises TooLarge."""
+    """ASGI: a request with a body of more than BODY bytes is answered with 413."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -35,7 +27,7 @@ class Bounded:
             message = await receive()
             read += len(message.get("body", b""))
             if read > BODY:
-                raise TooLarge
+                raise HTTPException(413, f"the body is longer than {BODY} bytes: send fewer networks at a time")
             return message
 
         await self._app(scope, bounded if scope["type"] == "http" else receive, send)

@@ -39,6 +39,9 @@ def serve(db: Path, listen: str) -> None:
     Raises Conflict if another controller has the database or the socket, Invalid for another `listen`.
     """
     _log_plainly()
+    # uvicorn raises the signal again when it has shut down: then the rest is to be cleaned up too.
+    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGINT, _exit)
     with _alone(db), _listening(listen) as listener:
         store = Store(db)
         try:
@@ -71,6 +74,10 @@ class _Server(uvicorn.Server):
             bell.close()
 
 
+def _exit(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
 @contextmanager
 def _alone(db: Path) -> Iterator[None]:
     """Two controllers of one SQLite file would not hear each other's doorbells."""
@@ -92,9 +99,11 @@ def _listening(listen: str) -> Iterator[socket.socket]:
     else:
         listener = _loopback(listen)
     with listener:
-        yield listener
-    if listen.startswith("unix:"):
-        path.unlink(missing_ok=True)
+        try:
+            yield listener
+        finally:
+            if listen.startswith("unix:"):
+                path.unlink(missing_ok=True)
 
 
 def _unix(path: Path) -> socket.socket:

@@ -31,7 +31,7 @@ from nestnet.model.values import (
     World,
 )
 from nestnet.store import objects, tables
-from nestnet.store.objects import NetworkRow, PolicyRow, PortRow, Row, RouterRow, SegmentRow, chunks, fabric_mtu
+from nestnet.store.objects import NetworkRow, PolicyRow, PortRow, RouterRow, Row, SegmentRow, chunks, fabric_mtu
 
 OVERHEAD = {4: 50, 6: 70}  # Bytes that VXLAN takes from the MTU, by the family it travels in.
 
@@ -154,7 +154,9 @@ def _ports_on(connection: Connection, column: str, hosts: list[int], was: _Past)
 def _hosts_of(connection: Connection, network: int, was: _Past, ports: set[int] | None) -> set[int]:
     """The hosts of a network's ports, or of these ones."""
     c, p = tables.host_use.c, tables.port.c
-    moved = {id: place for id, place in was.ports.items() if place.network == network and (ports is None or id in ports)}
+    moved = {
+        id: place for id, place in was.ports.items() if place.network == network and (ports is None or id in ports)
+    }
     if ports is None:
         rows = connection.execute(select(c.host, c.count).where(c.network == network))
         uses = Counter({row.host: row.count for row in rows})
@@ -174,7 +176,9 @@ def _carrier(connection: Connection, network: int, was: _Past) -> int:
     return int(connection.execute(select(tables.network.c.carrier).where(tables.network.c.id == network)).scalar_one())
 
 
-def _differing(connection: Connection, network: int, old: Scope | None, new: Scope | None, changed: set[Key]) -> set[Key]:
+def _differing(
+    connection: Connection, network: int, old: Scope | None, new: Scope | None, changed: set[Key]
+) -> set[Key]:
     """The keys of a network that a machine must hear of."""
     ports = _port_keys(connection, network) if isinstance(old, _All) != isinstance(new, _All) else set()
     was, now = _within(old, ports), _within(new, ports)

@@ -7,6 +7,8 @@ that freed it: until then a machine may still hold its old meaning (I8).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from nestnet.model.errors import Exhausted
@@ -21,7 +23,7 @@ def open_domain(connection: Connection, domain: int, size: int = VNIS) -> None:
     """Make all VNIs from 1 to `size` free in a new domain."""
     ranges = min(RANGES, size)
     bounds = [size * place // ranges for place in range(ranges + 1)]
-    rows = [{"domain": domain, "lo": lo + 1, "hi": hi} for lo, hi in zip(bounds, bounds[1:], strict=False)]
+    rows = [{"domain": domain, "lo": lo + 1, "hi": hi} for lo, hi in pairwise(bounds)]
     connection.execute(insert(vni_range), rows)
 
 
@@ -101,7 +103,9 @@ def _end_quarantine(connection: Connection, domain: int) -> None:
         lo = hi = vni
         in_domain = vni_range.c.domain == domain
         for row in connection.execute(
-            select(vni_range.c.lo, vni_range.c.hi).where(in_domain, (vni_range.c.hi == vni - 1) | (vni_range.c.lo == vni + 1))
+            select(vni_range.c.lo, vni_range.c.hi).where(
+                in_domain, (vni_range.c.hi == vni - 1) | (vni_range.c.lo == vni + 1)
+            )
         ).all():
             lo, hi = min(lo, row.lo), max(hi, row.hi)
             connection.execute(delete(vni_range).where(in_domain, vni_range.c.lo == row.lo))

@@ -252,7 +252,7 @@ def policies(connection: Connection, by: str, ids: Sequence[int]) -> list[Policy
 def networks(connection: Connection, by: str, ids: Sequence[int]) -> list[NetworkRow]:
     """By `id` or by `carrier`."""
     query = select(tables.network, tables.tenant.c.name.label("owner")).outerjoin(tables.tenant)
-    found = []
+    found: list[Any] = []
     for chunk in chunks(sorted(ids)):
         at = tables.network.c[by].in_(chunk)
         found += connection.execute(query.where(at, tables.network.c.id != FABRIC).order_by(tables.network.c.id)).all()

@@ -32,8 +32,8 @@ from nestnet.store.objects import (
     NetworkRow,
     PolicyRow,
     PortRow,
-    Row,
     RouterRow,
+    Row,
     SegmentRow,
     State,
     dump,
@@ -146,9 +146,7 @@ def _complete_network(spec: NetworkSpec, state: State, row: NetworkRow | None, t
     below = spec.networks
     if below is None:
         below = {name: _network_spec(network) for name, network in carried.items()}
-    update["networks"] = {
-        name: _complete_network(one, state, carried.get(name), tenant) for name, one in below.items()
-    }
+    update["networks"] = {name: _complete_network(one, state, carried.get(name), tenant) for name, one in below.items()}
     return spec.model_copy(update=update)
 
 
@@ -156,7 +154,7 @@ def _network_spec(row: NetworkRow) -> NetworkSpec:
     """A stored network as a manifest has it; its collections absent, so: as they are."""
     return NetworkSpec.model_construct(
         tenant=row.tenant,
-        underlay=row.underlay,
+        underlay=6 if row.underlay == 6 else 4,
         mtu=row.mtu,
         labels=json.loads(row.labels) or None,
         description=row.description or None,
@@ -577,10 +575,10 @@ def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str
         if network in state.networks and network in wanted.networks:
             yield f"{wanted.paths[network]}: policies change, open connections are judged again"
     for network, row in wanted.networks.items():
-        if row.carrier != FABRIC and (network < 0 or row.carrier in policies):
-            if not _lets_carriage_pass(wanted.contents[row.carrier]):
-                path = wanted.paths[row.carrier]
-                yield f"{wanted.paths[network]} is cut off: no policy of {path} allows carriage between its hosts"
+        new = network < 0 or row.carrier in policies
+        if row.carrier != FABRIC and new and not _lets_carriage_pass(wanted.contents[row.carrier]):
+            path = wanted.paths[row.carrier]
+            yield f"{wanted.paths[network]} is cut off: no policy of {path} allows carriage between its hosts"
 
 
 def _brief(value: Any) -> str:
@@ -615,4 +613,3 @@ def _machines(touched: set[int], wanted: _Wanted, state: State, roots: list[int]
                 if network in reached:
                     found.add(names[place[port.id]])
     return tuple(sorted(found))
-

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, Table, select
 
-from nestnet.model.errors import Ambiguous, NestnetError, NotFound
+from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
 from nestnet.model.values import FABRIC
 from nestnet.store import objects, tables
@@ -40,12 +40,6 @@ CANDIDATES = 20  # Names that an error lists at most.
 Resource = dict[str, Any]
 
 
-class BadRequest(NestnetError):
-    """A question that has no answer: a filter or cursor that means nothing here."""
-
-    status = 400
-
-
 class Reader:
     """One transaction's look at the store."""
 
@@ -62,7 +56,7 @@ class Reader:
             if (kind != "network" or row != FABRIC) and self._connection.scalar(
                 select(table.c.id).where(table.c.id == row)
             ) is not None:
-                return row
+                return int(row)
             raise NotFound(f"{kind} {reference}")
         if kind == "policy":
             return self._find_policy(reference)
@@ -115,7 +109,7 @@ class Reader:
             found = self._connection.scalar(select(c.id).where(c.carrier == network, c.name == name, c.id != FABRIC))
             if found is None:
                 return None
-            network = found
+            network = int(found)
         return network
 
     def _nearest_network(self, names: Sequence[str]) -> str | None:
@@ -124,7 +118,7 @@ class Reader:
 
     def _nearest(self, names: Select[tuple[str]], wrong: str) -> str | None:
         known = self._connection.scalars(names.limit(1000)).all()
-        return next(iter(get_close_matches(wrong, [name for name in known if name], 1)), None)
+        return next(iter(get_close_matches(wrong, [str(name) for name in known if name], 1)), None)
 
     def paths(self, networks: Iterable[int]) -> dict[int, str]:
         """Network -> path; the fabric's is ''."""
@@ -157,13 +151,13 @@ class Reader:
             query = query.where(table.c.id != FABRIC)
         if network is not None:
             if kind not in ("network", *IN_NETWORK):
-                raise BadRequest(f"{kind}s are in no network: leave the filter out", "bad_filter")
+                raise _bad_value(f"a {kind} is in no network: leave the filter out")
             owner = table.c.carrier if kind == "network" else table.c.network
             query = query.where(owner == self.find("network", network))
         if cursor is not None:
             last = self._identity.row(kind, cursor)
             if last is None:
-                raise BadRequest("this cursor is not from a list of this kind: begin without one", "bad_cursor")
+                raise _bad_value("this cursor is not from a list of this kind: begin without one")
             query = query.where(table.c.id > last)
         ids = list(self._connection.scalars(query))
         more = len(ids) > limit
@@ -308,7 +302,9 @@ class Reader:
         for row in rows:
             name = self._identity.public("policy", row.id)
             head = self._head("policy", row.id, name, f"{paths[row.network]}/{name}")
-            found.append({**head, "network": paths[row.network], "text": policy_words(row.spec), **json.loads(row.spec)})
+            found.append(
+                {**head, "network": paths[row.network], "text": policy_words(row.spec), **json.loads(row.spec)}
+            )
         return found
 
     def _names(self, table: Table, ids: Iterable[int]) -> dict[int, str]:
@@ -357,6 +353,10 @@ class Reader:
             rows = self._connection.execute(select(r.machine, r.ports).where(r.machine.in_(chunk)))
             said.update({row.machine: json.loads(row.ports) for row in rows})
         return {port: said.get(machine, {}).get(str(port)) for port, machine in places.items()}
+
+
+def _bad_value(message: str) -> Invalid:
+    return Invalid([Problem("bad_value", "", message)])
 
 
 def _with_length(address: str, cidrs: Sequence[str]) -> str:

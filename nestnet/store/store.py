@@ -108,7 +108,9 @@ class Store:
                 else:
                     connection.execute(update(m).where(m.c.id == id).values(**wanted))
                 after = self._machine_changed(connection, id)
-            (resource,) = self._reader(connection).resources("machine", [self._reader(connection).find("machine", name)])
+            (resource,) = self._reader(connection).resources(
+                "machine", [self._reader(connection).find("machine", name)]
+            )
         if after != before:
             self.changed(after)
         return resource

@@ -40,6 +40,7 @@ metadata = MetaData(
 
 Id = BigInteger().with_variant(Integer, "sqlite")  # 64 bits in both; SQLite's rowid must be called INTEGER.
 
+
 def _refers(target: str) -> ForeignKey:
     """Judged at COMMIT, so that a transaction may write rows in any order."""
     return ForeignKey(target, deferrable=True, initially="DEFERRED")

@@ -17,8 +17,8 @@ from nestnet.store.objects import (
     NetworkRow,
     PolicyRow,
     PortRow,
-    Row,
     RouterRow,
+    Row,
     SegmentRow,
     chunks,
     column_names,
@@ -52,7 +52,11 @@ def write(
         gone = [{"row": old.id} for old, new in pairs if old is not None and new is None and old.kind == kind]
         _many(connection, delete(table).where(table.c.id == bindparam("row")), gone)
     for kind, table in TABLES.items():
-        fresh = [_columns(new, carriers, owners) for old, new in pairs if old is None and new is not None and new.kind == kind]
+        fresh = [
+            _columns(new, carriers, owners)
+            for old, new in pairs
+            if old is None and new is not None and new.kind == kind
+        ]
         _many(connection, insert(table), fresh)
         moved = [(old, new) for old, new in pairs if old is not None and new is not None and new.kind == kind]
         _update(connection, table, moved, carriers, owners)
@@ -151,7 +155,9 @@ def _taken_macs(connection: Connection, ports: Sequence[PortRow]) -> set[tuple[i
     segments = sorted({port.segment for port in ports if port.mac is None})
     taken = {(port.segment, port.mac) for port in ports if port.mac is not None}
     for chunk in chunks(segments):
-        rows = connection.execute(select(tables.port.c.segment, tables.port.c.mac).where(tables.port.c.segment.in_(chunk)))
+        rows = connection.execute(
+            select(tables.port.c.segment, tables.port.c.mac).where(tables.port.c.segment.in_(chunk))
+        )
         taken.update((row.segment, row.mac) for row in rows)
     return taken
 
@@ -187,7 +193,9 @@ def _carriers(connection: Connection, pairs: Sequence[Pair]) -> dict[int, int]:
     c = tables.network.c
     known: dict[int, int] = {}
     for chunk in chunks(sorted({row.network for pair in pairs for row in pair if row is not None})):
-        known.update({row.id: row.carrier for row in connection.execute(select(c.id, c.carrier).where(c.id.in_(chunk)))})
+        known.update(
+            {row.id: row.carrier for row in connection.execute(select(c.id, c.carrier).where(c.id.in_(chunk)))}
+        )
     known.update({row.id: row.carrier for pair in pairs for row in pair if isinstance(row, NetworkRow)})
     return known
 
@@ -222,7 +230,7 @@ def _update(
     for row in rows:
         row.pop("revision", None)
         row["row"] = row.pop("id")
-    values = {name: bindparam(name) for name in rows[0] if name != "row"}
+    values: dict[str, Any] = {name: bindparam(name) for name in rows[0] if name != "row"}
     _many(connection, update(table).where(table.c.id == bindparam("row")).values(values), rows)
 
 
@@ -232,7 +240,9 @@ def _mac_moves(old: Row | None, new: Row | None) -> bool:
 
 def _parts(connection: Connection, pairs: Sequence[Pair]) -> None:
     """The rows that belong to segments, routers and ports: the old ones go first, for addresses may be exchanged."""
-    changed = [(old, new) for old, new in pairs if new is not None and (old is None or _part_rows(old) != _part_rows(new))]
+    changed = [
+        (old, new) for old, new in pairs if new is not None and (old is None or _part_rows(old) != _part_rows(new))
+    ]
     t = tables
     owners: tuple[tuple[Table, str], ...] = (
         (t.segment_cidr, "segment"),
@@ -317,4 +327,3 @@ def _change_row(network: int, kind: str, id: int, old: Row | None, carriers: dic
 def _many(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         connection.execute(statement, rows)
-
