@@ -50,7 +50,7 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None)
     from nestnet.datapath.kernel import Kernel
 
     with Client(controller) as client, Kernel.open(pins) as kernel:
-        own = client.get("machines", machine)
+        own = client.get("machine", machine)
         agent = Agent(int(own["row"]), kernel, Workloads(workloads) if workloads else None)
         feed = Feed(lambda token: Client(controller).feed(machine, token), say)
         stopped: list[int] = []
@@ -79,7 +79,7 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None)
 
 def _report(client: Client, machine: str, agent: Agent) -> None:
     try:
-        client.report(machine, agent.report())
+        client.report(machine, agent.realised, agent.problems, agent.ports())
     except NestnetError as error:
         say(f"report: {error}")  # the next one says the same, and more
 
@@ -144,9 +144,8 @@ class Agent:
         """Let the datapath forget what is old."""
         self.kernel.sweep(time.monotonic())
 
-    def report(self) -> dict[str, Any]:
-        """What the controller is told: the realised revision, problems, and of each local port where it hangs and
-        what was dropped there, by reason."""
+    def ports(self) -> dict[str, dict[str, Any]]:
+        """What the controller is told of each local port, by its id: where it hangs, and what was dropped by reason."""
         ports: dict[str, dict[str, Any]] = {
             str(port): {"interface": end.name, "namespace": self.workloads.namespace(port), "drops": {}}
             for port, end in self._ends.items()
@@ -158,7 +157,7 @@ class Agent:
             port = ports.setdefault(str(of.get(slot, 0)), {"drops": {}})
             name = NAMES.get(reason, str(reason))
             port["drops"][name] = port["drops"].get(name, 0) + packets
-        return {"revision": self.realised, "problems": self.problems, "ports": ports}
+        return ports
 
     def _prepare(self, want: Mapping[int, Attachment], problems: list[str]) -> dict[int, links.Link]:
         """Workloads that are there, with our programs on our ends, still closed if they are new."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from nestnet.cli import files, plans
 from nestnet.cli.find import Target, target
 from nestnet.cli.formats import Format
-from nestnet.cli.kinds import plural
+from nestnet.cli.kinds import singular
 from nestnet.model.errors import Conflict, NestnetError
 
 if TYPE_CHECKING:
+    from nestnet.api.client import Client
     from nestnet.file import Document
     from nestnet.lab.state import Lab
 
@@ -105,7 +106,7 @@ def _apply(found: Target, document: Document, prune: bool, wait: bool, timeout: 
         with files.shown_in(document):
             applied: dict[str, Any] = client.apply(files.body(document), prune)
         if wait and applied["plan"]["machines"]:
-            until_realised(client, int(applied["revision"]), applied["plan"]["machines"], timeout)
+            until_realised(client, int(applied["revision"]), applied["plan"]["machines"], timeout, found.lab)
     return applied
 
 
@@ -113,12 +114,24 @@ def delete(kind: str, path: str, lab: str | None, wait: bool, timeout: float) ->
     """Delete one object, and wait until no machine has it."""
     from nestnet.cli.waiting import until_realised
 
-    kinds = plural(kind)
-    with target(lab).client() as client:
-        deleted = client.delete(kinds, path)
-        if wait and deleted.get("machines"):
-            until_realised(client, int(deleted["revision"]), deleted["machines"], timeout)
-    say(f"deleted, revision {deleted['revision']}")
+    kind = singular(kind)
+    found = target(lab)
+    with found.client() as client:
+        concerned = _concerned(client, kind, path) if wait else set()
+        revision = client.delete(kind, path)
+        until_realised(client, revision, concerned, timeout, found.lab)
+    say(f"{kind} {path} deleted, revision {revision}")
+
+
+def _concerned(client: Client, kind: str, path: str) -> set[str]:
+    """The machines that hold something of the network that an object is in, so will hear that it is gone."""
+    if kind == "tenant":
+        return set()
+    found = client.get(kind, path)
+    if kind == "machine":
+        return {machine["name"] for machine in client.list("machine")} - {found["name"]}
+    network = found["path"] if kind == "network" else found["network"]
+    return {port["machine"] for port in client.list("port", network=network)}
 
 
 def _show(plan: dict[str, Any], kind: str, output: Format) -> None:

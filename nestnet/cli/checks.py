@@ -53,7 +53,7 @@ def run(found: Target, lab: Lab, checks: Sequence[Check]) -> list[Result]:
 
     with found.client() as client:
         paths = {path for check in checks for path in (check.source, check.target)}
-        ports = {path: client.get("ports", path) for path in sorted(paths)}
+        ports = {path: client.get("port", path) for path in sorted(paths)}
         namespaces = {path: workload(lab, port).path for path, port in ports.items()}
         probes: dict[int, Probe] = {}
         for index, check in enumerate(checks):
@@ -90,7 +90,7 @@ def _why(client: Client, check: Check, probe: Probe) -> str:
     from nestnet.cli.traces import verdict
 
     try:
-        trace = client.trace(check.source, str(ip_address(probe.address)), probe.protocol, probe.port or None)
+        trace = client.trace(check.source, str(ip_address(probe.address)), probe.protocol, probe.port)
     except NestnetError as error:
         return f"no trace: {error}"
     return verdict(trace)

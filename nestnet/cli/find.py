@@ -82,14 +82,14 @@ def place(found: Target, name: str) -> Place:
     machine = next((seat.name for seat in lab.machines if seat.name == name), None)
     with found.client() as client:
         if machine is None and name.startswith("machine_"):
-            machine = str(client.get("machines", name)["name"])
+            machine = str(client.get("machine", name)["name"])
         if machine is not None:
             return Place(f"machine {machine}", lab.machine(machine))
         if "/" not in name and not name.startswith("port_"):
             names = [seat.name for seat in lab.machines]
             near = _nearest(name, names)
             raise NotFound(f"machine {name}", near)
-        return workload(lab, client.get("ports", name))
+        return workload(lab, client.get("port", name))
 
 
 def workload(lab: Lab, port: Mapping[str, Any]) -> Place:

@@ -17,17 +17,13 @@ KINDS = {
 }
 
 
-def plural(kind: str) -> str:
-    """'port' or 'ports' -> 'ports'. Raises NotFound with the nearest kind."""
+def singular(kind: str) -> str:
+    """'port' or 'ports' -> 'port'. Raises NotFound with the nearest kind."""
     kind = kind.lower()
-    if kind in KINDS.values():
-        return kind
     if kind in KINDS:
-        return KINDS[kind]
+        return kind
+    for one, many in KINDS.items():
+        if kind == many:
+            return one
     near = get_close_matches(kind, [*KINDS, *KINDS.values()], 1)
     raise NotFound(f"kind {kind!r} (there are {', '.join(KINDS.values())})", near[0] if near else None)
-
-
-def noun(kinds: str) -> str:
-    """'policies' -> 'Policy', as it is called in JSON."""
-    return next(single for single, many in KINDS.items() if many == kinds).capitalize()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from nestnet.cli.formats import Format
-from nestnet.cli.kinds import noun
+from nestnet.cli.kinds import KINDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +44,7 @@ def plain(value: object, missing: str = "-") -> str:
 
 # Columns of each kind: heading, cell, and whether only `wide` has it.
 COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
-    "machines": (
+    "machine": (
         ("NAME", _text("name"), False),
         ("ADDRESS", _text("address"), False),
         ("MTU", _text("mtu"), False),
@@ -52,8 +52,8 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("LABELS", _text("labels"), True),
         ("ID", _text("id"), True),
     ),
-    "tenants": (("NAME", _text("name"), False), ("PARENT", _text("parent"), False), ("ID", _text("id"), True)),
-    "networks": (
+    "tenant": (("NAME", _text("name"), False), ("PARENT", _text("parent"), False), ("ID", _text("id"), True)),
+    "network": (
         ("PATH", _text("path"), False),
         ("TENANT", _text("tenant"), False),
         ("CARRIER", _text("carrier", "the wire"), False),
@@ -63,7 +63,7 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("DESCRIPTION", _text("description"), True),
         ("ID", _text("id"), True),
     ),
-    "segments": (
+    "segment": (
         ("PATH", _text("path"), False),
         ("CIDR", _text("cidrs"), False),
         ("GATEWAY", _text("gateways"), False),
@@ -71,14 +71,14 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("DESCRIPTION", _text("description"), True),
         ("ID", _text("id"), True),
     ),
-    "routers": (
+    "router": (
         ("PATH", _text("path"), False),
         ("SEGMENTS", _text("segments"), False),
         ("MAC", _text("mac"), False),
         ("DESCRIPTION", _text("description"), True),
         ("ID", _text("id"), True),
     ),
-    "ports": (
+    "port": (
         ("PATH", _text("path"), False),
         ("SEGMENT", _text("segment"), False),
         ("ADDRESS", _text("addresses"), False),
@@ -91,12 +91,12 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("MTU", _text("mtu"), True),
         ("ID", _text("id"), True),
     ),
-    "policies": (
+    "policy": (
         ("NETWORK", _text("network"), False),
         ("FROM", _text("from"), False),
         ("TO", _text("to"), False),
-        ("VERDICT", lambda p: "allow" if p.get("allow") else "deny", False),
-        ("SERVICES", lambda p: plain(p.get("allow") or p.get("deny")), False),
+        ("ALLOW", _text("allow"), False),
+        ("DENY", _text("deny"), False),
         ("PRIORITY", _text("priority"), False),
         ("ID", _text("id"), True),
     ),
@@ -168,17 +168,17 @@ def versioned(kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resources(kind: str, items: Sequence[Resource], format: Format, single: bool = False) -> None:
-    """Resources of one kind (in the plural), or a single one."""
+    """Resources of one kind, or a single one."""
     if format is Format.name:
         for item in items:
             print(item.get("path") or item.get("name") or item["id"])
     elif format in (Format.json, Format.yaml):
-        whole = [versioned(noun(kind), item) for item in items]
-        data(whole[0] if single else versioned(f"{noun(kind)}List", {"items": whole}), format)
+        whole = [versioned(kind.capitalize(), item) for item in items]
+        data(whole[0] if single else versioned(f"{kind.capitalize()}List", {"items": whole}), format)
     else:
         columns = [c for c in COLUMNS[kind] if format is Format.wide or not c[2]]
         if not items:
-            print(f"no {kind}", file=sys.stderr)
+            print(f"no {KINDS[kind]}", file=sys.stderr)
             return
         table([heading for heading, _, _ in columns], ([cell(item) for _, cell, _ in columns] for item in items))
 

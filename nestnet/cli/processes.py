@@ -9,8 +9,7 @@ def controller(listen: str, state: Path) -> None:
     """Serve the API at `listen` (unix:PATH or http://HOST:PORT) until SIGTERM, with the store in `state`."""
     from nestnet.api.server import serve
 
-    state.mkdir(parents=True, exist_ok=True)
-    serve(listen, state / "store.db")
+    serve(state / "store.db", listen)
 
 
 def agent(machine: str, controller: str, pins: Path, workloads: str | None) -> None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 from nestnet.cli import output as out
 from nestnet.cli.find import target
 from nestnet.cli.formats import Format
-from nestnet.cli.kinds import plural
+from nestnet.cli.kinds import singular
 
 
 def get(kind: str, path: str | None, network: str | None, lab: str | None, output: Format) -> None:
     """List the objects of a kind, or show one."""
-    kinds = plural(kind)
+    kind = singular(kind)
     with target(lab).client() as client:
         if path is not None:
-            out.resources(kinds, [client.get(kinds, path)], output, single=True)
+            out.resources(kind, [client.get(kind, path)], output, single=True)
         else:
-            out.resources(kinds, client.list(kinds, network=network), output)
+            out.resources(kind, list(client.list(kind, network=network)), output)
 
 
 def describe(kind: str, path: str, lab: str | None) -> None:
     """Show everything about one object."""
     with target(lab).client() as client:
-        out.described(client.get(plural(kind), path))
+        out.described(client.get(singular(kind), path))
 
 
 def trace(port: str, to: str, protocol: str, number: int | None, lab: str | None, output: Format) -> None:
@@ -34,8 +34,8 @@ def trace(port: str, to: str, protocol: str, number: int | None, lab: str | None
         try:
             address = str(ip_address(to))
         except ValueError:
-            address = str(ip_interface(client.get("ports", to)["addresses"][0]).ip)
-        told = client.trace(port, address, protocol, number)
+            address = str(ip_interface(client.get("port", to)["addresses"][0]).ip)
+        told = client.trace(port, address, protocol, number or 0)
     if output in (Format.json, Format.yaml):
         out.data(out.versioned("Trace", told), output)
     else:
@@ -47,7 +47,7 @@ def status(lab: str | None, output: Format) -> bool:
     from nestnet.cli import statuses
 
     with target(lab).client() as client:
-        found, ports = client.status(), client.list("ports")
+        found, ports = client.status(), list(client.list("port"))
     if output in (Format.json, Format.yaml):
         wrong = statuses.problems(found)
         out.data(out.versioned("Status", {**found, "well": not wrong, "drops": dict(statuses.drops(ports))}), output)

@@ -7,19 +7,23 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nestnet.model.errors import NotRealised
+from nestnet.model.errors import NotRealised, Unreachable
 
 if TYPE_CHECKING:
     from nestnet.api.client import Client
+    from nestnet.lab.state import Lab
 
 PACE = 0.05  # seconds between two questions
 
 
 def until_realised(
-    client: Client, revision: int, machines: Collection[str], timeout: float, quiet: bool = False
+    client: Client, revision: int, machines: Collection[str], timeout: float, lab: Lab | None = None
 ) -> None:
-    """Return when each of these machines has realised the revision. Raises NotRealised after `timeout` seconds."""
-    progress = _Progress(quiet)
+    """Return when each of these machines has realised the revision.
+
+    Raises NotRealised after `timeout` seconds, Unreachable as soon as the agent of one of them has ended in `lab`.
+    """
+    progress = _Progress()
     limit = time.monotonic() + timeout
     try:
         while True:
@@ -28,6 +32,8 @@ def until_realised(
             progress.show(f"revision {revision}: {len(machines) - len(behind)} of {len(machines)} machines", behind)
             if not behind:
                 return
+            if lab is not None and (ended := [name for name in behind if not lab.has_agent(name)]):
+                raise Unreachable(f"the agent of {', '.join(ended)} has ended: its log is in {lab.logs}")
             if time.monotonic() > limit:
                 raise NotRealised(_late(revision, behind, state, timeout))
             time.sleep(PACE)  # the pace of asking; the wait is for the answer
@@ -64,14 +70,13 @@ def plain_problem(problem: object) -> str:
 class _Progress:
     """One line that changes on a terminal; elsewhere a line when something has changed, at most one a second."""
 
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
+    def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._last = ""
         self._next = time.monotonic() + 1.0
 
     def show(self, text: str, behind: list[str]) -> None:
-        if self._quiet or text == self._last:
+        if text == self._last:
             return
         if self._terminal:
             names = ", ".join(behind[:4]) + (", ..." if len(behind) > 4 else "")

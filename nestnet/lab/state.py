@@ -124,6 +124,10 @@ class Lab:
         """The names of its namespaces that exist."""
         return [name for name in netns.names(self.wire) if name == self.wire or name.startswith(f"{self.wire}.")]
 
+    def has_agent(self, machine: str) -> bool:
+        """Does the agent of that machine run?"""
+        return any(process.name == f"agent-{machine}" and process.alive() for process in self.processes)
+
     def save(self) -> None:
         """Write what is known, so that a reader sees all of it or the version before."""
         new = self.folder / "lab.json.new"

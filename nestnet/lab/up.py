@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nestnet.model.manifest import Manifest
 
 START = 20.0  # seconds that a process has until it is ready
-LOG_LINES = 12  # of a failed process's log that its error shows
+LOGS, LOG_LINES = 2, 12  # of how many failed processes an error shows the logs, and how much of each
 
 Say = Callable[[str], None]
 
@@ -164,7 +164,7 @@ def _explain(lab: Lab, error: BaseException) -> NestnetError | None:
     """The error with the last lines of the logs of those that have ended; None when none has."""
     if not isinstance(error, NestnetError) or isinstance(error, Invalid):
         return None
-    dead = [process for process in lab.processes if not process.alive()]
+    dead = [process for process in lab.processes if not process.alive()][:LOGS]
     if not dead:
         return None
     parts = [str(error)]
