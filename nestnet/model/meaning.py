@@ -114,13 +114,13 @@ def deliver(
         if packet.is_group:
             return flood(world, state, port, packet)
         target, sent = switch(world, port, packet)
+        _refuse(not target.enabled, "port_disabled")
         after = track(world, state, port, target, packet, now, share)
         _refuse(packet.size > world.networks[port.network].mtu, "too_big")
         if sent is not None:
             _refuse(packet.ttl <= 1, "ttl_expired")
             frame = pk.routed(packet, target.mac, sent.mac)
         carry(world, world.networks[port.network], port.host, target.host)
-        _refuse(not target.enabled, "port_disabled")
         return Outcome(((target.id, frame),), (), _remember(after, port, packet, now))
     except _Dropped as dropped:
         return Outcome((), ((port.id, dropped.reason),), dropped.state or state)
@@ -312,17 +312,20 @@ def switch(world: World, port: Port, packet: Packet) -> tuple[Port, Router | Non
 
 
 def _through(world: World, port: Port, router: Router, packet: Packet) -> Port:
-    segment = route(world, router, packet.flow.target)
-    target = None if segment is None else owner(world, segment, packet.flow.target)
+    """The port behind a router. Policy comes before routing: what is denied does not learn whether anybody
+    is there. But pinging the own gateway is no policy matter (rule 41)."""
+    address = packet.flow.target
+    is_gateway = owner(world, port.segment, address) == router
+    segment = port.segment if is_gateway else route(world, router, address)
+    target = None if segment is None else owner(world, segment, address)
     if isinstance(target, Port):
         # Such a source means nothing in another segment, and no answer would find its way back.
         _refuse(any(pk.contains(prefix, packet.flow.source) for prefix in _NEVER_ROUTED), "source_address")
         return target
-    if target == router and segment == port.segment and packet.is_echo_request:
-        raise _Answered(pk.echo_reply(packet))  # Pinging the own gateway is no policy matter (rule 41).
-    # Policy comes before routing: what is denied does not learn whether anybody is there.
-    _refuse(not judge(world, port.network, port, None, packet.flow, packet.flow.target), "policy")
-    if target == router and packet.is_echo_request:
+    is_ping = target == router and packet.is_echo_request
+    if not (is_gateway and is_ping):
+        _refuse(not judge(world, port.network, port, None, packet.flow, address), "policy")
+    if is_ping:
         raise _Answered(pk.echo_reply(packet))
     raise _Dropped("no_route" if segment is None else "router_local" if target == router else "unreachable")
 
@@ -340,9 +343,9 @@ def flood(world: World, state: State, port: Port, packet: Packet) -> Outcome:
         address = other.address(packet.family)
         to = None if address is None else pk.mapped(address)
         try:
+            _refuse(not other.enabled, "port_disabled")
             _refuse(not judge(world, port.network, port, other, packet.flow, to), "policy")
             carry(world, network, port.host, other.host)
-            _refuse(not other.enabled, "port_disabled")
             deliveries.append((other.id, packet.frame))
         except _Dropped as dropped:
             drops.append((other.id, dropped.reason))
