@@ -1,4 +1,4 @@
-"""Rules between the parts of a manifest: held against brute force where a rule is clever, and one mistake is one problem.
+"""Rules between the parts of a manifest: by brute force where a rule is clever; and one mistake is one problem.
 
 What each message says is in tests/golden/errors.
 """
