@@ -1,0 +1,187 @@
+/* What this machine answers itself, for the port or router asked about: ARP, ND, echo of a router's address. */
+#pragma once
+#include "out.h"
+
+INLINE int owner_mac(const struct owner *found, u8 *to)
+{
+	u32 slot = found->slot;
+
+	if (found->kind == OWNER_PORT) {
+		struct port *row = bpf_map_lookup_elem(&port, &slot);
+
+		if (row)
+			memcpy(to, row->mac, 6);
+		return row != NULL;
+	}
+	struct router *row = bpf_map_lookup_elem(&router, &slot);
+
+	if (row)
+		memcpy(to, row->mac, 6);
+	return row != NULL;
+}
+
+/*  14   16   18 19 20        22         28         32         38        42
+ *  | 1  |0800| 6| 4| op      | sender   | sender   | target   | target  |      RFC 826
+ *  |    |    |  |  |         | MAC      | IPv4     | MAC      | IPv4    |
+ */
+ONCE int answer_arp(struct __sk_buff *skb, struct packet *p)
+{
+	static const u8 fixed[6] = { 0, 1, 8, 0, 6, 4 };
+	struct address sender, target;
+	struct owner *found;
+	u8 arp[28], reply[42], mac_[6];
+	int request;
+
+	if (!p || load(skb, ETH_BYTES, arp, sizeof(arp)))
+		return REASON_MALFORMED;
+	for (int i = 0; i < 6; i++)
+		if (arp[i] != fixed[i])
+			return REASON_MALFORMED;
+	if (arp[6] || (arp[7] != 1 && arp[7] != 2))
+		return REASON_MALFORMED;
+	request = arp[7] == 1;
+	map_ipv4(&sender, arp + 14);
+	map_ipv4(&target, arp + 24);
+	if (!same_mac(arp + 8, p->came + 6))
+		return REASON_ARP_SPOOF;
+	if (port_of(p->segment, &sender) != p->source && !(request && !sender.words[3]))
+		return REASON_ARP_SPOOF;
+	if (!request || same_address(&sender, &target))
+		return REASON_ANNOUNCEMENT;
+	found = owner_of(p->segment, &target);
+	if (!found || !owner_mac(found, mac_))
+		return REASON_ARP_UNKNOWN;
+	if (found->kind == OWNER_PORT && found->slot == p->source)
+		return REASON_ANNOUNCEMENT;
+	memcpy(reply, p->came + 6, 6);
+	memcpy(reply + 6, mac_, 6);
+	reply[12] = 8;
+	reply[13] = 6;
+	memcpy(reply + 14, fixed, 6);
+	reply[20] = 0;
+	reply[21] = 2;
+	memcpy(reply + 22, mac_, 6);
+	memcpy(reply + 28, arp + 24, 4);
+	memcpy(reply + 32, arp + 8, 6);
+	memcpy(reply + 38, arp + 14, 4);
+	if (bpf_skb_change_tail(skb, sizeof(reply), 0) || bpf_skb_store_bytes(skb, 0, reply, sizeof(reply), 0))
+		return REASON_ERROR;
+	p->answered = 1;
+	return 0;
+}
+
+#define ND_OPTIONS 8 /* more than anybody sends */
+
+/* The MAC in the first link-layer address option of this type: 1 found, 0 none, -1 malformed. */
+INLINE int nd_option(struct __sk_buff *skb, u32 at, u32 end, u8 type, u8 *to)
+{
+	u8 head[8];
+	int found = 0;
+
+	for (int i = 0; i < ND_OPTIONS; i++) {
+		if (at == end)
+			return found;
+		if (at + 8 > end || load(skb, at, head, 8) || !head[1] || at + head[1] * 8 > end)
+			return -1;
+		if (head[0] == type && !found) {
+			memcpy(to, head + 2, 6);
+			found = 1;
+		}
+		at += head[1] * 8;
+	}
+	return at == end ? found : -1;
+}
+
+/*  14     54    55    56   58           62        78      79   80     86
+ *  | IPv6 | 136 | 0   | ck | R S O      | target  | 2     | 1  | MAC  |          RFC 4861, 4.4
+ */
+ONCE int advertise(struct __sk_buff *skb, struct packet *p, u32 is_router)
+{
+	u8 na[86] = {};
+	u32 sum = 0;
+	u16 check;
+
+	if (!p)
+		return REASON_ERROR;
+	/* p->leaves has the owner's MAC in its source, p->given the target asked for. */
+	memcpy(na, p->came + 6, 6);
+	memcpy(na + 6, p->leaves + 6, 6);
+	na[12] = 0x86;
+	na[13] = 0xdd;
+	na[14] = 0x60;
+	na[19] = 32;
+	na[20] = ICMPV6;
+	na[21] = 255;
+	memcpy(na + 22, &p->given, 16);
+	memcpy(na + 38, &p->tuple.source, 16);
+	na[54] = 136;
+	na[58] = is_router ? 0xe0 : 0x60;
+	memcpy(na + 62, &p->given, 16);
+	na[78] = 2;
+	na[79] = 1;
+	memcpy(na + 80, p->leaves + 6, 6);
+	for (int i = 22; i < 86; i += 2)
+		sum += load16(na + i);
+	check = fold(sum + 32 + ICMPV6); /* with the pseudo-header, RFC 8200, 8.1 */
+	na[56] = check >> 8;
+	na[57] = check;
+	if (bpf_skb_change_tail(skb, sizeof(na), 0) || bpf_skb_store_bytes(skb, 0, na, sizeof(na), 0))
+		return REASON_ERROR;
+	p->answered = 1;
+	return 0;
+}
+
+/* Lines 6: neighbour solicitations and advertisements, never forwarded. */
+ONCE int answer_nd(struct __sk_buff *skb, struct packet *p)
+{
+	struct owner *found;
+	u8 option[6];
+	u32 mine;
+	int has;
+
+	if (!p || p->ttl != 255 || p->icmp_code || p->end - p->l4 < 24 || load(skb, p->l4 + 8, &p->given, 16))
+		return REASON_MALFORMED;
+	has = nd_option(skb, p->l4 + 24, p->end, p->icmp_type == 135 ? 1 : 2, option);
+	if (has < 0)
+		return REASON_MALFORMED;
+	if (has && !same_mac(option, p->came + 6))
+		return REASON_ND_SPOOF;
+	found = owner_of(p->segment, &p->given);
+	mine = found && found->kind == OWNER_PORT && found->slot == p->source;
+	if (p->icmp_type == 136 || !(p->tuple.source.words[0] | p->tuple.source.words[1] | p->tuple.source.words[2] |
+				     p->tuple.source.words[3]))
+		return mine ? REASON_ANNOUNCEMENT : REASON_ND_SPOOF;
+	if (mine)
+		return REASON_ANNOUNCEMENT;
+	if (!found || !owner_mac(found, p->leaves + 6))
+		return REASON_ND_UNKNOWN;
+	return advertise(skb, p, found->kind == OWNER_ROUTER);
+}
+
+/* An echo request to a router: back with the addresses changed over, TTL 64. */
+ONCE int answer_echo(struct __sk_buff *skb, struct packet *p)
+{
+	u32 v4 = p && p->tuple.family == 4;
+	u8 macs[12], type = v4 ? 0 : 129, ttl = 64;
+
+	if (!p)
+		return REASON_ERROR;
+	memcpy(macs, p->came + 6, 6);
+	memcpy(macs + 6, p->came, 6);
+	bpf_skb_store_bytes(skb, 0, macs, 12, 0);
+	if (v4) {
+		bpf_l3_csum_replace(skb, ETH_BYTES + 10, swap16((u16)p->ttl << 8), swap16(64 << 8), 2);
+		bpf_skb_store_bytes(skb, ETH_BYTES + 8, &ttl, 1, 0);
+		bpf_skb_store_bytes(skb, ETH_BYTES + 12, &p->tuple.target.words[3], 4, 0);
+		bpf_skb_store_bytes(skb, ETH_BYTES + 16, &p->tuple.source.words[3], 4, 0);
+	} else {
+		bpf_skb_store_bytes(skb, ETH_BYTES + 7, &ttl, 1, 0);
+		bpf_skb_store_bytes(skb, ETH_BYTES + 8, &p->tuple.target, 16, 0);
+		bpf_skb_store_bytes(skb, ETH_BYTES + 24, &p->tuple.source, 16, 0);
+	}
+	bpf_l4_csum_replace(skb, p->l4 + 2, swap16((u16)p->icmp_type << 8), swap16((u16)type << 8), 2);
+	if (bpf_skb_store_bytes(skb, p->l4, &type, 1, 0))
+		return REASON_ERROR;
+	p->answered = 1;
+	return 0;
+}

@@ -1,0 +1,124 @@
+/* What is for all (rule 10): a copy to each port here that may have it, one to each machine that carriers allow. */
+#pragma once
+#include "flow.h"
+
+/* Which machines this frame has gone to: stamped with the number of the flood, so it needs no clearing. */
+struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1024); __type(key, u32); __type(value, u64); } copied SEC(".maps");
+
+struct copies {
+	struct __sk_buff *skb;
+	struct packet *p;
+	struct flow *f;
+	u32 version, label, source_port, encapsulated;
+	u64 stamp;
+};
+
+INLINE int copy_to_port(struct __sk_buff *skb, struct packet *p, u32 slot)
+{
+	struct port *q = bpf_map_lookup_elem(&port, &slot);
+	struct network *n;
+	struct question *asked;
+	int reason;
+
+	if (!p || !q || slot == p->source)
+		return 0;
+	n = bpf_map_lookup_elem(&network, &p->network);
+	if (!n)
+		return 0;
+	if (!(q->flags & ENABLED))
+		return drop(skb, slot, REASON_PORT_DISABLED);
+	asked = ask(p->network, p->source, slot);
+	if (!asked)
+		return 0;
+	asked->source_address = p->tuple.source;
+	memcpy(&asked->target_address, p->tuple.family == 4 ? q->address4 : q->address6, 16);
+	asked->no_address = is_unspecified(&asked->target_address, 6);
+	asked->port = p->tuple.target_port;
+	asked->protocol = p->tuple.protocol;
+	if (!judge(asked))
+		return drop(skb, slot, REASON_POLICY);
+	reason = carry(p->a, place_of(q), n->underlay, p->epoch, &p->way);
+	if (reason)
+		return drop(skb, slot, reason);
+	if (!q->ifindex)
+		return drop(skb, slot, REASON_NOT_ATTACHED);
+	count_in(slot, skb->len);
+	if (recording)
+		return record(skb, RECORD_WORKLOAD, slot, q->ifindex);
+	bpf_clone_redirect(skb, q->ifindex, 0);
+	return 0;
+}
+
+static long copy_here(u32 index, struct copies *c)
+{
+	struct local_key key = { c->p->segment, c->version, index };
+	struct local *found = bpf_map_lookup_elem(&local, &key);
+
+	if (found)
+		copy_to_port(c->skb, c->p, found->port);
+	return 0;
+}
+
+static long copy_there(u32 index, struct copies *c)
+{
+	struct flood_key key = { c->p->segment, c->version, index };
+	struct flood *found = bpf_map_lookup_elem(&flood, &key);
+	struct network *n = bpf_map_lookup_elem(&network, &c->p->network);
+	u32 zero = 0, to;
+	struct self *me = bpf_map_lookup_elem(&self, &zero);
+	u64 *gone;
+	int next_hop;
+
+	if (!found || !me || !n || carry(c->p->a, found->host, n->underlay, c->p->epoch, &c->p->way))
+		return 0;
+	to = c->p->way.machine;
+	gone = bpf_map_lookup_elem(&copied, &to);
+	if (!to || to == me->machine || !gone || *gone == c->stamp)
+		return 0;
+	*gone = c->stamp;
+	next_hop = outer_header(c->skb, c->f, to, c->label, c->source_port);
+	if (next_hop == NO_ROUTE)
+		return 0;
+	if (c->encapsulated) { /* the last copy's outer header makes room for this one's */
+		u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO |
+			    (c->p->ether_type == ETH_IPV6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : BPF_F_ADJ_ROOM_DECAP_L3_IPV4);
+
+		if (bpf_skb_adjust_room(c->skb, -OUTER, BPF_ADJ_ROOM_MAC, flags))
+			return 1;
+	}
+	c->encapsulated = 1;
+	memcpy(c->f->leaves, c->p->came, 12);
+	if (encapsulate(c->skb, c->f, c->p->ecn, c->p->ether_type))
+		return 1;
+	if (recording)
+		record(c->skb, RECORD_WIRE, to, c->f->ifindex);
+	else
+		bpf_clone_redirect(c->skb, c->f->ifindex, 0);
+	return 0;
+}
+
+struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct flow); } composing SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, u64); } floods SEC(".maps");
+
+ONCE int to_all(struct __sk_buff *skb, struct packet *p)
+{
+	u32 zero = 0;
+	u32 slot = p ? p->segment : 0;
+	struct segment *s = bpf_map_lookup_elem(&segment, &slot);
+	struct flow *f = bpf_map_lookup_elem(&composing, &zero);
+	u64 *number = bpf_map_lookup_elem(&floods, &zero);
+	struct copies c = { .skb = skb, .p = p, .f = f };
+
+	if (!p || !s || !f || !number)
+		return drop(skb, 0, REASON_ERROR);
+	c.version = s->local;
+	bpf_loop(s->locals, copy_here, &c, 0);
+	if (p->where & FROM_WIRE)
+		return TC_ACT_SHOT;
+	c.version = s->flood;
+	c.label = s->vni;
+	c.source_port = outer_source_port(&p->tuple, p->fragment == WHOLE);
+	c.stamp = ++*number;
+	bpf_loop(s->floods, copy_there, &c, 0);
+	return TC_ACT_SHOT; /* the frame itself is done: its copies are on their way */
+}

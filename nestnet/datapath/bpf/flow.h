@@ -1,0 +1,200 @@
+/* The short way: a flow that is known needs one lookup, a comparison of epochs, and its header. */
+#pragma once
+#include "guard.h"
+
+enum { NOT_KNOWN = -2 };
+
+INLINE u64 flow_sum(u32 source, u32 target, u32 net)
+{
+	return verdict_sum(net, source, target) + COUNTER_OF(route, net);
+}
+
+/* The epoch has moved: something changed, perhaps not for this flow. If all its counters stand, it takes the new one. */
+ONCE int still_good(struct flow *f, u64 now)
+{
+	struct carriage c = {};
+	struct network *n;
+	u64 sum;
+
+	if (!f)
+		return 0;
+	sum = flow_sum(f->source, f->target, f->network);
+	n = bpf_map_lookup_elem(&network, &f->network);
+	if (!n || carry(f->a, f->b, n->underlay, now, &c) || sum + c.sum != f->sum)
+		return 0;
+	f->epoch = now;
+	return 1;
+}
+
+/* Once a second a flow says to its connection that it lives. 0: there is none any more. */
+ONCE int touch(struct flow *f, struct flow_key *k, u32 now)
+{
+	struct connection_key key = {};
+	struct connection *c;
+
+	if (!f || !k)
+		return 0;
+	key.source = f->tracked == FORWARD ? f->source : f->target;
+	key.target = f->tracked == FORWARD ? f->target : f->source;
+	if (f->tracked == FORWARD)
+		key.tuple = k->tuple;
+	else
+		reverse(&key.tuple, &k->tuple);
+	c = find(&key, now);
+	/* One that is closing has seconds to live: the full path looks at every packet of it. */
+	if (!c || c->closing)
+		return 0;
+	c->seen = now;
+	f->seen = now;
+	return 1;
+}
+
+/* Reads the usual packets without options, extensions or fragments, and TCP that neither opens nor closes. 0: not one of them.
+ * `at` is the offset of the Ethernet header, `room` the bytes of IP packet there are. */
+INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t, u8 *ttl, u8 *ecn, u32 *headers)
+{
+	u8 *eth = data + at, *ip = eth + ETH_BYTES, *l4;
+	u32 total;
+
+	if ((void *)ip + 28 > end)
+		return 0;
+	t->pad = 0;
+	if (eth[12] == 0x08 && eth[13] == 0x00) {
+		if (ip[0] != 0x45 || (ip[6] & 0x3f) || ip[7])
+			return 0;
+		total = load16(ip + 2);
+		t->family = 4;
+		t->protocol = ip[9];
+		*ttl = ip[8];
+		*ecn = ip[1] & 3;
+		map_ipv4(&t->source, ip + 12);
+		map_ipv4(&t->target, ip + 16);
+		l4 = ip + 20;
+		*headers = 20;
+	} else if (eth[12] == 0x86 && eth[13] == 0xdd) {
+		if ((void *)ip + 48 > end || ip[0] >> 4 != 6)
+			return 0;
+		total = load16(ip + 4) + 40;
+		t->family = 6;
+		t->protocol = ip[6];
+		*ttl = ip[7];
+		*ecn = ip[1] >> 4 & 3;
+		memcpy(&t->source, ip + 8, 16);
+		memcpy(&t->target, ip + 24, 16);
+		l4 = ip + 40;
+		*headers = 40;
+	} else {
+		return 0;
+	}
+	if (total > length)
+		return 0;
+	if (t->protocol == TCP) {
+		if ((void *)l4 + 20 > end || total < *headers + 20 || l4[13] & (SYN | FIN | RST))
+			return 0;
+		*headers += (l4[12] >> 4) * 4;
+	} else if (t->protocol == UDP) {
+		if (total < *headers + 8)
+			return 0;
+		*headers += 8;
+	} else if (is_icmp(t) && total >= *headers + 8 && icmp_kind(t->family, l4[0]) == ICMP_ECHO) {
+		t->source_port = t->target_port = load16(l4 + 4);
+		return 1;
+	} else {
+		return 0;
+	}
+	t->source_port = load16(l4);
+	t->target_port = load16(l4 + 2);
+	return 1;
+}
+
+INLINE int too_long(struct __sk_buff *skb, u32 length, u32 headers, u32 mtu)
+{
+	return skb->gso_size ? skb->gso_size + headers > mtu : length > mtu;
+}
+
+/* A packet from a workload. NOT_KNOWN: take the long way. */
+ONCE int known_from_workload(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct flow_key key;
+	struct flow *f;
+	u32 headers = 0, now, length = skb->len - ETH_BYTES;
+	u64 at;
+	u8 ttl, ecn;
+
+	if (skb->vlan_present || !read_usual(data, end, 0, length, &key.tuple, &ttl, &ecn, &headers))
+		return NOT_KNOWN;
+	key.where = skb->ifindex;
+	f = bpf_map_lookup_elem(&flow, &key);
+	if (!f || !same_mac(data, f->came) || !same_mac(data + 6, f->came + 6))
+		return NOT_KNOWN;
+	at = epoch_now();
+	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
+		return NOT_KNOWN;
+	now = seconds();
+	if (UNLIKELY(f->seen != now)) {
+		if (f->tracked != UNTRACKED && !touch(f, &key, now))
+			return NOT_KNOWN;
+		f->seen = now;
+	}
+	if (too_long(skb, length, headers, f->mtu) || (f->routed && ttl < 2))
+		return NOT_KNOWN;
+	count_out(f->source, skb->len);
+	if (f->out == TO_WIRE) {
+		u16 ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
+
+		if (encapsulate(skb, f, ecn, ether_type))
+			return drop(skb, f->source, REASON_ERROR);
+		if (f->routed)
+			one_hop_less(skb, OUTER + ETH_BYTES, key.tuple.family, ttl);
+		if (recording) {
+			record(skb, RECORD_WIRE, 0, f->ifindex);
+			return TC_ACT_SHOT;
+		}
+		return bpf_redirect(f->ifindex, 0);
+	}
+	if (f->routed) {
+		bpf_skb_store_bytes(skb, 0, f->leaves, 12, 0);
+		one_hop_less(skb, ETH_BYTES, key.tuple.family, ttl);
+	}
+	return to_workload(skb, f->target, f->ifindex);
+}
+
+/* A VXLAN datagram that is for this machine. Reads at fixed places: the caller has looked at the outer headers. */
+ONCE int known_from_wire(struct __sk_buff *skb, u32 label, u32 sender, u32 outer_ecn)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct flow_key key;
+	struct flow *f;
+	u32 headers = 0, now, slot, ifindex;
+	u64 at;
+	u8 ttl, ecn, inner[ETH_BYTES];
+	u16 ether_type;
+
+	if (data + OUTER + ETH_BYTES > end || outer_ecn == 3)
+		return NOT_KNOWN;
+	memcpy(inner, data + OUTER, ETH_BYTES);
+	if (!read_usual(data, end, OUTER, skb->len - OUTER - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers))
+		return NOT_KNOWN;
+	if (ecn == 2 && outer_ecn == 1)
+		return NOT_KNOWN;
+	key.where = FROM_WIRE | label;
+	f = bpf_map_lookup_elem(&flow, &key);
+	if (!f || f->sender != sender || !same_mac(inner, f->came) || !same_mac(inner + 6, f->came + 6))
+		return NOT_KNOWN;
+	at = epoch_now();
+	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
+		return NOT_KNOWN;
+	now = seconds();
+	if (UNLIKELY(f->seen != now)) {
+		if (f->tracked != UNTRACKED && !touch(f, &key, now))
+			return NOT_KNOWN;
+		f->seen = now;
+	}
+	ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
+	slot = f->target;
+	ifindex = f->ifindex;
+	if (decapsulate(skb, inner, ether_type))
+		return drop(skb, slot, REASON_ERROR);
+	return to_workload(skb, slot, ifindex);
+}

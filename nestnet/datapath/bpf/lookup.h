@@ -1,0 +1,76 @@
+/* Who has an address or a MAC, where a router sends it, and the generation counters. */
+#pragma once
+#include "packet.h"
+
+INLINE struct owner *owner_by(struct owner_key *key, u32 seg, const struct address *address)
+{
+	key->prefixlen = 32 + 128;
+	key->segment = seg;
+	memcpy(key->address, address, 16);
+	return bpf_map_lookup_elem(&owner, key);
+}
+
+INLINE struct owner *owner_of(u32 seg, const struct address *address)
+{
+	struct owner_key key;
+
+	return owner_by(&key, seg, address);
+}
+
+INLINE u32 port_of(u32 seg, const struct address *address)
+{
+	struct owner *found = owner_of(seg, address);
+
+	return found && found->kind == OWNER_PORT ? found->slot : 0;
+}
+
+INLINE u32 route_by(struct route_key *key, u32 rtr, const struct address *address)
+{
+	struct route *found;
+
+	key->prefixlen = 32 + 128;
+	key->router = rtr;
+	memcpy(key->address, address, 16);
+	found = bpf_map_lookup_elem(&route, key);
+	return found ? found->segment : 0;
+}
+
+INLINE u32 route_of(u32 rtr, const struct address *address)
+{
+	struct route_key key;
+
+	return route_by(&key, rtr, address);
+}
+
+INLINE struct mac *mac_of(u32 seg, const u8 *bytes)
+{
+	struct mac_key key = { .segment = seg };
+
+	memcpy(key.mac, bytes, 6);
+	return bpf_map_lookup_elem(&mac, &key);
+}
+
+/* Where a port lives: for a host its own row says so, which makes moving it one row (rule 14). */
+INLINE u32 place_of(const struct port *row)
+{
+	u32 slot = row->host;
+
+	if (row->flags & HOSTS) {
+		struct host *own = bpf_map_lookup_elem(&host, &slot);
+
+		return own ? own->at : 0;
+	}
+	return slot;
+}
+
+#define COUNTER_OF(name, slot) ({ u32 slot_ = (slot); u64 *n_ = bpf_map_lookup_elem(&generation_##name, &slot_); n_ ? *n_ : 0; })
+
+INLINE u64 epoch_now(void)
+{
+	u32 zero = 0;
+	u64 *now = bpf_map_lookup_elem(&epoch, &zero);
+
+	return now ? *(volatile u64 *)now : 0;
+}
+
+INLINE u32 seconds(void) { return bpf_ktime_get_ns() / 1000000000ull; }

@@ -1,0 +1,484 @@
+/* nestnet's datapath: two programs, on the ingress of every workload's link and of the underlay's NIC.
+ *
+ *     workload:  known? -> out.   Otherwise: guard, answers, where to, whether, carriage -> flow -> out
+ *     underlay:  known? -> in.    Otherwise: member, VNI, guard, whether, carriage -> flow -> in
+ *
+ * Read docs/datapath.md first: every check and every drop here is a line there, in the same order.
+ */
+#include "flood.h"
+
+/* Line 9 and 10: whose frame it is. Reads rows only, so that it can be asked twice. */
+enum { NOBODY = 0, SWITCHED, ROUTED, GATEWAY, ROUTER, NO_ROUTE_TO, NOBODY_THERE, HAIRPIN };
+
+ONCE int resolve(struct packet *p)
+{
+	struct mac *found;
+	struct owner *there;
+	struct router *r;
+
+	if (!p)
+		return NOBODY;
+	p->target = p->router = 0;
+	p->target_segment = p->segment;
+	memcpy(p->leaves, p->came, 12);
+	found = mac_of(p->segment, p->came);
+	if (!found)
+		return NOBODY;
+	if (found->kind == OWNER_PORT) {
+		p->target = found->slot;
+		return p->target == p->source ? HAIRPIN : SWITCHED;
+	}
+	p->router = found->slot;
+	/* Its own address in this very segment may be link-local, so it is looked for before routes are. */
+	there = owner_of(p->segment, &p->tuple.target);
+	if (there && there->kind == OWNER_ROUTER && there->slot == p->router)
+		return GATEWAY;
+	p->target_segment = route_of(p->router, &p->tuple.target);
+	if (!p->target_segment)
+		return NO_ROUTE_TO;
+	there = owner_of(p->target_segment, &p->tuple.target);
+	if (!there)
+		return NOBODY_THERE;
+	if (there->kind == OWNER_ROUTER)
+		return there->slot == p->router ? ROUTER : NOBODY_THERE;
+	p->target = there->slot;
+	r = bpf_map_lookup_elem(&router, &p->router);
+	struct port *q = bpf_map_lookup_elem(&port, &p->target);
+
+	if (!r || !q)
+		return NOBODY_THERE;
+	memcpy(p->leaves, q->mac, 6);
+	memcpy(p->leaves + 6, r->mac, 6);
+	return ROUTED;
+}
+
+/* Lines 9 to 11: 0 if there is a port it may go to, or it was answered. */
+ONCE int decide(struct __sk_buff *skb, struct packet *p)
+{
+	int where;
+	struct port *q;
+
+	if (!p)
+		return REASON_ERROR;
+	where = resolve(p);
+	p->sum += COUNTER_OF(port, p->target);
+	where = resolve(p);
+	p->routed = where == ROUTED;
+	switch (where) {
+	case NOBODY:
+		return REASON_UNKNOWN_UNICAST;
+	case HAIRPIN:
+		return REASON_HAIRPIN;
+	case SWITCHED:
+	case ROUTED:
+		q = bpf_map_lookup_elem(&port, &p->target);
+		if (!q || !(q->flags & ENABLED))
+			return REASON_PORT_DISABLED;
+		p->b = place_of(q);
+		return track(skb, p);
+	case GATEWAY:
+	case ROUTER:
+		if (where == ROUTER && !may(p))
+			return REASON_POLICY;
+		if (p->icmp_kind == ICMP_ECHO && p->icmp_type == (p->tuple.family == 4 ? 8 : 128) && !p->icmp_code &&
+		    p->fragment == WHOLE)
+			return answer_echo(skb, p);
+		return where == GATEWAY && !may(p) ? REASON_POLICY : REASON_ROUTER_LOCAL;
+	default:
+		if (!may(p))
+			return REASON_POLICY;
+		return where == NO_ROUTE_TO ? REASON_NO_ROUTE : REASON_UNREACHABLE;
+	}
+}
+
+/* What was found out becomes a flow, if its next packet could be one of the usual ones. */
+INLINE int is_cacheable(const struct packet *p)
+{
+	return p->fragment == WHOLE && (p->tuple.protocol == TCP || p->tuple.protocol == UDP || p->icmp_kind == ICMP_ECHO) &&
+	       !(p->tcp_flags & (FIN | RST));
+}
+
+INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
+{
+	struct flow_key key = {};
+
+	key.where = p->where;
+	key.tuple = p->tuple;
+	f->epoch = p->epoch;
+	f->sum = p->sum + p->way.sum;
+	f->source = p->source;
+	f->target = p->target;
+	f->network = p->network;
+	f->a = p->a;
+	f->b = p->b;
+	f->seen = p->now;
+	f->sender = p->sender_address;
+	f->routed = p->routed;
+	f->tracked = p->tracked;
+	f->mtu = mtu;
+	memcpy(f->came, p->came, 12);
+	bpf_map_update_elem(&flow, &key, f, BPF_ANY);
+}
+
+INLINE u32 header_bytes(struct __sk_buff *skb, const struct packet *p)
+{
+	u8 offset = 0;
+
+	if (p->tuple.protocol != TCP || p->fragment == LATER_FRAGMENT)
+		return p->l4 - ETH_BYTES + 8;
+	load(skb, p->l4 + 12, &offset, 1);
+	return p->l4 - ETH_BYTES + (offset >> 4) * 4;
+}
+
+/* Lines 12 to 14, behind `decide`: out to the workload or the wire. */
+ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
+{
+	u32 zero = 0, length = skb->len - ETH_BYTES;
+	struct flow *f = bpf_map_lookup_elem(&composing, &zero);
+	struct self *me = bpf_map_lookup_elem(&self, &zero);
+	struct port *q;
+	struct segment *s;
+	int reason, next_hop = HAS_NEIGHBOUR;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	q = bpf_map_lookup_elem(&port, &p->target);
+	s = bpf_map_lookup_elem(&segment, &p->target_segment);
+	if (!f || !me || !q || !s)
+		return drop(skb, p->source, REASON_ERROR);
+	if (skb->gso_size ? too_long(skb, length, header_bytes(skb, p), mtu) : (u32)(p->end - ETH_BYTES) > mtu)
+		return drop(skb, p->source, REASON_TOO_BIG);
+	if (p->routed && p->ttl < 2)
+		return drop(skb, p->source, REASON_TTL_EXPIRED);
+	reason = carry(p->a, p->b, family, p->epoch, &p->way);
+	if (reason)
+		return drop(skb, p->source, reason);
+	memset(f, 0, sizeof(*f));
+	memcpy(f->leaves, p->leaves, 12);
+	if (!p->way.machine || p->way.machine == me->machine) {
+		f->out = TO_WORKLOAD;
+		f->ifindex = q->ifindex;
+		if (!q->ifindex)
+			return drop(skb, p->source, REASON_NOT_ATTACHED);
+	} else {
+		u16 from = outer_source_port(&p->tuple, p->fragment == WHOLE);
+
+		f->out = TO_WIRE;
+		next_hop = outer_header(skb, f, p->way.machine, s->vni, from);
+		if (next_hop == NO_ROUTE)
+			return drop(skb, p->source, REASON_NO_UNDERLAY_ROUTE);
+	}
+	remember(p);
+	remember_fragment(p);
+	if (recording)
+		record(skb, RECORD_COMPOSED, p->source, 0);
+	if (next_hop == HAS_NEIGHBOUR && is_cacheable(p))
+		keep(p, f, mtu);
+	count_out(p->source, skb->len);
+	if (f->out == TO_WORKLOAD) {
+		if (p->routed) {
+			bpf_skb_store_bytes(skb, 0, p->leaves, 12, 0);
+			one_hop_less(skb, ETH_BYTES, p->tuple.family, p->ttl);
+		}
+		return to_workload(skb, p->target, f->ifindex);
+	}
+	if (encapsulate(skb, f, p->ecn, p->ether_type))
+		return drop(skb, p->source, REASON_ERROR);
+	if (p->routed)
+		one_hop_less(skb, OUTER + ETH_BYTES, p->tuple.family, p->ttl);
+	if (recording) {
+		record(skb, RECORD_WIRE, p->way.machine, f->ifindex);
+		return TC_ACT_SHOT;
+	}
+	if (next_hop == NEEDS_NEIGHBOUR)
+		return bpf_redirect_neigh(f->ifindex, NULL, 0, 0);
+	return bpf_redirect(f->ifindex, 0);
+}
+
+/* The long way for a frame from a workload. Every check is a line of docs/datapath.md. */
+INLINE int from_workload(struct __sk_buff *skb)
+{
+	u32 zero = 0, ifindex = skb->ifindex;
+	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero);
+	struct attach *here = bpf_map_lookup_elem(&attach, &ifindex);
+	struct port *from;
+	struct network *n;
+	int reason;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	memset(p, 0, sizeof(*p));
+	p->epoch = epoch_now();
+	p->now = seconds();
+	p->where = ifindex;
+	if (!here)
+		return drop(skb, 0, REASON_NOT_ATTACHED);
+	p->source = here->port;
+	from = bpf_map_lookup_elem(&port, &p->source);
+	if (!from || !from->id)
+		return drop(skb, 0, REASON_NOT_ATTACHED);
+	p->network = from->network;
+	p->sum = verdict_sum(p->network, p->source, 0) + COUNTER_OF(route, p->network);
+	p->segment = from->segment;
+	p->a = place_of(from);
+	n = bpf_map_lookup_elem(&network, &p->network);
+	if (!(from->flags & ENABLED))
+		return drop(skb, p->source, REASON_PORT_DISABLED);
+	if (!n || !(n->flags & ENABLED))
+		return drop(skb, p->source, REASON_NETWORK_DISABLED);
+	reason = parse_ethernet(skb, p);
+	if (!reason && !same_mac(p->came + 6, from->mac))
+		reason = REASON_SOURCE_MAC;
+	if (reason)
+		return drop(skb, p->source, reason);
+	if (p->ether_type == ETH_ARP) {
+		reason = answer_arp(skb, p);
+		return reason ? drop(skb, p->source, reason) : to_workload(skb, p->source, ifindex);
+	}
+	reason = parse_ip(skb, p);
+	if (!reason)
+		reason = guard(p, 0);
+	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
+	    (p->icmp_type == 135 || p->icmp_type == 136)) {
+		reason = answer_nd(skb, p);
+		return reason ? drop(skb, p->source, reason) : to_workload(skb, p->source, ifindex);
+	}
+	if (!reason)
+		reason = reassemble(p);
+	if (reason)
+		return drop(skb, p->source, reason);
+	if (p->came[0] & 1) {
+		if ((u32)(p->end - ETH_BYTES) > n->mtu)
+			return drop(skb, p->source, REASON_TOO_BIG);
+		remember_fragment(p);
+		return to_all(skb, p);
+	}
+	reason = decide(skb, p);
+	if (reason)
+		return drop(skb, p->source, reason);
+	if (p->answered)
+		return to_workload(skb, p->source, ifindex);
+	return forward(skb, p, n->mtu, n->underlay);
+}
+
+/* Who sent an inner frame: a port by its MAC, or one behind a router by its address. */
+ONCE int find_sender(struct packet *p)
+{
+	struct mac *found;
+	struct owner *there;
+
+	if (!p)
+		return REASON_ERROR;
+	found = mac_of(p->segment, p->came + 6);
+	if (!found)
+		return REASON_UNKNOWN_SOURCE;
+	p->router = 0;
+	if (found->kind == OWNER_PORT) {
+		p->source = found->slot;
+		return 0;
+	}
+	p->router = found->slot;
+	there = owner_of(route_of(p->router, &p->tuple.source), &p->tuple.source);
+	if (!there || there->kind != OWNER_PORT)
+		return REASON_UNKNOWN_SOURCE;
+	p->source = there->slot;
+	return 0;
+}
+
+INLINE int by_ecn(struct __sk_buff *skb, struct packet *p)
+{
+	u8 byte, was;
+	u32 at = ETH_BYTES + 1;
+
+	/* RFC 6040, figure 4: what the inner packet becomes */
+	if (p->outer_ecn == 3 && p->ecn == 0)
+		return REASON_ECN;
+	if (!(p->outer_ecn == 3 && p->ecn != 3) && !(p->outer_ecn == 1 && p->ecn == 2))
+		return 0;
+	if (load(skb, at, &was, 1))
+		return REASON_ERROR;
+	if (p->tuple.family == 4) {
+		byte = (was & ~3) | p->outer_ecn;
+		bpf_l3_csum_replace(skb, ETH_BYTES + 10, swap16(was), swap16(byte), 2);
+	} else {
+		byte = (was & ~0x30) | p->outer_ecn << 4;
+	}
+	return bpf_skb_store_bytes(skb, at, &byte, 1, 0) ? REASON_ERROR : 0;
+}
+
+enum { FOR_ALL = -3 };
+
+/* The long way for what came out of a VXLAN datagram: the skb begins with the inner Ethernet header. */
+ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
+{
+	struct vni_key label;
+	struct vni *found;
+	struct segment *s;
+	struct network *n;
+	struct port *from, *q = NULL;
+	struct mac *to;
+	u32 zero = 0;
+	struct flow *f = bpf_map_lookup_elem(&composing, &zero);
+	int reason;
+
+	if (!p || !f)
+		return TC_ACT_SHOT;
+	label.vni = p->where & 0xffffff;
+	found = bpf_map_lookup_elem(&vni, &label);
+	if (!found)
+		return drop(skb, 0, REASON_UNKNOWN_VNI);
+	p->segment = p->target_segment = found->segment;
+	s = bpf_map_lookup_elem(&segment, &p->segment);
+	p->network = s ? s->network : 0;
+	n = bpf_map_lookup_elem(&network, &p->network);
+	if (!n || !(n->flags & ENABLED))
+		return drop(skb, 0, REASON_NETWORK_DISABLED);
+	reason = parse_ethernet(skb, p);
+	if (!reason && p->ether_type == ETH_ARP)
+		reason = REASON_ETHER_TYPE;
+	if (!reason)
+		reason = parse_ip(skb, p);
+	if (!reason)
+		reason = find_sender(p);
+	if (reason)
+		return drop(skb, 0, reason);
+	p->sum = verdict_sum(p->network, p->source, 0) + COUNTER_OF(route, p->network);
+	reason = find_sender(p);
+	from = bpf_map_lookup_elem(&port, &p->source);
+	if (reason || !from || !from->id)
+		return drop(skb, 0, REASON_UNKNOWN_SOURCE);
+	p->a = place_of(from);
+	if (machine_of(p->a, 0) != p->sender && machine_of(p->a, 1) != p->sender)
+		return drop(skb, 0, REASON_SENDER_LOCATION);
+	reason = guard(p, p->router);
+	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
+	    (p->icmp_type == 135 || p->icmp_type == 136))
+		reason = REASON_ND_SPOOF;
+	if (!reason)
+		reason = reassemble(p);
+	if (reason)
+		return drop(skb, 0, reason);
+	if (p->came[0] & 1) {
+		remember_fragment(p);
+		reason = by_ecn(skb, p);
+		return reason ? drop(skb, 0, reason) : FOR_ALL;
+	}
+	to = mac_of(p->segment, p->came);
+	p->target = to && to->kind == OWNER_PORT ? to->slot : 0;
+	p->sum += COUNTER_OF(port, p->target);
+	to = mac_of(p->segment, p->came);
+	if (p->target && to && to->kind == OWNER_PORT && to->slot == p->target)
+		q = bpf_map_lookup_elem(&port, &p->target);
+	if (!q || !(q->flags & LOCAL))
+		return drop(skb, 0, REASON_NOT_HERE);
+	if (!(q->flags & ENABLED))
+		return drop(skb, p->target, REASON_PORT_DISABLED);
+	p->b = place_of(q);
+	reason = track(skb, p);
+	if (!reason)
+		reason = carry(p->a, p->b, n->underlay, p->epoch, &p->way);
+	if (!reason)
+		reason = by_ecn(skb, p);
+	if (!reason && !q->ifindex)
+		reason = REASON_NOT_ATTACHED;
+	if (reason)
+		return drop(skb, p->target, reason);
+	remember(p);
+	remember_fragment(p);
+	memset(f, 0, sizeof(*f));
+	f->out = TO_WORKLOAD;
+	f->ifindex = q->ifindex;
+	if (is_cacheable(p))
+		keep(p, f, n->mtu);
+	return to_workload(skb, p->target, q->ifindex);
+}
+
+#define NOT_VXLAN (~0u)
+
+/* A datagram that is no known flow: its sender must be a member; then the outer headers come off. */
+ONCE int from_member(struct __sk_buff *skb, u32 label, u32 sender, u32 outer_ecn)
+{
+	u32 zero = 0;
+	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero);
+	struct member *from;
+	u8 inner[ETH_BYTES];
+	int action;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	memset(p, 0, sizeof(*p));
+	map_ipv4(&p->given, (u8 *)&sender);
+	from = bpf_map_lookup_elem(&member, &p->given);
+	if (!from)
+		return drop(skb, 0, REASON_NOT_A_MEMBER);
+	if (label == NOT_VXLAN)
+		return drop(skb, 0, REASON_VXLAN_HEADER);
+	p->epoch = epoch_now();
+	p->now = seconds();
+	p->where = FROM_WIRE | label;
+	p->sender = from->machine;
+	p->sender_address = sender;
+	p->outer_ecn = outer_ecn;
+	if (load(skb, OUTER, inner, ETH_BYTES))
+		return drop(skb, 0, REASON_MALFORMED);
+	if (decapsulate(skb, inner, load16(inner + 12)))
+		return drop(skb, 0, REASON_ERROR);
+	action = from_wire(skb, p);
+	return action == FOR_ALL ? to_all(skb, p) : action; /* from here, because stacks are short */
+}
+
+SEC("tc") int workload(struct __sk_buff *skb)
+{
+	int action = known_from_workload(skb);
+
+	return action == NOT_KNOWN ? from_workload(skb) : action;
+}
+
+/* Bytes that reading a VXLAN datagram of the usual kind takes, IPv6 inside. */
+#define USUAL_BYTES (OUTER + ETH_BYTES + 40 + 20)
+
+SEC("tc") int underlay(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 zero = 0, sender, here, label, ihl_ok;
+	struct self *me;
+	struct machine *own;
+	u8 outer_ecn, flags;
+	u8 *eth, *ip, *vxlan;
+	int action;
+
+	if (data + USUAL_BYTES > end) {
+		bpf_skb_pull_data(skb, skb->len < USUAL_BYTES ? skb->len : USUAL_BYTES);
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+	}
+	eth = data;
+	ip = data + ETH_BYTES;
+	if (data + 42 > end || eth[12] != 0x08 || eth[13] || ip[9] != UDP)
+		return TC_ACT_NEXT;
+	ihl_ok = ip[0] == 0x45 && !(ip[6] & 0x3f) && !ip[7];
+	if (!ihl_ok || load16(ip + 22) != CARRIAGE_PORT)
+		return TC_ACT_NEXT;
+	memcpy(&sender, ip + 12, 4);
+	memcpy(&here, ip + 16, 4);
+	me = bpf_map_lookup_elem(&self, &zero);
+	own = me ? bpf_map_lookup_elem(&machine, &me->machine) : NULL;
+	if (!own || *(u32 *)(own->address + 12) != here)
+		return TC_ACT_NEXT;
+	outer_ecn = ip[1] & 3;
+	vxlan = data + 42;
+	if (data + OUTER > end)
+		goto unusual;
+	label = vxlan[4] << 16 | vxlan[5] << 8 | vxlan[6];
+	flags = vxlan[0];
+	if (flags != 0x08 || vxlan[1] || vxlan[2] || vxlan[3] || vxlan[7])
+		goto unusual;
+	action = known_from_wire(skb, label, sender, outer_ecn);
+	if (action != NOT_KNOWN)
+		return action;
+	return from_member(skb, label, sender, outer_ecn);
+unusual:
+	return from_member(skb, NOT_VXLAN, sender, 0);
+}
+
+char _license[] SEC("license") = "GPL";

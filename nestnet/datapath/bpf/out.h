@@ -1,0 +1,184 @@
+/* How a packet leaves: to a workload, to the wire, or counted as dropped. */
+#pragma once
+#include "carriage.h"
+
+/* Under test: write down what would be sent. */
+ONCE int record(struct __sk_buff *skb, u32 kind, u32 slot, u32 what)
+{
+	struct record *r = bpf_ringbuf_reserve(&emitted, sizeof(*r), 0);
+	u32 length = skb->len;
+
+	if (!r)
+		return 0;
+	r->kind = kind;
+	r->slot = slot;
+	r->what = what;
+	r->length = length;
+	if (length > RECORD_BYTES)
+		length = RECORD_BYTES;
+	if (kind != RECORD_DROP && length > 0)
+		bpf_skb_load_bytes(skb, 0, r->data, length);
+	bpf_ringbuf_submit(r, 0);
+	return 0;
+}
+
+/* The one way to drop: counted for a port (0: the machine) under its reason. */
+ONCE int drop(struct __sk_buff *skb, u32 slot, u32 reason)
+{
+	struct drops_key key = { slot, reason };
+	u64 one = 1, *count = bpf_map_lookup_elem(&drops, &key);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		bpf_map_update_elem(&drops, &key, &one, BPF_ANY);
+	if (recording)
+		record(skb, RECORD_DROP, slot, reason);
+	return TC_ACT_SHOT;
+}
+
+INLINE void count_out(u32 slot, u32 bytes)
+{
+	struct stats *s = bpf_map_lookup_elem(&stats, &slot);
+
+	if (s) {
+		s->out_packets++;
+		s->out_bytes += bytes;
+	}
+}
+
+INLINE void count_in(u32 slot, u32 bytes)
+{
+	struct stats *s = bpf_map_lookup_elem(&stats, &slot);
+
+	if (s) {
+		s->in_packets++;
+		s->in_bytes += bytes;
+	}
+}
+
+/* Into the workload's namespace, past its queue. The frame is as it shall arrive. */
+INLINE int to_workload(struct __sk_buff *skb, u32 slot, u32 ifindex)
+{
+	count_in(slot, skb->len);
+	if (recording) {
+		record(skb, RECORD_WORKLOAD, slot, ifindex);
+		return TC_ACT_SHOT;
+	}
+	/* It came addressed to a router or another port, so the kernel took it for somebody else's. */
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return bpf_redirect_peer(ifindex, 0);
+}
+
+/* TTL or hop limit less one, of an IP header at this offset (RFC 1624 by the kernel's helper). */
+INLINE void one_hop_less(struct __sk_buff *skb, u32 at, u8 family, u8 ttl)
+{
+	u8 less = ttl - 1;
+
+	if (family == 4)
+		bpf_l3_csum_replace(skb, at + 10, swap16((u16)ttl << 8), swap16((u16)less << 8), 2);
+	bpf_skb_store_bytes(skb, at + (family == 4 ? 8 : 7), &less, 1, 0);
+}
+
+INLINE u16 fold(u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (u16)~sum;
+}
+
+/*  0              14                  34          42         50                64
+ *  | Ethernet     | IPv4              | UDP       | VXLAN    | inner Ethernet  | inner IP ...
+ *  |                                    4789        I, VNI   |
+ *
+ * RFC 7348 figure 1. Lengths of a GSO packet describe the whole; whoever segments it sets them right. */
+ONCE int encapsulate(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type)
+{
+	u8 head[OUTER + ETH_BYTES];
+	u32 length;
+	u16 check;
+
+	if (!f || bpf_skb_adjust_room(skb, OUTER, BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_BYTES) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH))
+		return REASON_ERROR;
+	memcpy(head, f->outer, OUTER);
+	length = skb->len - ETH_BYTES;
+	head[15] = ecn; /* DSCP 0 (rule 1) */
+	head[16] = length >> 8;
+	head[17] = length;
+	check = fold((u32)f->outer_sum + (length & 0xffff) + ecn);
+	head[24] = check >> 8;
+	head[25] = check;
+	length -= 20;
+	head[38] = length >> 8;
+	head[39] = length;
+	memcpy(head + OUTER, f->leaves, 12);
+	head[OUTER + 12] = ether_type >> 8;
+	head[OUTER + 13] = ether_type;
+	return bpf_skb_store_bytes(skb, 0, head, sizeof(head), 0) ? REASON_ERROR : 0;
+}
+
+/* The other way round: what is left begins with the inner Ethernet header. */
+INLINE int decapsulate(struct __sk_buff *skb, const u8 *inner, u16 ether_type)
+{
+	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO |
+		    (ether_type == ETH_IPV6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : BPF_F_ADJ_ROOM_DECAP_L3_IPV4);
+
+	return bpf_skb_adjust_room(skb, -OUTER, BPF_ADJ_ROOM_MAC, flags) ||
+	       bpf_skb_store_bytes(skb, 0, inner, ETH_BYTES, 0);
+}
+
+enum { HAS_NEIGHBOUR = 0, NEEDS_NEIGHBOUR = 1, NO_ROUTE = 2 };
+
+/* The outer header to a machine, for a flow: what every packet of it gets, with the next hop resolved. */
+ONCE int outer_header(struct __sk_buff *skb, struct flow *f, u32 to, u32 label, u32 source_port)
+{
+	struct bpf_fib_lookup fib = {};
+	struct machine *there = bpf_map_lookup_elem(&machine, &to), *here;
+	u32 zero = 0, sum = 0;
+	struct self *me = bpf_map_lookup_elem(&self, &zero);
+	long result;
+	u8 *o;
+
+	if (!f || !there || !me)
+		return NO_ROUTE;
+	here = bpf_map_lookup_elem(&machine, &me->machine);
+	if (!here)
+		return NO_ROUTE;
+	fib.family = AF_INET;
+	fib.l4_protocol = UDP;
+	fib.sport = swap16(source_port);
+	fib.dport = swap16(CARRIAGE_PORT);
+	fib.ifindex = me->ifindex;
+	memcpy(fib.source, here->address + 12, 4);
+	memcpy(fib.target, there->address + 12, 4);
+	result = bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_OUTPUT);
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return NO_ROUTE;
+	f->ifindex = fib.ifindex;
+	o = f->outer;
+	memset(o, 0, OUTER);
+	memcpy(o, fib.dmac, 6);
+	memcpy(o + 6, fib.smac, 6);
+	o[12] = 0x08;
+	o[14] = 0x45;
+	o[20] = 0x40; /* DF */
+	o[22] = 64;
+	o[23] = UDP;
+	memcpy(o + 26, here->address + 12, 4);
+	memcpy(o + 30, there->address + 12, 4);
+	for (int i = 14; i < 34; i += 2)
+		sum += load16(o + i);
+	sum = (sum & 0xffff) + (sum >> 16);
+	f->outer_sum = (sum & 0xffff) + (sum >> 16);
+	o[34] = source_port >> 8;
+	o[35] = source_port;
+	o[36] = CARRIAGE_PORT >> 8;
+	o[37] = CARRIAGE_PORT & 255;
+	o[42] = 0x08; /* I: the VNI is valid */
+	o[46] = label >> 16;
+	o[47] = label >> 8;
+	o[48] = label;
+	return result == BPF_FIB_LKUP_RET_SUCCESS ? HAS_NEIGHBOUR : NEEDS_NEIGHBOUR;
+}

@@ -1,0 +1,104 @@
+/* What the datapath remembers by itself: flows, carriage, connections, fragments, and what it counts. */
+#pragma once
+#include "tables.h"
+
+/* Mirrors model/connections.py. Seconds. */
+enum { TCP_SECONDS = 7200, TCP_CLOSING_SECONDS = 10, OTHER_SECONDS = 180, FRAGMENT_SECONDS = 30 };
+
+struct tuple {
+	struct address source, target;
+	u16 source_port, target_port; /* host order; ICMP echo: the identifier twice */
+	u8 protocol, family;          /* family 4 or 6 */
+	u16 pad;
+};
+
+/* A flow is one direction of a conversation as it enters here, composed: everything that the full
+ * path found out, with the counters it was built from (rule 17). It may be lost at any time. */
+struct flow_key {
+	u32 where; /* ifindex of a workload, or FROM_WIRE | VNI */
+	struct tuple tuple;
+};
+#define FROM_WIRE 0x80000000u
+
+enum { TO_WORKLOAD = 1, TO_WIRE = 2 };
+enum { UNTRACKED = 0, FORWARD = 1, REPLY = 2 };
+
+#define OUTER 50 /* Ethernet 14, IPv4 20, UDP 8, VXLAN 8 */
+
+struct flow {
+	u64 epoch, sum; /* sum of all counters it was built from: they only rise, so equal sums are equal counters */
+	u32 source, target; /* ports */
+	u32 network;
+	u32 a, b;           /* hosts: the carriage entry */
+	u32 seen;           /* seconds; also when the connection was last told */
+	u32 ifindex;
+	u32 sender;         /* IPv4 address that VXLAN must come from, network order; 0 for a workload */
+	u8 out;             /* TO_ */
+	u8 routed, tracked, pad;
+	u16 mtu;
+	u8 came[12];        /* destination and source MAC it must come with */
+	u8 leaves[12];      /* and those it leaves with */
+	u8 outer[OUTER];    /* what goes in front; lengths, checksum and ECN are filled in for each packet */
+	u16 outer_sum;      /* checksum of the outer IPv4 header with those three at 0, not folded in yet */
+};
+
+/* How host a reaches host b: the walk down the carriers, with all levels' counters in one sum. */
+struct carriage_key { u32 a, b; };
+struct carriage {
+	u64 epoch, sum;
+	u32 reason; /* 0: it may */
+	u32 machine; /* slot, 0 if it never leaves this machine */
+};
+
+/* A connection, as its opener saw it. The agent alone deletes: `dead` ones are not there. */
+struct connection_key {
+	u32 source, target; /* ports */
+	struct tuple tuple;
+};
+struct connection {
+	u64 sum; /* of the counters its opener was last judged by */
+	u32 seen;
+	u8 closing, dead;
+	u16 pad;
+};
+
+struct fragment_key {
+	u32 port;
+	struct address source, target;
+	u32 id, protocol;
+};
+struct fragment {
+	u16 source_port, target_port;
+	u32 kind; /* of ICMP: ICMP_ */
+	u32 seen;
+};
+
+struct drops_key { u32 port, reason; };
+struct stats { u64 out_packets, out_bytes, in_packets, in_bytes; }; /* out: from the workload */
+
+#define STATE(name_, type_, flags_, size_, key_, value_) \
+	struct { __uint(type, type_); __uint(max_entries, size_); __uint(map_flags, flags_); \
+		 __type(key, key_); __type(value, value_); } name_ SEC(".maps")
+
+STATE(flow, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, 4096, struct flow_key, struct flow);
+STATE(carriage, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, 4096, struct carriage_key, struct carriage);
+STATE(connection, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, 4096, struct connection_key, struct connection);
+STATE(fragment, BPF_MAP_TYPE_LRU_HASH, 0, 4096, struct fragment_key, struct fragment);
+STATE(drops, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, 4096, struct drops_key, u64);
+STATE(stats, BPF_MAP_TYPE_PERCPU_ARRAY, 0, 1024, u32, struct stats);
+/* Connections a port opened here, ever, and those of them the agent has swept: the rest is its share. */
+COUNTER(opened, 1024);
+COUNTER(closed, 1024);
+
+/* Under test (`recording`) nothing is sent: what would be is written here. */
+enum { RECORD_WORKLOAD = 1, RECORD_WIRE = 2, RECORD_DROP = 3, RECORD_COMPOSED = 4 };
+#define RECORD_BYTES 2048
+struct record {
+	u32 kind;
+	u32 slot;   /* port, or machine */
+	u32 what;   /* ifindex, or reason */
+	u32 length; /* of the frame; `data` has at most RECORD_BYTES of it */
+	u8 data[RECORD_BYTES];
+};
+struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 1 << 20); } emitted SEC(".maps");
+volatile const u32 recording = 0;
