@@ -10,9 +10,11 @@ the rules of validation: `meaning` is defined for those only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import TypeVar
 
 from frames import (
     arp,
@@ -53,33 +55,43 @@ from nestnet.model.values import (
     link_local,
 )
 
+T = TypeVar("T")
+
 DEPTH = 4
 UNDERLAY_MTU = 1450
 
 # ---- worlds
 
 
+_upto = cache(lambda high: st.integers(0, high))  # Making a strategy costs more than drawing from it.
+
+
+def upto(draw: st.DrawFn, high: int) -> int:
+    """0 to high, inclusive."""
+    return draw(_upto(high))
+
+
+def pick(draw: st.DrawFn, things: Sequence[T]) -> T:
+    """One of these; the first is the simplest."""
+    return things[upto(draw, len(things) - 1)]
+
+
 def rarely(draw: st.DrawFn, one_in: int = 8) -> bool:
     """False first. Not at an end of the range: hypothesis likes those better than their share."""
-    return 2 * one_in <= draw(st.integers(0, 4 * one_in - 1)) < 2 * one_in + 4
-
-
-def one_of_them(draw: st.DrawFn, things: Sequence[object]) -> object:
-    return things[draw(st.integers(0, len(things) - 1))]
+    return 2 * one_in <= upto(draw, 4 * one_in - 1) < 2 * one_in + 4
 
 
 @st.composite
-def worlds(draw: st.DrawFn, machines: int = 4, networks: int = 4, ports: int = 4, disabled: bool = True) -> World:
-    """A consistent world. At most so many machines, networks, and ports in each network. Without `disabled`
+def worlds(draw: st.DrawFn, machines: int = 4, networks: int = 4, disabled: bool = True) -> World:
+    """A consistent world. At most so many machines and networks. Without `disabled`
     everything is enabled."""
-    world = World.of(Machine(id, IPv4Address(f"192.0.2.{id}")) for id in range(1, draw(st.integers(1, machines)) + 1))
-    builder = _Builder(draw, world, ports, disabled)
+    world = World.of(Machine(id, IPv4Address(f"192.0.2.{id}")) for id in range(1, upto(draw, machines - 1) + 2))
+    builder = _Builder(draw, world, disabled)
     depth = {FABRIC: 0}
-    for id in range(1, draw(st.integers(1, networks)) + 1):
+    for id in range(1, upto(draw, networks - 1) + 2):
         carriers = [n for n in depth if depth[n] < DEPTH and (n == FABRIC or builder.hosts_of(n))]
         # The last network first: chains are what we are here for.
-        carrier = carriers[-1] if draw(st.booleans()) else one_of_them(draw, carriers)
-        assert isinstance(carrier, int)
+        carrier = carriers[-1] if upto(draw, 1) else pick(draw, carriers)
         depth[id] = depth[carrier] + 1
         builder.network(id, carrier)
     return builder.world
@@ -88,8 +100,8 @@ def worlds(draw: st.DrawFn, machines: int = 4, networks: int = 4, ports: int = 4
 class _Builder:
     """Draws one network after the other, a carrier before what it carries."""
 
-    def __init__(self, draw: st.DrawFn, world: World, ports: int, disabled: bool) -> None:
-        self.draw, self.world, self.ports, self.disabled = draw, world, ports, disabled
+    def __init__(self, draw: st.DrawFn, world: World, disabled: bool) -> None:
+        self.draw, self.world, self.disabled = draw, world, disabled
 
     def add(self, *values: Machine | Network | Segment | Router | Port | Policy) -> None:
         self.world = self.world.with_(*values)
@@ -104,15 +116,16 @@ class _Builder:
     def network(self, id: int, carrier: int) -> None:
         draw = self.draw
         families = [4] if carrier == FABRIC else [f for f in (4, 6) if self.hosts_of(carrier, (f,))]
-        underlay = families[draw(st.integers(0, len(families) - 1))]
+        underlay = pick(draw, families)
         mtu = 1280 if rarely(draw) else UNDERLAY_MTU
-        self.add(Network(id, carrier, underlay, mtu, self.on(16)))
+        self.add(Network(id, carrier, underlay, mtu, self.on(32)))
         if carrier == FABRIC:
             hosts = list(self.world.machines)
         else:
             hosts = [port.id for port in self.hosts_of(carrier, (underlay,))]
         segments = self.segments(id)
-        ports = [self.port(id, segments, hosts) for _ in range(draw(st.integers(1, self.ports)))]
+        count = pick(draw, [2, 3, 4, 1])
+        ports = [self.port(id, segments, hosts) for _ in range(count)]
         self.owned(ports)
         self.policies(id)
 
@@ -120,15 +133,15 @@ class _Builder:
         """Some segments, and up to two routers that join some of them."""
         draw = self.draw
         first = len(self.world.segments) + 1
-        ids = [first + i for i in range(draw(st.integers(1, 3)))]
+        ids = [first + i for i in range(upto(draw, 2) + 1)]
         # How many routers join the segment: 0, or the first, or the second, or both.
-        joins = {id: draw(st.sampled_from([(1,), (), (1,), (1, 2), (2,)])) for id in ids}
+        joins = {id: pick(draw, [(1,), (), (1,), (1, 2), (2,)]) for id in ids}
         segments = []
         for place, id in enumerate(ids):
             # What no router joins may have the addresses of another segment.
-            number = place if joins[id] else draw(st.sampled_from([place, 0]))
+            number = place if joins[id] else pick(draw, [place, 0])
             cidrs = (ip_network(f"10.0.{number}.0/24"), ip_network(f"fd00:{number}::/64"))
-            segments.append(Segment(id, network, 100 + id, draw(st.sampled_from([cidrs, cidrs[:1], cidrs[1:]]))))
+            segments.append(Segment(id, network, 100 + id, pick(draw, [cidrs, cidrs[:1], cidrs[1:]])))
         self.add(*segments)
         for number in (1, 2):
             joined = [segment for segment in segments if number in joins[segment.id]]
@@ -141,7 +154,7 @@ class _Builder:
 
     def port(self, network: int, segments: list[Segment], hosts: list[int]) -> Port:
         draw = self.draw
-        segment = segments[draw(st.integers(0, len(segments) - 1))]
+        segment = pick(draw, segments)
         here = len(self.world.ports_of(segment.id))
         cidrs = segment.cidrs[: 1 if rarely(draw) else None]
         addresses = tuple(cidr.network_address + 10 + here for cidr in cidrs)
@@ -151,12 +164,12 @@ class _Builder:
             id=len(self.world.ports) + 1,
             network=network,
             segment=segment.id,
-            host=hosts[draw(st.integers(0, len(hosts) - 1))],
+            host=pick(draw, hosts),
             mac=0x020000000001 + here,  # as in any other segment
             addresses=addresses,
-            groups=draw(st.sampled_from([(), (1,), (2,), (1, 2)])),
-            hosts=draw(st.integers(0, 3)) != 0,
-            enabled=self.on(16),
+            groups=pick(draw, [(), (1,), (2,), (1, 2)]),
+            hosts=upto(draw, 3) != 0,
+            enabled=self.on(32),
         )
         self.add(port)
         return port
@@ -171,17 +184,17 @@ class _Builder:
         cidrs = [cidr for port in ports for cidr in self.world.segments[port.segment].cidrs]
         for port in ports:
             if rarely(draw, 4):
-                self.add(replace(port, owns=left.pop(draw(st.integers(0, len(left) - 1)))))
+                self.add(replace(port, owns=left.pop(upto(draw, len(left) - 1))))
                 if not left:
                     break
-        everything: Prefix = ip_network("::/0") if draw(st.booleans()) else ip_network("0.0.0.0/0")
+        everything: Prefix = ip_network("::/0") if upto(draw, 1) else ip_network("0.0.0.0/0")
         others = [*cidrs, *(prefix for port in ports for prefix in self.world.ports[port.id].owns)]
         if rarely(draw) and not any(prefix.version == everything.version for prefix in others):
             self.add(replace(self.world.ports[ports[0].id], owns=(everything,)))
 
     def policies(self, network: int) -> None:
         draw = self.draw
-        for _ in range(draw(st.sampled_from([0, 0, 1, 2, 4]))):
+        for _ in range(pick(draw, [0, 0, 1, 2, 4])):
             self.add(draw(policies(self.world, network, len(self.world.policies) + 1)))
         hosting = any(port.hosts for port in self.world.ports_in(network))
         if self.world.policies_of(network) and hosting and not rarely(draw, 3):
@@ -195,7 +208,7 @@ class _Builder:
                     hosts,
                     carriage,
                     True,
-                    draw(st.sampled_from([300, 100])),
+                    pick(draw, [300, 100]),
                 )
             )
 
@@ -222,34 +235,33 @@ CIDRS = [
 ]  # fmt: skip
 
 
-@st.composite
-def selectors(draw: st.DrawFn, world: World, network: int) -> Selector:
-    kind = draw(st.sampled_from(["any", "inside", "hosts", "cidr", "group", "segment", "port"]))
+def selector(draw: st.DrawFn, world: World, network: int) -> Selector:
+    kind = pick(draw, ["any", "inside", "hosts", "cidr", "group", "segment", "port"])
     if kind == "cidr":
-        return Selector(kind, cidr=draw(st.sampled_from(CIDRS)))
+        return Selector(kind, cidr=pick(draw, CIDRS))
     if kind == "group":
-        return Selector(kind, draw(st.sampled_from([1, 2])))
+        return Selector(kind, pick(draw, [1, 2]))
     if kind == "segment":
-        return Selector(kind, draw(st.sampled_from([s.id for s in world.segments.values() if s.network == network])))
+        return Selector(kind, pick(draw, [s.id for s in world.segments.values() if s.network == network]))
     if kind == "port":
         ports = [port.id for port in world.ports_in(network)]
-        return Selector(kind, draw(st.sampled_from(ports))) if ports else Selector("any")
+        return Selector(kind, pick(draw, ports)) if ports else Selector("any")
     return Selector(kind)
 
 
 @st.composite
 def policies(draw: st.DrawFn, world: World, network: int, id: int) -> Policy:
-    def some(element: st.SearchStrategy[object]) -> tuple[object, ...]:
-        return tuple(draw(element) for _ in range(draw(st.sampled_from([1, 1, 1, 2]))))
+    def some(one: Callable[[], T]) -> tuple[T, ...]:
+        return tuple(one() for _ in range(pick(draw, [1, 1, 1, 2])))
 
     return Policy(
         id,
         network,
-        some(selectors(world, network)),  # type: ignore[arg-type]
-        some(selectors(world, network)),  # type: ignore[arg-type]
-        some(st.sampled_from(SERVICES)),  # type: ignore[arg-type]
-        draw(st.sampled_from([True, True, False])),
-        draw(st.sampled_from([100, 100, 200, 0, 65535])),
+        some(lambda: selector(draw, world, network)),
+        some(lambda: selector(draw, world, network)),
+        some(lambda: pick(draw, SERVICES)),
+        pick(draw, [True, True, False]),
+        pick(draw, [100, 100, 200, 0, 65535]),
     )
 
 
@@ -318,57 +330,56 @@ def family_of(address: bytes) -> int:
 def frames(draw: st.DrawFn, world: World, port: Port, heard: tuple[bytes, ...] = ()) -> bytes:
     """A frame that the port's workload may try to send. `heard` are frames that were delivered to it: what it
     answers, and what its ICMP errors are about."""
-    kind = draw(st.sampled_from(_KINDS_OF_A_LISTENER if heard else _KINDS))
+    kind = pick(draw, _KINDS_OF_A_LISTENER if heard else _KINDS)
     if kind == "answer":
-        return draw(answers(port, draw(st.sampled_from(heard))))
+        return answers(draw, port, pick(draw, heard))
     if kind == "error":
-        return draw(errors(port, draw(st.sampled_from(heard))))
+        return errors(draw, port, pick(draw, heard))
     if kind == "noise":
         return draw(st.binary(max_size=80))
     if kind == "arp":
-        return draw(arps(world, port))
+        return arps(draw, world, port)
     if kind == "neighbour":
-        return draw(neighbours(world, port))
+        return neighbours(draw, world, port)
     if kind == "dhcp":
-        return draw(dhcps(port))
-    frame = draw(packets(world, port))
-    return draw(damaged(frame)) if kind == "damaged" else frame
+        return dhcps(draw, port)
+    frame = packets(draw, world, port)
+    return damaged(draw, frame) if kind == "damaged" else frame
 
 
 _KINDS = ["packet"] * 18 + ["arp"] * 2 + ["neighbour"] * 2 + ["damaged"] * 2 + ["dhcp", "noise"]
 _KINDS_OF_A_LISTENER = ["answer"] * 12 + ["error"] * 5 + _KINDS
 
 
-@st.composite
 def packets(draw: st.DrawFn, world: World, port: Port) -> bytes:
     """An IP packet, most of the time one that nothing but policy may refuse."""
     good, odd = aims(world, port)
-    aim = draw(st.sampled_from(odd if rarely(draw, 5) else good))
+    aim = pick(draw, odd if rarely(draw, 5) else good)
     family = family_of(aim.address)
     own = [address for address in own_addresses(port) if family_of(address) == family]
     if own and not rarely(draw, 10):
-        source = own[0] if draw(st.booleans()) else draw(st.sampled_from(own))
+        source = own[0] if upto(draw, 1) else pick(draw, own)
     else:  # somebody else's, or none
         others = [a.address for a in (*good, *odd) if family_of(a.address) == family]
-        source = draw(st.sampled_from([*others, bytes(16) if family == 6 else pk.UNSPECIFIED4]))
-    protocol, payload = draw(transports(source, aim.address))
+        source = pick(draw, [*others, bytes(16) if family == 6 else pk.UNSPECIFIED4])
+    protocol, payload = transports(draw, source, aim.address)
     if rarely(draw, 20):
-        payload += bytes(draw(st.sampled_from([1230, 1400, 1452])))
+        payload += bytes(pick(draw, [1230, 1400, 1452]))
     source_mac = UNKNOWN_MAC if rarely(draw, 24) else port.mac
     target_mac = pk.BROADCAST if rarely(draw, 24) else aim.mac
-    ttl = draw(st.sampled_from([64] * 8 + [255, 2, 1, 0]))
-    tos = draw(st.sampled_from([0, 0, 1, 2, 3, 0xB8]))
-    identification = draw(st.integers(1, 2))
+    ttl = pick(draw, [64] * 8 + [255, 2, 1, 0])
+    tos = pick(draw, [0, 0, 1, 2, 3, 0xB8])
+    identification = 1 + upto(draw, 1)
     padding = bytes(6) if rarely(draw, 10) else b""
-    shape = draw(st.sampled_from(["whole"] * 10 + ["first", "later", "headers"]))
-    more = {"first": 0x2000, "later": draw(st.sampled_from([1, 0x2001]))}.get(shape, 0) if shape != "headers" else 0
+    shape = pick(draw, ["whole"] * 10 + ["first", "later", "headers"])
+    more = {"first": 0x2000, "later": pick(draw, [1, 0x2001])}.get(shape, 0) if shape != "headers" else 0
     if shape == "later":
         payload = payload[8:]
     if family == 4:
         options = b"\x94\x04\0\0" if shape == "headers" else b""
         body = ipv4(source, aim.address, protocol, payload, ttl, identification, more, tos, options)
         return ethernet(target_mac, source_mac, pk.IPV4, body + padding)
-    kinds = draw(st.lists(st.sampled_from([60, 0, 43, 51, 44]), max_size=7)) if shape == "headers" else []
+    kinds = [pick(draw, [60, 0, 43, 51, 44]) for _ in range(upto(draw, 7))] if shape == "headers" else []
     if more:
         kinds.append(44)
     headers, following = b"", protocol
@@ -382,95 +393,89 @@ def packets(draw: st.DrawFn, world: World, port: Port) -> bytes:
     return ethernet(target_mac, source_mac, pk.IPV6, body + padding)
 
 
-@st.composite
 def transports(draw: st.DrawFn, source: bytes, target: bytes) -> tuple[int, bytes]:
-    kind = draw(st.sampled_from(["tcp", "udp", "echo"] * 4 + ["icmp"] * 2 + ["other", "short"]))
+    kind = pick(draw, ["tcp", "udp", "echo"] * 4 + ["icmp"] * 2 + ["other", "short"])
     if kind == "tcp":
-        ports = draw(st.sampled_from([1000, 1001])), draw(st.sampled_from(PORTS[:5]))
-        return pk.TCP, tcp(source, target, *ports, draw(st.sampled_from(FLAGS)))
+        ports = pick(draw, [1000, 1001]), pick(draw, PORTS[:5])
+        return pk.TCP, tcp(source, target, *ports, pick(draw, FLAGS))
     if kind == "udp":
-        source_port = draw(st.sampled_from([1000, 1001, 49152, 67, 547, CARRIAGE_PORT]))
-        return pk.UDP, udp(source, target, source_port, draw(st.sampled_from(PORTS)), b"x" * draw(st.integers(0, 2)))
+        source_port = pick(draw, [1000, 1001, 49152, 67, 547, CARRIAGE_PORT])
+        return pk.UDP, udp(source, target, source_port, pick(draw, PORTS), b"x" * upto(draw, 2))
     if kind == "echo":
-        reply = draw(st.sampled_from([False, False, True]))
-        return icmp_protocol(target), echo(source, target, draw(st.integers(1, 2)), reply)
+        reply = pick(draw, [False, False, True])
+        return icmp_protocol(target), echo(source, target, 1 + upto(draw, 1), reply)
     if kind == "icmp":
-        quote = draw(st.sampled_from([b"", bytes(8), ipv4(target, source, 17, udp(target, source, 53, 1000))]))
-        type = draw(st.sampled_from(ODD_TYPES[family_of(target)]))
-        return icmp_protocol(target), icmp(source, target, type, draw(st.integers(0, 1)), payload=quote)
+        quote = pick(draw, [b"", bytes(8), ipv4(target, source, 17, udp(target, source, 53, 1000))])
+        type = pick(draw, ODD_TYPES[family_of(target)])
+        return icmp_protocol(target), icmp(source, target, type, upto(draw, 1), payload=quote)
     if kind == "other":
-        return draw(st.sampled_from([47, 50, 59, 132, 1, 58])), bytes(12)
-    return draw(st.sampled_from([6, 17, 1, 58])), bytes(draw(st.sampled_from([0, 7, 19])))
+        return pick(draw, [47, 50, 59, 132, 1, 58]), bytes(12)
+    return pick(draw, [6, 17, 1, 58]), bytes(pick(draw, [0, 7, 19]))
 
 
-@st.composite
 def arps(draw: st.DrawFn, world: World, port: Port) -> bytes:
     known = [a.address for part in aims(world, port) for a in part if family_of(a.address) == 4]
     own = [mapped(address) for address in port.addresses if address.version == 4]
-    sender = draw(st.sampled_from([*own * 8, *known, pk.UNSPECIFIED4]))
+    sender = pick(draw, [*own * 8, *known, pk.UNSPECIFIED4])
     gateways = [a for r in world.routers_of(port.segment) for i in r.interfaces for a in i.addresses if a.version == 4]
-    target = draw(st.sampled_from([*known, *(mapped(a) for a in gateways), *own, mapped(IPv4Address("10.0.0.99"))]))
+    target = pick(draw, [*known, *(mapped(a) for a in gateways), *own, mapped(IPv4Address("10.0.0.99"))])
     mac = UNKNOWN_MAC if rarely(draw, 12) else port.mac
-    operation = draw(st.sampled_from([1, 1, 1, 2, 3]))
-    frame = arp(operation, mac, sender, 0, target, draw(st.sampled_from([pk.BROADCAST, UNKNOWN_MAC])))
+    operation = pick(draw, [1, 1, 1, 2, 3])
+    frame = arp(operation, mac, sender, 0, target, pick(draw, [pk.BROADCAST, UNKNOWN_MAC]))
     frame = pk.with_ethernet(frame, int.from_bytes(frame[:6], "big"), port.mac)
-    return frame + bytes(draw(st.sampled_from([0, 18])))
+    return frame + bytes(pick(draw, [0, 18]))
 
 
-@st.composite
 def neighbours(draw: st.DrawFn, world: World, port: Port) -> bytes:
     known = [a.address for part in aims(world, port) for a in part if family_of(a.address) == 6]
     gateways = [a for r in world.routers_of(port.segment) for i in r.interfaces for a in i.addresses if a.version == 6]
     gateways += [link_local(router.mac) for router in world.routers_of(port.segment)]
     own = [address for address in own_addresses(port) if family_of(address) == 6]
-    type = draw(st.sampled_from([135, 135, 135, 136]))
-    about = draw(st.sampled_from([*(mapped(g) for g in gateways), *known, *own]))
+    type = pick(draw, [135, 135, 135, 136])
+    about = pick(draw, [*(mapped(g) for g in gateways), *known, *own])
     if type == 136:
-        about = draw(st.sampled_from([*own, about]))
-    source = draw(st.sampled_from([*own * 4, bytes(16), about]))
-    target = draw(st.sampled_from([solicited(about), about, ALL_NODES]))
+        about = pick(draw, [*own, about])
+    source = pick(draw, [*own * 4, bytes(16), about])
+    target = pick(draw, [solicited(about), about, ALL_NODES])
     mac = UNKNOWN_MAC if rarely(draw, 12) else port.mac
-    option = draw(st.sampled_from([(1 if type == 135 else 2, mac), None, (2, mac), (14, mac)]))
-    body = neighbour(type, source, target, about, option, draw(st.sampled_from([0, 0xE0])))
-    body += draw(st.sampled_from([b""] * 6 + [b"\x01", bytes(8), b"\x01\x02" + bytes(6), b"\x05\x01" + bytes(6)]))
-    ttl = draw(st.sampled_from([255, 255, 255, 255, 64]))
+    option = pick(draw, [(1 if type == 135 else 2, mac), None, (2, mac), (14, mac)])
+    body = neighbour(type, source, target, about, option, pick(draw, [0, 0xE0]))
+    body += pick(draw, [b""] * 6 + [b"\x01", bytes(8), b"\x01\x02" + bytes(6), b"\x05\x01" + bytes(6)])
+    ttl = pick(draw, [255, 255, 255, 255, 64])
     target_mac = group_mac(target) if target[0] == 0xFF else UNKNOWN_MAC
     if rarely(draw, 12):
-        headers = extension(44, 58, fragment=draw(st.sampled_from([0, 1])))
+        headers = extension(44, 58, fragment=pick(draw, [0, 1]))
         return ethernet(target_mac, port.mac, pk.IPV6, ipv6(source, target, 44, body, ttl, headers=headers))
     return ip_frame(target_mac, port.mac, source, target, 58, body, ttl)
 
 
-@st.composite
 def dhcps(draw: st.DrawFn, port: Port) -> bytes:
-    source_port, target_port = draw(st.sampled_from([(68, 67), (67, 68), (68, 68), (546, 547), (547, 546)]))
-    source = draw(st.sampled_from([pk.UNSPECIFIED4, *own_addresses(port)]))
+    source_port, target_port = pick(draw, [(68, 67), (67, 68), (68, 68), (546, 547), (547, 546)])
+    source = pick(draw, [pk.UNSPECIFIED4, *own_addresses(port)])
     target = BROADCAST4 if pk.is_mapped(source) else mapped(IPv6Address("ff02::1:2"))
     body = udp(source, target, source_port, target_port, bytes(20))
     return ip_frame(group_mac(target) if target[0] == 0xFF else pk.BROADCAST, port.mac, source, target, pk.UDP, body)
 
 
-@st.composite
 def damaged(draw: st.DrawFn, frame: bytes) -> bytes:
     """Cut, tagged, called something else, or with bits flipped."""
-    kind = draw(st.sampled_from(["flip", "cut", "tag", "type", "control", "group"]))
+    kind = pick(draw, ["flip", "cut", "tag", "type", "control", "group"])
     if kind == "flip":
         copy = bytearray(frame)
-        for _ in range(draw(st.integers(1, 2))):
-            copy[draw(st.integers(12, min(len(copy), 80) - 1))] ^= 1 << draw(st.integers(0, 7))
+        for _ in range(1 + upto(draw, 1)):
+            copy[draw(st.integers(12, min(len(copy), 80) - 1))] ^= 1 << upto(draw, 7)
         return bytes(copy)
     if kind == "cut":
-        return frame[: draw(st.integers(0, min(len(frame), 80)))]
+        return frame[: upto(draw, min(len(frame), 80))]
     if kind == "tag":
-        return frame[:12] + draw(st.sampled_from([b"\x81\x00", b"\x88\xa8"])) + b"\0\1" + frame[12:]
+        return frame[:12] + pick(draw, [b"\x81\x00", b"\x88\xa8"]) + b"\0\1" + frame[12:]
     if kind == "type":
-        return frame[:12] + draw(st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x88\xcc"])) + frame[14:]
+        return frame[:12] + pick(draw, [b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x88\xcc"]) + frame[14:]
     if kind == "control":
-        return b"\x01\x80\xc2\x00\x00" + bytes([draw(st.sampled_from([0, 15, 16]))]) + frame[6:]
+        return b"\x01\x80\xc2\x00\x00" + bytes([pick(draw, [0, 15, 16])]) + frame[6:]
     return b"\x01" + frame[1:]
 
 
-@st.composite
 def answers(draw: st.DrawFn, port: Port, heard: bytes) -> bytes:
     """What a workload answers to a frame it got: back to where it came from, as a host would."""
     packet = pk.parse(heard)
@@ -480,32 +485,31 @@ def answers(draw: st.DrawFn, port: Port, heard: bytes) -> bytes:
     if packet.fragment == pk.LATER:
         payload = b"x" * 8
     elif packet.protocol == pk.TCP:
-        flags = draw(st.sampled_from([pk.SYN | pk.ACK, pk.ACK, pk.FIN | pk.ACK, pk.RST, pk.SYN]))
+        flags = pick(draw, [pk.SYN | pk.ACK, pk.ACK, pk.FIN | pk.ACK, pk.RST, pk.SYN])
         payload = tcp(flow.source, flow.target, flow.source_port, flow.target_port, flags)
     elif packet.protocol == pk.UDP:
         payload = udp(flow.source, flow.target, flow.source_port, flow.target_port, b"answer")
     elif packet.is_echo:
-        payload = echo(flow.source, flow.target, flow.source_port, reply=draw(st.sampled_from([True, True, False])))
+        payload = echo(flow.source, flow.target, flow.source_port, reply=pick(draw, [True, True, False]))
     else:
         payload = b"x" * 12
     return ip_frame(packet.source_mac, port.mac, flow.source, flow.target, flow.protocol, payload)
 
 
-@st.composite
 def errors(draw: st.DrawFn, port: Port, heard: bytes) -> bytes:
     """An ICMP error about a frame that the workload got, the quote whole, cut, or not quite what it was."""
     packet = pk.parse(heard)
     if packet.family == 0 or packet.flaw:
         return heard
     quote = bytearray(heard[pk.ETHERNET : packet.end])
-    change = draw(st.sampled_from(["", "", "cut", "flip", "reverse"]))
+    change = pick(draw, ["", "", "cut", "flip", "reverse"])
     if change == "cut":
-        quote = quote[: draw(st.sampled_from([packet.offset - 14 + 8, packet.offset - 14 + 7, 19, 39, 0]))]
+        quote = quote[: pick(draw, [packet.offset - 14 + 8, packet.offset - 14 + 7, 19, 39, 0])]
     elif change == "flip":
-        quote[draw(st.integers(0, len(quote) - 1))] ^= 1
+        quote[upto(draw, len(quote) - 1)] ^= 1
     elif change == "reverse":
-        quote = bytearray(draw(answers(port, heard))[pk.ETHERNET :])
-    type = draw(st.sampled_from([3, 11, 12, 5, 4] if packet.family == 4 else [1, 3, 2, 4]))
+        quote = bytearray(answers(draw, port, heard)[pk.ETHERNET :])
+    type = pick(draw, [3, 11, 12, 5, 4] if packet.family == 4 else [1, 3, 2, 4])
     source, target = packet.flow.target, packet.flow.source
     body = icmp(source, target, type, payload=bytes(quote[:512]))
     return ip_frame(packet.source_mac, port.mac, source, target, icmp_protocol(target), body)
@@ -539,18 +543,20 @@ def conversations(
     state, now = State(), 0.0
     heard: dict[int, tuple[bytes, ...]] = {}
     done: list[Step] = []
-    for _ in range(draw(st.integers(1, steps))):
-        now += draw(st.sampled_from(PAUSES))
+    for _ in range(1 + upto(draw, steps - 1)):
+        now += pick(draw, PAUSES)
         if changes and rarely(draw, 6):
             world = draw(changed(world, moves))
         if not world.ports:
             break
         listeners = [id for id in heard if id in world.ports]
-        everyone = sorted(world.ports)
-        id = draw(st.sampled_from(listeners if listeners and draw(st.booleans()) else everyone))
+        # Every other time one of the last network, which lies deepest more often than not.
+        everyone = sorted(world.ports) if upto(draw, 1) else [p.id for p in world.ports_in(max(world.networks))]
+        everyone = everyone or sorted(world.ports)
+        id = pick(draw, listeners if listeners and upto(draw, 1) else everyone)
         frame = draw(frames(world, world.ports[id], heard.get(id, ())))
         if done and rarely(draw, 8):  # the same once more
-            again = draw(st.sampled_from(done))
+            again = pick(draw, done)
             if again.port in world.ports:
                 id, frame = again.port, again.frame
         done.append(Step(now, world, id, frame))
@@ -564,22 +570,22 @@ def conversations(
 @st.composite
 def changed(draw: st.DrawFn, world: World, moves: bool = True) -> World:
     """The same world after one change that validation lets through."""
-    kind = draw(st.sampled_from(["add policy", "remove policy", "port", "network", "move", "delete"]))
-    network = world.networks[draw(st.sampled_from(sorted(world.networks)))]
+    kind = pick(draw, ["add policy", "remove policy", "move"] * 2 + ["port", "network", "delete"])
+    network = world.networks[pick(draw, sorted(world.networks))]
     ports = world.ports_in(network.id)
     if kind == "add policy":
         return world.with_(draw(policies(world, network.id, max(world.policies, default=0) + 1)))
     if kind == "remove policy" and world.policies:
-        return world.without(("policy", draw(st.sampled_from(sorted(world.policies)))))
+        return world.without(("policy", pick(draw, sorted(world.policies))))
     if kind == "network":
         return world.with_(replace(network, enabled=not network.enabled))
     if not ports:
         return world
-    port: Port = draw(st.sampled_from(ports))
+    port: Port = pick(draw, ports)
     if kind == "port":
         return world.with_(replace(port, enabled=not port.enabled))
     if kind == "move" and moves:
-        return world.with_(replace(port, host=draw(st.sampled_from(homes(world, network)))))
+        return world.with_(replace(port, host=pick(draw, homes(world, network))))
     if kind == "delete" and not _is_needed(world, port):
         return world.without(("port", port.id))
     return world
