@@ -178,7 +178,7 @@ def ours() -> Iterator[Bed]:
         file.write_text(FILE)
         try:
             run(*NESTNET, "up", str(file), "--name", LAB)
-            unfiltered(f"nn-{LAB}-")
+            unfiltered(f"nn-{LAB}")
             yield Bed(
                 Place(namespace_of("bench/a"), "10.7.0.2"),
                 Place(namespace_of("bench/b"), "10.7.0.3"),
