@@ -44,7 +44,8 @@ def complain(error: NestnetError) -> None:
     print(f"nestnet: {error}", file=sys.stderr)
     if isinstance(error, Conflict) and error.dependants:
         for dependant in error.dependants:
-            print(f"  {dependant}", file=sys.stderr)
+            if dependant not in str(error):
+                print(f"  {dependant}", file=sys.stderr)
 
 
 if __name__ == "__main__":
