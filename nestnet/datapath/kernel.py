@@ -133,7 +133,7 @@ class Record:
     kind      workload: into the one of port `slot`; wire: to the machine `slot`; drop: counted for port `slot`;
               composed: a flow was
     what      the interface, or the number of the reason
-    frame     as it would leave; `length` is its real length, should it be cut here
+    frame     as it would leave, empty for a drop; `length` is its real length, should it be cut here
     """
 
     kind: str
@@ -297,7 +297,7 @@ class Kernel:
         rows = self.rows(name)
         if table.key is not None:
             return ordered(table, rows)
-        # An array has a value at every slot: a row is there if it has an id, or, as in `self` that has none, any bit set.
+        # An array has a value at every slot: a row is there if it has an id, or if, having none, it is not empty.
         values = rows["value"]
         there = values["id"] != 0 if "id" in (values.dtype.names or ()) else _not_zero(values)
         return ordered(table, rows[there])
@@ -401,7 +401,7 @@ class Kernel:
 
     def detach(self, ifindex: int) -> None:
         """Take our program off an interface, which may be gone. No error if there is none."""
-        _link_path(self.folder, ifindex).unlink(missing_ok=True)
+        _detach(_link_path(self.folder, ifindex))
 
     def attached(self) -> dict[int, ProgramName]:
         """The interfaces that are there and have one of our programs, and which."""
@@ -470,17 +470,17 @@ class Kernel:
         lives = np.where(
             protocol == 6, np.where(value["closing"] != 0, lifetime(6, True), lifetime(6, False)), lifetime(17, False)
         )
-        over = rows["key"][(value["dead"] != 0) | (idle > lives)]
+        over = rows["key"][(value["dead"] != 0) | (idle >= lives)]
         gone["connection"] = self._maps["connection"].delete(over)
         slots, amounts = np.unique(over["source"], return_counts=True)
         self._add(self._maps["closed"], slots.astype(SLOT), amounts.astype(COUNTER))
 
         rows = self.rows("fragment")
-        gone["fragment"] = self._maps["fragment"].delete(rows["key"][_idle(rows, clock) > FRAGMENT_SECONDS])
+        gone["fragment"] = self._maps["fragment"].delete(rows["key"][_idle(rows, clock) >= FRAGMENT_SECONDS])
 
         pairs = self.rows("carriage")["key"]  # before the flows, so that one that is made now keeps its pair
         rows = self.rows("flow")
-        unused = _idle(rows, clock) > FLOW_SECONDS
+        unused = _idle(rows, clock) >= FLOW_SECONDS
         gone["flow"] = self._maps["flow"].delete(rows["key"][unused])
         using = _pair(rows["value"][~unused])
         gone["carriage"] = self._maps["carriage"].delete(pairs[~np.isin(_pair(pairs), using)])
@@ -568,9 +568,23 @@ def _bpffs() -> list[Path]:
 
 def remove(folder: Path) -> None:
     """Unpin everything in a folder of pins, links first: hooks are empty before what they use is gone."""
-    for path in sorted(folder.iterdir(), key=lambda path: (not path.name.startswith("link_"), path.name)):
+    for path in folder.glob("link_*"):
+        _detach(path)
+    for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
+
+
+def _detach(path: Path) -> None:
+    """Take a pinned link off its hook and forget it, whether it or its interface is there or not."""
+    if _is_pinned(path):
+        with contextlib.closing(Link(get(path))) as link:
+            try:
+                link.detach()
+            except OSError as error:
+                if error.errno != errno.ENOLINK:  # the interface is gone, and took the link off its hook
+                    raise
+        path.unlink()
 
 
 def _locked(folder: Path) -> int:
@@ -644,4 +658,5 @@ def _pair(values: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
 
 def _record(raw: bytes) -> Record:
     kind, slot, what, length = RECORD.unpack_from(raw)
-    return Record(RECORD_KINDS[kind], slot, what, length, raw[RECORD.size : RECORD.size + length])
+    frame = b"" if RECORD_KINDS[kind] == "drop" else raw[RECORD.size : RECORD.size + length]
+    return Record(RECORD_KINDS[kind], slot, what, length, frame)

@@ -164,7 +164,9 @@ _FUNCTIONS: list[tuple[str, object, tuple[object, ...]]] = [
     ("bpf_obj_get_info_by_fd", c_int, (c_int, c_void_p, POINTER(c_uint32))),
     ("bpf_prog_get_fd_by_id", c_int, (c_uint32,)),
     ("bpf_prog_test_run_opts", c_int, (c_int, POINTER(_TestRunOptions))),
+    ("bpf_prog_query", c_int, (c_int, c_int, c_uint32, POINTER(c_uint32), POINTER(c_uint32), POINTER(c_uint32))),
     ("bpf_link_create", c_int, (c_int, c_int, c_int, c_void_p)),
+    ("bpf_link_detach", c_int, (c_int,)),
     ("bpf_link_update", c_int, (c_int, c_int, c_void_p)),
     ("bpf_map_update_elem", c_int, (c_int, c_void_p, c_void_p, c_uint64)),
     ("bpf_map_lookup_elem", c_int, (c_int, c_void_p, c_void_p)),
@@ -339,7 +341,8 @@ class Map:
             if problem == errno.ENOENT:
                 break
             token.raw, first = following.raw, False
-        return np.concatenate(keys), self._per_cpu(np.concatenate(values))
+        # Without a dtype numpy would make one up, without the padding.
+        return np.concatenate(keys, dtype=self.key), self._per_cpu(np.concatenate(values, dtype=stored))
 
     def _per_cpu(self, stored: Array) -> Array:
         if self._values is None:
@@ -454,6 +457,10 @@ class Link:
     def update(self, program: Program) -> None:
         """Put another program in the old one's place: no packet passes between them."""
         _check(_lib().bpf_link_update(self.fd, program.fd, None), f"replace the program of a link by {program.name}")
+
+    def detach(self) -> None:
+        """Take the program off now; the kernel does so only some time after the last descriptor and pin are gone."""
+        _check(_lib().bpf_link_detach(self.fd), "detach a link")
 
     def close(self) -> None:
         """Give the descriptor back. The program stays attached while the link is pinned."""
@@ -612,6 +619,18 @@ class Ring:
         if self._ring:
             _lib().ring_buffer__free(self._ring)
             self._ring = None
+
+
+def on_hook(ifindex: int) -> list[str]:
+    """Names of the programs on the tcx ingress hook of an interface, ours and others', in the order they run."""
+    count, flags, numbers = c_uint32(64), c_uint32(), (c_uint32 * 64)()
+    result = _lib().bpf_prog_query(ifindex, TCX_INGRESS, 0, byref(flags), numbers, byref(count))
+    _check(result, f"look at the hook of interface {ifindex}")
+    names = []
+    for number in numbers[: count.value]:
+        with contextlib.closing(Program.of_id(number)) as program:
+            names.append(program.name)
+    return names
 
 
 def pin(fd: int, path: Path) -> None:
