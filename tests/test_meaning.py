@@ -95,15 +95,15 @@ def send(
     return deliver(world, state or State(), port, frame, now, share)
 
 
-def to(source: int, target: int, **more: int) -> bytes:
+def to(source: int, target: int, ttl: int = 64) -> bytes:
     """A UDP packet from 1000 to 53 between two ports, by the router if that is the way."""
-    return to_with(source, target, lambda a, b: (pk.UDP, udp(a, b, 1000, 53)), **more)
+    return to_with(source, target, lambda a, b: (pk.UDP, udp(a, b, 1000, 53)), ttl)
 
 
-def to_with(source: int, target: int, what: Callable[[bytes, bytes], tuple[int, bytes]], **more: int) -> bytes:
+def to_with(source: int, target: int, what: Callable[[bytes, bytes], tuple[int, bytes]], ttl: int = 64) -> bytes:
     a, b = WORLD.ports[source], WORLD.ports[target]
     here, there = mapped(a.addresses[0]), mapped(b.addresses[0])
-    return ip_frame(b.mac if a.segment == b.segment else R, a.mac, here, there, *what(here, there), **more)
+    return ip_frame(b.mac if a.segment == b.segment else R, a.mac, here, there, *what(here, there), ttl)
 
 
 def verdict(outcome: Outcome) -> str | list[int]:
