@@ -276,10 +276,14 @@ class Kernel:
         for ifindex, link in self._links():
             with contextlib.closing(link):
                 name = self._attached(link)
-                if name is not None:
-                    link.update(self._programs[name])
-                else:
-                    _link_path(self.folder, ifindex).unlink()
+                try:
+                    if name is not None:
+                        link.update(self._programs[name])
+                        continue
+                except OSError as error:
+                    if error.errno != errno.ENOLINK:  # the interface went just now
+                        raise
+                _link_path(self.folder, ifindex).unlink()
         for name in PROGRAMS:
             new = self.folder / f"{name}_new"
             new.unlink(missing_ok=True)
