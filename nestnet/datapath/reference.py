@@ -25,7 +25,7 @@ import struct
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -42,7 +42,6 @@ from nestnet.compile.tables import (
     MACHINE,
     OWNER_PORT,
     OWNER_ROUTER,
-    PORT,
     PROTOCOL,
     TABLES,
     Rows,
@@ -66,6 +65,7 @@ from nestnet.model.packet import (
     Packet,
     arp_reply,
     carriage_source_port,
+    contains,
     decapsulate,
     discovery,
     echo_reply,
@@ -87,6 +87,7 @@ ROUTER_DISCOVERY = range(133, 138)  # ICMPv6: RS, RA, NS, NA, redirect
 ADVERTISEMENTS = (134, 137)  # RA, redirect
 LISTENER_REPORTS = (130, 131, 132, 143)  # MLD (RFC 2710, RFC 3810): may come from ::
 DHCP_SERVER = {4: 67, 6: 547}
+NEVER_ROUTED = [ip_network(prefix) for prefix in ("fe80::/10", "169.254.0.0/16", "::/128", "0.0.0.0/32")]
 NO_ADDRESS = bytes(16)  # port.address4 and address6 where there is none
 
 
@@ -343,10 +344,8 @@ class Reference:
                 done.add(machine)
                 self.to_machine(machine, segment, packet, packet.frame, out)
 
-    def flood_here(
-        self, p: int, port: Row, segment_slot: int, packet: Packet, frame: bytes | None, out: Outputs
-    ) -> None:
-        """A copy to each port of the segment that lives here. `frame` is None if congestion ended all of them."""
+    def flood_here(self, p: int, port: Row, segment_slot: int, packet: Packet, frame: bytes, out: Outputs) -> None:
+        """A copy to each port of the segment that lives here."""
         segment = self.segment[segment_slot]
         for index in range(segment.locals):
             row = self.locals.get((segment_slot, segment.local, index))
@@ -356,11 +355,11 @@ class Reference:
             to = self.port[q]
             address = to.address4 if packet.family == 4 else to.address6
             try:
+                if not to.flags & ENABLED:
+                    raise Drop("port_disabled")
                 if not self.judge(port.network, p, q, packet.flow, None if address == NO_ADDRESS else address):
                     raise Drop("policy")
                 self.carry(port.network, self.place(port), self.place(to))
-                if frame is None:
-                    raise Drop("ecn")
                 self.to_workload(q, frame, out)
             except Drop as drop:
                 out.drops.append((q, drop.reason))
@@ -381,7 +380,9 @@ class Reference:
         assert q is not None
         to = self.port[q]
         if owner.kind == OWNER_ROUTER:
-            self.guard_routed(owner.slot, p, packet)
+            self.guard_routed(packet.flow.source)
+        if not to.flags & ENABLED:
+            raise Drop("port_disabled")
         tracked = self.connection(port.network, p, q, packet, now)
         if packet.size > network.mtu:
             raise Drop("too_big")
@@ -400,28 +401,25 @@ class Reference:
     def through(self, router: int, p: int, port: Row, packet: Packet, out: Outputs) -> int | None:
         """Line 10: the port behind the router. None if the router itself has answered."""
         target = packet.flow.target
-        segment = self.route(router, target)
+        itself = Owner(OWNER_ROUTER, router)
+        # Its own address in this very segment may be link-local, so it is looked for before routes are.
+        is_gateway = self.owner(port.segment, target) == itself
+        segment = port.segment if is_gateway else self.route(router, target)
         owner = self.owner(segment, target) if segment else NOBODY
         if owner.kind == OWNER_PORT:
             return owner.slot
-        is_router = owner == Owner(OWNER_ROUTER, router)
-        is_ping = is_router and packet.is_echo_request
+        is_ping = owner == itself and packet.is_echo_request
         # Pinging the own gateway is no policy matter (rule 41).
-        is_gateway = is_ping and segment == port.segment
-        if not is_gateway and not self.judge(port.network, p, 0, packet.flow, target):
+        if not (is_gateway and is_ping) and not self.judge(port.network, p, 0, packet.flow, target):
             raise Drop("policy")
         if is_ping:
             self.to_workload(p, echo_reply(packet), out)
             return None
-        raise Drop("router_local" if is_router else "unreachable" if segment else "no_route")
+        raise Drop("router_local" if owner == itself else "unreachable" if segment else "no_route")
 
-    def guard_routed(self, router: int, p: int, packet: Packet) -> None:
-        """What a router passes on is from where it would send the answer. Both ends ask: the other machine has
-        nothing but this address to tell it whose packet that is."""
-        source = packet.flow.source
-        if _is_link_local(source) or source in (UNSPECIFIED4, UNSPECIFIED6):
-            raise Drop("source_address")
-        if self.behind(router, source) != Owner(OWNER_PORT, p):
+    def guard_routed(self, source: bytes) -> None:
+        """What means nothing in another segment passes no router, and no answer would find its way back."""
+        if any(contains(prefix, source) for prefix in NEVER_ROUTED):
             raise Drop("source_address")
 
     # ---- whether it may
@@ -521,11 +519,6 @@ class Reference:
         row = self.routes.longest(struct.pack("<I", router) + target)
         return row.segment if row else 0
 
-    def behind(self, router: int, address: bytes) -> Owner:
-        """Who has this address, as the router sees it."""
-        segment = self.route(router, address)
-        return self.owner(segment, address) if segment else NOBODY
-
     # ---- what carries it
 
     def place(self, port: Row) -> int:
@@ -563,12 +556,10 @@ class Reference:
     # ---- out
 
     def to_workload(self, q: int, frame: bytes, out: Outputs) -> None:
-        to = self.port[q]
-        if not to.flags & ENABLED:
-            raise Drop("port_disabled")
-        if not to.ifindex:
+        ifindex = self.port[q].ifindex
+        if not ifindex:
             raise Drop("not_attached")
-        out.emitted.append(ToWorkload(to.ifindex, q, frame))
+        out.emitted.append(ToWorkload(ifindex, q, frame))
 
     def to_machine(self, machine: int, segment: Row, packet: Packet, frame: bytes, out: Outputs) -> None:
         """`packet` is the frame as its workload sent it: a router changes nothing that the flow hash reads."""
@@ -618,6 +609,8 @@ class Reference:
         port = self.port[p]
         frame = with_outer_ecn(packet, carried.ecn)
         if packet.is_group:
+            if frame is None:
+                raise Drop("ecn")
             self.flood_here(p, port, vni.segment, packet, frame, out)
             return
         owner = self.at_mac(vni.segment, packet.target_mac)
@@ -641,29 +634,32 @@ class Reference:
         """The port that sent what came from the wire: by its MAC, or behind a router's by its address."""
         source = packet.flow.source
         owner = self.at_mac(segment, packet.source_mac)
-        router = owner.slot
         is_routed = owner.kind == OWNER_ROUTER
         if is_routed:
-            owner = self.behind(router, source)
+            behind = self.route(owner.slot, source)
+            owner = self.owner(behind, source) if behind else NOBODY
         if owner.kind != OWNER_PORT or not self.port[owner.slot].id:
             raise Drop("unknown_source")
         if not self.lives_at(owner.slot, machine):
             raise Drop("sender_location")
         if is_routed:
-            self.guard_routed(router, owner.slot, packet)
+            self.guard_routed(source)
         return owner.slot
 
     def lives_at(self, p: int, machine: int) -> bool:
         """Does the port live at this machine, or is it, or what carries it, moving from there?"""
-        port = self.port[p]
-        hosts = {port.host}
+        host = self.port[p].host
+        return machine in (self.machine_of(host, leaving=False), self.machine_of(host, leaving=True))
+
+    def machine_of(self, host: int, leaving: bool) -> int:
+        """The machine that a host is on in the end, or 0. `leaving`: where it is moving from, if anything on the
+        way there is (rule 15)."""
         for _ in range(MAX_DEPTH + 1):
-            rows = [self.host[host] for host in hosts]
-            below = {at for row in rows for at in (row.at, row.__dict__["from"]) if at}
-            if any(row.kind == MACHINE and machine in (row.at, row.__dict__["from"]) for row in rows):
-                return True
-            hosts = below if all(row.kind == PORT for row in rows) else set()
-        return False
+            row = self.host[host]
+            host = (row.__dict__["from"] if leaving else 0) or row.at
+            if row.kind == MACHINE:
+                return int(host)
+        return 0
 
 
 class Fabric:
@@ -785,11 +781,6 @@ def _number(mac: bytes) -> int:
 
 def _address(address: bytes) -> IPv4Address | IPv6Address:
     return IPv4Address(address[12:]) if is_mapped(address) else IPv6Address(address)
-
-
-def _is_link_local(address: bytes) -> bool:
-    """fe80::/10"""
-    return address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 
 def _fragment_key(p: int, packet: Packet) -> tuple[int, bytes, bytes, int, int]:
