@@ -144,7 +144,8 @@ class _Compiler:
             joined = self.world.segments.get(interface.segment)
             owned = (prefix for port in self.world.ports_of(interface.segment) for prefix in port.owns)
             for prefix in (*(joined.cidrs if joined else ()), *owned):
-                self.put("route", _lpm(slot, prefix), segment)
+                for key in _lpm(slot, prefix):
+                    self.put("route", key, segment)
 
     def port(self, port: Port) -> None:
         slot = self.slots["port", port.id]
@@ -169,7 +170,8 @@ class _Compiler:
         for address in (*port.addresses, link_local(port.mac)):
             self.put("owner", (32 + HOST_BITS, segment, packed(address)), t.OWNER_PORT, slot)
         for prefix in port.owns:
-            self.put("owner", _lpm(segment, prefix), t.OWNER_PORT, slot)
+            for key in _lpm(segment, prefix):
+                self.put("owner", key, t.OWNER_PORT, slot)
 
     # ---- where ports live
 
@@ -183,10 +185,9 @@ class _Compiler:
         return place(self.world, port)[1] == self.machine
 
 
-def _lpm(slot: int, prefix: Prefix) -> tuple[int | bytes, ...]:
-    """Key of an LPM table over (slot, address)."""
-    first, length = mapped(prefix)
-    return 32 + length, slot, first.to_bytes(16, "big")
+def _lpm(slot: int, prefix: Prefix) -> list[tuple[int | bytes, ...]]:
+    """Keys of an LPM table over (slot, address)."""
+    return [(32 + length, slot, first.to_bytes(16, "big")) for first, length in mapped(prefix)]
 
 
 def _version(members: Iterable[int]) -> int:

@@ -116,8 +116,8 @@ def _counters(touched: Tables, have: Tables, want: Tables) -> list[tuple[str, np
 
 
 def _slots(parts: list[npt.NDArray[np.uint32]]) -> npt.NDArray[np.uint32]:
-    slots: npt.NDArray[np.uint32] = np.unique(np.concatenate(parts)).astype("u4")
-    return slots[slots != 0]
+    slots: npt.NDArray[np.uint32] = np.unique(np.concatenate([np.zeros(1, "u4"), *parts]))
+    return slots[1:]  # slot 0 is nobody
 
 
 def _bytes(rows: npt.NDArray[np.void] | npt.NDArray[np.uint32]) -> npt.NDArray[np.bytes_]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Network
 from itertools import pairwise
 
 from nestnet.compile.tables import CIDR, CLASS, DENY, IDENTITY, PROTOCOL
@@ -21,11 +22,18 @@ from nestnet.model.values import Policy, Port, Prefix, Selector, Service
 V4_IN_V6 = 96  # Bits in front of an IPv4 address in its 16-byte form ::ffff:a.b.c.d.
 
 
-def mapped(prefix: Prefix) -> tuple[int, int]:
-    """A prefix as (128-bit integer, length) in the space where IPv4 is ::ffff:0:0/96."""
+MAPPED = IPv6Network("::ffff:0:0/96")
+
+
+def mapped(prefix: Prefix) -> list[tuple[int, int]]:
+    """A prefix as (128-bit integer, length) in the space where IPv4 is ::ffff:0:0/96.
+
+    An IPv6 prefix around all of that, such as ::/0, is cut into pieces that leave it out: IPv6 never means IPv4.
+    """
     if prefix.version == 4:
-        return 0xFFFF << 32 | int(prefix.network_address), prefix.prefixlen + V4_IN_V6
-    return int(prefix.network_address), prefix.prefixlen
+        return [(0xFFFF << 32 | int(prefix.network_address), prefix.prefixlen + V4_IN_V6)]
+    pieces = prefix.address_exclude(MAPPED) if MAPPED.subnet_of(prefix) else [prefix]
+    return [(int(piece.network_address), piece.prefixlen) for piece in pieces]
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def rules_of(policies: Iterable[Policy], ports: Iterable[Port]) -> RuleSet:
         if s.kind == "any":
             ends[s] = [0]
         elif s.cidr is not None:
-            ends[s] = [CIDR + n for members, n in cidr_classes.items() if mapped(s.cidr) in members]
+            ends[s] = [CIDR + n for members, n in cidr_classes.items() if s.cidr in members]
         else:
             ends[s] = [IDENTITY + n for members, n in peer_classes.items() if s in members]
     abouts: dict[Service, list[int]] = {}
@@ -152,13 +160,18 @@ def _cidr_sets(prefixes: set[Prefix]) -> dict[tuple[int, int], frozenset[object]
 
     Sorted by first address, then shortest first, those that contain a prefix are a stack.
     """
+    pieces: dict[tuple[int, int], set[Prefix]] = {}
+    for prefix in prefixes:
+        for piece in mapped(prefix):
+            pieces.setdefault(piece, set()).add(prefix)
     result: dict[tuple[int, int], frozenset[object]] = {}
     stack: list[tuple[int, int]] = []
-    for first, length in sorted(map(mapped, prefixes)):
+    for first, length in sorted(pieces):
         while stack and stack[-1][0] >> (128 - stack[-1][1]) != first >> (128 - stack[-1][1]):
             stack.pop()
+        around = result[stack[-1]] if stack else frozenset()
         stack.append((first, length))
-        result[first, length] = frozenset(stack)
+        result[first, length] = around | pieces[first, length]
     return result
 
 

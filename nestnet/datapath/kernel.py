@@ -120,6 +120,7 @@ class Capacity:
             "closed": self.ports + 1,
             "drops": 4 * self.ports,
             "stats": self.ports + 1,
+            "copied": self.machines + 1,
         }
 
 

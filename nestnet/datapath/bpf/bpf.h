@@ -42,7 +42,6 @@ enum {
 #define BPF_F_ADJ_ROOM_ENCAP_L2(len) (((u64)(len) & 0xff) << 56)
 
 	BPF_F_PSEUDO_HDR = 1 << 4,
-	BPF_FIB_LOOKUP_OUTPUT = 1 << 1,
 	BPF_FIB_LKUP_RET_SUCCESS = 0,
 	BPF_FIB_LKUP_RET_NO_NEIGH = 7,
 

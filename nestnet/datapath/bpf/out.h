@@ -150,10 +150,12 @@ ONCE int outer_header(struct __sk_buff *skb, struct flow *f, u32 to, u32 label, 
 	fib.l4_protocol = UDP;
 	fib.sport = swap16(source_port);
 	fib.dport = swap16(CARRIAGE_PORT);
-	fib.ifindex = me->ifindex;
+	/* As if it came in by the workload's link, on which the agent has turned forwarding on: all that ever comes
+	 * in there ends in our program, so this opens nothing. The machine's routes choose the NIC. */
+	fib.ifindex = skb->ifindex;
 	memcpy(fib.source, here->address + 12, 4);
 	memcpy(fib.target, there->address + 12, 4);
-	result = bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_OUTPUT);
+	result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return NO_ROUTE;
 	f->ifindex = fib.ifindex;
