@@ -149,8 +149,14 @@ class Workloads:
                     mac=links.mac_text(attachment.mac),
                     alias=f"{ALIAS}{attachment.port}",
                 )
+                # The program asks the machine's routes where a frame goes, as if it had come in here to be forwarded.
+                # Nothing is: whatever comes in here ends in the program.
+                links.set_sysctls({f"net/ipv4/conf/{end.name}/forwarding": 1})
             elif end.mtu != attachment.mtu:
                 ipr.link("set", index=end.index, mtu=attachment.mtu)
+        # The datapath asks the kernel for the way to other machines as if from here, which it answers only where
+        # forwarding is on. Nothing is forwarded by it: every frame that comes in here ends in our program.
+        links.set_sysctls({f"net/ipv4/conf/{end.name}/forwarding": 1, f"net/ipv6/conf/{end.name}/forwarding": 1})
         netns.run_in(namespace, lambda: _configure(attachment))
         return end
 

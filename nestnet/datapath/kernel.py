@@ -260,7 +260,7 @@ class Kernel:
         for name in present:
             opened.reuse(name, self._maps[name])
         sizes = capacity.entries() | {"emitted": RECORDS if recording else os.sysconf("SC_PAGE_SIZE")}
-        for name in sizes.keys() - set(present):
+        for name in (sizes.keys() & opened.shapes.keys()) - set(present):
             opened.resize(name, sizes[name])
         opened.constant("recording", int(recording))
         opened.load()
