@@ -69,6 +69,7 @@ class Command:
             [sys.executable, "-m", "nestnet", *arguments],
             input=stdin,
             capture_output=True,
+            check=False,
             text=True,
             cwd=self.folder,
             env=env | environment,
@@ -114,7 +115,7 @@ def nestnet(tmp_path: Path) -> Iterator[Command]:
 
 def test_help_imports_nothing_that_takes_long() -> None:
     code = "import sys\nfrom nestnet.cli.__main__ import main\ntry: main()\nexcept SystemExit: print(*sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=ROOT)
+    ran = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "Commands:" in ran.stdout
     assert set(ran.stdout.split()) & SLOW == set()
 
@@ -146,30 +147,28 @@ def test_no_line_of_the_list_of_commands_is_cut_off() -> None:
 # ---- exit codes
 
 
-EXIT_CODES: list[tuple[list[str], int]] = (
-    [
-        (["version"], 0),
-        (["get", "ports"], 0),
-        (["plan", "net.yaml"], 0),
-        (["plan", "net.yaml", "--exit-code"], 3),
-        (["plan", "empty.yaml", "--exit-code"], 0),
-        (["apply", "net.yaml", "--timeout", "0.2"], 7),
-        (["apply", "net.yaml", "--no-wait"], 0),
-        (["apply", "wrong.yaml"], 1),
-        (["apply", "absent.yaml"], 1),
-        (["get", "port", "acme/none"], 1),
-        (["get", "cucumbers"], 1),
-        (["delete", "port", "acme/none"], 1),
-        (["exec", "m1", "--", "true"], 1),
-        (["get"], 2),
-        (["frobnicate"], 2),
-        (["get", "ports", "-o", "html"], 2),
-        (["trace", "a/b", "10.0.0.1", "--tcp", "1", "--udp", "2"], 2),
-        (["trace", "a/b", "10.0.0.1", "--tcp", "99999"], 2),
-        (["get", "ports", "--lab", "no-such-lab"], 1),
-        (["status"], 1),
-    ],
-)
+EXIT_CODES: list[tuple[list[str], int]] = [
+    (["version"], 0),
+    (["get", "ports"], 0),
+    (["plan", "net.yaml"], 0),
+    (["plan", "net.yaml", "--exit-code"], 3),
+    (["plan", "empty.yaml", "--exit-code"], 0),
+    (["apply", "net.yaml", "--timeout", "0.2"], 7),
+    (["apply", "net.yaml", "--no-wait"], 0),
+    (["apply", "wrong.yaml"], 1),
+    (["apply", "absent.yaml"], 1),
+    (["get", "port", "acme/none"], 1),
+    (["get", "cucumbers"], 1),
+    (["delete", "port", "acme/none"], 1),
+    (["exec", "m1", "--", "true"], 1),
+    (["get"], 2),
+    (["frobnicate"], 2),
+    (["get", "ports", "-o", "html"], 2),
+    (["trace", "a/b", "10.0.0.1", "--tcp", "1", "--udp", "2"], 2),
+    (["trace", "a/b", "10.0.0.1", "--tcp", "99999"], 2),
+    (["get", "ports", "--lab", "no-such-lab"], 1),
+    (["status"], 1),
+]
 
 
 def test_exit_codes(nestnet: Command) -> None:
@@ -341,7 +340,12 @@ def _on_a_terminal(nestnet: Command, *arguments: str, **environment: str) -> str
     if "NO_COLOR" not in environment:
         env.pop("NO_COLOR", None)
     done = subprocess.run(
-        ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, cwd=nestnet.folder, env=env
+        ["script", "-qec", command, "/dev/null"],
+        capture_output=True,
+        text=True,
+        cwd=nestnet.folder,
+        env=env,
+        check=False,
     )
     return done.stdout
 

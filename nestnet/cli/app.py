@@ -23,8 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# Everything after the first argument belongs to the command that is run.
-PASSED_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+# Options that are not ours belong to the command that is run, also when nobody wrote `--` before it.
+PASSED_ON = {"ignore_unknown_options": True}
 
 Lab = Annotated[
     str | None,
@@ -195,7 +195,7 @@ def trace(
     views.trace(port, to, protocol, tcp or udp, lab, output)
 
 
-@app.command(context_settings=PASSED_ON | {"allow_interspersed_args": True, "ignore_unknown_options": False})
+@app.command()
 def capture(
     where: Where,
     filter: Annotated[list[str] | None, typer.Argument(metavar="FILTER", help="As tcpdump reads it.")] = None,
