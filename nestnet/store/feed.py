@@ -205,9 +205,8 @@ def _port_keys(connection: Connection, network: int) -> set[Key]:
 
 def _other_keys(connection: Connection, network: int) -> set[Key]:
     keys: set[Key] = {("network", network)}
-    for table in (tables.segment, tables.router, tables.policy):
-        ids = connection.scalars(select(table.c.id).where(table.c.network == network))
-        keys |= {(table.name, id) for id in ids}
+    for kind, table in (("segment", tables.segment), ("router", tables.router), ("policy", tables.policy)):
+        keys |= {(kind, id) for id in connection.scalars(select(table.c.id).where(table.c.network == network))}
     return keys
 
 

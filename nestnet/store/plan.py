@@ -574,10 +574,10 @@ def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str
     for network in policies:
         if network in state.networks and network in wanted.networks:
             yield f"{wanted.paths[network]}: policies change, open connections are judged again"
-    for network, row in wanted.networks.items():
-        new = network < 0 or row.carrier in policies
-        if row.carrier != FABRIC and new and not _lets_carriage_pass(wanted.contents[row.carrier]):
-            path = wanted.paths[row.carrier]
+    for network, carried in wanted.networks.items():
+        affected = network < 0 or carried.carrier in policies
+        if carried.carrier != FABRIC and affected and not _lets_carriage_pass(wanted.contents[carried.carrier]):
+            path = wanted.paths[carried.carrier]
             yield f"{wanted.paths[network]} is cut off: no policy of {path} allows carriage between its hosts"
 
 

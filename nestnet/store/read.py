@@ -82,7 +82,7 @@ class Reader:
         ).all()
         paths = self.paths(row.owner for row in rows)
         ends = {row.id: "/".join(part for part in (paths[row.owner], name) if part) for row in rows}
-        fits = {id: path for id, path in ends.items() if ("/" + path).endswith("/" + reference)}
+        fits: dict[int, str] = {id: path for id, path in ends.items() if ("/" + path).endswith("/" + reference)}
         if len(fits) == 1:
             return next(iter(fits))
         if fits:
@@ -286,7 +286,7 @@ class Reader:
                 "gateways": gateways.get(row.segment, []),
                 "mtu": network_mtu(networks[row.network], fabric),
                 "owns": list(row.owns),
-                "groups": [groups[group] for group in row.groups],
+                "groups": sorted(groups[group] for group in row.groups),
                 "hosts": row.hosts,
                 "attachment": attachments.get(row.id),
                 "labels": json.loads(row.labels),

@@ -51,6 +51,10 @@ def write(
     for kind, table in reversed(TABLES.items()):
         gone = [{"row": old.id} for old, new in pairs if old is not None and new is None and old.kind == kind]
         _many(connection, delete(table).where(table.c.id == bindparam("row")), gone)
+    # MACs may be exchanged, or taken over by a new port: none is below 0.
+    away = [{"row": old.id, "away": -old.id} for old, new in pairs if old is not None and _mac_moves(old, new)]
+    port = tables.port
+    _many(connection, update(port).where(port.c.id == bindparam("row")).values(mac=bindparam("away")), away)
     for kind, table in TABLES.items():
         fresh = [
             _columns(new, carriers, owners)
@@ -222,10 +226,6 @@ def _update(
 ) -> None:
     if not moved:
         return
-    if table is tables.port:
-        # Two ports may swap MACs: no id is a MAC in use, and none is below 0.
-        away = [{"row": old.id, "away": -old.id} for old, new in moved if _mac_moves(old, new) and old is not None]
-        _many(connection, update(table).where(table.c.id == bindparam("row")).values(mac=bindparam("away")), away)
     rows = [_columns(new, carriers, owners) for _, new in moved if new is not None]
     for row in rows:
         row.pop("revision", None)
