@@ -22,7 +22,7 @@ from nestnet.api import shapes
 from nestnet.api.bodies import Bounded, read_json
 from nestnet.api.feed import Doorbell, follow
 from nestnet.model import errors
-from nestnet.model.manifest import Manifest, parse, read_address, read_name
+from nestnet.model.manifest import Manifest, parse, read_address
 from nestnet.model.problems import join
 from nestnet.store.read import IN_NETWORK
 from nestnet.store.store import Store
@@ -244,15 +244,9 @@ def _read_manifest(body: bytes) -> tuple[Manifest, bool]:
 
 
 def _judge_machine(machine: shapes.Join) -> None:
-    """The rules for machines that a manifest has too."""
-    manifest = parse(
-        {
-            "apiVersion": shapes.API_VERSION,
-            "machines": {machine.name: {"address": machine.address, "mtu": machine.mtu, "labels": machine.labels}},
-        }
-    )
-    assert manifest.machines is not None
-    read_name(machine.name)
+    """The rules for machines are those of a manifest."""
+    spec = {"address": machine.address, "mtu": machine.mtu, "labels": machine.labels}
+    parse({"apiVersion": shapes.API_VERSION, "machines": {machine.name: spec}})
 
 
 # Errors
