@@ -578,7 +578,10 @@ def test_batches_replayed_are_the_snapshot(applies: list[dict[str, Any]], rng: r
 
 
 def test_a_machine_gets_what_it_needs_and_no_more(store: Store) -> None:
-    inner = {"segments": {"lan": {"cidr": "10.9.0.0/24"}}, "ports": {"a": {"segment": "lan", "host": "web2"}}}
+    inner: dict[str, Any] = {
+        "segments": {"lan": {"cidr": "10.9.0.0/24"}},
+        "ports": {"a": {"segment": "lan", "host": "web2"}},
+    }
     ports = acme()["ports"]
     ports["web3"] = {"segment": "web", "host": "m3", "hosts": True}
     store.apply(manifest(acme=acme(ports=ports, networks={"in": inner}), other={"segments": {"s": {}}}))

@@ -224,8 +224,8 @@ def _trace(store: Store, port: str, to: str, protocol: str, dport: int) -> dict[
         "to": str(destination),
         "protocol": protocol,
         "dport": dport,
-        "steps": explain(world, row, destination, protocol, dport),
         "names": {f"{kind} {id}": name for (kind, id), name in names.items()},
+        **explain(world, row, destination, protocol, dport),
     }
 
 
