@@ -9,6 +9,7 @@ When the agent ends, its machine's datapath stays as it is and forwards on.
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import sys
 import time
@@ -61,6 +62,7 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None)
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
+        faulthandler.register(signal.SIGUSR1)  # an agent that hangs says where
         feed.start()
         say(f"agent of {machine}")
         desired = Desired()
@@ -141,8 +143,12 @@ class Agent:
         self._desired, self.problems = desired, problems
 
     def sweep(self) -> None:
-        """Let the datapath forget what is old."""
-        self.kernel.sweep(time.monotonic())
+        """Let the datapath forget what is old. What goes wrong is a problem until the next turn."""
+        try:
+            self.kernel.sweep(time.monotonic())
+        except (OSError, NestnetError) as error:
+            self.problems = [*self.problems, f"sweep: {error}"]
+            say(self.problems[-1])
 
     def ports(self) -> dict[str, dict[str, Any]]:
         """What the controller is told of each local port, by its id: where it hangs, and what was dropped by reason."""
