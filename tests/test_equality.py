@@ -23,7 +23,7 @@ from strategies import Aim, Step, aims, conversations, own_addresses, worlds
 from nestnet.compile.compiler import compile
 from nestnet.compile.slots import Slots, assign
 from nestnet.compile.tables import Tables
-from nestnet.datapath.reference import Fabric, Key
+from nestnet.datapath.reference import Fabric
 from nestnet.model import meaning
 from nestnet.model import packet as pk
 from nestnet.model.meaning import Outcome, State, deliver
@@ -49,19 +49,6 @@ class Machines:
         if world is not self.world:
             self.world = world
             self.fabric.load(self.tables())
-
-    def send(self, port: int, frame: bytes, now: float) -> tuple[list[tuple[int, bytes]], list[str]]:
-        """As `Fabric.send`, but a connection that one machine forgets all forget. Left alone, the other end of it
-        forgets when it judges its next packet, which may be never; a meaning has one memory."""
-        before = [set(machine.connections) for machine in self.fabric.machines.values()]
-        result = self.fabric.send(port, frame, now)
-        for machine, keys in zip(self.fabric.machines.values(), before, strict=True):
-            for opener, answerer, flow in keys - set(machine.connections):
-                ends = machine.port[opener].id, machine.port[answerer].id
-                for other in self.fabric.machines.values():
-                    slots = {row.id: slot for slot, row in other.port.items()}
-                    other.connections.pop(Key(slots[ends[0]], slots[ends[1]], flow), None)
-        return result
 
     def tables(self) -> dict[int, Tables]:
         self.slots = {id: assign(slots, self.world) for id, slots in self.slots.items()}
@@ -101,7 +88,7 @@ def check(steps: list[Step]) -> None:
         machines.become(step.world)
         outcome = deliver(step.world, state, step.port, step.frame, step.now)
         state = outcome.state
-        deliveries, drops = machines.send(step.port, step.frame, step.now)
+        deliveries, drops = machines.fabric.send(step.port, step.frame, step.now)
         note(f"{number}: {step.now} {step.port} {step.frame.hex()} -> {outcome.deliveries} {outcome.drops}")
         expected = sorted(outcome.deliveries), counted(step.world, step.port, step.frame, outcome)
         assert (sorted(deliveries), Counter(drops)) == expected, (number, step)

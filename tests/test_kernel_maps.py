@@ -450,18 +450,18 @@ def put(kernel: Kernel, name: str, rows: Rows) -> None:
 
 def test_what_is_over_is_swept(kernel: Kernel) -> None:
     now = 1_000_000
-    cases = [  # protocol, closing, dead, seconds since, goes
-        *((6, 0, 0, TCP_SECONDS - 1, False), (6, 0, 0, TCP_SECONDS, True)),
-        *((6, 1, 0, TCP_CLOSING_SECONDS - 1, False), (6, 1, 0, TCP_CLOSING_SECONDS, True)),
-        *((17, 0, 0, OTHER_SECONDS - 1, False), (17, 0, 0, OTHER_SECONDS, True), (1, 1, 0, OTHER_SECONDS, True)),
-        *((6, 0, 1, 0, True), (6, 0, 0, -5, False)),
+    cases = [  # protocol, closing, seconds since, goes
+        *((6, 0, TCP_SECONDS - 1, False), (6, 0, TCP_SECONDS, True)),
+        *((6, 1, TCP_CLOSING_SECONDS - 1, False), (6, 1, TCP_CLOSING_SECONDS, True)),
+        *((17, 0, OTHER_SECONDS - 1, False), (17, 0, OTHER_SECONDS, True), (1, 1, OTHER_SECONDS, True)),
+        (6, 0, -5, False),
     ]
     rows = np.zeros(len(cases), kernel.connections().dtype)
     rows["key"]["source"] = 1 + np.arange(len(cases)) % 2
     rows["key"]["tuple"]["source_port"] = np.arange(len(cases))
-    for row, (protocol, closing, dead, since, _) in zip(rows, cases, strict=True):
+    for row, (protocol, closing, since, _) in zip(rows, cases, strict=True):
         row["key"]["tuple"]["protocol"] = protocol
-        row["value"]["closing"], row["value"]["dead"], row["value"]["seen"] = closing, dead, now - since
+        row["value"]["closing"], row["value"]["seen"] = closing, now - since
     put(kernel, "connection", rows)
 
     flows = np.zeros(3, kernel.flows().dtype)
@@ -476,12 +476,12 @@ def test_what_is_over_is_swept(kernel: Kernel) -> None:
     fragments["key"]["id"], fragments["value"]["seen"] = [1, 2], [now - 29, now - 30]
     put(kernel, "fragment", fragments)
 
-    assert kernel.sweep(now) == {"connection": 5, "fragment": 1, "flow": 1, "carriage": 2}
+    assert kernel.sweep(now) == {"connection": 4, "fragment": 1, "flow": 1, "carriage": 2}
     stay = {number for number, case in enumerate(cases) if not case[-1]}
     assert set(kernel.connections()["key"]["tuple"]["source_port"].tolist()) == stay
-    assert kernel.rows("closed")["value"][:3].tolist() == [0, 1, 4]
+    assert kernel.rows("closed")["value"][:3].tolist() == [0, 1, 3]
     assert sorted(kernel.flows()["key"]["where"].tolist()) == [1, 2]
-    assert sorted(map(tuple, kernel.rows("carriage")["key"].tolist())) == [(1, 2), (1, 3)]
+    assert sorted(map(tuple, kernel.rows("carriage")["key"].tolist())) == [(1, 2, 0), (1, 3, 0)]
     assert sum(kernel.sweep(now).values()) == 0
     kernel.forget()
     assert (len(kernel.flows()), len(kernel.connections()), int(kernel.rows("closed")["value"].sum())) == (0, 0, 0)

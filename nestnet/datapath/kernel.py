@@ -475,7 +475,7 @@ class Kernel:
         lives = np.where(
             protocol == 6, np.where(value["closing"] != 0, lifetime(6, True), lifetime(6, False)), lifetime(17, False)
         )
-        over = rows["key"][(value["dead"] != 0) | (idle >= lives)]
+        over = rows["key"][idle >= lives]
         gone["connection"] = self._maps["connection"].delete(over)
         slots, amounts = np.unique(over["source"], return_counts=True)
         self._add(self._maps["closed"], slots.astype(SLOT), amounts.astype(COUNTER))

@@ -437,11 +437,14 @@ class Reference:
         key = Key(p, q, flow)
         known = self.alive(key, now)
         if known is None and not packet.is_opening:
-            known = self.alive(Key(q, p, flow.reversed), now)
+            opened = Key(q, p, flow.reversed)
+            known = self.alive(opened, now)
+            # One that its opener may not have any more is as good as not there.
+            if known is not None and not self.judge(network, q, p, opened.flow, opened.flow.target):
+                known = None
             if known is not None:
-                key = Key(q, p, flow.reversed)
+                key = opened
         if not self.judge(network, key.opener, key.answerer, key.flow, key.flow.target):
-            self.connections.pop(key, None)
             raise Drop("policy")
         if known is None and self.opened_by(p, now) >= self.port[p].share:
             raise Drop("connection_share")

@@ -381,14 +381,12 @@ def track(world: World, state: State, port: Port, target: Port, packet: Packet, 
 
     opener, other, opened = port, target, flow
     known = connection(port, target, flow)
-    if known is None and not packet.is_opening:
+    if known is None and not packet.is_opening and allowed(target, port, flow.reversed):
         known = connection(target, port, flow.reversed)
         if known is not None:
             opener, other, opened = target, port, flow.reversed
     key = (opener.id, other.id, opened)
-    if not allowed(opener, other, opened):
-        kept = {k: c for k, c in state.connections.items() if k != key}
-        raise _Dropped("policy", replace(state, connections=kept))
+    _refuse(not allowed(opener, other, opened), "policy")
     if known is None:
         opened_by_port = [k for k, c in state.connections.items() if k[0] == port.id and _is_alive(c, k[2], now)]
         _refuse(len(opened_by_port) >= share, "connection_share")

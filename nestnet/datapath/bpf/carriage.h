@@ -31,6 +31,8 @@ ONCE int level_allows(struct walk *w, u32 net, u32 from, u32 to)
 	q->protocol = UDP;
 	memcpy(&q->source_address, w->family == 6 ? pa->address6 : pa->address4, 16);
 	memcpy(&q->target_address, w->family == 6 ? pb->address6 : pb->address4, 16);
+	if (is_unspecified(&q->source_address, 6) || is_unspecified(&q->target_address, 6))
+		return REASON_CARRIER_NO_ROUTE;
 	if (!judge(q))
 		return REASON_CARRIER_POLICY;
 	if (pa->segment == pb->segment)
@@ -106,7 +108,7 @@ INLINE void walk_down(struct walk *w, u32 a, u32 b, u32 family, u32 judging)
  * are the same nothing is judged again (rule 17). The epoch must have been read before. */
 ONCE int carry(u32 a, u32 b, u32 family, u64 now, struct carriage *out)
 {
-	struct carriage_key key = { a, b };
+	struct carriage_key key = { a, b, family };
 	struct carriage *kept = bpf_map_lookup_elem(&carriage, &key);
 	u32 zero = 0;
 	struct walk *w = bpf_map_lookup_elem(&walking, &zero);

@@ -12,7 +12,7 @@ INLINE int is_alive(const struct connection *c, u8 protocol, u32 now)
 {
 	u32 life = protocol != TCP ? OTHER_SECONDS : c->closing ? TCP_CLOSING_SECONDS : TCP_SECONDS;
 
-	return !c->dead && now - c->seen < life;
+	return now - c->seen < life;
 }
 
 INLINE void reverse(struct tuple *to, const struct tuple *from)
@@ -35,10 +35,8 @@ ONCE int opener_may(struct connection_key *key, struct connection *c, u32 net)
 		return 0;
 	sum = verdict_sum(net, key->source, key->target);
 	if (c->sum != sum) {
-		if (!judge_tuple(net, key->source, key->target, &key->tuple)) {
-			c->dead = 1;
+		if (!judge_tuple(net, key->source, key->target, &key->tuple))
 			return 0;
-		}
 		c->sum = sum;
 	}
 	return 1;
@@ -102,12 +100,12 @@ ONCE int is_related(struct __sk_buff *skb, struct packet *p)
 	p->key.target = p->source;
 	p->key.tuple = p->quote;
 	c = find(&p->key, p->now);
-	if (!c) {
-		p->key.source = p->source;
-		p->key.target = p->target;
-		reverse(&p->key.tuple, &p->quote);
-		c = find(&p->key, p->now);
-	}
+	if (c && opener_may(&p->key, c, p->network))
+		return 1;
+	p->key.source = p->source;
+	p->key.target = p->target;
+	reverse(&p->key.tuple, &p->quote);
+	c = find(&p->key, p->now);
 	return c && opener_may(&p->key, c, p->network);
 }
 
@@ -124,9 +122,9 @@ ONCE int track(struct __sk_buff *skb, struct packet *p)
 	if (!p)
 		return REASON_ERROR;
 	p->tracked = UNTRACKED;
-	if (p->icmp_kind == ICMP_ERROR)
-		return p->fragment == WHOLE && is_related(skb, p) ? 0 : REASON_ICMP_UNRELATED;
-	if (p->icmp_kind == ICMP_OTHER || (p->tuple.protocol == UDP && p->tuple.target_port == CARRIAGE_PORT))
+	if (p->icmp_kind == ICMP_ERROR && p->fragment == WHOLE)
+		return is_related(skb, p) ? 0 : REASON_ICMP_UNRELATED;
+	if (p->icmp_kind == ICMP_ERROR || p->icmp_kind == ICMP_OTHER || (p->tuple.protocol == UDP && p->tuple.target_port == CARRIAGE_PORT))
 		return may(p) ? 0 : REASON_POLICY;
 	p->key.source = p->source;
 	p->key.target = p->target;
@@ -141,9 +139,9 @@ ONCE int track(struct __sk_buff *skb, struct packet *p)
 		p->key.target = p->source;
 		reverse(&p->key.tuple, &p->tuple);
 		c = find(&p->key, p->now);
-		if (c) {
+		if (c && opener_may(&p->key, c, p->network)) {
 			p->tracked = REPLY;
-			return opener_may(&p->key, c, p->network) ? 0 : REASON_POLICY;
+			return 0;
 		}
 	}
 	if (!may(p))
@@ -176,7 +174,7 @@ ONCE int remember(struct packet *p)
 		fresh.sum = verdict_sum(p->network, p->key.source, p->key.target);
 		fresh.seen = p->now;
 		fresh.closing = closing;
-		if (c) { /* it died, and is still in its opener's share */
+		if (c) { /* it is over, and still in its opener's share */
 			*c = fresh;
 			return 0;
 		}

@@ -2,11 +2,6 @@
 #pragma once
 #include "answer.h"
 
-INLINE int is_unspecified(const struct address *a, u8 family)
-{
-	return family == 4 ? !a->words[3] : !(a->words[0] | a->words[1] | a->words[2] | a->words[3]);
-}
-
 /* What a port may send before it has an address: DHCP discovery; DAD and multicast listener reports. */
 INLINE int may_be_unspecified(const struct packet *p)
 {
@@ -37,8 +32,8 @@ ONCE int guard(struct packet *p, u32 by_router)
 	}
 	if (t->protocol == UDP && p->fragment != LATER_FRAGMENT && t->source_port == (t->family == 4 ? 67 : 547))
 		return REASON_DHCP_SERVER;
-	if (by_router)
-		return 0; /* found by this very address, and a router has no business with the exceptions */
+	if (by_router) /* found by this very address */
+		return passes_no_router(t) ? REASON_SOURCE_ADDRESS : 0;
 	if (port_of(p->segment, &t->source) == p->source)
 		return 0;
 	return is_unspecified(&t->source, t->family) && may_be_unspecified(p) ? 0 : REASON_SOURCE_ADDRESS;

@@ -71,6 +71,8 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 		return REASON_HAIRPIN;
 	case SWITCHED:
 	case ROUTED:
+		if (p->routed && passes_no_router(&p->tuple))
+			return REASON_SOURCE_ADDRESS;
 		q = bpf_map_lookup_elem(&port, &p->target);
 		if (!q || !(q->flags & ENABLED))
 			return REASON_PORT_DISABLED;
@@ -250,7 +252,6 @@ INLINE int from_workload(struct __sk_buff *skb)
 	if (p->came[0] & 1) {
 		if ((u32)(p->end - ETH_BYTES) > n->mtu)
 			return drop(skb, p->source, REASON_TOO_BIG);
-		remember_fragment(p);
 		return to_all(skb, p);
 	}
 	reason = decide(skb, p);
@@ -348,7 +349,7 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	if (reason || !from || !from->id)
 		return drop(skb, 0, REASON_UNKNOWN_SOURCE);
 	p->a = place_of(from);
-	if (machine_of(p->a, 0) != p->sender && machine_of(p->a, 1) != p->sender)
+	if (machine_of(from->host, 0) != p->sender && machine_of(from->host, 1) != p->sender)
 		return drop(skb, 0, REASON_SENDER_LOCATION);
 	reason = guard(p, p->router);
 	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
@@ -359,7 +360,6 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	if (reason)
 		return drop(skb, 0, reason);
 	if (p->came[0] & 1) {
-		remember_fragment(p);
 		reason = by_ecn(skb, p);
 		return reason ? drop(skb, 0, reason) : FOR_ALL;
 	}

@@ -66,6 +66,21 @@ INLINE int same_address(const struct address *x, const struct address *y)
 	       x->words[3] == y->words[3];
 }
 
+INLINE int is_unspecified(const struct address *a, u8 family)
+{
+	return family == 4 ? !a->words[3] : !(a->words[0] | a->words[1] | a->words[2] | a->words[3]);
+}
+
+/* Sources that mean nothing in another segment: no answer would find its way back. */
+INLINE int passes_no_router(const struct tuple *t)
+{
+	const u8 *a = t->source.bytes;
+
+	if (is_unspecified(&t->source, t->family))
+		return 1;
+	return t->family == 4 ? a[12] == 169 && a[13] == 254 : a[0] == 0xfe && (a[1] & 0xc0) == 0x80;
+}
+
 INLINE int same_mac(const u8 *x, const u8 *y)
 {
 	u32 hx, hy;
@@ -147,8 +162,11 @@ INLINE int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		if (next == 44) {
 			u32 offset = load16(extension + 2);
 
-			p->fragment_id = (u32)load16(extension + 4) << 16 | load16(extension + 6);
-			p->fragment = offset & 0xfff8 ? LATER_FRAGMENT : offset & 1 ? FIRST_FRAGMENT : WHOLE;
+			/* With neither, it is an atomic fragment: whole (RFC 6946). */
+			if (offset & 0xfff9) {
+				p->fragment = offset & 0xfff8 ? LATER_FRAGMENT : FIRST_FRAGMENT;
+				p->fragment_id = (u32)load16(extension + 4) << 16 | load16(extension + 6);
+			}
 		}
 		next = extension[0];
 		at += size;

@@ -43,14 +43,14 @@ struct flow {
 };
 
 /* How host a reaches host b: the walk down the carriers, with all levels' counters in one sum. */
-struct carriage_key { u32 a, b; };
+struct carriage_key { u32 a, b, family; };
 struct carriage {
 	u64 epoch, sum;
 	u32 reason; /* 0: it may */
 	u32 machine; /* slot, 0 if it never leaves this machine */
 };
 
-/* A connection, as its opener saw it. The agent alone deletes: `dead` ones are not there. */
+/* A connection, as its opener saw it. The agent alone deletes. */
 struct connection_key {
 	u32 source, target; /* ports */
 	struct tuple tuple;
@@ -58,8 +58,7 @@ struct connection_key {
 struct connection {
 	u64 sum; /* of the counters its opener was last judged by */
 	u32 seen;
-	u8 closing, dead;
-	u16 pad;
+	u32 closing;
 };
 
 struct fragment_key {

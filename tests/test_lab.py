@@ -1,0 +1,338 @@
+"""A lab as a user has it: up, checks, exec, changes, kill -9, down. Real processes, real packets.
+
+m1: acme/web1, globex/web1     m2: acme/web2, acme/db1     m3: acme/db2, globex/db1
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nestnet.agent import netns
+from nestnet.lab import state
+from nestnet.lab.addresses import seats
+from nestnet.lab.down import down, end
+from nestnet.lab.state import Lab, Process
+from nestnet.model.errors import Conflict, Exhausted
+from nestnet.model.manifest import MachineSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = ROOT / "examples/quickstart.yaml"
+
+
+def nestnet(*arguments: str, stdin: bytes = b"", code: int | None = 0) -> subprocess.CompletedProcess[bytes]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("NESTNET")} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "nestnet", *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, cwd=ROOT, env=env, timeout=180, check=False)
+    assert code is None or done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr.decode())
+    return done
+
+
+def leftovers(name: str) -> list[str]:
+    """Everything on this computer that belongs to a lab."""
+    wire = f"{state.PREFIX}{name}"
+    found = [each for each in netns.names(wire) if each == wire or each.startswith(f"{wire}.")]
+    found += [str(folder) for folder in (state.RUN / name, state.BPFFS / name) if folder.exists()]
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(word.endswith(f"/{name}/controller.sock".encode()) for word in words):
+                found.append(f"process {process.name}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[str]:
+    """A lab with the quick start in it, for tests that leave it as it is."""
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    try:
+        nestnet("up", str(QUICKSTART), "--name", name)
+        yield name
+    finally:
+        nestnet("down", "--name", name)
+    assert leftovers(name) == []
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    chosen = f"t-{uuid.uuid4().hex[:8]}"
+    yield chosen
+    down(chosen)
+    assert leftovers(chosen) == []
+
+
+# ---- what needs no lab
+
+
+def test_machines_get_the_next_free_addresses() -> None:
+    specs = {f"m{i}": MachineSpec() for i in range(3)} | {"own": MachineSpec.model_validate({"address": "192.0.2.2"})}
+    assert [seat.address for seat in seats(specs)] == ["192.0.2.1/24", "192.0.2.3/24", "192.0.2.4/24", "192.0.2.2/24"]
+    many = seats({f"m{i}": MachineSpec() for i in range(300)})
+    assert (many[0].address, many[299].address) == ("198.18.0.1/15", "198.18.1.44/15")
+    with pytest.raises(Exhausted, match="at most 131070"):
+        seats(dict.fromkeys((f"m{i}" for i in range(131071)), MachineSpec()))
+
+
+def test_no_lab_is_mistaken_for_another() -> None:
+    """Names are labels without dots: a-b's namespaces do not begin as those of a do."""
+    assert not Lab("a-b").machine("c").startswith(Lab("a").wire + ".")
+    assert len({Lab("a").wire, Lab("a").machine("wire"), Lab("a").workload(1), Lab("a").machine("port")}) == 4
+
+
+def test_a_pid_that_was_given_to_somebody_else_is_left_alone() -> None:
+    stranger = subprocess.Popen(["sleep", "600"])
+    try:
+        real = Process.of("sleep", stranger.pid)
+        assert real.alive()
+        assert end([Process("agent", stranger.pid, real.started - 1)]) == 0
+        assert stranger.poll() is None
+        assert end([real]) == 1
+        assert stranger.wait() == -signal.SIGTERM
+        assert not real.alive()
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_one_of_several_labs_must_be_named() -> None:
+    assert state.only_lab([]) is None
+    assert state.only_lab(["a"]) == "a"
+    with pytest.raises(Conflict, match="several labs are up: a, b"):
+        state.only_lab(["a", "b"])
+
+
+# ---- one that is up
+
+
+@pytest.mark.root
+def test_every_check_of_the_quick_start_passes(lab: str) -> None:
+    results = json.loads(nestnet("test", "--lab", lab, "-o", "json").stdout)
+    assert results["kind"] == "CheckList"
+    assert results["passed"]
+    assert len(results["items"]) == 11
+
+
+@pytest.mark.root
+def test_a_check_that_fails_is_named_and_exits_4(lab: str, tmp_path: Path) -> None:
+    text = QUICKSTART.read_text()
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(
+        text[: text.index("checks:")]
+        + "checks:\n"
+        + "  - {from: acme/web1, to: acme/web2, send: icmp, expect: deny}\n"
+        + "  - {from: acme/web1, to: acme/web2, send: udp/7000, expect: allow}\n"
+    )
+    ran = nestnet("test", str(wrong), "--lab", lab, code=4)
+    assert "FAILED" in ran.stdout.decode()
+    assert "acme/web1 -> acme/web2 icmp: expected deny, got allow" in ran.stdout.decode()
+    assert ran.stdout.decode().endswith("1 of 2 checks passed\n")
+
+
+@pytest.mark.root
+def test_exec_passes_stdin_status_and_signals(lab: str) -> None:
+    assert nestnet("exec", "acme/web1", "--lab", lab, "--", "cat", stdin=b"a\0b").stdout == b"a\0b"
+    nestnet("exec", "m1", "--lab", lab, "sh", "-c", "exit 9", code=9)
+    shown = nestnet("exec", "acme/web1", "--lab", lab, "--", "ip", "-br", "addr", "show", "eth0").stdout.decode()
+    assert "10.0.0.2/24" in shown
+    env = {key: value for key, value in os.environ.items() if not key.startswith("NESTNET")} | {"PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-m",
+        "nestnet",
+        "exec",
+        "acme/web1",
+        "--lab",
+        lab,
+        "--",
+        "sh",
+        "-c",
+        "echo ready; exec sleep 600",
+    ]
+    running = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"ready\n"
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(20) == -signal.SIGTERM
+    running.stdout.close()
+    assert b"machine m9 does not exist; did you mean" in nestnet("exec", "m9", "--lab", lab, "true", code=1).stderr
+
+
+@pytest.mark.root
+def test_capture_shows_vxlan_on_the_wire(lab: str, tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("NESTNET")} | {"PYTHONPATH": str(ROOT)}
+    file = tmp_path / "frames.pcap"
+    command = [sys.executable, "-m", "nestnet", "capture", "m1", "--lab", lab, "-w", str(file), "-c", "2"]
+    capture = subprocess.Popen([*command, "udp", "port", "4789"], cwd=ROOT, env=env, stderr=subprocess.PIPE)
+    assert capture.stderr is not None
+    equivalent = capture.stderr.readline().decode()
+    assert equivalent.startswith(f"ip netns exec nn-{lab}.m1 tcpdump -i eth0")
+    while b"listening on" not in capture.stderr.readline():
+        assert capture.poll() is None
+    nestnet("exec", "acme/web1", "--lab", lab, "--", "ping", "-q", "-c", "3", "-i", "0.2", "10.0.0.3")
+    assert capture.wait(20) == 0
+    capture.stderr.close()
+    shown = subprocess.check_output(["tcpdump", "-n", "-r", str(file)], text=True, stderr=subprocess.DEVNULL)
+    assert "VXLAN, flags [I] (0x08)" in shown
+    assert "10.0.0.2 > 10.0.0.3: ICMP echo request" in shown
+
+
+@pytest.mark.root
+def test_status_is_well_and_counts(lab: str) -> None:
+    assert nestnet("status", "--lab", lab).stdout.decode().startswith("well: ")
+
+
+@pytest.mark.root
+def test_up_again_is_refused_and_touches_nothing(lab: str) -> None:
+    ran = nestnet("up", str(QUICKSTART), "--name", lab, code=1)
+    assert f"nestnet: lab {lab} is up: `nestnet apply {QUICKSTART} --lab {lab}`" in ran.stderr.decode()
+    assert nestnet("status", "--lab", lab).returncode == 0
+
+
+# ---- from up to down
+
+
+@pytest.mark.root
+def test_a_change_is_realised_when_apply_returns(name: str, tmp_path: Path) -> None:
+    text = QUICKSTART.read_text()
+    file = tmp_path / "net.yaml"
+    file.write_text(text)
+    nestnet("up", str(file), "--name", name)
+    denied = ["exec", "acme/web1", "--lab", name, "--", "ping", "-q", "-c", "1", "-W", "1", "10.0.1.2"]
+    nestnet(*denied, code=1)
+    file.write_text(text.replace("to: database, allow: tcp/5432", "to: database, allow: [tcp/5432, icmp]"))
+    ran = nestnet("apply", str(file), "--lab", name)
+    assert "realised in" in ran.stderr.decode()
+    nestnet(*denied)
+    assert nestnet("plan", str(file), "--lab", name, "--exit-code").stdout == b"no changes\n"
+
+    # A port that goes takes its workload along; one that comes, gets one.
+    nestnet("delete", "port", "globex/db1", "--lab", name)
+    nestnet("exec", "globex/db1", "--lab", name, "true", code=1)
+    nestnet("apply", str(file), "--lab", name)
+    nestnet("exec", "globex/web1", "--lab", name, "--", "ping", "-q", "-c", "1", "-W", "2", "10.0.1.2")
+
+
+@pytest.mark.root
+def test_an_agent_that_was_killed_finds_its_machine_as_it_is(name: str) -> None:
+    """Traffic goes on without it, and a new one changes nothing that is right."""
+    nestnet("up", str(QUICKSTART), "--name", name)
+    lab = state.load(name)
+    assert lab is not None
+    agent = next(process for process in lab.processes if process.name == "agent-m1")
+    command = (Path("/proc") / str(agent.pid) / "cmdline").read_bytes().decode().split("\0")[:-1]
+    os.kill(agent.pid, signal.SIGKILL)
+    ping = ["exec", "acme/web1", "--lab", name, "--", "ping", "-q", "-c", "2", "-i", "0.2", "-W", "1", "10.0.0.3"]
+    nestnet(*ping)
+    with (lab.logs / "again.log").open("wb") as log:
+        again = netns.spawn(
+            netns.path(lab.machine("m1")), command, output=log, environment={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+    try:
+        _wait_for_line(lab.logs / "again.log", "2 workloads")
+        nestnet(*ping)
+        nestnet("test", "--lab", name)
+    finally:
+        again.terminate()
+        assert again.wait(20) == 0
+
+
+def _wait_for_line(file: Path, text: str, seconds: float = 30) -> None:
+    limit = time.monotonic() + seconds
+    while text not in file.read_text():
+        assert time.monotonic() < limit, file.read_text()
+        time.sleep(0.05)
+
+
+@pytest.mark.root
+def test_down_after_kill_9_of_everything_leaves_nothing(name: str) -> None:
+    nestnet("up", str(QUICKSTART), "--name", name)
+    lab = state.load(name)
+    assert lab is not None
+    inside = netns.spawn(netns.path(lab.machine("m2")), ["sh", "-c", "trap '' TERM; sleep 600"])
+    for process in lab.processes:
+        os.kill(process.pid, signal.SIGKILL)
+    ran = nestnet("down", "--name", name)
+    assert b"is down" in ran.stderr
+    assert inside.wait(10) == -signal.SIGKILL
+    assert leftovers(name) == []
+    assert b"was not up" in nestnet("down", "--name", name).stderr
+
+
+@pytest.mark.root
+def test_down_works_without_its_own_state(name: str) -> None:
+    nestnet("up", str(QUICKSTART), "--name", name)
+    lab = state.load(name)
+    assert lab is not None
+    (state.RUN / name / "lab.json").unlink()
+    nestnet("down", "--name", name)
+    assert [each for each in leftovers(name) if not each.startswith("process")] == []
+    assert end(lab.processes) <= 1  # the controller is in no namespace of the lab: only its state knew it
+
+
+@pytest.mark.root
+def test_a_failure_in_the_middle_takes_everything_away_again(name: str, tmp_path: Path) -> None:
+    blocked = f"nn-{name}.m2"  # somebody has a namespace of that name already
+    netns.create(blocked)
+    try:
+        ran = nestnet("up", str(QUICKSTART), "--name", name, code=1)
+        assert "is up" in ran.stderr.decode()
+        assert netns.exists(blocked)
+    finally:
+        netns.delete(blocked)
+    machine = "m" + "x" * 62
+    file = tmp_path / "net.yaml"
+    file.write_text(f"apiVersion: nestnet/v1\nmachines: {{{machine}: {{}}}}\n")
+    ran = nestnet("up", str(file), "--name", name, "--timeout", "0", code=None)
+    if ran.returncode:
+        assert leftovers(name) == []
+
+
+@pytest.mark.root
+def test_long_names_and_two_labs_at_once(lab: str, name: str, tmp_path: Path) -> None:
+    machine = "a" * 63
+    file = tmp_path / "net.yaml"
+    file.write_text(
+        "apiVersion: nestnet/v1\n"
+        f"machines: {{{machine}: {{mtu: 9000}}, m2: {{address: 203.0.113.9}}}}\n"
+        "networks:\n"
+        "  n:\n"
+        "    segments: {s: {cidr: [10.0.0.0/24, 'fd00::/64']}}\n"
+        f"    ports: {{a: {{segment: s, host: {machine}}}, b: {{segment: s, host: m2}}}}\n"
+        "checks:\n"
+        "  - {from: n/a, to: n/b, send: udp/9, expect: allow}\n"
+        "  - {from: n/b, to: n/a, send: icmp, expect: allow}\n"
+    )
+    nestnet("up", str(file), "--name", name)
+    nestnet("test", "--lab", name)
+    nestnet("test", "--lab", lab)
+    ran = nestnet("get", "ports", code=1)
+    assert b"several labs are up" in ran.stderr
+
+
+@pytest.mark.root
+def test_down_of_nothing_is_no_failure() -> None:
+    assert nestnet("down", "--name", f"t-{uuid.uuid4().hex[:8]}").returncode == 0
+
+
+@pytest.mark.root
+def test_a_wrong_file_makes_nothing(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "net.yaml"
+    file.write_text("apiVersion: nestnet/v1\nmachines: {m1: {}}\nnetworks: {a: {segments: {s: {cidr: 10.0.0.1/24}}}}\n")
+    ran = nestnet("up", str(file), "--name", name, code=1)
+    assert ran.stderr.decode().startswith(f"{file}:3:29: host_bits:"), ran.stderr
+    assert leftovers(name) == []
+    file.write_text("apiVersion: nestnet/v1\n")
+    assert b"there is no machine" in nestnet("up", str(file), "--name", name, code=1).stderr
+    assert leftovers(name) == []
