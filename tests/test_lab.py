@@ -331,7 +331,7 @@ def test_a_wrong_file_makes_nothing(tmp_path: Path, name: str) -> None:
     file = tmp_path / "net.yaml"
     file.write_text("apiVersion: nestnet/v1\nmachines: {m1: {}}\nnetworks: {a: {segments: {s: {cidr: 10.0.0.1/24}}}}\n")
     ran = nestnet("up", str(file), "--name", name, code=1)
-    assert ran.stderr.decode().startswith(f"{file}:3:29: host_bits:"), ran.stderr
+    assert ran.stderr.decode().startswith(f"{file}:3:31: host_bits:"), ran.stderr
     assert leftovers(name) == []
     file.write_text("apiVersion: nestnet/v1\n")
     assert b"there is no machine" in nestnet("up", str(file), "--name", name, code=1).stderr

@@ -108,10 +108,10 @@ class Feed:
                 self._lost("the controller closed the feed")
             except (NestnetError, OSError) as error:
                 self._lost(str(error))
-            except (KeyError, TypeError, ValueError) as error:
-                # Not a feed that this version reads. Ask for all of it again; if that cannot be read either,
-                # what is there stays as it is.
-                self._lost(f"a batch cannot be read: {error!r}")
+            except Exception as error:
+                # Not a feed that this version can read. This thread must not end, or the machine would never hear
+                # again: ask for all of it anew. If that cannot be read either, what is there stays as it is.
+                self._lost(f"cannot be read: {error!r}")
                 self._desired = Desired(self._desired.values, self._desired.revision, self._desired.whole, None)
             self._stopped.wait(pause * random.uniform(0.5, 1.0))  # many agents must not come back in step
             pause = min(pause * 2, LONGEST_PAUSE)

@@ -55,7 +55,7 @@ def target(name: str | None) -> Target:
 def _nearest(name: str, names: list[str]) -> str | None:
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(name, names, 1)), None)
+    return next(iter(get_close_matches(name, names, 1, 0.5)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,8 +100,6 @@ def _wait_for_exit(pid: int, seconds: float) -> None:
         select.select([handle], [], [], seconds)
     finally:
         os.close(handle)
-    with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # ours when the same process brings up and down
 
 
 def _remove_pins(folder: Path) -> int:
