@@ -304,7 +304,7 @@ def test_another_layout_under_the_same_version_is_refused(pins: Path, plain: Pat
     (pins / "v1" / "object").unlink()
     (pins / "v1" / "flow").unlink()
     (pins / "v1" / "carriage").rename(pins / "v1" / "flow")
-    with pytest.raises(LoadError, match="map flow has entries of 8 bytes where 44 are meant"):
+    with pytest.raises(LoadError, match="map flow has entries of 12 bytes where 44 are meant"):
         Kernel.open(pins, SMALL, object=plain)
 
 

@@ -79,16 +79,12 @@ static long copy_there(u32 index, struct copies *c)
 	next_hop = outer_header(c->skb, c->f, to, c->label, c->source_port);
 	if (next_hop == NO_ROUTE)
 		return 0;
-	if (c->encapsulated) { /* the last copy's outer header makes room for this one's */
-		u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO |
-			    (c->p->ether_type == ETH_IPV6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : BPF_F_ADJ_ROOM_DECAP_L3_IPV4);
-
-		if (bpf_skb_adjust_room(c->skb, -OUTER, BPF_ADJ_ROOM_MAC, flags))
-			return 1;
-	}
+	/* The second copy overwrites the outer headers of the first. */
+	if (!c->encapsulated && make_room(c->skb))
+		return 1;
 	c->encapsulated = 1;
 	memcpy(c->f->leaves, c->p->came, 12);
-	if (encapsulate(c->skb, c->f, c->p->ecn, c->p->ether_type))
+	if (write_headers(c->skb, c->f, c->p->ecn, c->p->ether_type))
 		return 1;
 	if (recording)
 		record(c->skb, RECORD_WIRE, to, c->f->ifindex);

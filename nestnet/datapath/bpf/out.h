@@ -92,15 +92,20 @@ INLINE u16 fold(u32 sum)
  *  |                                    4789        I, VNI   |
  *
  * RFC 7348 figure 1. Lengths of a GSO packet describe the whole; whoever segments it sets them right. */
-ONCE int encapsulate(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type)
+INLINE int make_room(struct __sk_buff *skb)
+{
+	return bpf_skb_adjust_room(skb, OUTER, BPF_ADJ_ROOM_MAC,
+				   BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+					   BPF_F_ADJ_ROOM_ENCAP_L2(ETH_BYTES) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH);
+}
+
+ONCE int write_headers(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type)
 {
 	u8 head[OUTER + ETH_BYTES];
 	u32 length;
 	u16 check;
 
-	if (!f || bpf_skb_adjust_room(skb, OUTER, BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
-				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_BYTES) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH))
+	if (!f)
 		return REASON_ERROR;
 	memcpy(head, f->outer, OUTER);
 	length = skb->len - ETH_BYTES;
@@ -117,6 +122,11 @@ ONCE int encapsulate(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_t
 	head[OUTER + 12] = ether_type >> 8;
 	head[OUTER + 13] = ether_type;
 	return bpf_skb_store_bytes(skb, 0, head, sizeof(head), 0) ? REASON_ERROR : 0;
+}
+
+INLINE int encapsulate(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type)
+{
+	return make_room(skb) ? REASON_ERROR : write_headers(skb, f, ecn, ether_type);
 }
 
 /* The other way round: what is left begins with the inner Ethernet header. */
