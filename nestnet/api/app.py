@@ -224,8 +224,7 @@ def _trace(store: Store, port: str, to: str, protocol: str, dport: int) -> dict[
         "to": str(destination),
         "protocol": protocol,
         "dport": dport,
-        "names": {f"{kind} {id}": name for (kind, id), name in names.items()},
-        **explain(world, row, destination, protocol, dport),
+        **explain(world, row, destination, protocol, dport, names),
     }
 
 
