@@ -136,7 +136,7 @@ def test_a_check_that_fails_is_named_and_exits_4(lab: str, tmp_path: Path) -> No
     )
     ran = nestnet("test", str(wrong), "--lab", lab, code=4)
     assert "FAILED" in ran.stdout.decode()
-    assert "acme/web1 -> acme/web2 icmp: expected deny, got allow" in ran.stdout.decode()
+    assert "acme/web1 -> acme/web2 icmp: expected deny, got allow\n  deliver: to acme/web2\n" in ran.stdout.decode()
     assert ran.stdout.decode().endswith("1 of 2 checks passed\n")
 
 
@@ -186,6 +186,17 @@ def test_capture_shows_vxlan_on_the_wire(lab: str, tmp_path: Path) -> None:
     shown = subprocess.check_output(["tcpdump", "-n", "-r", str(file)], text=True, stderr=subprocess.DEVNULL)
     assert "VXLAN, flags [I] (0x08)" in shown
     assert "10.0.0.2 > 10.0.0.3: ICMP echo request" in shown
+
+
+@pytest.mark.root
+def test_a_trace_names_the_policy_and_its_line(lab: str) -> None:
+    line = next(n for n, text in enumerate(QUICKSTART.read_text().splitlines(), 1) if "allow: tcp/5432" in text)
+    told = nestnet("trace", "acme/web1", "acme/db1", "--tcp", "5432", "--lab", lab).stdout.decode()
+    assert told.startswith("tcp/5432 from acme/web1 (10.0.0.2) to 10.0.1.2")
+    assert f"allowed by frontend -> database allow tcp/5432 ({QUICKSTART}:{line})" in told
+    assert told.endswith("deliver: to acme/db1\n")
+    told = nestnet("trace", "acme/web1", "10.0.1.2", "--lab", lab).stdout.decode()
+    assert told.splitlines()[-1].startswith("drop: policy: denied")
 
 
 @pytest.mark.root

@@ -1,49 +1,79 @@
-"""Traces as text: layer by layer, what happens to a packet, by which rule, and where the file says so.
+"""Traces as text: layer by layer what happens to a packet, by which policy, and where the file says so.
 
-tcp acme/web1 10.0.0.2 -> 10.0.1.2 port 5432
+tcp/5432 from acme/web1 (10.0.0.2) to 10.0.1.2, TTL 64, a new flow
 
 acme
-  guard       10.0.0.2 and its MAC are the port's
-  policy      denied: no policy allows tcp/5432                       net.yaml:31
-dropped: policy
+  guard        10.0.0.2 and the MAC are the port's own
+  policy       allowed by frontend -> database allow tcp/5432 (net.yaml:31)
+the fabric
+  carry        m1 (192.0.2.1) to m2 (192.0.2.2)
+deliver: to acme/db1
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nestnet.cli.output import plain
+if TYPE_CHECKING:
+    from nestnet.file import Document
+
+Places = Mapping[tuple[str, object], str]
+"""(path of a network, a policy's words in any order) -> FILE:LINE."""
+
+WIDTH = 12  # of the column with the names of steps: as wide as the longest
 
 
 def verdict(trace: Mapping[str, Any]) -> str:
-    """The outcome in one line: what decided it."""
-    if trace.get("reason"):
-        detail = trace.get("detail") or trace.get("message")
-        return f"{trace['reason']}: {detail}" if detail else str(trace["reason"])
-    steps = trace.get("steps") or []
-    outcome = str(trace.get("verdict") or "")
-    return f"{outcome}: {_said(steps[-1])}" if steps and outcome else outcome or "no trace"
+    """The outcome in one line: `deliver: to acme/db1`, `drop: policy: denied by ...`."""
+    reason = f"{trace['reason']}: " if trace.get("reason") else ""
+    return f"{trace['verdict']}: {reason}{trace['detail']}"
 
 
-def text(trace: Mapping[str, Any]) -> str:
+def text(trace: Mapping[str, Any], places: Places | None = None) -> str:
     """The whole trace, without a newline at the end."""
-    lines = []
-    if packet := trace.get("packet"):
-        lines += [packet if isinstance(packet, str) else plain(packet), ""]
+    lines = [trace["packet"], ""]
     layer = None
-    for step in trace.get("steps") or []:
-        where = step.get("layer") or step.get("network") or ""
-        if where != layer:
-            lines.append(str(where))
-            layer = where
-        line = f"  {step.get('step') or step.get('stage') or '':<12}{_said(step)}"
-        if source := step.get("source") or step.get("pointer"):
-            line += f"    {source}"
-        lines.append(line.rstrip())
-    lines.append(verdict(trace))
-    return "\n".join(lines)
+    for step in trace["steps"]:
+        if step["layer"] != layer:
+            layer = step["layer"]
+            lines.append(layer)
+        place = (places or {}).get((step.get("network", ""), _key(step.get("policy", ""))))
+        lines.append(f"  {step['step']:<{WIDTH}} {step['text']}{f' ({place})' if place else ''}")
+    return "\n".join([*lines, verdict(trace)])
 
 
-def _said(step: Mapping[str, Any]) -> str:
-    return plain(step.get("text") or step.get("message") or step.get("detail"), "")
+def places(document: Document) -> Places:
+    """Where a file has its policies."""
+    from nestnet.model.problems import join
+
+    found: dict[tuple[str, object], str] = {}
+
+    def walk(networks: Mapping[str, Any], path: tuple[str, ...]) -> None:
+        for name, network in networks.items():
+            here = (*path, name)
+            at = [step for each in here for step in ("networks", each)]
+            for index, policy in enumerate(network.policies or ()):
+                line, _ = document.positions[join(*at, "policies", index)]
+                verb, services = ("allow", policy.allow) if policy.allow is not None else ("deny", policy.deny)
+                key = _parts(policy.sources, policy.targets, verb, services, policy.priority)
+                found["/".join(here), key] = f"{document.name}:{line}"
+            walk(network.networks or {}, here)
+
+    if document.manifest is not None:
+        walk(document.manifest.networks or {}, ())
+    return found
+
+
+def _key(words: str) -> object:
+    """'a,b -> c allow tcp/80 priority 7', in an order of its own, so that it can be compared."""
+    match = re.fullmatch(r"(\S+) -> (\S+) (allow|deny) (\S+)(?: priority (\d+))?", words)
+    if match is None:
+        return None
+    sources, targets, verb, services, priority = match.groups()
+    return _parts(sources.split(","), targets.split(","), verb, services.split(","), int(priority or 100))
+
+
+def _parts(sources: Any, targets: Any, verb: str, services: Any, priority: int) -> object:
+    return frozenset(sources), frozenset(targets), verb, frozenset(services), priority

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from nestnet.cli import output as out
-from nestnet.cli.find import target
+from nestnet.cli.find import Target, target
 from nestnet.cli.formats import Format
 from nestnet.cli.kinds import singular
+from nestnet.model.errors import NestnetError
+
+if TYPE_CHECKING:
+    from nestnet.cli.traces import Places
 
 
 def get(kind: str, path: str | None, network: str | None, lab: str | None, output: Format) -> None:
@@ -30,7 +36,8 @@ def trace(port: str, to: str, protocol: str, number: int | None, lab: str | None
 
     from nestnet.cli import traces
 
-    with target(lab).client() as client:
+    found = target(lab)
+    with found.client() as client:
         try:
             address = str(ip_address(to))
         except ValueError:
@@ -39,7 +46,19 @@ def trace(port: str, to: str, protocol: str, number: int | None, lab: str | None
     if output in (Format.json, Format.yaml):
         out.data(out.versioned("Trace", told), output)
     else:
-        print(traces.text(told))
+        print(traces.text(told, _places(found)))
+
+
+def _places(found: Target) -> Places:
+    """Where the lab's file has its policies; nowhere when it cannot be read any more."""
+    from nestnet.cli import files, traces
+
+    if found.lab is None or not found.lab.file:
+        return {}
+    try:
+        return traces.places(files.read(found.lab.file))
+    except NestnetError:
+        return {}
 
 
 def status(lab: str | None, output: Format) -> bool:
