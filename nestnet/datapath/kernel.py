@@ -515,6 +515,14 @@ class Kernel:
             used = np.flatnonzero(values)
             self._maps[name].update(keys[used], np.zeros(len(used), COUNTER))
 
+    def age(self, seconds: int) -> None:
+        """Make everything that is remembered so much older, as if nothing had come for so long. For tests."""
+        for name in ("flow", "connection", "fragment"):
+            keys, values = self._maps[name].items()
+            values = values.copy()
+            values["seen"] -= np.uint32(seconds)  # may go below 0, and comes back as the programs' clock does
+            self._put(self._maps[name], keys, values)
+
 
 # ---- layout
 
@@ -651,7 +659,8 @@ def _not_zero(values: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
 
 def _idle(rows: Rows, clock: int) -> npt.NDArray[np.int64]:
     """Seconds since each was used. One that was used after `clock` was taken has not been idle."""
-    idle: npt.NDArray[np.int64] = np.maximum(clock - rows["value"]["seen"].astype("i8"), 0)
+    since = np.uint32(clock) - np.ascontiguousarray(rows["value"]["seen"])  # as the programs do it: modulo 2**32
+    idle: npt.NDArray[np.int64] = np.maximum(since.view("i4").astype("i8"), 0)
     return idle
 
 

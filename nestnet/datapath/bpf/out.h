@@ -66,7 +66,8 @@ INLINE int to_workload(struct __sk_buff *skb, u32 slot, u32 ifindex)
 		return TC_ACT_SHOT;
 	}
 	/* It came addressed to a router or another port, so the kernel took it for somebody else's. */
-	bpf_skb_change_type(skb, PACKET_HOST);
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
 	return bpf_redirect_peer(ifindex, 0);
 }
 
