@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.beds import BEDS, MTU
-from bench.traffic import Listener, Route, receiver
+from bench.traffic import Listener, Route, receiver, stay_on
 
 RESULTS = Path(__file__).parent / "results"
 LABELS = {
@@ -43,14 +43,15 @@ class Kind:
     name: str
     title: str
     window: Callable[[Route, float], float]
+    cpus: str  # where it runs, unless --cpus says otherwise: see bench/README.md
     scale: float
     unit: str
     decimals: int
 
 
 KINDS = (
-    Kind("stream", "TCP stream, 1 connection", Route.streamed, 8e-9, "Gb/s", 2),
-    Kind("request", "TCP request/response, 1 byte", Route.exchanged, 1, "per second", 0),
+    Kind("stream", "TCP stream, 1 connection", Route.streamed, "all", 8e-9, "Gb/s", 2),
+    Kind("request", "TCP request/response, 1 byte", Route.exchanged, "one", 1, "per second", 0),
 )
 
 
@@ -121,7 +122,7 @@ def proves_itself(path: Route) -> bool:
         return path.check() and listener.packets() > 0
 
 
-def table(kind: Kind, samples: dict[str, list[Sample]], rows: dict[str, str], reference: str) -> list[str]:
+def table(kind: Kind, where: str, samples: dict[str, list[Sample]], rows: dict[str, str], reference: str) -> list[str]:
     """The rows of one kind, as a Markdown table."""
     columns = [
         "",
@@ -130,7 +131,7 @@ def table(kind: Kind, samples: dict[str, list[Sample]], rows: dict[str, str], re
         *(["to bare"] if "bare" in samples else []),
         f"CPU s per {cost_unit(kind)}",
     ]
-    lines = [f"{kind.title}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines = [f"{kind.title}, {where}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for name, label in rows.items():
         middle = statistics.median(sample.rate for sample in samples[name]) * kind.scale
         cells = [label, f"{middle:.{kind.decimals}f}", str(ratio(samples[name], samples[reference]))]
@@ -181,7 +182,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=float, default=0.2, help="seconds of a window (0.2)")
     parser.add_argument("--paths", default="bare,peer,ours", help="which beds to make (bare,peer,ours)")
     parser.add_argument("--reference", default="peer", help="what ratios are to (peer)")
-    parser.add_argument("--cpus", choices=("one", "all"), default="one", help="where the traffic runs (one)")
+    parser.add_argument("--cpus", choices=("one", "all"), help="where all traffic runs (streams: all, requests: one)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON file (bench/results)")
     return parser.parse_args()
 
@@ -195,7 +196,7 @@ def main() -> int:
         sys.exit(f"the reference {options.reference!r} is not among the paths")
     twice = "ours" if "ours" in names else options.reference
     cpus = sorted(os.sched_getaffinity(0))
-    only = cpus[-1] if options.cpus == "one" else None
+    placed = {kind.name: options.cpus or kind.cpus for kind in KINDS}
     with contextlib.ExitStack() as stack:
         beds = {name: stack.enter_context(BEDS[name]()) for name in names}
         paths = {name: Route(bed) for name, bed in beds.items()}
@@ -206,12 +207,14 @@ def main() -> int:
         foreign = {name: Listener(bed.foreign) for name, bed in beds.items() if bed.foreign}
         for listener in foreign.values():
             stack.callback(listener.close)
-        stack.enter_context(receiver(list(paths.values()), only))
-        if only is not None:
-            os.sched_setaffinity(0, {only})
+        reader = stack.enter_context(receiver(list(paths.values())))
         sound = all(proves_itself(path) for path in paths.values())
         before = cpu_times()
-        samples = {kind.name: measure(kind, paths, options.rounds, options.window) for kind in KINDS}
+        samples = {}
+        for kind in KINDS:
+            for pid in (os.getpid(), reader):
+                stay_on(pid, set(cpus if placed[kind.name] == "all" else cpus[-1:]))
+            samples[kind.name] = measure(kind, paths, options.rounds, options.window)
         after = cpu_times()
         heard = {name: listener.packets() for name, listener in foreign.items()}
         steal = (after[1] - before[1]) / (after[2] - before[2])
@@ -225,7 +228,8 @@ def main() -> int:
         "",
     ]
     for kind, same in zip(KINDS, a_a, strict=True):
-        report += table(kind, samples[kind.name], rows, options.reference)
+        where = "all CPUs" if placed[kind.name] == "all" else "one CPU"
+        report += table(kind, where, samples[kind.name], rows, options.reference)
         report += [f"A/A: {LABELS[twice]} again, to itself: {same}", ""]
     report.append(
         f"Checksums {'right' if sound else 'WRONG'}; packets heard in other networks: {sum(heard.values())}; "
@@ -244,7 +248,7 @@ def main() -> int:
                 "taken": taken.isoformat(timespec="seconds"),
                 "kernel": platform.release(),
                 "cpus": len(cpus),
-                "cpus_used": options.cpus,
+                "cpus_used": placed,
                 "rounds": options.rounds,
                 "window": options.window,
                 "mtu": MTU,

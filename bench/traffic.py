@@ -205,15 +205,19 @@ def serve_echo(connection: socket.socket) -> None:
             send(data)
 
 
+def stay_on(pid: int, cpus: set[int]) -> None:
+    """Let all threads of a process run on these CPUs only."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), cpus)
+
+
 @contextlib.contextmanager
-def receiver(routes: Sequence[Route], cpu: int | None) -> Iterator[None]:
-    """Another process reads what the routes send, on its own CPU if given; it ends with the block."""
+def receiver(routes: Sequence[Route]) -> Iterator[int]:
+    """Another process reads what the routes send; it ends with the block. The process's pid."""
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
-            if cpu is not None:
-                os.sched_setaffinity(0, {cpu})
             threads = []
             for route in routes:
                 # This process must not hold the sending ends open when the sender dies.
@@ -231,7 +235,7 @@ def receiver(routes: Sequence[Route], cpu: int | None) -> Iterator[None]:
         for end in route.far_ends():
             end.close()
     try:
-        yield
+        yield pid
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
