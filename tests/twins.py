@@ -1,0 +1,331 @@
+"""Every machine twice: `Teller` says by the reference what must become of each frame, `play` has the kernel do it.
+
+    conversation -> machine's tables -> Reference.workload    Kernel.run(workload)     frames, drops: equal
+                                             | datagram               |
+                                        Reference.underlay    Kernel.run(underlay)     frames, drops: equal
+
+What is told is a list of operations, values that know what they expect: it can be played at once, or again and again to
+kernels that are not what they should be (test_mutants.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import socket
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import numpy as np
+from hypothesis import note
+from strategies import Step
+from test_equality import machine_of
+
+from nestnet.agent import netns
+from nestnet.compile.compiler import compile
+from nestnet.compile.diff import Action, diff
+from nestnet.compile.slots import Slots, assign
+from nestnet.compile.tables import Tables, empty
+from nestnet.datapath.kernel import BPFFS, Capacity, Kernel, ProgramName, Record
+from nestnet.datapath.reference import Outputs, Reference, ToMachine, ToWorkload
+from nestnet.model.reasons import NAMES
+from nestnet.model.values import CONNECTION_SHARE, World
+
+LINKS = 32  # of workloads, more than a drawn world ever has
+MACHINES = 4
+SMALL = Capacity(
+    networks=128, segments=128, routers=64, ports=256, hosts=256, machines=16, addresses=4096, routes=1024,
+    members=4096, prefixes=4096, rules=16384, flows=4096, connections=4096, fragments=1024,
+)  # fmt: skip
+ETHERNET = bytes(12) + b"\x08\x00"
+VXLAN_AT, INNER_AT = 28, 36  # in a datagram, from its outer IPv4 header on
+
+
+# ---- what is told
+
+
+@dataclass(frozen=True)
+class Forget:
+    """All machines start anew, with the tables that they have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Load:
+    """A machine gets new tables."""
+
+    machine: int
+    actions: list[Action]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Everything that is remembered grows so many seconds older; with `sweep`, what is over is swept."""
+
+    seconds: int
+    sweep: bool
+
+
+@dataclass(frozen=True)
+class Send:
+    """A frame into a program of a machine, and what must come of it: see `text`."""
+
+    machine: int
+    program: ProgramName
+    ifindex: int
+    frame: bytes
+    expected: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Compare:
+    """What a machine then holds, and has counted: drops by port slot and reason."""
+
+    machine: int
+    tables: Tables
+    drops: Mapping[tuple[int, str], int]
+
+
+Operation = Forget | Load | Wait | Send | Compare
+
+
+class Mismatch(AssertionError):
+    """The kernel did something else than the reference."""
+
+
+def text(event: tuple[object, ...]) -> str:
+    """One event to compare and to read."""
+    return " ".join(part.hex() if isinstance(part, bytes) else str(part) for part in event)
+
+
+def told(outputs: Outputs) -> tuple[str, ...]:
+    """What the reference did. The machine that a datagram is for is in its address."""
+    events: list[tuple[object, ...]] = [("drop", port, reason) for port, reason in outputs.drops]
+    for out in outputs.emitted:
+        if isinstance(out, ToWorkload):
+            events.append(("workload", out.port, out.ifindex, out.frame))
+        else:
+            events.append(("wire", out.datagram))
+    return tuple(sorted(map(text, events)))
+
+
+def seen(records: tuple[Record, ...]) -> tuple[str, ...]:
+    """What the kernel would have done, in the same words."""
+    events: list[tuple[object, ...]] = []
+    for record in records:
+        match record.kind:
+            case "workload":
+                events.append(("workload", record.slot, record.what, record.frame))
+            case "wire":
+                events.append(("wire", record.frame[14:]))
+            case "drop":
+                events.append(("drop", record.slot, NAMES[record.what]))
+    return tuple(sorted(map(text, events)))
+
+
+# ---- telling
+
+
+class Teller:
+    """All machines of worlds that change, as the reference runs them. `devices`: the ifindex of the NIC, then those of
+    the links of workloads."""
+
+    def __init__(self, devices: list[int], share: int = CONNECTION_SHARE) -> None:
+        self.devices = devices
+        self.share = share
+        self.have: dict[int, Tables] = {}
+        self.slots: dict[int, Slots] = {}
+        self.references: dict[int, Reference] = {}
+        self.drops: dict[int, Counter[tuple[int, str]]] = {}
+        self.world = World.of(())
+
+    def forget(self) -> Operation:
+        self.references = {machine: Reference(tables) for machine, tables in self.have.items()}
+        self.drops.clear()
+        return Forget()
+
+    def become(self, world: World) -> Iterator[Load]:
+        """The tables that turn what there is into this world, on all its machines."""
+        self.world = world
+        attachments = {port: self.devices[1 + port] for port in world.ports if 1 + port < len(self.devices)}
+        for machine in world.machines:
+            self.slots[machine] = assign(self.slots.get(machine, Slots()), world)
+            want = compile(world, machine, attachments, self.devices[0], self.slots[machine])
+            want["port"]["value"]["share"] = self.share
+            actions = diff(self.have.get(machine) or empty(), want)
+            self.have[machine] = want
+            if machine in self.references:
+                self.references[machine].load(want)
+            else:
+                self.references[machine] = Reference(want)
+            yield Load(machine, actions)
+
+    def workload(self, port: int, frame: bytes, now: float) -> tuple[Send, Outputs]:
+        machine, ifindex = machine_of(self.world, port), self.devices[1 + port]
+        outputs = self.references[machine].workload(ifindex, frame, now)
+        return self._told(machine, "workload", ifindex, frame, outputs), outputs
+
+    def underlay(self, machine: int, datagram: bytes, now: float) -> Send:
+        outputs = self.references[machine].underlay(datagram, now)
+        return self._told(machine, "underlay", self.devices[0], ETHERNET + datagram, outputs)
+
+    def _told(self, machine: int, program: ProgramName, ifindex: int, frame: bytes, outputs: Outputs) -> Send:
+        self.drops.setdefault(machine, Counter()).update(outputs.drops)
+        return Send(machine, program, ifindex, frame, told(outputs))
+
+    def tell(self, steps: list[Step], hostile: random.Random | None = None, sweep: bool = True) -> Iterator[Operation]:
+        """A conversation. Every frame goes through twice, so that the second time it meets the flow that the first
+        left behind. With `hostile`, workloads and machines then send what is nearly the same."""
+        yield self.forget()
+        world, now = None, 0
+        for number, step in enumerate(steps):
+            # Whole seconds, as the kernel counts them.
+            if int(step.now) > now:
+                yield Wait(int(step.now) - now, sweep)
+                now = int(step.now)
+            if step.world is not world:
+                world = step.world
+                yield from self.become(world)
+            note(f"{number}: port {step.port} at {now}: {step.frame.hex()}")
+            frames = [step.frame] * 2 + [changed_by_workload(step.frame, hostile) for _ in range(2 if hostile else 0)]
+            for frame in filter(is_runnable, frames):
+                sent, outputs = self.workload(step.port, frame, now)
+                yield sent
+                for out in outputs.emitted:
+                    if isinstance(out, ToMachine):
+                        there = machine_at(world, out.datagram)
+                        yield self.underlay(there, out.datagram, now)
+                        for _ in range(4 if hostile else 0):
+                            yield self.underlay(there, changed_by_machine(out.datagram, world, hostile), now)
+        if world is not None:
+            for machine in world.machines:
+                yield Compare(machine, self.have[machine], dict(self.drops.get(machine, {})))
+
+
+def is_runnable(frame: bytes) -> bool:
+    """BPF_PROG_TEST_RUN makes no skb of a frame that is shorter than the header its EtherType promises."""
+    return len(frame) > 14 + {b"\x08\x00": 19, b"\x86\xdd": 39}.get(frame[12:14], 0)
+
+
+def machine_at(world: World, datagram: bytes) -> int:
+    """The machine that the outer IPv4 header is for."""
+    return next(m.id for m in world.machines.values() if m.address.packed == datagram[16:20])
+
+
+def changed_by_workload(frame: bytes, rng: random.Random | None) -> bytes:
+    """Somewhere in its headers, another byte: the same flow for who does not look closely."""
+    assert rng is not None
+    if not frame:
+        return frame
+    changed = bytearray(frame)
+    changed[rng.randrange(min(len(frame), 70))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def changed_by_machine(datagram: bytes, world: World, rng: random.Random | None) -> bytes:
+    """A datagram as a broken or hostile machine might have sent it: from somebody else, with another VNI, with bytes
+    changed in its headers, outer and inner."""
+    assert rng is not None
+    changed = bytearray(datagram)
+    for _ in range(rng.randint(1, 2)):
+        match rng.randrange(7):
+            case 0 | 1:
+                address = rng.choice([*(m.address for m in world.machines.values()), IPv4Address("192.0.2.99")])
+                changed[12:16] = address.packed
+            case 2:
+                vni = rng.choice([0, 1 << 23, *(segment.vni for segment in world.segments.values())])
+                changed[VXLAN_AT + 4 : VXLAN_AT + 7] = vni.to_bytes(3, "big")
+            case 3:
+                changed[rng.randrange(VXLAN_AT, INNER_AT)] ^= 1 << rng.randrange(8)
+            case 4:
+                changed[rng.randrange(INNER_AT, min(len(changed), 110))] = rng.randrange(256)
+            case 5:
+                macs = [port.mac for port in world.ports.values()] + [router.mac for router in world.routers.values()]
+                at = INNER_AT + rng.choice([0, 6])
+                changed[at : at + 6] = rng.choice(macs).to_bytes(6, "big")
+            case 6:
+                changed[1] = rng.randrange(4)  # ECN
+    return bytes(changed)
+
+
+# ---- playing
+
+
+def play(operation: Operation, kernels: Mapping[int, Kernel]) -> int:
+    """Raises Mismatch unless the kernel does what it should. Returns how many flows it composed."""
+    match operation:
+        case Forget():
+            for kernel in kernels.values():
+                kernel.forget()
+        case Load(machine, actions):
+            kernels[machine].apply(actions)
+        case Wait(seconds, sweep):
+            for kernel in kernels.values():
+                kernel.age(seconds)
+                if sweep:
+                    kernel.sweep()
+        case Send(machine, program, ifindex, frame, expected):
+            records = kernels[machine].run(frame, ifindex, program).emitted
+            got = seen(records)
+            if got != expected:
+                note(f"machine {machine}, {program}: {frame.hex()}\n   kernel    {got}\n   reference {expected}")
+                raise Mismatch(f"machine {machine}, {program}: kernel {got}, reference {expected}")
+            return sum(record.kind == "composed" for record in records)
+        case Compare(machine, tables, drops):
+            held = kernels[machine].read()
+            for name, rows in tables.items():
+                if not np.array_equal(held[name], rows):
+                    raise Mismatch(f"machine {machine}: table {name} is not as compiled")
+            counted = {(port, NAMES[reason]): n for (port, reason), n in kernels[machine].drops().items()}
+            if counted != drops:
+                raise Mismatch(f"machine {machine}: counted {counted}, dropped {drops}")
+    return 0
+
+
+# ---- where it plays
+
+
+@contextmanager
+def devices(name: str) -> Iterator[list[int]]:
+    """The calling thread in a namespace of its own, with an underlay NIC (first) and the links of workloads."""
+    netns.create(name)
+    home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
+    try:
+        netns.enter(netns.path(name))
+        batch = ["link add wire type veth peer name wire-peer", "link set wire up", "link set wire-peer up"]
+        batch += ["addr add 192.0.2.254/24 dev wire"]
+        for machine in range(1, MACHINES + 1):
+            batch.append(f"neigh add 192.0.2.{machine} lladdr 02:00:5e:00:00:0{machine} dev wire nud permanent")
+        for n in range(LINKS // 2):
+            batch += [f"link add a{n} type veth peer name b{n}", f"link set a{n} up", f"link set b{n} up"]
+        subprocess.run(["ip", "-batch", "-"], input="\n".join(batch), text=True, check=True)
+        Path("/proc/sys/net/ipv4/conf/all/forwarding").write_text("1")
+        index = {name: number for number, name in socket.if_nameindex()}
+        yield [index["wire"], *(index[f"{side}{n}"] for n in range(LINKS // 2) for side in "ab")]
+    finally:
+        ctypes.CDLL(None, use_errno=True).setns(home, 0x40000000)
+        os.close(home)
+        netns.delete(name)
+
+
+@contextmanager
+def recording(name: str, object: Path | None = None) -> Iterator[dict[int, Kernel]]:
+    """A kernel for each machine, that tells what it would do. `name`: of a folder for their pins."""
+    pins = BPFFS / "nestnet" / name
+    kernels: dict[int, Kernel] = {}
+    try:
+        for machine in range(1, MACHINES + 1):
+            kernels[machine] = Kernel.open(pins / str(machine), SMALL, recording=True, object=object)
+        yield kernels
+    finally:
+        for machine, kernel in kernels.items():
+            kernel.unpin()
+            (pins / str(machine)).rmdir()
+        if pins.exists():
+            pins.rmdir()
