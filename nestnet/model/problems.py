@@ -68,6 +68,7 @@ CODES: dict[str, str] = {
     "bad_service": "allow and deny name `any`, `tcp`, `udp/53`, `tcp/80-90`, `icmp`, `icmpv6` or `carriage`",
     "port_range": "a range of TCP or UDP ports is 1 to 65535 and does not run backwards",
     "no_ports": "only tcp and udp have ports",
+    "too_many_rules": "the policies of a network become at most 65536 rules",
     "missing_port": "a check names ports by their path, and they exist",
     "bad_check": "a check sends icmp, tcp/PORT or udp/PORT from one port to another",
 }

@@ -17,6 +17,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
+from .breadth import RULES_PER_NETWORK, rules_at_most
 from .errors import Invalid, Problem
 from .manifest import (
     API_VERSION,
@@ -32,7 +33,7 @@ from .manifest import (
 )
 from .problems import Nearest, in_order, join, meant, moved, quote, split
 from .selectors import Names, parse_selector, parse_service
-from .values import Address, Prefix
+from .values import Address, Prefix, Selector
 
 MACHINE_MTU = 1500  # of a machine that says nothing else
 OVERHEAD = 50  # bytes that VXLAN over IPv4 costs: Ethernet 14, IPv4 20, UDP 8, VXLAN 8
@@ -416,14 +417,36 @@ class _Network:
     def _policies(self) -> Iterator[Problem]:
         if not self.network.policies:
             return
-        groups = dict.fromkeys((group for port in self.ports.values() for group in port.groups or ()), 1)
-        names = Names(groups, dict.fromkeys(self.segments, 1), dict.fromkeys(self.ports, 1))
+        names = Names(
+            _numbered(group for port in self.ports.values() for group in port.groups or ()),
+            _numbered(self.segments),
+            _numbered(self.ports),
+        )
         # With ports or segments unknown here, a name that is not found may well be one of them.
         complete = self.network.ports is not None and self.network.segments is not None
+        sound = True
         for index, policy in enumerate(self.network.policies):
             for problem in self._policy(f"{self.at}/policies/{index}", policy, names):
+                sound = False
                 if complete or problem.code not in ("unknown_name", "ambiguous_name"):
                     yield problem
+        if sound:
+            yield from self._breadth(self.network.policies, names)
+
+    def _breadth(self, policies: tuple[PolicySpec, ...], names: Names) -> Iterator[Problem]:
+        sides = [
+            (
+                [parse_selector(text, names) for text in policy.sources],
+                [parse_selector(text, names) for text in policy.targets],
+                [parse_service(text) for text in policy.allow or policy.deny or ()],
+            )
+            for policy in policies
+        ]
+        count = rules_at_most(sides, (_identity(name, port, names) for name, port in self.ports.items()))
+        if count > RULES_PER_NETWORK:
+            message = f"these policies become {count} rules, and a network has at most {RULES_PER_NETWORK}: "
+            message += "use fewer combinations of selectors and services, or split the network"
+            yield Problem("too_many_rules", f"{self.at}/policies", message, limit=RULES_PER_NETWORK)
 
     def _policy(self, at: str, policy: PolicySpec, names: Names) -> Iterator[Problem]:
         for key, texts in (("from", policy.sources), ("to", policy.targets)):
@@ -438,6 +461,19 @@ class _Network:
                     parse_service(text)
                 except Invalid as error:
                     yield moved(error.problems[0], place)
+
+
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(dict.fromkeys(names), start=1)}
+
+
+def _identity(name: str, port: PortSpec, names: Names) -> frozenset[Selector]:
+    """The selectors that match this port by what it is."""
+    matching = [Selector("inside"), Selector("port", names.ports[name])]
+    matching += [Selector("group", names.groups[group]) for group in port.groups or ()]
+    if port.segment in names.segments:
+        matching.append(Selector("segment", names.segments[port.segment]))
+    return frozenset([*matching, Selector("hosts")] if port.hosts else matching)
 
 
 class _Range(NamedTuple):
