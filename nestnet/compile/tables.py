@@ -11,7 +11,7 @@ the arrays; slot 0 is nobody. An array's row is there if its `id` is not 0.
 
     port -> host -> host -> ... -> machine         where a port lives (rule 14)
     attach, vni, member                            where a frame comes in
-    mac, owner, route                              where it goes
+    mac, owner, route, hop                         where it goes
     peer, cidr, service -> rule                    whether it may
     flood, local                                   who gets what is for all
 
@@ -175,9 +175,12 @@ TABLES: dict[str, Table] = {
         Table(
             "route",
             "lpm",
-            _struct(("segment", "u4")),
+            # segment: where the prefix is. count: how many next routers share the flows, in `hop` under (router, group);
+            # 0: this router joins the segment. hops: routers on the longest way there, this one among them.
+            _struct(("segment", "u4"), ("group", "u4"), ("count", "u4"), ("hops", "u4")),
             _struct(("prefixlen", "u4"), ("router", "u4"), ("address", *ADDRESS)),
         ),
+        Table("hop", "hash", _struct(("next", "u4")), _struct(("router", "u4"), ("group", "u4"), ("index", "u4"))),
         # ---- who gets what is for all: hosts with ports in the segment; ports in it that live here
         Table("flood", "hash", _struct(("host", "u4")), _struct(("segment", "u4"), ("version", "u4"), ("index", "u4"))),
         Table("local", "hash", _struct(("port", "u4")), _struct(("segment", "u4"), ("version", "u4"), ("index", "u4"))),

@@ -55,6 +55,7 @@ REASONS: dict[str, str] = {
     "ecn": "congestion marked outside on a packet that does not support it (RFC 6040)",
     "no_underlay_route": "the underlay has no route to the machine",
     "error": "the kernel refused an operation on the packet",
+    "carrier_ttl": "a carrier has more than 63 routers between the two hosts",
 }
 
 NUMBERS: dict[str, int] = {name: number for number, name in enumerate(REASONS, start=1)}

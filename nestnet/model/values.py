@@ -4,6 +4,7 @@
     Network          carried by another network, or by the wire
       Segment          one L2 broadcast domain
       Router           joins segments
+      Link             joins two routers
       Port             an attachment point; lives on a host
       Policy           who may talk to whom
 
@@ -27,6 +28,7 @@ Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
 
 FABRIC = 0  # The carrier of networks that the wire carries.
+MAX_HOPS = 63  # Routers on one way (rule 6). Mirrors MAX_HOPS in bpf/tables.h.
 MAX_DEPTH = 64  # Levels that one walk down the carriers may take. Mirrors MAX_DEPTH in bpf/tables.h.
 CARRIAGE_PORT = 4789  # RFC 7348.
 CONNECTION_SHARE = 16384  # Connections that one port may have open, as their opener, on one machine.
@@ -79,6 +81,18 @@ class Router:
     network: int
     mac: int
     interfaces: tuple[Interface, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Joins two routers of a network (by id), both ways. Routes follow the least sum of `cost` (1 to 65535) over links
+    that are `up`; several paths of equal cost share the flows (rule 7)."""
+
+    id: int
+    network: int
+    between: tuple[int, int]
+    cost: int = 1
+    up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +155,13 @@ class Policy:
     priority: int = 100
 
 
-Value = Machine | Network | Segment | Router | Port | Policy
+Value = Machine | Network | Segment | Router | Link | Port | Policy
 KINDS: dict[str, type[Value]] = {
     "machine": Machine,
     "network": Network,
     "segment": Segment,
     "router": Router,
+    "link": Link,
     "port": Port,
     "policy": Policy,
 }
@@ -201,6 +216,10 @@ class World:
         return {v.id: v for v in self if isinstance(v, Router)}
 
     @cached_property
+    def links(self) -> dict[int, Link]:
+        return {v.id: v for v in self if isinstance(v, Link)}
+
+    @cached_property
     def ports(self) -> dict[int, Port]:
         return {v.id: v for v in self if isinstance(v, Port)}
 
@@ -221,6 +240,10 @@ class World:
         return _grouped((i.segment, router) for router in self.routers.values() for i in router.interfaces)
 
     @cached_property
+    def _links_of_router(self) -> dict[int, list[Link]]:
+        return _grouped((router, link) for link in self.links.values() for router in link.between)
+
+    @cached_property
     def _policies_of_network(self) -> dict[int, list[Policy]]:
         return _grouped((policy.network, policy) for policy in self.policies.values())
 
@@ -236,11 +259,15 @@ class World:
         """The routers joined to a segment, by rising id. The first is where its workloads' default route goes."""
         return self._routers_of_segment.get(segment, [])
 
+    def links_of(self, router: int) -> list[Link]:
+        """The links of a router, up or down, by rising id."""
+        return self._links_of_router.get(router, [])
+
     def policies_of(self, network: int) -> list[Policy]:
         return self._policies_of_network.get(network, [])
 
 
-T = TypeVar("T", Port, Router, Policy)
+T = TypeVar("T", Port, Router, Link, Policy)
 
 
 def _grouped(pairs: Iterable[tuple[int, T]]) -> dict[int, list[T]]:
