@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from nestnet.compile import tables as t
+from nestnet.compile.routes import Route, routes_of
 from nestnet.compile.rules import RuleSet, mapped, rules_of
 from nestnet.compile.slots import Slots
 from nestnet.compile.tables import TABLES, Tables
@@ -72,6 +73,12 @@ class _Compiler:
         self.underlay = underlay
         self.slots = slots
         self.rows: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLES}
+        self.routes = routes_of(world)
+        # What is routed to a segment: its own, and what its ports own.
+        self.prefixes = {
+            segment.id: [*segment.cidrs, *(prefix for port in world.ports_of(segment.id) for prefix in port.owns)]
+            for segment in world.segments.values()
+        }
 
     def tables(self) -> Tables:
         world = self.world
@@ -141,11 +148,26 @@ class _Compiler:
             self.put("mac", (segment, mac, 0), t.OWNER_ROUTER, slot)
             for address in (*interface.addresses, link_local(router.mac)):
                 self.put("owner", (32 + HOST_BITS, segment, packed(address)), t.OWNER_ROUTER, slot)
-            joined = self.world.segments.get(interface.segment)
-            owned = (prefix for port in self.world.ports_of(interface.segment) for prefix in port.owns)
-            for prefix in (*(joined.cidrs if joined else ()), *owned):
+        groups: dict[int, tuple[object, ...]] = {}
+        for route in self.routes.get(router.id, ()):
+            group = self.group(slot, route, groups)
+            value = self.slots["segment", route.segment], group, len(route.nexts), route.hops
+            for prefix in self.prefixes[route.segment]:
                 for key in _lpm(slot, prefix):
-                    self.put("route", key, segment)
+                    self.put("route", key, *value)
+
+    def group(self, router: int, route: Route, groups: dict[int, tuple[object, ...]]) -> int:
+        """The name of the route's next hops, with their rows: a hash of what they are, so that the same next hops have
+        the same rows after any history; another hash if that one is taken among this router's."""
+        if not route.nexts:
+            return 0
+        content = tuple((link, self.slots["router", other]) for link, other in route.nexts)
+        name = _version(content)
+        while groups.setdefault(name, content) != content:
+            name = _version((name, content))
+        for index, (_, next_router) in enumerate(content):
+            self.put("hop", (router, name, index), next_router)
+        return name
 
     def port(self, port: Port) -> None:
         slot = self.slots["port", port.id]
@@ -190,7 +212,7 @@ def _lpm(slot: int, prefix: Prefix) -> list[tuple[int | bytes, ...]]:
     return [(32 + length, slot, first.to_bytes(16, "big")) for first, length in mapped(prefix)]
 
 
-def _version(members: Iterable[int]) -> int:
+def _version(members: Iterable[object]) -> int:
     """A name for a list by its content: the same list has the same rows, on any machine, after any history."""
     return int.from_bytes(hashlib.blake2b(repr(list(members)).encode(), digest_size=4).digest(), "big")
 

@@ -53,7 +53,7 @@ Action = Put | Delete | Bump | Epoch
 # Adding: what nothing points to yet comes first, where frames come in comes last. Removing goes the other way.
 # A network's row switches its rules, a segment's its lists, so both stand behind what they switch to.
 ORDER = (
-    "machine", "host", "rule", "cidr", "service", "peer", "flood", "local", "router", "port",
+    "machine", "host", "rule", "cidr", "service", "peer", "flood", "local", "hop", "router", "port",
     "segment", "network", "owner", "mac", "route", "self", "vni", "attach", "member",
 )  # fmt: skip
 
@@ -90,6 +90,7 @@ def _counters(touched: Tables, have: Tables, want: Tables) -> list[tuple[str, np
         [
             key["router"],
             key["route"]["router"],
+            key["hop"]["router"],
             owner["slot"][owner["kind"] == OWNER_ROUTER],
             mac["slot"][mac["kind"] == OWNER_ROUTER],
         ]

@@ -175,7 +175,7 @@ TABLES: dict[str, Table] = {
         Table(
             "route",
             "lpm",
-            # segment: where the prefix is. count: how many next routers share the flows, in `hop` under (router, group);
+            # segment: where the prefix is. count: next routers that share the flows, in `hop` under (router, group);
             # 0: this router joins the segment. hops: routers on the longest way there, this one among them.
             _struct(("segment", "u4"), ("group", "u4"), ("count", "u4"), ("hops", "u4")),
             _struct(("prefixlen", "u4"), ("router", "u4"), ("address", *ADDRESS)),

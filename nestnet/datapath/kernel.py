@@ -99,6 +99,7 @@ class Capacity:
             "mac": self.addresses,
             "owner": self.addresses,
             "route": self.routes,
+            "hop": self.routes,
             "flood": self.members,
             "local": self.members,
             "peer": self.members,

@@ -40,11 +40,15 @@ ONCE int level_allows(struct walk *w, u32 net, u32 from, u32 to)
 	struct segment *s = bpf_map_lookup_elem(&segment, &pa->segment);
 
 	rtr = s ? s->router : 0;
-	if (!rtr || route_by(&q->key.route, rtr, &q->target_address) != pb->segment)
+	struct route *way = rtr ? route_by(&q->key.route, rtr, &q->target_address) : NULL;
+
+	if (!way || way->segment != pb->segment)
 		return REASON_CARRIER_NO_ROUTE;
 	struct owner *there = owner_by(&q->key.owner, pb->segment, &q->target_address);
 
-	return there && there->kind == OWNER_PORT && there->slot == to ? 0 : REASON_CARRIER_NO_ROUTE;
+	if (!there || there->kind != OWNER_PORT || there->slot != to)
+		return REASON_CARRIER_NO_ROUTE;
+	return way->hops > MAX_HOPS ? REASON_CARRIER_TTL : 0;
 }
 
 struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct walk); } walking SEC(".maps");

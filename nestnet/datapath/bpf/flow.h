@@ -137,7 +137,7 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 			return NOT_KNOWN;
 		f->seen = now;
 	}
-	if (too_long(skb, length, headers, f->mtu) || (f->routed && ttl < 2))
+	if (too_long(skb, length, headers, f->mtu) || (f->hops && ttl <= f->hops))
 		return NOT_KNOWN;
 	count_out(f->source, skb->len);
 	if (f->out == TO_WIRE) {
@@ -145,17 +145,17 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 
 		if (encapsulate(skb, f, ecn, ether_type))
 			return drop(skb, f->source, REASON_ERROR);
-		if (f->routed)
-			one_hop_less(skb, OUTER + ETH_BYTES, key.tuple.family, ttl);
+		if (f->hops)
+			take_hops(skb, OUTER + ETH_BYTES, key.tuple.family, ttl, f->hops);
 		if (recording) {
 			record(skb, RECORD_WIRE, 0, f->ifindex);
 			return TC_ACT_SHOT;
 		}
 		return bpf_redirect(f->ifindex, 0);
 	}
-	if (f->routed) {
+	if (f->hops) {
 		bpf_skb_store_bytes(skb, 0, f->leaves, 12, 0);
-		one_hop_less(skb, ETH_BYTES, key.tuple.family, ttl);
+		take_hops(skb, ETH_BYTES, key.tuple.family, ttl, f->hops);
 	}
 	return to_workload(skb, f->target, f->ifindex);
 }

@@ -12,9 +12,9 @@ INLINE u32 mix(u32 h, u32 word)
 	return h ^ h >> 15;
 }
 
-INLINE u32 flow_hash(const struct tuple *t, int ports)
+INLINE u32 flow_hash(const struct tuple *t, int ports, u32 seed)
 {
-	u32 h = 0x811C9DC5u;
+	u32 h = seed ^ 0x811C9DC5u;
 
 	for (int i = 0; i < 4; i++)
 		h = mix(h, swap32(t->source.words[i]));
@@ -31,5 +31,5 @@ INLINE u16 outer_source_port(const struct tuple *t, int ports)
 {
 	if (ports && t->protocol == 17 && t->target_port == CARRIAGE_PORT && t->source_port >= FIRST_SOURCE_PORT)
 		return t->source_port;
-	return FIRST_SOURCE_PORT + flow_hash(t, ports) % SOURCE_PORTS;
+	return FIRST_SOURCE_PORT + flow_hash(t, ports, 0) % SOURCE_PORTS;
 }

@@ -24,22 +24,20 @@ INLINE u32 port_of(u32 seg, const struct address *address)
 	return found && found->kind == OWNER_PORT ? found->slot : 0;
 }
 
-INLINE u32 route_by(struct route_key *key, u32 rtr, const struct address *address)
+INLINE struct route *route_by(struct route_key *key, u32 rtr, const struct address *address)
 {
-	struct route *found;
-
 	key->prefixlen = 32 + 128;
 	key->router = rtr;
 	memcpy(key->address, address, 16);
-	found = bpf_map_lookup_elem(&route, key);
-	return found ? found->segment : 0;
+	return bpf_map_lookup_elem(&route, key);
 }
 
 INLINE u32 route_of(u32 rtr, const struct address *address)
 {
 	struct route_key key;
+	struct route *found = route_by(&key, rtr, address);
 
-	return route_by(&key, rtr, address);
+	return found ? found->segment : 0;
 }
 
 INLINE struct mac *mac_of(u32 seg, const u8 *bytes)

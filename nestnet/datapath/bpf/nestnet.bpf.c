@@ -10,6 +10,39 @@
 /* Line 9 and 10: whose frame it is. Reads rows only, so that it can be asked twice. */
 enum { NOBODY = 0, SWITCHED, ROUTED, GATEWAY, ROUTER, NO_ROUTE_TO, NOBODY_THERE, HAIRPIN };
 
+/* One router on the way (docs/datapath.md, Words): it joins the segment, or hashes the flow onto its next hops. */
+static long step_on(u32 index, void *nothing)
+{
+	u32 zero = 0;
+	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero);
+	struct hop_key key;
+	struct route *row;
+	struct router *r;
+	struct hop *found;
+
+	if (!p)
+		return 1;
+	row = route_by(&p->key_of_route, p->router, &p->tuple.target);
+	r = bpf_map_lookup_elem(&router, &p->router);
+	if (!row || !r)
+		return 1;
+	p->hops++;
+	if (!row->count) {
+		p->arrived = 1;
+		return 1;
+	}
+	key.router = p->router;
+	key.group = row->group;
+	key.index = flow_hash(&p->tuple, p->fragment == WHOLE, (u32)r->id) % row->count;
+	found = bpf_map_lookup_elem(&hop, &key);
+	if (!found)
+		return 1;
+	p->router = found->next;
+	return 0;
+}
+
+#define WAY 255 /* a TTL lasts no longer */
+
 ONCE int resolve(struct packet *p)
 {
 	struct mac *found;
@@ -18,7 +51,7 @@ ONCE int resolve(struct packet *p)
 
 	if (!p)
 		return NOBODY;
-	p->target = p->router = 0;
+	p->target = p->router = p->hops = p->arrived = 0;
 	p->target_segment = p->segment;
 	memcpy(p->leaves, p->came, 12);
 	found = mac_of(p->segment, p->came);
@@ -39,8 +72,11 @@ ONCE int resolve(struct packet *p)
 	there = owner_of(p->target_segment, &p->tuple.target);
 	if (!there)
 		return NOBODY_THERE;
+	bpf_loop(WAY, step_on, NULL, 0);
+	if (!p->arrived)
+		return NO_ROUTE_TO;
 	if (there->kind == OWNER_ROUTER)
-		return there->slot == p->router ? ROUTER : NOBODY_THERE;
+		return ROUTER;
 	p->target = there->slot;
 	r = bpf_map_lookup_elem(&router, &p->router);
 	struct port *q = bpf_map_lookup_elem(&port, &p->target);
@@ -63,7 +99,6 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 	where = resolve(p);
 	p->sum += COUNTER_OF(port, p->target);
 	where = resolve(p);
-	p->routed = where == ROUTED;
 	switch (where) {
 	case NOBODY:
 		return REASON_UNKNOWN_UNICAST;
@@ -71,7 +106,7 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 		return REASON_HAIRPIN;
 	case SWITCHED:
 	case ROUTED:
-		if (p->routed && passes_no_router(&p->tuple))
+		if (where == ROUTED && passes_no_router(&p->tuple))
 			return REASON_SOURCE_ADDRESS;
 		q = bpf_map_lookup_elem(&port, &p->target);
 		if (!q || !(q->flags & ENABLED))
@@ -82,6 +117,8 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 	case ROUTER:
 		if (where == ROUTER && !may(p))
 			return REASON_POLICY;
+		if (where == ROUTER && p->ttl < p->hops)
+			return REASON_TTL_EXPIRED;
 		if (p->icmp_kind == ICMP_ECHO && p->icmp_type == (p->tuple.family == 4 ? 8 : 128) && !p->icmp_code &&
 		    p->fragment == WHOLE)
 			return answer_echo(skb, p);
@@ -115,7 +152,7 @@ INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
 	f->b = p->b;
 	f->seen = p->now;
 	f->sender = p->sender_address;
-	f->routed = p->routed;
+	f->hops = p->hops;
 	f->tracked = p->tracked;
 	f->mtu = mtu;
 	memcpy(f->came, p->came, 12);
@@ -150,7 +187,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		return drop(skb, p->source, REASON_ERROR);
 	if (skb->gso_size ? too_long(skb, length, header_bytes(skb, p), mtu) : (u32)(p->end - ETH_BYTES) > mtu)
 		return drop(skb, p->source, REASON_TOO_BIG);
-	if (p->routed && p->ttl < 2)
+	if (p->hops && p->ttl <= p->hops)
 		return drop(skb, p->source, REASON_TTL_EXPIRED);
 	reason = carry(p->a, p->b, family, p->epoch, &p->way);
 	if (reason)
@@ -178,16 +215,16 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		keep(p, f, mtu);
 	count_out(p->source, skb->len);
 	if (f->out == TO_WORKLOAD) {
-		if (p->routed) {
+		if (p->hops) {
 			bpf_skb_store_bytes(skb, 0, p->leaves, 12, 0);
-			one_hop_less(skb, ETH_BYTES, p->tuple.family, p->ttl);
+			take_hops(skb, ETH_BYTES, p->tuple.family, p->ttl, p->hops);
 		}
 		return to_workload(skb, p->target, f->ifindex);
 	}
 	if (encapsulate(skb, f, p->ecn, p->ether_type))
 		return drop(skb, p->source, REASON_ERROR);
-	if (p->routed)
-		one_hop_less(skb, OUTER + ETH_BYTES, p->tuple.family, p->ttl);
+	if (p->hops)
+		take_hops(skb, OUTER + ETH_BYTES, p->tuple.family, p->ttl, p->hops);
 	if (recording) {
 		record(skb, RECORD_WIRE, p->way.machine, f->ifindex);
 		return TC_ACT_SHOT;

@@ -71,10 +71,10 @@ INLINE int to_workload(struct __sk_buff *skb, u32 slot, u32 ifindex)
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-/* TTL or hop limit less one, of an IP header at this offset (RFC 1624 by the kernel's helper). */
-INLINE void one_hop_less(struct __sk_buff *skb, u32 at, u8 family, u8 ttl)
+/* TTL or hop limit less one for each router, of an IP header at this offset (RFC 1624 by the kernel's helper). */
+INLINE void take_hops(struct __sk_buff *skb, u32 at, u8 family, u8 ttl, u8 hops)
 {
-	u8 less = ttl - 1;
+	u8 less = ttl - hops;
 
 	if (family == 4)
 		bpf_l3_csum_replace(skb, at + 10, swap16((u16)ttl << 8), swap16((u16)less << 8), 2);

@@ -23,14 +23,15 @@ struct packet {
 	u16 end;            /* offset behind the IP packet */
 	u8 fragment, icmp_kind;
 	u8 icmp_type, icmp_code, tcp_flags, ttl;
-	u8 ecn, answered, routed, tracked;
+	u8 ecn, answered, hops, tracked; /* hops: routers on the way, 0 if it is switched */
 	u32 fragment_id;
 
 	u32 where;          /* ifindex, or FROM_WIRE | VNI */
 	u32 source, target; /* ports; 0: nobody */
 	u32 segment;        /* where it came in */
 	u32 target_segment;
-	u32 router;         /* 0: switched */
+	u32 router;         /* the first on the way, then the last; 0: switched */
+	u32 arrived;
 	u32 network;
 	u32 a, b;           /* hosts */
 	u32 sender;         /* machine slot, 0 for a workload */
@@ -43,6 +44,7 @@ struct packet {
 	struct tuple quote;   /* what an ICMP error is about */
 	struct connection_key key; /* the connection being looked for: stacks are short */
 	struct carriage way;  /* how it is carried */
+	struct route_key key_of_route;
 };
 
 struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct packet); } at_hand SEC(".maps");

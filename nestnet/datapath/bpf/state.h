@@ -34,7 +34,7 @@ struct flow {
 	u32 ifindex;
 	u32 sender;         /* IPv4 address that VXLAN must come from, network order; 0 for a workload */
 	u8 out;             /* TO_ */
-	u8 routed, tracked, pad;
+	u8 hops, tracked, pad; /* hops: routers on the way, 0 if it is switched */
 	u16 mtu;
 	u8 came[12];        /* destination and source MAC it must come with */
 	u8 leaves[12];      /* and those it leaves with */

@@ -4,7 +4,9 @@
 #pragma once
 #include "bpf.h"
 
-#define MAX_DEPTH 64 /* Mirrors MAX_DEPTH in model/values.py. */
+/* Mirror model/values.py. */
+#define MAX_DEPTH 64
+#define MAX_HOPS 63
 
 enum { ENABLED = 1, LOCAL = 2, HOSTS = 4 };     /* port.flags; network.flags has ENABLED */
 enum { KIND_MACHINE = 1, KIND_PORT = 2 };       /* host.kind */
@@ -46,7 +48,9 @@ struct mac { u32 kind, slot; };
 struct owner_key { u32 prefixlen, segment; u8 address[16]; };
 struct owner { u32 kind, slot; };
 struct route_key { u32 prefixlen, router; u8 address[16]; };
-struct route { u32 segment; };
+struct route { u32 segment, group, count, hops; };
+struct hop_key { u32 router, group, index; };
+struct hop { u32 next; };
 struct flood_key { u32 segment, version, index; };
 struct flood { u32 host; };
 struct local_key { u32 segment, version, index; };
@@ -83,6 +87,7 @@ TABLE_HASH(member, 1024);
 TABLE_HASH(mac, 4096);
 TABLE_LPM(owner, 4096);
 TABLE_LPM(route, 4096);
+TABLE_HASH(hop, 4096);
 TABLE_HASH(flood, 4096);
 TABLE_HASH(local, 4096);
 TABLE_HASH(peer, 4096);
