@@ -75,7 +75,7 @@ class Capacity:
     hosts: int = 16384
     machines: int = 4096
     addresses: int = 65536  # MACs, and addresses and prefixes that have an owner
-    routes: int = 16384
+    routes: int = 65536
     members: int = 131072  # of lists: hosts of segments, ports of segments, classes of ports
     prefixes: int = 65536  # CIDRs and services in policies
     rules: int = 262144
