@@ -130,8 +130,8 @@ def spec(here: int) -> Spec:
     for segment, address in GATEWAY.items():
         rows["mac"][(segment, raw(ROUTER_MAC), 0)] = (OWNER_ROUTER, CORE)
         rows["owner"][(160, segment, packed(address))] = (OWNER_ROUTER, CORE)
-        rows["route"][(32 + 96 + 24, CORE, packed(address)[:-1] + b"\0")] = (segment,)
-    rows["route"][(32 + 64, CORE, packed("fd00::"))] = (WEB,)
+        rows["route"][(32 + 96 + 24, CORE, packed(address)[:-1] + b"\0")] = (segment, 0, 0, 1)
+    rows["route"][(32 + 64, CORE, packed("fd00::"))] = (WEB, 0, 0, 1)
     for port, (network, segment, machine, address) in PORTS.items():
         flags, ifindex, host = ENABLED, 0, LIVES_ON.get(port, HOST_M1 if machine == M1 else HOST_M2)
         if machine == here:

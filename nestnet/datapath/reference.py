@@ -75,10 +75,11 @@ from nestnet.model.packet import (
     parse,
     quoted,
     routed,
+    spread,
     with_first,
     with_outer_ecn,
 )
-from nestnet.model.values import CARRIAGE_PORT, MAX_DEPTH
+from nestnet.model.values import CARRIAGE_PORT, MAX_DEPTH, MAX_HOPS
 
 Row = SimpleNamespace
 """The value of one row, its fields by name: MACs and addresses as bytes, all else as int."""
@@ -89,6 +90,7 @@ LISTENER_REPORTS = (130, 131, 132, 143)  # MLD (RFC 2710, RFC 3810): may come fr
 DHCP_SERVER = {4: 67, 6: 547}
 NEVER_ROUTED = [ip_network(prefix) for prefix in ("fe80::/10", "169.254.0.0/16", "::/128", "0.0.0.0/32")]
 NO_ADDRESS = bytes(16)  # port.address4 and address6 where there is none
+MAX_TTL = 255
 
 
 class ToWorkload(NamedTuple):
@@ -131,6 +133,13 @@ class Owner(NamedTuple):
 
 
 NOBODY = Owner(0, 0)
+
+
+class Way(NamedTuple):
+    """The last router on a way, and how many there are."""
+
+    last: int
+    routers: int
 
 
 class Key(NamedTuple):
@@ -192,6 +201,7 @@ class Reference:
         self.rules = _hash(tables, "rule")
         self.owners = _Prefixes(tables, "owner")
         self.routes = _Prefixes(tables, "route")
+        self.hops = _hash(tables, "hop")
         self.cidrs = _Prefixes(tables, "cidr")
         self.services = _Prefixes(tables, "service")
         self.here = _Array(tables, "self")[0].machine
@@ -372,25 +382,24 @@ class Reference:
             raise Drop("unknown_unicast")
         if owner == Owner(OWNER_PORT, p):
             raise Drop("hairpin")
-        q: int | None = owner.slot
+        q, way = owner.slot, None
         if owner.kind == OWNER_ROUTER:
-            q = self.through(owner.slot, p, port, packet, out)
-            if q is None:
+            behind = self.through(owner.slot, p, port, packet, out)
+            if behind is None:
                 return
-        assert q is not None
-        to = self.port[q]
-        if owner.kind == OWNER_ROUTER:
+            q, way = behind
             self.guard_routed(packet.flow.source)
+        to = self.port[q]
         if not to.flags & ENABLED:
             raise Drop("port_disabled")
         tracked = self.connection(port.network, p, q, packet, now)
         if packet.size > network.mtu:
             raise Drop("too_big")
         frame = packet.frame
-        if owner.kind == OWNER_ROUTER:
-            if packet.ttl <= 1:
+        if way is not None:
+            if packet.ttl <= way.routers:
                 raise Drop("ttl_expired")
-            frame = routed(packet, _number(to.mac), self.mac_of(owner))
+            frame = routed(packet, _number(to.mac), _number(self.router[way.last].mac), way.routers)
         machine = self.carry(port.network, self.place(port), self.place(to))
         if machine == self.here:
             self.to_workload(q, frame, out)
@@ -398,24 +407,30 @@ class Reference:
             self.to_machine(machine, self.segment[to.segment], packet, frame, out)
         self.remember(p, packet, tracked, now)
 
-    def through(self, router: int, p: int, port: Row, packet: Packet, out: Outputs) -> int | None:
-        """Line 10: the port behind the router. None if the router itself has answered."""
+    def through(self, router: int, p: int, port: Row, packet: Packet, out: Outputs) -> tuple[int, Way] | None:
+        """Line 10: the port behind the router, and the way there. None if a router has answered."""
         target = packet.flow.target
         itself = Owner(OWNER_ROUTER, router)
         # Its own address in this very segment may be link-local, so it is looked for before routes are.
         is_gateway = self.owner(port.segment, target) == itself
         segment = port.segment if is_gateway else self.route(router, target)
         owner = self.owner(segment, target) if segment else NOBODY
-        if owner.kind == OWNER_PORT:
-            return owner.slot
-        is_ping = owner == itself and packet.is_echo_request
+        way = Way(router, 1) if is_gateway else self.way(router, packet)
+        if owner.kind == OWNER_PORT and way is not None:
+            return owner.slot, way
         # Pinging the own gateway is no policy matter (rule 41).
-        if not (is_gateway and is_ping) and not self.judge(port.network, p, 0, packet.flow, target):
+        if not (is_gateway and packet.is_echo_request) and not self.judge(port.network, p, 0, packet.flow, target):
             raise Drop("policy")
-        if is_ping:
-            self.to_workload(p, echo_reply(packet), out)
-            return None
-        raise Drop("router_local" if owner == itself else "unreachable" if segment else "no_route")
+        if segment and owner == NOBODY:
+            raise Drop("unreachable")
+        if way is None:
+            raise Drop("no_route")
+        if not is_gateway and packet.ttl < way.routers:
+            raise Drop("ttl_expired")
+        if not packet.is_echo_request:
+            raise Drop("router_local")
+        self.to_workload(p, echo_reply(packet), out)
+        return None
 
     def guard_routed(self, source: bytes) -> None:
         """What means nothing in another segment passes no router, and no answer would find its way back."""
@@ -519,8 +534,26 @@ class Reference:
 
     def route(self, router: int, target: bytes) -> int:
         """The segment that a router has for an address, or 0."""
-        row = self.routes.longest(struct.pack("<I", router) + target)
+        row = self.to_segment(router, target)
         return row.segment if row else 0
+
+    def to_segment(self, router: int, target: bytes) -> Row | None:
+        return self.routes.longest(struct.pack("<I", router) + target)
+
+    def way(self, router: int, packet: Packet) -> Way | None:
+        """The way from a router to the packet's destination. None if it leads nowhere."""
+        for passed in range(1, MAX_TTL + 1):
+            row = self.to_segment(router, packet.flow.target)
+            if row is None:
+                return None
+            if row.count == 0:
+                return Way(router, passed)
+            choice = spread(packet, seed=self.router[router].id % 2**32) % row.count
+            hop = self.hops.get((router, row.group, choice))
+            if hop is None:
+                return None
+            router = hop.next
+        return Way(router, MAX_TTL + 1)
 
     # ---- what carries it
 
@@ -551,9 +584,11 @@ class Reference:
         if not self.judge(a.network, pa, pb, FlowTuple(source, target, 0, CARRIAGE_PORT, UDP), target):
             raise Drop("carrier_policy")
         if a.segment != b.segment:
-            router = self.segment[a.segment].router
-            if self.route(router, target) != b.segment or not self.owns(pb, target):
+            route = self.to_segment(self.segment[a.segment].router, target)
+            if route is None or route.segment != b.segment or not self.owns(pb, target):
                 raise Drop("carrier_no_route")
+            if route.hops > MAX_HOPS:
+                raise Drop("carrier_ttl")
         return int(a.network)
 
     # ---- out

@@ -3,7 +3,8 @@
     deliver     a workload sends a frame: who receives what, and what is dropped for which reason
     guard       is the frame the port's own?
     judge       do the policies of a network allow it?
-    switch      to a MAC in the segment; through a router to another one; to all
+    switch      to a MAC in the segment; through routers to another one; to all
+    route, way  to which segment, and through which routers
     track       connections: an answer may pass because the opener may
     carry       from host to host, through the network that carries this one, down to the wire
 
@@ -15,7 +16,8 @@ wire judge by the same rows, so here each packet is judged once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
@@ -27,6 +29,7 @@ from nestnet.model.values import (
     CONNECTION_SHARE,
     FABRIC,
     MAX_DEPTH,
+    MAX_HOPS,
     Network,
     Port,
     Router,
@@ -113,13 +116,13 @@ def deliver(
         packet = _whole(state, port, guard(world, port, frame), now)
         if packet.is_group:
             return flood(world, state, port, packet)
-        target, sent = switch(world, port, packet)
+        target, routers = switch(world, port, packet)
         _refuse(not target.enabled, "port_disabled")
         after = track(world, state, port, target, packet, now, share)
         _refuse(packet.size > world.networks[port.network].mtu, "too_big")
-        if sent is not None:
-            _refuse(packet.ttl <= 1, "ttl_expired")
-            frame = pk.routed(packet, target.mac, sent.mac)
+        if routers:
+            _refuse(packet.ttl <= len(routers), "ttl_expired")
+            frame = pk.routed(packet, target.mac, routers[-1].mac, len(routers))
         carry(world, world.networks[port.network], port.host, target.host)
         return Outcome(((target.id, frame),), (), _remember(after, port, packet, now))
     except _Dropped as dropped:
@@ -152,15 +155,75 @@ def owner(world: World, segment: int, address: bytes) -> Owner:
 
 def route(world: World, router: Router, address: bytes) -> int | None:
     """The segment that a router sends this address to: the longest match among the prefixes of its segments
-    and those that their ports own."""
+    and of those of all routers it reaches, and the prefixes that their ports own."""
     found, longest = None, -1
-    for segment in (interface.segment for interface in router.interfaces):
-        owned = (prefix for port in world.ports_of(segment) for prefix in port.owns)
-        for prefix in (*world.segments[segment].cidrs, *owned):
-            length = pk.span(prefix)[2]
-            if length > longest and pk.contains(prefix, address):
-                found, longest = segment, length
+    for joined in reached(world, router.id):
+        for segment in (interface.segment for interface in world.routers[joined].interfaces):
+            owned = (prefix for port in world.ports_of(segment) for prefix in port.owns)
+            for prefix in (*world.segments[segment].cidrs, *owned):
+                length = pk.span(prefix)[2]
+                if length > longest and pk.contains(prefix, address):
+                    found, longest = segment, length
     return found
+
+
+def reached(world: World, router: int) -> set[int]:
+    """A router and all others that chains of links which are up join it to."""
+    found, ends = {router}, [router]
+    while ends:
+        for _, other in _neighbours(world, ends.pop()):
+            if other not in found:
+                found.add(other)
+                ends.append(other)
+    return found
+
+
+def _neighbours(world: World, router: int) -> list[tuple[int, int]]:
+    """(cost, router at the other end) of each link of a router that is up, by rising id of the link."""
+    return [
+        (link.cost, link.between[1] if link.between[0] == router else link.between[0])
+        for link in world.links_of(router)
+        if link.up
+    ]
+
+
+def distances(world: World, segment: int) -> dict[int, int]:
+    """The least cost from each router that reaches a segment to any router that joins it. Nearest first (Dijkstra)."""
+    found: dict[int, int] = {}
+    queue = [(0, router.id) for router in world.routers_of(segment)]
+    while queue:
+        cost, router = heapq.heappop(queue)
+        if router not in found:
+            found[router] = cost
+            for more, other in _neighbours(world, router):
+                heapq.heappush(queue, (cost + more, other))
+    return found
+
+
+def next_routers(world: World, router: int, distance: Mapping[int, int]) -> list[int]:
+    """The routers that may come next, one for each link that begins a path of least cost, by rising id of the link.
+    None for a router that joins the segment."""
+    return [other for cost, other in _neighbours(world, router) if cost + distance[other] == distance[router]]
+
+
+def way(world: World, router: Router, segment: int, packet: Packet) -> tuple[Router, ...]:
+    """The routers that this packet passes on its way from a router to a segment that it reaches, both ends among
+    them. Where several paths cost the least, each router shares the flows among its links (rule 7)."""
+    distance = distances(world, segment)
+    passed = [router]
+    while choices := next_routers(world, passed[-1].id, distance):
+        number = pk.spread(packet, seed=passed[-1].id % 2**32) % len(choices)
+        passed.append(world.routers[choices[number]])
+    return tuple(passed)
+
+
+def longest_way(world: World, router: Router, segment: int) -> int:
+    """How many routers are on the longest of the ways that share the flows from a router to a segment."""
+    distance = distances(world, segment)
+    routers: dict[int, int] = {}
+    for id in distance:  # Nearest first: whatever may come next is already there.
+        routers[id] = 1 + max((routers[other] for other in next_routers(world, id, distance)), default=0)
+    return routers[router.id]
 
 
 # ---- the source guard
@@ -299,21 +362,21 @@ def _is_about(service: Service, flow: FlowTuple) -> bool:
 # ---- switching and routing
 
 
-def switch(world: World, port: Port, packet: Packet) -> tuple[Port, Router | None]:
-    """The port that the packet is for, and the router on the way there, if it is routed."""
+def switch(world: World, port: Port, packet: Packet) -> tuple[Port, Sequence[Router]]:
+    """The port that the packet is for, and the routers on the way there: none, if it is switched."""
     for other in world.ports_of(port.segment):
         if other.mac == packet.target_mac:
             _refuse(other == port, "hairpin")
-            return other, None
+            return other, ()
     for router in world.routers_of(port.segment):
         if router.mac == packet.target_mac:
-            return _through(world, port, router, packet), router
+            return _through(world, port, router, packet)
     raise _Dropped("unknown_unicast")
 
 
-def _through(world: World, port: Port, router: Router, packet: Packet) -> Port:
-    """The port behind a router. Policy comes before routing: what is denied does not learn whether anybody
-    is there. But pinging the own gateway is no policy matter (rule 41)."""
+def _through(world: World, port: Port, router: Router, packet: Packet) -> tuple[Port, Sequence[Router]]:
+    """The port behind a router, and the way there. Policy comes before routing: what is denied does not learn
+    whether anybody is there. But pinging the own gateway is no policy matter (rule 41)."""
     address = packet.flow.target
     is_gateway = owner(world, port.segment, address) == router
     segment = port.segment if is_gateway else route(world, router, address)
@@ -321,13 +384,19 @@ def _through(world: World, port: Port, router: Router, packet: Packet) -> Port:
     if isinstance(target, Port):
         # Such a source means nothing in another segment, and no answer would find its way back.
         _refuse(any(pk.contains(prefix, packet.flow.source) for prefix in _NEVER_ROUTED), "source_address")
-        return target
-    is_ping = target == router and packet.is_echo_request
-    if not (is_gateway and is_ping):
+        assert segment is not None  # else nobody would own the address
+        return target, way(world, router, segment, packet)
+    if not (is_gateway and packet.is_echo_request):
         _refuse(not judge(world, port.network, port, None, packet.flow, address), "policy")
-    if is_ping:
+    if segment is None:
+        raise _Dropped("no_route")
+    if target is None:
+        raise _Dropped("unreachable")
+    # A router's own address is the end of the way: the router there takes nothing from the TTL.
+    _refuse(not is_gateway and packet.ttl < len(way(world, router, segment, packet)), "ttl_expired")
+    if packet.is_echo_request:
         raise _Answered(pk.echo_reply(packet))
-    raise _Dropped("no_route" if segment is None else "router_local" if target == router else "unreachable")
+    raise _Dropped("router_local")
 
 
 def flood(world: World, state: State, port: Port, packet: Packet) -> Outcome:
@@ -427,4 +496,7 @@ def _carry_in(world: World, family: int, source: Port, target: Port) -> None:
     if source.segment != target.segment:
         routers = world.routers_of(source.segment)
         segment = route(world, routers[0], datagram.target) if routers else None
-        _refuse(segment is None or owner(world, segment, datagram.target) != target, "carrier_no_route")
+        if segment is None or owner(world, segment, datagram.target) != target:
+            raise _Dropped("carrier_no_route")
+        # Which of the ways it takes depends on what it carries: the longest must do.
+        _refuse(longest_way(world, routers[0], segment) > MAX_HOPS, "carrier_ttl")

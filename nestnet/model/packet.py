@@ -519,16 +519,11 @@ def with_ethernet(frame: bytes, target_mac: int, source_mac: int) -> bytes:
     return mac_bytes(target_mac) + mac_bytes(source_mac) + frame[12:]
 
 
-def with_ttl_less_one(packet: Packet) -> bytes:
-    """The frame with one less TTL or hop limit."""
+def routed(packet: Packet, target_mac: int, router_mac: int, routers: int = 1) -> bytes:
+    """The frame as the last of so many routers sends it on: each takes one from the TTL or hop limit."""
     frame = bytearray(packet.frame)
-    _with_ttl(packet, frame, packet.ttl - 1)
-    return bytes(frame)
-
-
-def routed(packet: Packet, target_mac: int, router_mac: int) -> bytes:
-    """The frame as a router sends it on."""
-    return with_ethernet(with_ttl_less_one(packet), target_mac, router_mac)
+    _with_ttl(packet, frame, packet.ttl - routers)
+    return with_ethernet(bytes(frame), target_mac, router_mac)
 
 
 def arp_reply(request: Packet, mac: int) -> bytes:
@@ -589,11 +584,17 @@ def carriage_source_port(packet: Packet) -> int:
     """The source port of the datagram that carries this packet (rule 7). What is itself carriage hands its
     own on, so that depth loses no entropy."""
     flow = packet.flow
-    if packet.fragment != WHOLE:
-        return outer_source_port(flow_hash(flow.source, flow.target, 0, 0, flow.protocol))
-    if packet.is_carriage and flow.source_port >= FIRST_SOURCE_PORT:
+    if packet.fragment == WHOLE and packet.is_carriage and flow.source_port >= FIRST_SOURCE_PORT:
         return flow.source_port
-    return outer_source_port(flow_hash(*flow))
+    return outer_source_port(spread(packet))
+
+
+def spread(packet: Packet, seed: int = 0) -> int:
+    """The flow hash of a packet (rule 7): that of a fragment is the same for all of its datagram, and without ports."""
+    flow = packet.flow
+    if packet.fragment != WHOLE:
+        return flow_hash(flow.source, flow.target, 0, 0, flow.protocol, seed)
+    return flow_hash(*flow, seed)
 
 
 def encapsulate(
