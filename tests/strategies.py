@@ -10,7 +10,7 @@ the rules of validation: `meaning` is defined for those only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -35,13 +35,14 @@ from frames import (
 from hypothesis import strategies as st
 
 from nestnet.model import packet as pk
-from nestnet.model.meaning import State, deliver
+from nestnet.model.meaning import State, deliver, reached
 from nestnet.model.packet import mapped
 from nestnet.model.values import (
     CARRIAGE_PORT,
     FABRIC,
     Address,
     Interface,
+    Link,
     Machine,
     Network,
     Policy,
@@ -103,7 +104,7 @@ class _Builder:
     def __init__(self, draw: st.DrawFn, world: World, disabled: bool) -> None:
         self.draw, self.world, self.disabled = draw, world, disabled
 
-    def add(self, *values: Machine | Network | Segment | Router | Port | Policy) -> None:
+    def add(self, *values: Machine | Network | Segment | Router | Link | Port | Policy) -> None:
         self.world = self.world.with_(*values)
 
     def hosts_of(self, network: int, families: tuple[int, ...] = (4, 6)) -> list[Port]:
@@ -130,27 +131,53 @@ class _Builder:
         self.policies(id)
 
     def segments(self, network: int) -> list[Segment]:
-        """Some segments, and up to two routers that join some of them."""
+        """Some segments, and up to five routers that join some of them, or none, and links between those."""
         draw = self.draw
         first = len(self.world.segments) + 1
         ids = [first + i for i in range(upto(draw, 2) + 1)]
-        # How many routers join the segment: 0, or the first, or the second, or both.
-        joins = {id: pick(draw, [(1,), (), (1,), (1, 2), (2,)]) for id in ids}
-        segments = []
+        count = pick(draw, [2, 1, 3, 4, 5])
+        # Which routers join the segment: none, the first, the last, two.
+        some = [(1,), (), (1,), (1, 2), (2,), (count,), (count,), (1, count)]
+        joins = {id: {number for number in pick(draw, some) if number <= count} for id in ids}
+        ends = self.ends(count)
+        parts = components(range(1, count + 1), ends)
+        segments: list[Segment] = []
+        taken: dict[int, set[frozenset[int]]] = {}
         for place, id in enumerate(ids):
-            # What no router joins may have the addresses of another segment.
-            number = place if joins[id] else pick(draw, [place, 0])
+            # Routers that no links connect, nor join the same segment, may route to the same addresses.
+            near = {part for part in parts if part & joins[id]}
+            free = [number for number in range(place) if not near & taken[number]]
+            number = pick(draw, [place, place, *free])
+            taken.setdefault(place, set())
+            taken[number] |= near
             cidrs = (ip_network(f"10.0.{number}.0/24"), ip_network(f"fd00:{number}::/64"))
             segments.append(Segment(id, network, 100 + id, pick(draw, [cidrs, cidrs[:1], cidrs[1:]])))
         self.add(*segments)
-        for number in (1, 2):
-            joined = [segment for segment in segments if number in joins[segment.id]]
-            if joined:
-                interfaces = tuple(
-                    Interface(s.id, tuple(cidr.network_address + number for cidr in s.cidrs)) for s in joined
-                )
-                self.add(Router(len(self.world.routers) + 1, network, 0x060000000000 + number, interfaces))
+        ids_of_routers = {}
+        for number in range(1, count + 1):
+            interfaces = tuple(
+                Interface(s.id, tuple(cidr.network_address + number for cidr in s.cidrs))
+                for s in segments
+                if number in joins[s.id]
+            )
+            # One that joins nothing is there for its links.
+            if interfaces or any(number in pair for pair in ends):
+                id = ids_of_routers[number] = max(self.world.routers, default=0) + 1
+                self.add(Router(id, network, 0x060000000000 + number, interfaces))
+        for a, b in ends:
+            cost, up = pick(draw, COSTS), not rarely(draw)
+            between = ids_of_routers[a], ids_of_routers[b]
+            self.add(Link(len(self.world.links) + 1, network, between, cost, up))
         return segments
+
+    def ends(self, count: int) -> list[tuple[int, int]]:
+        """The links between so many routers: most of a chain, then what makes cycles, parallel ones among them."""
+        draw = self.draw
+        pairs = [(number, number + 1) for number in range(1, count) if not rarely(draw)]
+        every = [(a, b) for a in range(1, count + 1) for b in range(1, count + 1) if a != b]
+        if every:
+            pairs += [pick(draw, every) for _ in range(pick(draw, [0, 1, 2, 4, 6]))]
+        return pairs
 
     def port(self, network: int, segments: list[Segment], hosts: list[int]) -> Port:
         draw = self.draw
@@ -211,6 +238,18 @@ class _Builder:
                     pick(draw, [300, 100]),
                 )
             )
+
+
+COSTS = [1, 1, 1, 2, 3, 65535]
+
+
+def components(routers: Iterable[int], links: Iterable[tuple[int, int]]) -> list[frozenset[int]]:
+    """The routers in parts: those of one part are connected by links."""
+    parts = [frozenset({router}) for router in routers]
+    for pair in links:
+        touched = [part for part in parts if part & set(pair)]
+        parts = [part for part in parts if part not in touched] + [frozenset().union(*touched)]
+    return parts
 
 
 SERVICES = [
@@ -292,7 +331,14 @@ def aims(world: World, port: Port) -> tuple[list[Aim], list[Aim]]:
             odd.append(Aim(other.mac, mapped(link_local(other.mac))))
             odd += [Aim(other.mac, mapped(prefix[-1])) for prefix in other.owns]
     for router in world.routers_of(port.segment):
-        for interface in router.interfaces:
+        # What links that are down lead to, too.
+        behind = [i for id in sorted(connected(world, router.id)) for i in world.routers[id].interfaces]
+        near = {i.segment for id in reached(world, router.id) for i in world.routers[id].interfaces}
+        for interface in behind:
+            if interface.segment not in near:
+                odd += [Aim(router.mac, mapped(a)) for p in world.ports_of(interface.segment) for a in p.addresses]
+                odd += [Aim(router.mac, mapped(address)) for address in interface.addresses]
+                continue
             for other in world.ports_of(interface.segment):
                 good += [Aim(router.mac, mapped(address)) for address in other.addresses]
                 good += [Aim(router.mac, mapped(prefix[min(5, prefix.num_addresses - 1)])) for prefix in other.owns]
@@ -306,6 +352,12 @@ def aims(world: World, port: Port) -> tuple[list[Aim], list[Aim]]:
     odd += [Aim(pk.BROADCAST, BROADCAST4), Aim(group_mac(ALL_NODES), ALL_NODES), Aim(group_mac(GROUP4), GROUP4)]
     odd += [Aim(port.mac, mapped(address)) for address in port.addresses]
     return good or odd, odd
+
+
+def connected(world: World, router: int) -> frozenset[int]:
+    """The routers that links connect to this one, up or down."""
+    parts = components(world.routers, (link.between for link in world.links.values()))
+    return next(part for part in parts if router in part)
 
 
 OUTSIDE = [mapped(ip_address(text)) for text in ("198.51.100.1", "2001:db8::1", "::ffff:10.0.0.10", "::", "0.0.0.0")]
@@ -367,7 +419,7 @@ def packets(draw: st.DrawFn, world: World, port: Port) -> bytes:
         payload += bytes(pick(draw, [1230, 1400, 1452]))
     source_mac = UNKNOWN_MAC if rarely(draw, 24) else port.mac
     target_mac = pk.BROADCAST if rarely(draw, 24) else aim.mac
-    ttl = pick(draw, [64] * 8 + [255, 2, 1, 0])
+    ttl = pick(draw, [64] * 8 + [255, 2, 1, 0, 3, 4, 5])
     tos = pick(draw, [0, 0, 1, 2, 3, 0xB8])
     identification = 1 + upto(draw, 1)
     padding = bytes(6) if rarely(draw, 10) else b""
@@ -537,7 +589,7 @@ def conversations(
     draw: st.DrawFn, world: World | None = None, steps: int = 12, changes: bool = True, moves: bool = True
 ) -> list[Step]:
     """Frames over time. Workloads answer what they got and complain about it; between frames the world may
-    change: policies, administrative state, places, ports that go."""
+    change: policies, administrative state, links, places, ports that go."""
     if world is None:
         world = draw(worlds())
     state, now = State(), 0.0
@@ -570,7 +622,10 @@ def conversations(
 @st.composite
 def changed(draw: st.DrawFn, world: World, moves: bool = True) -> World:
     """The same world after one change that validation lets through."""
-    kind = pick(draw, ["add policy", "remove policy", "move"] * 2 + ["port", "network", "delete"])
+    kind = pick(draw, ["add policy", "remove policy", "move", "link"] * 2 + ["port", "network", "delete", "cost"])
+    if kind in ("link", "cost") and world.links:
+        link = world.links[pick(draw, sorted(world.links))]
+        return world.with_(replace(link, up=not link.up) if kind == "link" else replace(link, cost=pick(draw, COSTS)))
     network = world.networks[pick(draw, sorted(world.networks))]
     ports = world.ports_in(network.id)
     if kind == "add policy":

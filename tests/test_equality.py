@@ -123,7 +123,7 @@ def rounds(draw: st.DrawFn) -> list[Step]:
                     (icmp_protocol(aim.address), echo(*flow, 1)),
                 ]
             )
-            ttl = rng.choice([64, 64, 64, 1])
+            ttl = rng.choice([64] * 6 + [1, 2, 3, 4])
             steps.append(Step(0.0, world, port.id, ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)))
     return steps
 

@@ -10,9 +10,11 @@ network 2     segment 3: p      q          the addresses of network 1 once more
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 
 import pytest
 from frames import arp, echo, ethernet, extension, icmp, ip_frame, ipv4, neighbour, solicited, tcp, udp
@@ -21,10 +23,12 @@ from hypothesis import strategies as st
 from strategies import Step, aims, conversations, frames, policies, worlds
 
 from nestnet.model import packet as pk
-from nestnet.model.meaning import Outcome, State, carry, deliver, judge
+from nestnet.model.hash import flow_hash
+from nestnet.model.meaning import Outcome, State, carry, deliver, judge, longest_way, way
 from nestnet.model.packet import FlowTuple, mapped
 from nestnet.model.values import (
     Interface,
+    Link,
     Machine,
     Network,
     Policy,
@@ -413,6 +417,189 @@ def test_for_all_is_carried_to_each() -> None:
     assert send(WORLD.with_(policy(1, allow=False)), P, frame).drops == ((Q, "carrier_policy"),)
 
 
+# ---- links
+#
+#   segment 1 -- R1 --1-- R2 --1-- R4 -- segment 4     links 1, 2: R1-R2-R4    links 3, 4: R1-R3-R4
+#   A, 10.1.0.0/24 `--1-- R3 --1--'      Z, 10.4.0.0/24    cost 1 each; R2 and R3 join nothing
+
+Z = 2
+CORE = [0x060000000000 + number for number in range(5)]
+
+
+def linked(*more: Link | Policy | Port | Router) -> World:
+    return World.of(
+        [
+            Machine(1, ip_address("192.0.2.1")),
+            Network(1),
+            *(Segment(n, 1, 100 + n, (ip_network(f"10.{n}.0.0/24"),)) for n in (1, 4)),
+            *(Router(n, 1, CORE[n], (Interface(n, (ip_address(f"10.{n}.0.1"),)),)) for n in (1, 4)),
+            *(Router(n, 1, CORE[n]) for n in (2, 3)),
+            *(Link(n, 1, ends) for n, ends in enumerate([(1, 2), (4, 2), (1, 3), (3, 4)], start=1)),
+            port(A, 1, 1, 1, "10.1.0.11"),
+            port(Z, 1, 4, 1, "10.4.0.12", owns=(ip_network("10.9.0.0/16"),)),
+        ]
+    ).with_(*more)
+
+
+def across(target: str = "10.4.0.12", ttl: int = 64, source_port: int = 1000, body: bytes | None = None) -> bytes:
+    """From A to what its router must find."""
+    a, b = ip("10.1.0.11"), ip(target)
+    protocol, payload = (17, udp(a, b, source_port, 53)) if body is None else (1, body)
+    return ip_frame(CORE[1], mac(A), a, b, protocol, payload, ttl)
+
+
+def echo_across(target: str, ttl: int = 64) -> bytes:
+    return across(target, ttl, body=echo(ip("10.1.0.11"), ip(target), 5))
+
+
+def passed(world: World, frame: bytes, segment: int = 4) -> list[int]:
+    return [router.id for router in way(world, world.routers[1], segment, pk.parse(frame))]
+
+
+def down(*ids: int) -> list[Link]:
+    return [replace(linked().links[id], up=False) for id in ids]
+
+
+def test_routed_over_links() -> None:
+    ((receiver, frame),) = send(linked(), A, across()).deliveries
+    assert (receiver, frame) == (Z, pk.with_ethernet(across(ttl=61), mac(Z), CORE[4]))
+    assert verdict(send(linked(), A, across(ttl=4))) == [Z]
+    assert verdict(send(linked(), A, across(ttl=3))) == "ttl_expired"
+    assert verdict(send(linked(), A, across("10.9.3.4"))) == [Z], "what a port owns, too"
+    assert verdict(send(linked(), A, across("10.4.0.99"))) == "unreachable"
+
+
+def test_links_that_are_down_lead_nowhere() -> None:
+    for link in (1, 2):
+        world = linked(*down(link))
+        assert {tuple(passed(world, across(source_port=n))) for n in range(50)} == {(1, 3, 4)}
+    cut = linked(*down(1, 4))
+    assert verdict(send(cut, A, across())) == "no_route"
+    assert verdict(send(cut.with_(policy(1, ANY, (Selector("port", Z),))), A, across())) == "policy", "judged first"
+    assert verdict(send(cut.with_(*(linked().links[n] for n in (1, 2))), A, across())) == [Z]
+
+
+def test_the_least_cost_wins_not_the_fewest_routers() -> None:
+    world = linked(Link(5, 1, (4, 1), cost=3))
+    assert len(passed(world, across())) == 3
+    assert passed(linked(Link(5, 1, (4, 1))), across()) == [1, 4]
+    both = linked(Link(5, 1, (4, 1), cost=2))
+    assert {tuple(passed(both, across(source_port=n))) for n in range(99)} == {(1, 2, 4), (1, 3, 4), (1, 4)}
+    assert longest_way(both, both.routers[1], 4) == 3
+
+
+def test_equal_costs_share_the_flows() -> None:
+    """By the hash over the flow, seeded by the router, modulo the links by rising id; parallel links count each."""
+    world = linked(Link(9, 1, (2, 1)))
+    nexts = [2, 3, 2]  # over links 1, 3 and 9
+    for source_port in range(200):
+        number = flow_hash(ip("10.1.0.11"), ip("10.4.0.12"), source_port, 53, 17, seed=1) % 3
+        assert passed(world, across(source_port=source_port)) == [1, nexts[number], 4]
+        assert passed(world, across(source_port=source_port, ttl=9)) == [1, nexts[number], 4]
+
+
+def test_each_router_has_a_seed_of_its_own() -> None:
+    """Otherwise all flows that come to the second router would go on by one link."""
+    world = linked(Link(9, 1, (4, 2)), Link(10, 1, (4, 2)), *down(3))
+    world = world.with_(Router(5, 1, 0x060000000005), Link(11, 1, (1, 5)), Link(12, 1, (5, 4)))
+    ways = {tuple(passed(world, across(source_port=n))) for n in range(50)}
+    assert ways == {(1, 2, 4), (1, 5, 4)}
+    seen = set()
+    for n in range(200):
+        packet = pk.parse(across(source_port=n))
+        if way(world, world.routers[1], 4, packet)[1].id == 2:
+            seen.add(pk.spread(packet, seed=2) % 3)
+    assert seen == {0, 1, 2}
+
+
+def test_an_id_of_a_router_is_cut_to_32_bits() -> None:
+    big = 2**32 + 1
+    world = linked(Router(big, 1, 0x060000000009, (Interface(1, (ip_address("10.1.0.9"),)),)))
+    world = world.with_(Link(21, 1, (big, 2)), Link(22, 1, (big, 3)))
+    for n in range(50):
+        packet = pk.parse(across(source_port=n))
+        ways = [way(world, world.routers[id], 4, packet) for id in (1, big)]
+        assert ways[0][1:] == ways[1][1:]
+
+
+def test_fragments_take_the_way_of_their_datagram() -> None:
+    a, b = ip("10.1.0.11"), ip("10.4.0.12")
+    ways = set()
+    for n in range(50):
+        head = ipv4(a, b, 17, udp(a, b, n, 53), fragment=0x2000, identification=n)
+        tail = ipv4(a, b, 17, b"x" * 8, fragment=1, identification=n)
+        first = send(linked(), A, ethernet(CORE[1], mac(A), pk.IPV4, head))
+        assert verdict(first) == [Z]
+        assert verdict(send(linked(), A, ethernet(CORE[1], mac(A), pk.IPV4, tail), first.state)) == [Z]
+        for body in (head, tail):
+            packet = pk.parse(ethernet(CORE[1], mac(A), pk.IPV4, body))
+            for each in (packet, pk.with_first(packet, FlowTuple(a, b, n, 53, 17), -1)):
+                ways.add(way(linked(), linked().routers[1], 4, each))
+    assert len(ways) == 1, "ports mean nothing"
+
+
+def test_every_router_that_is_reached_answers() -> None:
+    ((receiver, frame),) = send(linked(), A, echo_across("10.4.0.1", ttl=3)).deliveries
+    got = pk.parse(frame)
+    assert (receiver, got.ttl, got.source_mac, got.flow.source) == (A, 64, CORE[1], ip("10.4.0.1"))
+    assert verdict(send(linked(), A, echo_across("10.4.0.1", ttl=2))) == "ttl_expired"
+    assert verdict(send(linked(), A, across("10.4.0.1"))) == "router_local"
+    assert verdict(send(linked(), A, across("10.4.0.1", ttl=2))) == "ttl_expired"
+    assert verdict(send(linked(*down(1, 3)), A, echo_across("10.4.0.1"))) == "no_route"
+    closed = linked(policy(1, ANY, (Selector("inside"),)))
+    assert verdict(send(closed, A, echo_across("10.4.0.1"))) == "policy"
+    assert verdict(send(closed, A, echo_across("10.4.0.1", ttl=1))) == "policy", "judged first"
+    # Another router of the own segment, whether links lead to it or not.
+    other = linked(Router(5, 1, 0x060000000005, (Interface(1, (ip_address("10.1.0.2"),)),)))
+    assert verdict(send(other, A, echo_across("10.1.0.2", ttl=1))) == [A]
+
+
+def test_one_segment_with_two_routers_is_no_link() -> None:
+    apart = linked(
+        *down(1, 3), Router(5, 1, 0x060000000005, (Interface(1, (ip_address("10.1.0.2"),)),)), Link(9, 1, (5, 4))
+    )
+    assert verdict(send(apart, A, across())) == "no_route"
+    assert verdict(send(apart, A, pk.with_ethernet(across(), 0x060000000005, mac(A)))) == [Z]
+
+
+def test_a_carrier_routes_over_links() -> None:
+    hosts = [replace(linked().ports[id], hosts=True) for id in (A, Z)]
+    world = linked().with_(
+        *hosts,
+        Network(2, carrier=1),
+        Segment(7, 2, 107, (ip_network("10.0.0.0/24"),)),
+        port(P, 2, 7, A, "10.0.0.11"),
+        port(Q, 2, 7, Z, "10.0.0.12"),
+    )
+    assert verdict(send(world, P, INNER)) == [Q]
+    ((_, frame),) = send(world, P, to(P, Q, ttl=1)).deliveries
+    assert frame == to(P, Q, ttl=1), "the inner TTL is no business of a carrier"
+    assert verdict(send(world.with_(*down(1, 4)), P, INNER)) == "carrier_no_route"
+
+
+@pytest.mark.parametrize(("routers", "expected"), [(63, [Q]), (64, "carrier_ttl")])
+def test_a_carrier_has_63_routers_in_a_row_at_most(routers: int, expected: str | list[int]) -> None:
+    """On the longest of the ways that share its flows, whichever this one takes."""
+    world = linked(*down(1, 3)).with_(
+        *(replace(linked().ports[id], hosts=True) for id in (A, Z)),
+        Network(2, carrier=1),
+        Segment(7, 2, 107, (ip_network("10.0.0.0/24"),)),
+        port(P, 2, 7, A, "10.0.0.11"),
+        port(Q, 2, 7, Z, "10.0.0.12"),
+        Link(1000, 1, (1, 4), cost=routers - 1),
+    )
+    row = [1, *range(100, 100 + routers - 2), 4]
+    world = world.with_(
+        *(Router(id, 1, 0x060000000000 + id) for id in row[1:-1]),
+        *(Link(id, 1, (id, other)) for id, other in pairwise(row[1:])),
+        Link(99, 1, (1, 100)),
+    )
+    assert longest_way(world, world.routers[1], 4) == routers
+    assert verdict(send(world, P, INNER)) == expected
+    assert {len(passed(world, across(source_port=n))) for n in range(50)} == {2, routers}
+    assert verdict(send(world.with_(Link(1000, 1, (1, 4))), P, INNER)) == [Q]
+
+
 # ---- laws
 
 few = settings(max_examples=60)
@@ -514,20 +701,19 @@ def test_an_outer_deny_wins(case: tuple[World, Port, bytes]) -> None:
 def test_depth_means_nothing(case: tuple[World, Port, bytes]) -> None:
     """A network means at any depth what it means on the wire, as long as its carriers let everything pass."""
     world, port, frame = case
-    carriers, network = set(), world.networks[port.network]
-    while network.carrier:
-        network = world.networks[network.carrier]
-        carriers.add(network.id)
+    carriers, chain = set(), [world.networks[port.network]]
+    while chain[-1].carrier:
+        chain.append(world.networks[chain[-1].carrier])
+        carriers.add(chain[-1].id)
     assume(carriers)
     free = world.with_(
         *(replace(world.networks[id], enabled=True) for id in carriers),
         *(replace(p, enabled=True) for p in world.ports.values() if p.network in carriers),
+        *(replace(link, up=True) for link in world.links.values() if link.network in carriers),
     ).without(*(("policy", p.id) for p in world.policies.values() if p.network in carriers))
-    # One router everywhere is the simplest network in which every host reaches every other.
-    for p in free.ports.values():
-        for q in free.ports.values():
-            if p.network == q.network and p.network in carriers and p.segment != q.segment:
-                assume(_joined(free, p, q))
+    for carried in chain[:-1]:
+        hosts = {p.host for p in free.ports_in(carried.id)}
+        assume(all(_joined(free, free.networks[carried.id], a, b) for a in hosts for b in hosts))
     surface = free.with_(
         replace(free.networks[port.network], carrier=0),
         *(replace(p, host=1) for p in free.ports_in(port.network)),
@@ -536,10 +722,9 @@ def test_depth_means_nothing(case: tuple[World, Port, bytes]) -> None:
     assert deep == shallow
 
 
-def _joined(world: World, a: Port, b: Port) -> bool:
+def _joined(world: World, carried: Network, a: int, b: int) -> bool:
     try:
-        carry(world, Network(10**6, a.network, 4), a.id, b.id)
-        carry(world, Network(10**6, a.network, 6), a.id, b.id)
+        carry(world, carried, a, b)
     except Exception:
         return False
     return True
@@ -547,14 +732,18 @@ def _joined(world: World, a: Port, b: Port) -> bool:
 
 @few
 @given(one_frame())
-def test_a_router_takes_one_from_the_ttl(case: tuple[World, Port, bytes]) -> None:
+def test_each_router_takes_one_from_the_ttl(case: tuple[World, Port, bytes]) -> None:
     world, port, frame = case
     before = pk.parse(frame)
-    routers = {router.mac for router in world.routers_of(port.segment)}
+    routers = {router.mac: router for router in world.routers_of(port.segment)}
     for id, got in deliver(world, State(), port.id, frame, 0.0).deliveries:
         after = pk.parse(got)
         if id != port.id and before.target_mac in routers:
-            assert (after.ttl, after.source_mac) == (before.ttl - 1, before.target_mac)
+            segment = world.ports[id].segment
+            passed = way(world, routers[before.target_mac], segment, before)
+            assert passed[-1] in world.routers_of(segment)
+            assert not any(router in world.routers_of(segment) for router in passed[:-1])
+            assert (after.ttl, after.source_mac) == (before.ttl - len(passed), passed[-1].mac)
             assert got[after.offset :] == frame[before.offset :]
         elif id != port.id:
             assert got == frame, "a switch changes nothing"
@@ -584,3 +773,96 @@ def test_aims_are_inside() -> None:
     ]
     assert [B] in reached
     assert [E] in reached
+
+
+# ---- laws of links
+
+
+@st.composite
+def graphs(draw: st.DrawFn, costs: st.SearchStrategy[int]) -> World:
+    """Up to eight routers, each with a segment and a port in it, and links between them."""
+    count = draw(st.integers(2, 8))
+    numbers = range(1, count + 1)
+    pairs = st.tuples(st.sampled_from(numbers), st.sampled_from(numbers)).filter(lambda pair: pair[0] != pair[1])
+    links = draw(st.lists(st.tuples(pairs, costs, st.sampled_from([True, True, True, False])), max_size=3 * count))
+    return World.of(
+        [
+            Machine(1, ip_address("192.0.2.1")),
+            Network(1),
+            *(Segment(n, 1, 100 + n, (ip_network(f"10.{n}.0.0/24"),)) for n in numbers),
+            *(Router(n, 1, 0x060000000000 + n, (Interface(n, (ip_address(f"10.{n}.0.1"),)),)) for n in numbers),
+            *(port(n, 1, n, 1, f"10.{n}.0.10") for n in numbers),
+            *(Link(id, 1, pair, cost, up) for id, (pair, cost, up) in enumerate(links, start=1)),
+        ]
+    )
+
+
+def steps_from(world: World, start: int) -> dict[int, int]:
+    """Router -> how few links that are up lead there, by walking outwards."""
+    found, edge, steps = {start: 0}, {start}, 0
+    while edge:
+        steps += 1
+        ends = {end for link in world.links.values() if link.up and edge & set(link.between) for end in link.between}
+        edge = ends - found.keys()
+        found |= dict.fromkeys(edge, steps)
+    return found
+
+
+def datagram(source: int, target: int, source_port: int = 1000) -> bytes:
+    a, b = ip(f"10.{source}.0.10"), ip(f"10.{target}.0.10")
+    return ip_frame(0x060000000000 + source, mac(source), a, b, 17, udp(a, b, source_port, 53))
+
+
+@few
+@given(graphs(st.just(1)))
+def test_all_reach_all_that_links_lead_to(world: World) -> None:
+    """... and no others; where all links cost 1, the TTL falls by the length of a shortest path."""
+    for source in world.ports:
+        near = steps_from(world, source)
+        for target in world.ports:
+            outcome = send(world, source, datagram(source, target))
+            assert verdict(outcome) == ([target] if target in near else "no_route")
+            for _, frame in outcome.deliveries:
+                assert pk.parse(frame).ttl == 64 - 1 - near[target]
+
+
+@few
+@given(graphs(st.integers(1, 4)), st.data())
+def test_no_way_costs_less(world: World, data: st.DataObject) -> None:
+    """Every way is over links that are up, costs what the cheapest does (by trying all), and is the flow's own."""
+    source, target = (data.draw(st.sampled_from(sorted(world.ports))) for _ in range(2))
+    cheapest = {source: 0}
+    for _ in world.routers:  # Bellman and Ford, not Dijkstra.
+        for link in world.links.values():
+            for a, b in (link.between, link.between[::-1]):
+                if link.up and a in cheapest:
+                    cheapest[b] = min(cheapest.get(b, 1 << 30), cheapest[a] + link.cost)
+    assume(target in cheapest)
+    lengths = set()
+    for source_port in range(20):
+        packet = pk.parse(datagram(source, target, source_port))
+        routers = [router.id for router in way(world, world.routers[source], target, packet)]
+        assert routers == [router.id for router in way(world, world.routers[source], target, packet)]
+        costs = [
+            min(link.cost for link in world.links.values() if link.up and set(link.between) == {a, b})
+            for a, b in pairwise(routers)
+        ]
+        assert (routers[0], routers[-1], sum(costs)) == (source, target, cheapest[target])
+        lengths.add(len(routers))
+    assert max(lengths) <= longest_way(world, world.routers[source], target) <= len(world.routers)
+
+
+@few
+@given(st.integers(2, 6), st.binary(min_size=2, max_size=2))
+def test_equal_ways_are_all_taken(count: int, host: bytes) -> None:
+    """Many flows over a few ways of equal cost: each has its share, more or less."""
+    world = linked(*(replace(link, up=False) for link in linked().links.values()))
+    middle = range(100, 100 + count)
+    world = world.with_(
+        *(Router(id, 1, 0x060000000000 + id) for id in middle),
+        *(Link(100 + 2 * id + end, 1, (id, (1, 4)[end])) for id in middle for end in (0, 1)),
+    )
+    target = f"10.4.{host[0]}.{host[1]}"
+    taken = Counter(passed(world, across(target, source_port=n))[1] for n in range(1000))
+    assert sorted(taken) == list(middle)
+    assert min(taken.values()) > 1000 / count / 2

@@ -209,7 +209,7 @@ def ip(source: int, target: int | str, **fields: Any) -> IP:
     return IP(src=PORTS[source][3], dst=PORTS[target][3] if isinstance(target, int) else target, **fields)
 
 
-def udp(source: int, target: int, via: str = "", **fields: object) -> Scapy:
+def udp(source: int, target: int | str, via: str = "", **fields: object) -> Scapy:
     return ether(source, via or target) / ip(source, target, **fields) / UDP(sport=1000, dport=2000) / Raw(b"hello")
 
 
@@ -262,6 +262,40 @@ def in_own_host(rows: Spec) -> None:
     with_field(rows, "host", HOST_H, at=HOST_H)
     with_field(rows, "host", HOST_K, at=HOST_K)
 
+
+# With links, DB is behind more routers: core - near - far, or core - left - right - far, as the flow's hash has it.
+NEAR, LEFT, RIGHT, FAR = 2, 3, 4, 5
+FAR_MAC = "06:00:00:00:00:05"
+CORE_ID = 7 << 32 | 1001  # 1001 is its seed
+
+
+def linked(rows: Spec) -> None:
+    with_field(rows, "router", CORE, id=CORE_ID)
+    for router in (NEAR, LEFT, RIGHT, FAR):
+        rows["router"][router] = (1000 + router, OUTER, 0, raw(f"06:00:00:00:00:{router:02x}"), 0)
+    rows["mac"][(DB, raw(FAR_MAC), 0)] = rows["mac"].pop((DB, raw(ROUTER_MAC), 0))[0], FAR
+    rows["owner"][(160, DB, packed(GATEWAY[DB]))] = (OWNER_ROUTER, FAR)
+    with_field(rows, "segment", DB, router=FAR)
+    there = packed("10.0.1.0")
+    nexts = {CORE: (NEAR, LEFT), NEAR: (FAR,), LEFT: (RIGHT,), RIGHT: (FAR,), FAR: ()}
+    for (router, ways), hops in zip(nexts.items(), (4, 2, 3, 2, 1), strict=True):
+        group = 70 + router if ways else 0
+        rows["route"][(32 + 96 + 24, router, there)] = (DB, group, len(ways), hops)
+        rows["hop"] |= {(router, group, index): (to,) for index, to in enumerate(ways)}
+    back = {FAR: (NEAR,), NEAR: (CORE,)}
+    for router, ways in back.items():
+        rows["route"][(32 + 96 + 24, router, packed("10.0.0.0"))] = (WEB, 80, len(ways), router)
+        rows["hop"] |= {(router, 80, index): (to,) for index, to in enumerate(ways)}
+
+
+def far_host(rows: Spec) -> None:
+    """k is in DB, behind links."""
+    with_field(rows, "port", K, segment=DB, address4=packed("10.0.1.6"))
+    rows["owner"][(160, DB, packed("10.0.1.6"))] = (OWNER_PORT, K)
+
+
+TO_DB = (32 + 96 + 24, CORE, packed("10.0.1.0"))
+IN_A_RING = (linked, edited("hop", (NEAR, 70 + NEAR, 0), next=CORE), edited("route", TO_DB, count=1))
 
 CASES: dict[str, Case] = {
     # ---- lines 1 and 2
@@ -324,6 +358,28 @@ CASES: dict[str, Case] = {
     "nobody has the address": Case("unreachable", ether(A, ROUTER_MAC) / ip(A, "10.0.1.99") / UDP()),
     "to a router": Case("router_local", ether(A, ROUTER_MAC) / ip(A, GATEWAY[DB]) / UDP()),
     "TTL": Case("ttl_expired", udp(A, D, ROUTER_MAC, ttl=1)),
+    "TTL over links": Case("ttl_expired", udp(A, D, ROUTER_MAC, ttl=3), edits=(linked,)),
+    "TTL to a router over links": Case("ttl_expired", udp(A, GATEWAY[DB], ROUTER_MAC, ttl=2), edits=(linked,)),
+    "ping to a router over links": Case(
+        "ttl_expired", ether(A, ROUTER_MAC) / ip(A, GATEWAY[DB], ttl=2) / ICMP(), edits=(linked,)
+    ),
+    "to a router over links": Case("router_local", udp(A, GATEWAY[DB], ROUTER_MAC, ttl=4), edits=(linked,)),
+    "denied before a router over links": Case(
+        "policy", udp(A, GATEWAY[DB], ROUTER_MAC, ttl=1), edits=(linked, deny_all)
+    ),
+    "links in a ring": Case("ttl_expired", udp(A, D, ROUTER_MAC, ttl=255), edits=IN_A_RING),
+    "links in a ring, to a router": Case("ttl_expired", udp(A, GATEWAY[DB], ROUTER_MAC, ttl=255), edits=IN_A_RING),
+    "next router not known": Case(
+        "no_route", udp(A, D, ROUTER_MAC), edits=(linked, edited("route", TO_DB, count=1, group=99))
+    ),
+    "next router without a route": Case(
+        "no_route",
+        udp(A, D, ROUTER_MAC),
+        edits=(linked, edited("route", TO_DB, count=1), delete("route", (TO_DB[0], NEAR, TO_DB[2]))),
+    ),
+    "denied before a way that ends": Case(
+        "policy", udp(A, D, ROUTER_MAC), edits=(linked, edited("route", TO_DB, count=1, group=99), deny_all)
+    ),
     "size": Case("too_big", udp(A, B) / Raw(bytes(1450 - 32))),
     "size, to all": Case("too_big", ether(A, "ff:ff:ff:ff:ff:ff") / ip(A, B) / UDP() / Raw(bytes(1450 - 27))),
     "routed from a link-local address": Case(
@@ -347,6 +403,12 @@ CASES: dict[str, Case] = {
     "carrier's policy": Case("carrier_policy", udp(X, Y), X, (with_rules((0, 0, PROTOCOL + 1, ALLOW)),)),
     "carrier without a route": Case("carrier_no_route", udp(X, Y), X, (edited("port", K, segment=DB),)),
     "carrier without an address": Case("carrier_no_route", udp(X, Y), X, (edited("port", K, address4=bytes(16)),)),
+    "carrier with too many routers": Case(
+        "carrier_ttl", udp(X, Y), X, (linked, far_host, edited("route", TO_DB, hops=64))
+    ),
+    "carrier's router without a route": Case(
+        "carrier_no_route", udp(X, Y), X, (linked, far_host, delete("route", TO_DB))
+    ),
     "carriers without end": Case("carrier_depth", udp(X, Y), X, (in_own_host,)),
     # ---- from the wire
     "stranger": Case("not_a_member", wire(udp(C, A)), edits=(delete("member", (packed(WIRE[M2]),)),)),
@@ -456,6 +518,69 @@ def test_routed(both: Fabric) -> None:
 def test_routed_back_to_its_sender(m1: Reference) -> None:
     got = answer(m1, udp(A, A, ROUTER_MAC))
     assert (got.src, got.dst, got[IP].ttl) == (ROUTER_MAC, mac(A), 63)
+
+
+@pytest.fixture
+def far() -> Fabric:
+    tables = {}
+    for machine in (M1, M2):
+        rows = spec(machine)
+        linked(rows)
+        tables[1000 + machine] = build(rows)
+    return Fabric(tables)
+
+
+def way(source_port: int) -> int:
+    """How many routers there are from a to d: the core has two next routers and chooses by the flow."""
+    return (3, 4)[flow_hash(packed("10.0.0.2"), packed("10.0.1.2"), source_port, 2000, 17, seed=1001) % 2]
+
+
+def test_routed_over_links(far: Fabric) -> None:
+    for sport in range(50):
+        for ttl in (64, way(sport), way(sport) + 1):
+            frame = ether(A, ROUTER_MAC) / ip(A, D, ttl=ttl) / UDP(sport=sport, dport=2000)
+            deliveries, drops = far.send(1000 + A, bytes(frame), 0.0)
+            if ttl <= way(sport):
+                assert (deliveries, drops) == ([], ["ttl_expired"])
+                continue
+            expected = ether(A, D) / ip(A, D, ttl=ttl - way(sport)) / UDP(sport=sport, dport=2000)
+            expected.src = FAR_MAC
+            assert (deliveries, drops) == ([(1000 + D, bytes(expected))], [])
+
+
+def test_all_fragments_go_one_way(far: Fabric) -> None:
+    hashed = flow_hash(packed("10.0.0.2"), packed("10.0.1.2"), 0, 0, 17, seed=1001)
+    for sport in range(20):
+        whole = ether(A, ROUTER_MAC) / ip(A, D, id=sport) / UDP(sport=sport, dport=2000) / Raw(bytes(2000))
+        for part in fragment(whole, fragsize=1000):  # type: ignore[no-untyped-call]
+            ((_, frame),), drops = far.send(1000 + A, bytes(part), 0.0)
+            assert (64 - Ether(frame)[IP].ttl, drops) == ((3, 4)[hashed % 2], [])
+
+
+def test_answered_over_links(far: Fabric) -> None:
+    """From d back to a: m1 knows the sender behind the core's MAC, over links."""
+    frame = ether(D, FAR_MAC) / ip(D, A) / UDP(sport=2000, dport=1000)
+    ((port, got),), drops = far.send(1000 + D, bytes(frame), 0.0)
+    assert (port, drops) == (1000 + A, [])
+    assert (Ether(got).src, Ether(got)[IP].ttl) == (ROUTER_MAC, 64 - 3)
+
+
+def test_ping_to_a_router_over_links(far: Fabric) -> None:
+    for number in range(20):
+        frame = ether(A, ROUTER_MAC) / ip(A, GATEWAY[DB], ttl=4) / ICMP(id=number)
+        ((port, answered),), drops = far.send(1000 + A, bytes(frame), 0.0)
+        got = Ether(answered)
+        assert (port, drops, got.src, got[IP].src, got[IP].ttl) == (1000 + A, [], ROUTER_MAC, GATEWAY[DB], 64)
+
+
+def test_a_carrier_routes_over_links() -> None:
+    rows = spec(M1)
+    for edit in (linked, far_host, edited("route", TO_DB, hops=63)):
+        edit(rows)
+    outputs = Reference(build(rows)).workload(10 + X, bytes(udp(X, Y, ttl=1)), 0.0)
+    (out,) = outputs.emitted
+    assert isinstance(out, ToMachine)
+    assert bytes(IP(out.datagram)[VXLAN].payload) == bytes(udp(X, Y, ttl=1))
 
 
 def test_carried(both: Fabric) -> None:
