@@ -181,6 +181,12 @@ def _verbs(store: Store) -> APIRouter:
         """The revision, and how far each machine is."""
         return {"apiVersion": shapes.API_VERSION, "controller": __version__, **store.status()}
 
+    @routes.patch("/links/{reference:path}", response_model=shapes.Linked, tags=["resources"])
+    def patch_link(reference: Reference, state: shapes.LinkState) -> dict[str, Any]:
+        """Take a link up or down; doing it twice is doing it once. All else of it is changed by apply."""
+        revision, machines, link = store.set_link(reference, state.up)
+        return {"revision": revision, "machines": machines, "link": link}
+
     lines: dict[int | str, dict[str, Any]] = {
         200: {"description": "One JSON object a line.", "content": {"application/x-ndjson": {}}}
     }

@@ -32,7 +32,7 @@ from nestnet.model.errors import (
     Unreachable,
 )
 
-KINDS = ("machine", "tenant", "network", "segment", "router", "port", "policy")
+KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
 PAGE = 1000  # Items asked for at a time.
 SILENCE = 15.0  # Seconds without a line after which a feed is dead: three heartbeats.
 TIMEOUT = 60.0  # Seconds for an answer; an apply of 20,000 objects takes a few.
@@ -82,6 +82,10 @@ class Client:
     def delete(self, kind: str, reference: str) -> int:
         """Delete one; returns the revision. Raises Conflict with what depends on it."""
         return int(self._ask("DELETE", _member(kind, reference))["revision"])
+
+    def set_link(self, reference: str, up: bool) -> dict[str, Any]:
+        """Take a link up or down: {"revision", "machines", "link"}. Doing it twice is doing it once."""
+        return self._ask("PATCH", _member("link", reference), json={"up": up})
 
     def plan(self, manifest: Mapping[str, Any], prune: bool = False) -> dict[str, Any]:
         """What apply would do: changes, disturbs, machines. `manifest` is data, as a network file has it."""

@@ -76,6 +76,17 @@ class Router(_Resource):
     description: str
 
 
+class Link(_Resource):
+    network: str
+    between: list[str]
+    """The two routers that it joins."""
+    cost: int
+    up: bool
+    """Administratively: what `PATCH` says."""
+    labels: dict[str, str]
+    description: str
+
+
 class Port(_Resource):
     row: int
     """The number that agents know it by: a lab's namespace is named after it."""
@@ -157,6 +168,22 @@ class Applied(Shape):
 
 class Deleted(Shape):
     revision: int
+
+
+class LinkState(Shape):
+    """Whether routes may lead over a link."""
+
+    up: Annotated[bool, Field(strict=True)]
+
+
+class Linked(Shape):
+    """A link that was taken up or down."""
+
+    revision: int
+    """The one since which it is so."""
+    machines: list[str]
+    """Machines that get rows."""
+    link: Link
 
 
 class Join(Shape):
@@ -246,6 +273,7 @@ RESOURCES: dict[str, type[_Resource]] = {
     "network": Network,
     "segment": Segment,
     "router": Router,
+    "link": Link,
     "port": Port,
     "policy": Policy,
 }

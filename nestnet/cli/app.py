@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nestnet.cli.formats import Format
+from nestnet.cli.formats import Format, State
 
 app = typer.Typer(
     name="nestnet",
@@ -25,6 +25,13 @@ app = typer.Typer(
 
 # Options that are not ours belong to the command that is run, also when nobody wrote `--` before it.
 PASSED_ON = {"ignore_unknown_options": True}
+
+importing = typer.Typer(
+    help="Turn what others describe into a network file.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 Lab = Annotated[
     str | None,
@@ -140,6 +147,24 @@ def delete(kind: Kind, path: Path_, lab: Lab = None, wait: Wait = True, timeout:
     changes.delete(kind, path, lab, wait, timeout)
 
 
+@app.command()
+def link(
+    state: Annotated[State, typer.Argument(metavar="up|down", help="What it should be.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A link like acme/core-edge, or its id.")],
+    lab: Lab = None,
+    wait: Wait = True,
+    timeout: Timeout = 60,
+) -> None:
+    """Take a link up or down.
+
+    Routes that led over it take other ways, or are gone. It stays so until this command or a file that has `up:`
+    says otherwise.
+    """
+    from nestnet.cli import changes
+
+    changes.link(path, state is State.up, lab, wait, timeout)
+
+
 @app.command("exec", context_settings=PASSED_ON)
 def exec_(
     where: Where,
@@ -212,6 +237,26 @@ def capture(
     from nestnet.cli import packets
 
     packets.capture(where, filter or [], write, count, lab)
+
+
+app.add_typer(importing, name="import")
+
+
+@importing.command("topology")
+def import_topology(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A graph; - for stdin.")],
+    machines: Annotated[
+        int, typer.Option("--machines", metavar="N", min=1, max=1000, help="Spread the ports over so many.")
+    ] = 3,
+) -> None:
+    """Print the network file of a graph.
+
+    FILE is node-link JSON or GraphML. Each node becomes a router with a segment and a port, each edge a link of the
+    cost `dist`. What had to be left out goes to stderr.
+    """
+    from nestnet.cli import imports
+
+    imports.topology(file, machines)
 
 
 @app.command()

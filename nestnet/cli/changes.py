@@ -1,4 +1,4 @@
-"""The verbs that change something: up, down, plan, apply, delete."""
+"""The verbs that change something: up, down, plan, apply, delete, link."""
 
 from __future__ import annotations
 
@@ -121,6 +121,22 @@ def delete(kind: str, path: str, lab: str | None, wait: bool, timeout: float) ->
         revision = client.delete(kind, path)
         until_realised(client, revision, concerned, timeout, found.lab)
     say(f"{kind} {path} deleted, revision {revision}")
+
+
+def link(path: str, up: bool, lab: str | None, wait: bool, timeout: float) -> None:
+    """Take a link up or down, wait until every machine routes so, and say how long that took."""
+    from nestnet.cli.waiting import until_realised
+
+    start = time.monotonic()
+    found = target(lab)
+    with found.client() as client:
+        told = client.set_link(path, up)
+        if wait:
+            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+    done = "realised" if wait else "stored"
+    changed = told["link"]
+    say(f"link {changed['path']} is {'up' if changed['up'] else 'down'}")
+    say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
 
 
 def _concerned(client: Client, kind: str, path: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""The words of -o. A module of its own, because the command line needs them before anything is shown."""
+"""The words of -o, and of `link`. A module of its own: the command line needs them before anything is shown."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ class Format(StrEnum):
     json = "json"
     yaml = "yaml"
     name = "name"
+
+
+class State(StrEnum):
+    up = "up"
+    down = "down"

@@ -12,6 +12,7 @@ KINDS = {
     "network": "networks",
     "segment": "segments",
     "router": "routers",
+    "link": "links",
     "port": "ports",
     "policy": "policies",
 }

@@ -78,6 +78,14 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("DESCRIPTION", _text("description"), True),
         ("ID", _text("id"), True),
     ),
+    "link": (
+        ("PATH", _text("path"), False),
+        ("BETWEEN", _text("between"), False),
+        ("COST", _text("cost"), False),
+        ("STATE", lambda link: "up" if link["up"] else "down", False),
+        ("DESCRIPTION", _text("description"), True),
+        ("ID", _text("id"), True),
+    ),
     "port": (
         ("PATH", _text("path"), False),
         ("SEGMENT", _text("segment"), False),

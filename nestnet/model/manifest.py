@@ -6,6 +6,7 @@
       networks   {name: NetworkSpec}
         segments   {name: SegmentSpec}
         routers    {name: RouterSpec}
+        links      {name: LinkSpec}        between two of its routers
         ports      {name: PortSpec}
         policies   [PolicySpec]
         networks   {name: NetworkSpec}     carried by this one
@@ -56,6 +57,8 @@ OWNS_PER_PORT = 64  # each is a route on every machine of the network
 ADDRESSES_PER_PORT = 16  # each is a row on every machine of the network
 SEGMENTS_PER_ROUTER = 256
 ROUTERS_PER_SEGMENT = 16
+LINKS_PER_NETWORK = 4096  # every machine of the network finds its least-cost paths over them
+COST = (1, 65535)
 PRIORITY = (0, 65535)
 LABELS = 64
 LABEL = 63  # characters of a label's key; its value may have LABEL_VALUE
@@ -486,6 +489,39 @@ class RouterSpec(_Spec):
     later = {"policies": "policies of a router"}
 
 
+def _two_routers(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(value) != 2:
+        raise _refuse(
+            "bad_link", f"has {len(value)} {'router' if len(value) == 1 else 'routers'}: a link has two", limit=2
+        )
+    if value[0] == value[1]:
+        raise _refuse("bad_link", f"has {value[0]} twice: a link joins two different routers", below=1)
+    return value
+
+
+class LinkSpec(_Spec):
+    """Joins two routers, both ways. Routes follow the least sum of costs over links that are up."""
+
+    later = {"rate": "a limit on what a link carries"}
+
+    between: Annotated[
+        tuple[Name, ...],
+        BeforeValidator(_only_listed),
+        AfterValidator(_two_routers),
+        PlainSerializer(list),
+        WithJsonSchema({"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2, "uniqueItems": True}),
+    ]
+    """The two routers of this network that it joins."""
+    cost: Annotated[int, _between(*COST), _numbers(*COST)] = 1
+    """1 to 65535, for each packet in either direction. Paths of equal cost share the flows."""
+    up: Maybe[bool] = None
+    """false: nothing is routed over it. If absent, as it is: up when it is made, then as `nestnet link` left it."""
+    labels: Maybe[Labels] = None
+    """Any words of yours."""
+    description: Maybe[Description] = None
+    """What it is for."""
+
+
 class PortSpec(_Spec):
     """An attachment point: a workload's MAC and addresses."""
 
@@ -580,7 +616,6 @@ class NetworkSpec(_Spec):
     """A network, carried by the one it stands in, or by the wire."""
 
     later = {
-        "links": "links between routers",
         "grants": "other tenants being carried here",
         "quota": "a limit on what is carried here",
         "encrypt": "encryption between machines",
@@ -606,6 +641,8 @@ class NetworkSpec(_Spec):
     """Its broadcast domains."""
     routers: Maybe[dict[Name, RouterSpec]] = None
     """What joins its segments."""
+    links: Maybe[Annotated[dict[Name, LinkSpec], _at_most(LINKS_PER_NETWORK, "links")]] = None
+    """What joins its routers."""
     ports: Maybe[dict[Name, PortSpec]] = None
     """Its attachment points."""
     policies: Maybe[
@@ -765,6 +802,7 @@ def _members() -> dict[tuple[type[_Spec], str], type[_Spec]]:
         (Manifest, "checks"): Check,
         (NetworkSpec, "segments"): SegmentSpec,
         (NetworkSpec, "routers"): RouterSpec,
+        (NetworkSpec, "links"): LinkSpec,
         (NetworkSpec, "ports"): PortSpec,
         (NetworkSpec, "policies"): PolicySpec,
         (NetworkSpec, "networks"): NetworkSpec,

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, permutations
 from typing import Any, NamedTuple
 
 from .breadth import RULES_PER_NETWORK, rules_at_most
@@ -209,6 +209,7 @@ class _Network:
         self.at, self.path, self.network, self.carrier = level
         self.segments = self.network.segments or {}
         self.routers = self.network.routers or {}
+        self.links = self.network.links or {}
         self.ports = self.network.ports or {}
         self.underlay = self.network.underlay or 4
         self.gateways: dict[str, list[_Gateway]] = defaultdict(list)  # segment -> its gateways
@@ -217,6 +218,7 @@ class _Network:
         yield from self._whole()
         yield from self._two_cidrs()
         yield from self._routers()
+        yield from self._links()
         yield from self._ports()
         yield from self._full()
         yield from self._overlaps()
@@ -299,6 +301,38 @@ class _Network:
                 message = f"{gateway.address} is the gateway of {other.router} in {segment} already: choose another"
                 yield Problem("duplicate_address", at, message)
         self.gateways[segment].append(gateway)
+
+    # Links
+
+    def _links(self) -> Iterator[Problem]:
+        if self.network.routers is None:
+            return
+        for name, link in self.links.items():
+            for index, router in enumerate(link.between):
+                if router not in self.routers:
+                    near = self.judge.nearest(router, self.routers)
+                    message = f"network {self.path} has no router {router} for link {name} to join{meant(near)}"
+                    yield Problem("missing_router", f"{self.at}/links/{name}/between/{index}", message, nearest=near)
+
+    def _connected(self) -> list[list[str]]:
+        """The routers in groups: those that links connect, up or down, are one; in the order of the text."""
+        beyond: dict[str, list[str]] = defaultdict(list)
+        for link in self.links.values():
+            if all(router in self.routers for router in link.between):
+                for here, there in permutations(link.between):
+                    beyond[here].append(there)
+        seen: set[str] = set()
+        groups = []
+        for router in self.routers:
+            if router not in seen:
+                group = [router]
+                seen.add(router)
+                for here in group:
+                    new = dict.fromkeys(there for there in beyond[here] if there not in seen)
+                    seen.update(new)
+                    group += new
+                groups.append(group)
+        return groups
 
     # Ports
 
@@ -394,7 +428,13 @@ class _Network:
                 _Range.of(cidr, place - len(self.segments), "cidr_overlap", f"segment {name}", at)
                 for at, cidr in _items(f"{self.at}/segments/{name}/cidr", segment.cidr or ())
             ]
-        scopes = [(f"router {name}", list(router.segments or ())) for name, router in self.routers.items()]
+        scopes = [
+            (
+                f"router {group[0]}" if len(group) == 1 else f"routers that links connect ({_some(group, ', ')})",
+                list(dict.fromkeys(segment for name in group for segment in self.routers[name].segments or ())),
+            )
+            for group in self._connected()
+        ]
         routed = set(chain.from_iterable(names for _, names in scopes))
         scopes += [(f"segment {name}", [name]) for name in own if name not in routed]
         reported: set[tuple[str, str]] = set()
@@ -552,6 +592,7 @@ def _some(items: list[str], between: str) -> str:
 # Rules that a whole manifest may keep although the rest of it breaks them.
 _NEEDS_ALL = frozenset(
     {"missing_machine", "missing_host", "not_a_host", "host_family", "missing_segment", "missing_tenant"}
+    | {"missing_router"}
     | {"unknown_name", "missing_port", "address_outside", "address_is_gateway", "segment_full", "no_cidr"}
 )
 

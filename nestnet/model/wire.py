@@ -71,6 +71,7 @@ _READERS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "machine": {"address": ip_address},
     "segment": {"cidrs": _each(ip_network)},
     "router": {"interfaces": _each(_interface)},
+    "link": {"between": tuple},
     "port": {"addresses": _each(ip_address), "owns": _each(ip_network), "groups": tuple},
     "policy": {"sources": _each(_selector), "targets": _each(_selector), "services": _each(_service)},
 }

@@ -4,7 +4,7 @@
     changes     the rows that differ between two revisions, with what the machine gained or lost by moves
 
 A machine needs all of each network that has a port on it, and of each carrier down to the fabric its
-segments, routers and policies, and those ports on which the level above lives. That is its *view*:
+segments, routers, links and policies, and those ports on which the level above lives. That is its *view*:
 network -> ALL, or the ids of the ports it may see. The view at an earlier revision is worked out from
 the change rows, which keep where each port was; so nothing is remembered for a machine.
 """
@@ -21,6 +21,7 @@ from nestnet.model.values import (
     FABRIC,
     MAX_DEPTH,
     Interface,
+    Link,
     Machine,
     Network,
     Policy,
@@ -31,7 +32,17 @@ from nestnet.model.values import (
     World,
 )
 from nestnet.store import objects, tables
-from nestnet.store.objects import NetworkRow, PolicyRow, PortRow, RouterRow, Row, SegmentRow, chunks, fabric_mtu
+from nestnet.store.objects import (
+    LinkRow,
+    NetworkRow,
+    PolicyRow,
+    PortRow,
+    RouterRow,
+    Row,
+    SegmentRow,
+    chunks,
+    fabric_mtu,
+)
 
 OVERHEAD = {4: 50, 6: 70}  # Bytes that VXLAN takes from the MTU, by the family it travels in.
 
@@ -205,7 +216,8 @@ def _port_keys(connection: Connection, network: int) -> set[Key]:
 
 def _other_keys(connection: Connection, network: int) -> set[Key]:
     keys: set[Key] = {("network", network)}
-    for kind, table in (("segment", tables.segment), ("router", tables.router), ("policy", tables.policy)):
+    for kind in ("segment", "router", "link", "policy"):
+        table = tables.metadata.tables[kind]
         keys |= {(kind, id) for id in connection.scalars(select(table.c.id).where(table.c.network == network))}
     return keys
 
@@ -222,6 +234,7 @@ def _of_view(connection: Connection, view: View) -> list[tuple[Key, Value]]:
         *objects.networks(connection, "id", every),
         *objects.segments(connection, "network", every),
         *objects.routers(connection, "network", every),
+        *objects.links(connection, "network", every),
         *objects.ports(connection, "network", whole),
         *objects.ports(connection, "id", some),
         *objects.policies(connection, "network", every),
@@ -239,6 +252,7 @@ def _values(connection: Connection, keys: set[Key], view: View) -> list[tuple[Ke
         *objects.networks(connection, "id", ids["network"]),
         *objects.segments(connection, "id", ids["segment"]),
         *objects.routers(connection, "id", ids["router"]),
+        *objects.links(connection, "id", ids["link"]),
         *objects.ports(connection, "id", ids["port"]),
         *objects.policies(connection, "id", ids["policy"]),
     ]
@@ -269,6 +283,8 @@ def value_of(row: Row, fabric: int) -> Value:
         case RouterRow():
             joined = (Interface(segment, tuple(map(ip_address, texts))) for segment, texts in row.interfaces)
             return Router(row.id, row.network, row.mac or 0, tuple(joined))
+        case LinkRow():
+            return Link(row.id, row.network, row.between, row.cost, row.up)
         case PortRow():
             addresses, owns = tuple(map(ip_address, row.addresses)), tuple(map(ip_network, row.owns))
             place = (row.segment, row.host, row.mac or 0)

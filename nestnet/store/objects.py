@@ -67,6 +67,21 @@ class RouterRow:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkRow:
+    """`between` are two routers, in the order in which they were first given."""
+
+    kind: ClassVar[str] = "link"
+    id: int
+    network: int
+    name: str
+    between: tuple[int, int]
+    cost: int
+    up: bool
+    labels: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
 class GroupRow:
     kind: ClassVar[str] = "group"
     id: int
@@ -112,7 +127,7 @@ class PolicyRow:
         return (self.sources, self.targets, self.services, self.allow, self.priority)
 
 
-Row = NetworkRow | SegmentRow | RouterRow | GroupRow | PortRow | PolicyRow
+Row = NetworkRow | SegmentRow | RouterRow | LinkRow | GroupRow | PortRow | PolicyRow
 
 
 @dataclass
@@ -121,12 +136,13 @@ class Contents:
 
     segments: dict[str, SegmentRow] = field(default_factory=dict)
     routers: dict[str, RouterRow] = field(default_factory=dict)
+    links: dict[str, LinkRow] = field(default_factory=dict)
     groups: dict[str, GroupRow] = field(default_factory=dict)
     ports: dict[str, PortRow] = field(default_factory=dict)
     policies: dict[tuple[Any, ...], PolicyRow] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Row]:
-        for collection in (self.segments, self.routers, self.groups, self.ports, self.policies):
+        for collection in (self.segments, self.routers, self.links, self.groups, self.ports, self.policies):
             yield from collection.values()
 
 
@@ -187,6 +203,8 @@ def load_contents(connection: Connection, networks: Sequence[int]) -> dict[int, 
         contents[segment.network].segments[segment.name] = segment
     for router in routers(connection, "network", networks):
         contents[router.network].routers[router.name] = router
+    for link in links(connection, "network", networks):
+        contents[link.network].links[link.name] = link
     for group in groups(connection, "network", networks):
         contents[group.network].groups[group.name] = group
     for port in ports(connection, "network", networks):
@@ -219,6 +237,13 @@ def routers(connection: Connection, by: str, ids: Sequence[int]) -> list[RouterR
             gateways[part["segment"]] += (part["address"],)
         found.append(RouterRow(**_pick(row, RouterRow), interfaces=tuple(gateways.items())))
     return found
+
+
+def links(connection: Connection, by: str, ids: Sequence[int]) -> list[LinkRow]:
+    return [
+        LinkRow(**_pick(row, LinkRow), between=(row["router"], row["other"]))
+        for row in _rows(connection, tables.link, by, ids)
+    ]
 
 
 def groups(connection: Connection, by: str, ids: Sequence[int]) -> list[GroupRow]:

@@ -20,7 +20,16 @@ from typing import Any
 from sqlalchemy import Connection
 
 from nestnet.model.errors import Conflict, Invalid, Problem
-from nestnet.model.manifest import Manifest, NetworkSpec, PolicySpec, PortSpec, RouterSpec, SegmentSpec, mac_text
+from nestnet.model.manifest import (
+    LinkSpec,
+    Manifest,
+    NetworkSpec,
+    PolicySpec,
+    PortSpec,
+    RouterSpec,
+    SegmentSpec,
+    mac_text,
+)
 from nestnet.model.problems import join
 from nestnet.model.selectors import Names, parse_selector, parse_service
 from nestnet.model.validate import Known, validate
@@ -29,6 +38,7 @@ from nestnet.store import numbers
 from nestnet.store.objects import (
     Contents,
     GroupRow,
+    LinkRow,
     NetworkRow,
     PolicyRow,
     PortRow,
@@ -138,6 +148,8 @@ def _complete_network(spec: NetworkSpec, state: State, row: NetworkRow | None, t
         update["segments"] = {name: _segment_spec(segment) for name, segment in stored.segments.items()}
     if spec.routers is None:
         update["routers"] = {name: _router_spec(router, stored) for name, router in stored.routers.items()}
+    if spec.links is None:
+        update["links"] = {name: _link_spec(link, stored) for name, link in stored.links.items()}
     if spec.ports is None:
         hosts = _host_names(row, state) if row else {}
         update["ports"] = {name: _port_spec(port, stored, hosts) for name, port in stored.ports.items()}
@@ -170,6 +182,17 @@ def _router_spec(row: RouterRow, stored: Contents) -> RouterSpec:
     names = {segment.id: name for name, segment in stored.segments.items()}
     joined = {names[segment]: tuple(ip_address(text) for text in texts) for segment, texts in row.interfaces}
     return RouterSpec.model_construct(segments=joined, labels=json.loads(row.labels), description=row.description)
+
+
+def _link_spec(row: LinkRow, stored: Contents) -> LinkSpec:
+    names = {router.id: name for name, router in stored.routers.items()}
+    return LinkSpec.model_construct(
+        between=tuple(names[router] for router in row.between),
+        cost=row.cost,
+        up=row.up,
+        labels=json.loads(row.labels),
+        description=row.description,
+    )
 
 
 def _port_spec(row: PortRow, stored: Contents, hosts: dict[int, str]) -> PortSpec:
@@ -269,6 +292,7 @@ class _Wanted:
         stored = self.state.contents[id] if old is not None else Contents()
         self._segments(id, spec, stored, contents, at)
         self._routers(id, spec, stored, contents, at)
+        self._links(id, spec, stored, contents, at)
         self._groups(id, spec, stored, contents)
         self._ports(id, spec, stored, contents, at)
         self._policies(id, spec, stored, contents, at)
@@ -306,6 +330,20 @@ class _Wanted:
                 one.description or "",
             )
             self.pointers["router", id] = f"{at}/routers/{name}"
+
+    def _links(self, network: int, spec: NetworkSpec, stored: Contents, contents: Contents, at: str) -> None:
+        """Which of the two routers stands first means nothing; a state that the manifest leaves out stays."""
+        for name, one in (spec.links or {}).items():
+            old = stored.links.get(name)
+            id = old.id if old else next(self._fresh)
+            between = (contents.routers[one.between[0]].id, contents.routers[one.between[1]].id)
+            if old is not None and set(old.between) == set(between):
+                between = old.between
+            up = one.up if one.up is not None else old is None or old.up
+            contents.links[name] = LinkRow(
+                id, network, name, between, one.cost, up, dump(one.labels), one.description or ""
+            )
+            self.pointers["link", id] = f"{at}/links/{name}"
 
     def _groups(self, network: int, spec: NetworkSpec, stored: Contents, contents: Contents) -> None:
         """A group is there while a port is in it."""
@@ -484,7 +522,8 @@ def _told(pairs: Iterable[Pair], wanted: _Wanted, state: State) -> Iterator[Chan
         after = tell.fields(new, True) if new else {}
         pointer = wanted.pointers.get((row.kind, row.id), "") if new else ""
         if old is None:
-            yield Change("+", row.kind, tell.path(row, True), {k: v for k, v in after.items() if v}, pointer)
+            fields = {k: v for k, v in after.items() if v or k == "up"}
+            yield Change("+", row.kind, tell.path(row, True), fields, pointer)
         elif new is None:
             yield Change("-", row.kind, tell.path(row, False), {})
         else:
@@ -528,6 +567,8 @@ class _Teller:
             return {"cidr": list(row.cidrs), **more}
         if isinstance(row, RouterRow):
             return {"segments": {names["segment", id]: list(texts) for id, texts in row.interfaces}, **more}
+        if isinstance(row, LinkRow):
+            return {"between": [names["router", id] for id in row.between], "cost": row.cost, "up": row.up, **more}
         carrier = (self._wanted.networks if after else self._state.networks)[row.network].carrier
         return {
             "segment": names["segment", row.segment],
@@ -567,6 +608,9 @@ def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str
             yield f"{tell.path(new, True)}: cidr {_brief(list(old.cidrs))} becomes {_brief(list(new.cidrs))}"
         elif isinstance(old, RouterRow) and (new is None or old.interfaces != getattr(new, "interfaces", None)):
             yield f"{tell.path(old, False)}: routes change"
+        elif isinstance(link := new or old, LinkRow):
+            if link.network in state.networks and (told := _rerouted(old, new)):
+                yield f"{tell.path(link, new is not None)}: {told}, routes change"
         elif isinstance(old or new, PolicyRow):
             row = new or old
             assert row is not None
@@ -579,6 +623,17 @@ def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str
         if carried.carrier != FABRIC and affected and not _lets_carriage_pass(wanted.contents[carried.carrier]):
             path = wanted.paths[carried.carrier]
             yield f"{wanted.paths[network]} is cut off: no policy of {path} allows carriage between its hosts"
+
+
+def _rerouted(old: Row | None, new: Row | None) -> str:
+    """What happens to the traffic of a link; nothing, if it had none and gets none."""
+    was = old if isinstance(old, LinkRow) and old.up else None
+    now = new if isinstance(new, LinkRow) and new.up else None
+    if was is None or now is None:
+        return "comes up" if now is not None else "goes down" if was is not None else ""
+    if was.between != now.between:
+        return "joins other routers"
+    return f"cost {was.cost} becomes {now.cost}" if was.cost != now.cost else ""
 
 
 def _brief(value: Any) -> str:

@@ -24,14 +24,15 @@ from nestnet.store.identity import Identity
 from nestnet.store.objects import chunks
 from nestnet.store.plan import policy_words
 
-KINDS = ("machine", "tenant", "network", "segment", "router", "port", "policy")
-IN_NETWORK = ("segment", "router", "port", "policy")
+KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
+IN_NETWORK = ("segment", "router", "link", "port", "policy")
 TABLES: dict[str, Table] = {
     "machine": tables.machine,
     "tenant": tables.tenant,
     "network": tables.network,
     "segment": tables.segment,
     "router": tables.router,
+    "link": tables.link,
     "port": tables.port,
     "policy": tables.policy,
 }
@@ -172,6 +173,7 @@ class Reader:
             "network": self._networks,
             "segment": self._segments,
             "router": self._routers,
+            "link": self._links,
             "port": self._ports,
             "policy": self._policies,
         }
@@ -259,6 +261,23 @@ class Reader:
             for row in rows
         ]
 
+    def _links(self, ids: Sequence[int]) -> list[Resource]:
+        rows = objects.links(self._connection, "id", ids)
+        paths = self.paths(row.network for row in rows)
+        names = self._names(tables.router, {router for row in rows for router in row.between})
+        return [
+            {
+                **self._head("link", row.id, row.name, f"{paths[row.network]}/{row.name}"),
+                "network": paths[row.network],
+                "between": [names[router] for router in row.between],
+                "cost": row.cost,
+                "up": row.up,
+                "labels": json.loads(row.labels),
+                "description": row.description,
+            }
+            for row in rows
+        ]
+
     def _ports(self, ids: Sequence[int]) -> list[Resource]:
         rows = objects.ports(self._connection, "id", ids)
         networks = {row.id: row for row in objects.networks(self._connection, "id", sorted({r.network for r in rows}))}
@@ -325,6 +344,17 @@ class Reader:
                 if row.router == first:
                     addresses.append(row.address)
         return {segment: addresses for segment, (_, addresses) in found.items()}
+
+    def machines_holding(self, network: int) -> list[str]:
+        """The names of the machines that get a network's rows: where its ports live, and those of what it carries."""
+        c, p = tables.network.c, tables.port.c
+        networks = [network]
+        for one in networks:
+            networks += self._connection.scalars(select(c.id).where(c.carrier == one)).all()
+        ports: list[int] = []
+        for chunk in chunks(networks):
+            ports += self._connection.scalars(select(p.id).where(p.network.in_(chunk))).all()
+        return sorted(self._names(tables.machine, set(self.machines_of(ports).values())).values())
 
     def machines_of(self, ports: Sequence[int]) -> dict[int, int]:
         """Port -> the machine at the bottom of its chain of hosts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ class Store:
             return resource
 
     def delete(self, kind: str, reference: str) -> int:
-        """Delete one object and what is part of it: with a network go its segments, routers, ports and policies.
+        """Delete one object and what is part of it: with a network go its segments, routers, links, ports and policies.
         Returns the revision. Raises Conflict with the dependants if anything else needs it."""
         with self._database.write() as connection:
             before = objects.current_revision(connection)
@@ -192,6 +192,25 @@ class Store:
         if after != before:
             self.changed(after)
         return after
+
+    def set_link(self, reference: str, up: bool) -> tuple[int, Sequence[str], Resource]:
+        """Take a link up or down. Returns the revision since which it is so, the names of the machines that get it,
+        and the link. Raises NotFound or Ambiguous."""
+        with self._database.write() as connection:
+            reader = self._reader(connection)
+            (row,) = objects.links(connection, "id", [reader.find("link", reference)])
+            n = tables.network.c
+            before = objects.current_revision(connection)
+            if row.up == up:
+                after = before
+                revision = int(connection.execute(select(n.revision).where(n.id == row.network)).scalar_one())
+            else:
+                revision = after = write.write(connection, self.identity, [(row, replace(row, up=up))])
+            (resource,) = reader.resources("link", [row.id])
+            machines = reader.machines_holding(row.network)
+        if after != before:
+            self.changed(after)
+        return revision, machines, resource
 
     # The feed
 
@@ -300,6 +319,8 @@ def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int)
             joined = select(t.router_interface.c.router).where(t.router_interface.c.segment == id)
             ask("router", t.router, t.router.c.id.in_(joined), t.router.c.network)
             policies = _policies_naming(connection, t.segment, "segment", id)
+        case "router":
+            ask("link", t.link, (t.link.c.router == id) | (t.link.c.other == id), t.link.c.network)
         case "port":
             ask("port", t.port, t.port.c.host_port == id, t.port.c.network)
             policies = _policies_naming(connection, t.port, "port", id)
@@ -330,6 +351,7 @@ def _with_parts(connection: Connection, kind: str, id: int) -> list[plan.Pair]:
     loaders: dict[str, Callable[[Connection, str, Sequence[int]], Sequence[objects.Row]]] = {
         "segment": objects.segments,
         "router": objects.routers,
+        "link": objects.links,
         "port": objects.ports,
         "policy": objects.policies,
     }
@@ -346,7 +368,8 @@ def _with_parts(connection: Connection, kind: str, id: int) -> list[plan.Pair]:
 def _names(connection: Connection, reader: read.Reader) -> dict[tuple[str, int], str]:
     names: dict[tuple[str, int], str] = {}
     t = tables
-    for kind, table in (("machine", t.machine), ("group", t.group), ("segment", t.segment), ("router", t.router)):
+    for kind in ("machine", "group", "segment", "router", "link"):
+        table = t.metadata.tables[kind]
         names.update({(kind, row.id): row.name for row in connection.execute(select(table.c.id, table.c.name))})
     paths = reader.paths(connection.scalars(select(t.network.c.id)))
     names.update({("network", id): path for id, path in paths.items()})

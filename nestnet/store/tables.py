@@ -176,6 +176,24 @@ router_interface = Table(
     Index(None, "segment"),
 )
 
+link = Table(
+    "link",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("network", Id, _refers("network.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("router", Id, _refers("router.id"), nullable=False),
+    Column("other", Id, _refers("router.id"), nullable=False),
+    Column("cost", Integer, nullable=False),
+    Column("up", Boolean(create_constraint=False), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    UniqueConstraint("network", "name"),
+    CheckConstraint("router <> other", name="two_routers"),
+    Index(None, "router"),
+    Index(None, "other"),
+)
+
 port = Table(
     "port",
     metadata,

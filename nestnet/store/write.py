@@ -14,6 +14,7 @@ from nestnet.model.values import FABRIC, Selector
 from nestnet.store import numbers, tables
 from nestnet.store.identity import Identity
 from nestnet.store.objects import (
+    LinkRow,
     NetworkRow,
     PolicyRow,
     PortRow,
@@ -29,11 +30,12 @@ from nestnet.store.objects import (
 from nestnet.store.plan import Pair
 
 KEPT_REVISIONS = 10_000  # Of change rows: an agent that is further behind gets a snapshot.
-FED = ("network", "segment", "router", "port", "policy")  # Kinds that agents see.
+FED = ("network", "segment", "router", "link", "port", "policy")  # Kinds that agents see.
 TABLES: dict[str, Table] = {
     "network": tables.network,
     "segment": tables.segment,
     "router": tables.router,
+    "link": tables.link,
     "group": tables.group,
     "port": tables.port,
     "policy": tables.policy,
@@ -176,6 +178,8 @@ def _real(row: Row, real: dict[tuple[str, int], int]) -> Row:
     if isinstance(row, RouterRow):
         joined = ((of("segment", segment), addresses) for segment, addresses in row.interfaces)
         return replace(row, interfaces=tuple(sorted(joined)))
+    if isinstance(row, LinkRow):
+        return replace(row, between=(of("router", row.between[0]), of("router", row.between[1])))
     if isinstance(row, PortRow):
         return replace(
             row,
@@ -214,6 +218,8 @@ def _columns(row: Row, carriers: dict[int, int], owners: dict[str, int]) -> dict
         columns |= {"tenant": owners[row.tenant] if row.tenant else None, "enabled": True, "revision": 0}
     elif isinstance(row, SegmentRow):
         columns["domain"] = FABRIC  # Flat all the way down.
+    elif isinstance(row, LinkRow):
+        columns["router"], columns["other"] = row.between
     elif isinstance(row, PortRow):
         on_wire = carriers[row.network] == FABRIC
         columns |= {"enabled": True, "host_machine": row.host if on_wire else None}
