@@ -32,17 +32,29 @@ def read(file: str, alone: bool = False) -> Document:
     from nestnet.file import Unreadable, load
     from nestnet.model.validate import Known
 
+    data = content(file)
     try:
-        text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return load(data, name(file), Known()) if alone else load(data, name(file))
+    except Unreadable as error:
+        raise Rendered(error, str(error)) from None
+
+
+def content(file: str, most: int = -1) -> bytes:
+    """The bytes of a file, `-` for stdin; of a large one the first `most`. Raises NotFound when there is none."""
+    try:
+        if file == "-":
+            return sys.stdin.buffer.read(most)
+        with Path(file).open("rb") as opened:
+            return opened.read(most)
     except FileNotFoundError:
         raise NotFound(f"file {file}") from None
     except (IsADirectoryError, PermissionError) as error:
         raise NestnetError(f"{file}: {error.strerror}", "file") from None
-    name = "<stdin>" if file == "-" else file
-    try:
-        return load(text, name, Known()) if alone else load(text, name)
-    except Unreadable as error:
-        raise Rendered(error, str(error)) from None
+
+
+def name(file: str) -> str:
+    """What messages call the file."""
+    return "<stdin>" if file == "-" else file
 
 
 def manifest(document: Document) -> Manifest:

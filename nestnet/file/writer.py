@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import yaml
-from yaml.nodes import ScalarNode
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from nestnet.model.manifest import Manifest, to_data
 
 from .reader import scalar
+
+ONE_LINE = 80  # characters of an object without the spaces before it
 
 
 class _Writer(yaml.CSafeDumper):
@@ -17,6 +20,24 @@ class _Writer(yaml.CSafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> MappingNode:
+        """What has no mappings in it is one object, and stands on one line if that is not too long."""
+        node = super().represent_mapping(tag, mapping, flow_style)
+        if not node.flow_style and sum(map(_width, node.value)) < ONE_LINE:
+            node.flow_style = True
+        return node
+
+
+def _width(pair: tuple[Node, Node]) -> float:
+    """The characters of a key and its value: infinitely many if it does not belong on one line."""
+    key, value = pair
+    items = value.value if isinstance(value, SequenceNode) else [value]
+    return (
+        math.inf
+        if not all(isinstance(item, ScalarNode) for item in items)
+        else sum(len(item.value) + 2 for item in (key, *items))
+    )
 
 
 def _text(writer: yaml.CSafeDumper, text: str) -> ScalarNode:
