@@ -134,10 +134,10 @@ class _Builder:
         """Some segments, and up to five routers that join some of them, or none, and links between those."""
         draw = self.draw
         first = len(self.world.segments) + 1
-        ids = [first + i for i in range(upto(draw, 2) + 1)]
+        ids = [first + i for i in range(pick(draw, [1, 2, 3, 2]))]
         count = pick(draw, [2, 1, 3, 4, 5])
-        # Which routers join the segment: none, the first, the last, two.
-        some = [(1,), (), (1,), (1, 2), (2,), (count,), (count,), (1, count)]
+        # Which routers join the segment: the ends of the chain most of the time.
+        some = [(1,), (count,), (), (2,), (count,), (1,), (1, 2), (1, count)]
         joins = {id: {number for number in pick(draw, some) if number <= count} for id in ids}
         ends = self.ends(count)
         parts = components(range(1, count + 1), ends)
@@ -147,7 +147,7 @@ class _Builder:
             # Routers that no links connect, nor join the same segment, may route to the same addresses.
             near = {part for part in parts if part & joins[id]}
             free = [number for number in range(place) if not near & taken[number]]
-            number = pick(draw, [place, place, *free])
+            number = pick(draw, [place, *free])
             taken.setdefault(place, set())
             taken[number] |= near
             cidrs = (ip_network(f"10.0.{number}.0/24"), ip_network(f"fd00:{number}::/64"))
@@ -171,9 +171,11 @@ class _Builder:
         return segments
 
     def ends(self, count: int) -> list[tuple[int, int]]:
-        """The links between so many routers: most of a chain, then what makes cycles, parallel ones among them."""
+        """The links between so many routers: a chain, then what makes cycles, parallel ones among them; or in parts."""
         draw = self.draw
-        pairs = [(number, number + 1) for number in range(1, count) if not rarely(draw)]
+        pairs = [(number, number + 1) for number in range(1, count)]
+        if rarely(draw, 4):
+            return [pair for pair in pairs if upto(draw, 1)]
         every = [(a, b) for a in range(1, count + 1) for b in range(1, count + 1) if a != b]
         if every:
             pairs += [pick(draw, every) for _ in range(pick(draw, [0, 1, 2, 4, 6]))]
@@ -339,7 +341,9 @@ def aims(world: World, port: Port) -> tuple[list[Aim], list[Aim]]:
                 odd += [Aim(router.mac, mapped(a)) for p in world.ports_of(interface.segment) for a in p.addresses]
                 odd += [Aim(router.mac, mapped(address)) for address in interface.addresses]
                 continue
-            for other in world.ports_of(interface.segment):
+            # Over links more often than through one router.
+            weight = 1 if router in world.routers_of(interface.segment) else 4
+            for other in world.ports_of(interface.segment) * weight:
                 good += [Aim(router.mac, mapped(address)) for address in other.addresses]
                 good += [Aim(router.mac, mapped(prefix[min(5, prefix.num_addresses - 1)])) for prefix in other.owns]
             good += [Aim(router.mac, mapped(address)) for address in interface.addresses]

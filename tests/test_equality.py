@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 
-from frames import echo, icmp_protocol, ip_frame, tcp, udp
+from frames import echo, ethernet, icmp_protocol, ip_frame, ipv4, tcp, udp
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from strategies import Aim, Step, aims, conversations, own_addresses, worlds
+from strategies import Aim, Step, aims, connected, conversations, own_addresses, worlds
 
 from nestnet.compile.compiler import compile
 from nestnet.compile.slots import Slots, assign
@@ -28,7 +29,7 @@ from nestnet.model import meaning
 from nestnet.model import packet as pk
 from nestnet.model.meaning import Outcome, State, deliver
 from nestnet.model.packet import parse
-from nestnet.model.values import FABRIC, World
+from nestnet.model.values import FABRIC, Link, World
 
 EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "200"))
 FIRST_IFINDEX = 10
@@ -128,6 +129,48 @@ def rounds(draw: st.DrawFn) -> list[Step]:
     return steps
 
 
+@st.composite
+def crossings(draw: st.DrawFn) -> list[Step]:
+    """From all ports over links to all others, while links change: many flows, whole and in fragments, with enough TTL
+    and just not."""
+    world = draw(worlds(machines=2, networks=2, disabled=False))
+    world = world.without(*(("policy", id) for id in world.policies))
+    rng = random.Random(draw(st.integers(0, 1 << 32)))
+    steps: list[Step] = []
+    for _ in range(4):
+        for router in world.routers:
+            other = rng.choice(sorted(connected(world, router)))
+            if other != router:  # One more between routers that links connect, so nothing overlaps that did not.
+                id = max(world.links) + 1
+                world = world.with_(Link(id, world.routers[router].network, (router, other), rng.choice([1, 1, 2])))
+        links = [replace(link, up=rng.random() < 0.8, cost=rng.choice([1, 1, 2])) for link in world.links.values()]
+        world = world.with_(*links)
+        for port in world.ports.values():
+            joined = set(world.routers_of(port.segment))
+            near = [a for a in aims(world, port)[0] if any(a.mac == router.mac for router in joined)]
+            for aim in rng.sample(near, min(len(near), 8)):
+                own = [a for a in own_addresses(port) if pk.is_mapped(a) == pk.is_mapped(aim.address)]
+                if not own:
+                    continue
+                flow = own[0], aim.address
+                kind = rng.choice([pk.UDP, pk.UDP, pk.TCP, pk.ICMP, 47])
+                sport = rng.randrange(1, 1 << 16)
+                protocol, payload = {
+                    pk.UDP: (pk.UDP, udp(*flow, sport, 53)),
+                    pk.TCP: (pk.TCP, tcp(*flow, sport, 80, pk.SYN)),
+                    pk.ICMP: (icmp_protocol(aim.address), echo(*flow, sport)),
+                    47: (47, bytes(12)),
+                }[kind]
+                ttl = rng.choice([64, 64, 1, 2, 3, 4, 5, 6])
+                frame = ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)
+                if pk.is_mapped(aim.address) and rng.random() < 0.2:
+                    parts = [(0x2000, payload), (1, bytes(8))]
+                    bodies = [ipv4(*flow, protocol, part, ttl, sport, bits) for bits, part in parts]
+                    steps += [Step(0.0, world, port.id, ethernet(aim.mac, port.mac, pk.IPV4, body)) for body in bodies]
+                steps.append(Step(0.0, world, port.id, frame))
+    return steps
+
+
 def depth(world: World, network: int) -> int:
     carrier = world.networks[network].carrier
     return 1 if carrier == FABRIC else 1 + depth(world, carrier)
@@ -136,5 +179,12 @@ def depth(world: World, network: int) -> int:
 @equality
 @given(rounds())
 def test_the_tables_mean_the_same_wherever_frames_get_far(steps: list[Step]) -> None:
+    if steps:
+        check(steps)
+
+
+@equality
+@given(crossings())
+def test_the_tables_mean_the_same_over_links(steps: list[Step]) -> None:
     if steps:
         check(steps)
