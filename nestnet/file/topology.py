@@ -251,7 +251,8 @@ class _Reading:
                 # The nth edge there and the nth back are one link. Should they differ, the shorter one counts.
                 together[a, b] = [min(c for c in pair if c is not None) for pair in zip_longest(there, back)]
             both = together.items()
-            notes.append("the graph is directed: links lead both ways" + (f", {merged} pairs are one" * (merged > 0)))
+            way_back = f": as the way back of another, {_count(merged, 'edge')} became no link" if merged else ""
+            notes.append(f"the graph is directed, and links lead both ways{way_back}")
         for (a, b), costs in both:
             for cost in costs:
                 whole.add_edge(a, b, cost=cost)
