@@ -139,6 +139,23 @@ def test_what_an_agent_says_can_be_read(client: Client) -> None:
     assert client.get("port", "n/p0")["attachment"] == {"state": "up"}
 
 
+def test_a_link_is_taken_down_and_up(client: Client) -> None:
+    routers = {"a": {"segments": ["s"]}, "b": {}}
+    client.apply(manifest(n=network(routers=routers, links={"ab": {"between": ["a", "b"]}})))
+    link = client.get("link", "n/ab")
+    assert (link["between"], link["cost"], link["up"]) == (["a", "b"], 1, True)
+    revision = client.status()["revision"]
+    told = client.set_link("n/ab", False)
+    assert told == {"revision": revision + 1, "machines": ["m1"], "link": {**link, "up": False}}
+    assert client.set_link(link["id"], False) == told, "twice is once"
+    assert [one["up"] for one in client.list("link", network="n")] == [False]
+    with pytest.raises(Conflict) as used:
+        client.delete("router", "n/b")
+    assert used.value.dependants == ("link n/ab",)
+    assert client.delete("link", "n/ab") == revision + 2
+    client.delete("router", "n/b")
+
+
 # Errors
 
 
@@ -190,6 +207,10 @@ def test_every_error_has_the_class_it_had(client: Client) -> None:
         ("PUT", "/v1/machines/m1/status", b'{"revision": -1}', 422, "out_of_range"),
         ("PUT", "/v1/machines/nope/status", b'{"revision": 1}', 404, "not_found"),
         ("GET", "/v1/feed?machine=nope", None, 404, "not_found"),
+        ("PATCH", "/v1/links/n/nope", b'{"up": true}', 404, "not_found"),
+        ("PATCH", "/v1/links/n/nope", b'{"up": "yes"}', 422, "bad_value"),
+        ("PATCH", "/v1/links/n/nope", b'{"up": true, "cost": 5}', 422, "unknown_key"),
+        ("PATCH", "/v1/links/n/nope", b"{}", 422, "missing_key"),
         ("POST", "/v1/plan", b"x" * (33 * 1024 * 1024), 413, "too_large"),
         ("POST", "/v1/machines", b"x" * (33 * 1024 * 1024), 413, "too_large"),
     ],

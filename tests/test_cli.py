@@ -38,12 +38,18 @@ networks:
       web: {cidr: 10.0.0.0/24}
     routers:
       core: {segments: [web]}
+      edge: {}
+    links:
+      core-edge: {between: [core, edge], cost: 10}
     ports:
       web1: {segment: web, host: m1, mac: "02:00:00:00:00:01"}
       web2: {segment: web, host: m2, mac: "02:00:00:00:00:02", groups: [blue, green]}
     policies:
       - {from: blue, to: any, allow: [tcp/80, icmp]}
 """
+
+
+LINKS = "    links:\n      core-edge: {between: [core, edge], cost: 10}\n"
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,10 @@ EXIT_CODES: list[tuple[list[str], int]] = [
     (["get", "cucumbers"], 1),
     (["delete", "port", "acme/none"], 1),
     (["exec", "m1", "--", "true"], 1),
+    (["link", "down", "acme/core-edge", "--timeout", "0.2"], 7),
+    (["link", "up", "acme/core-edge", "--no-wait"], 0),
+    (["link", "up", "acme/none"], 1),
+    (["link", "sideways", "acme/core-edge"], 2),
     (["get"], 2),
     (["frobnicate"], 2),
     (["get", "ports", "-o", "html"], 2),
@@ -198,30 +208,43 @@ def test_a_plan_and_its_files_place(nestnet: Command) -> None:
         + network acme
         + segment acme/web
         + router acme/core
+        + router acme/edge
+        + link acme/core-edge
         + port acme/web1
         + port acme/web2
         + policy acme/blue -> any allow tcp/80,icmp
 
-        6 to add, 0 to change, 0 to delete
+        8 to add, 0 to change, 0 to delete
         """)
     applied = nestnet("apply", "net.yaml", "--no-wait")
     assert re.fullmatch(r"revision \d+ stored in \d+\.\d\d s\n", applied.err)
     assert nestnet("plan", "net.yaml").out == "no changes\n"
 
-    nestnet.file(NET.replace("host: m2", "host: m1").replace("      core: {segments: [web]}\n", "      {}\n"))
+    nestnet.file(NET.replace("cost: 10", "cost: 20"))
+    assert nestnet("plan", "net.yaml").out == dedent("""\
+        ~ link acme/core-edge  cost: 10 -> 20
+
+        disturbs
+          acme/core-edge: cost 10 becomes 20, routes change
+
+        0 to add, 1 to change, 0 to delete
+        """)
+    nestnet.file(NET.replace("host: m2", "host: m1").replace("      edge: {}\n", "").replace(LINKS, "    links: {}\n"))
     assert nestnet("plan", "net.yaml").out == dedent("""\
         ~ port acme/web2  host: m2 -> m1
-        - router acme/core
+        - link acme/core-edge
+        - router acme/edge
 
         disturbs
           acme/web2: host m2 becomes m1, its connections end
-          acme/core: routes change
+          acme/core-edge: goes down, routes change
+          acme/edge: routes change
 
-        0 to add, 1 to change, 1 to delete
+        0 to add, 1 to change, 2 to delete
         """)
     plan = json.loads(nestnet("plan", "net.yaml", "-o", "json").out)
-    assert (plan["apiVersion"], plan["kind"], len(plan["changes"])) == ("nestnet/v1", "Plan", 2)
-    assert nestnet("plan", "net.yaml", "-o", "name").out == "acme/web2\nacme/core\n"
+    assert (plan["apiVersion"], plan["kind"], len(plan["changes"])) == ("nestnet/v1", "Plan", 3)
+    assert nestnet("plan", "net.yaml", "-o", "name").out == "acme/web2\nacme/core-edge\nacme/edge\n"
 
 
 def test_tables(nestnet: Command) -> None:
@@ -243,6 +266,31 @@ def test_tables(nestnet: Command) -> None:
     assert nestnet("get", "segments", "-o", "name").out == "acme/web\n"
     assert nestnet("get", "networks").out.splitlines()[1].split() == ["acme", "-", "the", "wire", "1450", "3"]
     assert nestnet("get", "tenants") == Ran(0, "", "no tenants\n")
+
+
+def test_a_link_goes_down_and_stays_down_until_somebody_says_otherwise(nestnet: Command) -> None:
+    nestnet("apply", nestnet.file(NET), "--no-wait")
+    ran = nestnet("link", "down", "acme/core-edge", "--no-wait")
+    assert re.fullmatch(r"link acme/core-edge is down\nrevision 4 stored in \d+\.\d\d s\n", ran.err)
+    assert nestnet("get", "links").out == dedent("""\
+        PATH            BETWEEN     COST  STATE
+        acme/core-edge  core, edge  10    down
+        """)
+    assert nestnet("plan", "net.yaml").out == "no changes\n"
+    with Client(nestnet.url) as client:
+        client.report("m1", 4)
+    late = nestnet("link", "down", "acme/core-edge", "--timeout", "0.2")
+    assert late.code == 7
+    assert "1 machines have not realised it after 0.2 s:\n  m2 has never reported" in late.err
+    lines = nestnet("describe", "link", "acme/core-edge").out.splitlines()
+    assert "up:          no" in lines
+    nestnet.file(NET.replace("cost: 10", "cost: 10, up: true"))
+    assert nestnet("plan", "net.yaml").out.startswith("~ link acme/core-edge  up: no -> yes\n")
+    assert nestnet("delete", "router", "acme/edge").err == (
+        "nestnet: router acme/edge is needed by link acme/core-edge\n"
+    )
+    assert nestnet("delete", "link", "acme/core-edge", "--no-wait").code == 0
+    assert nestnet("get", "links") == Ran(0, "", "no links\n")
 
 
 def test_data_for_programs(nestnet: Command) -> None:
@@ -290,7 +338,7 @@ def test_errors_of_the_file_have_its_lines_whoever_finds_them(nestnet: Command) 
     there = nestnet(
         "plan", nestnet.file(NET.replace("machines: {m1: {}, m2: {}}\n", "").replace("m2", "m9"), "there.yaml")
     )
-    assert there.err.startswith("there.yaml:10:28: missing_machine: there is no machine m9"), there
+    assert there.err.startswith("there.yaml:13:28: missing_machine: there is no machine m9"), there
     assert there.code == 1
     stdin = nestnet("plan", "-", stdin="apiVersion: nestnet/v1\nnetworks: {acme: {sgements: {}}}\n")
     assert stdin.err.startswith("<stdin>:2:19: unknown_key: 'sgements' is no key here; did you mean segments?"), stdin

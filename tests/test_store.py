@@ -9,25 +9,29 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import ip_address
+from itertools import permutations
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine
 
 from nestnet.model.errors import Ambiguous, Conflict, Exhausted, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import Manifest, parse
-from nestnet.model.values import Port, Value, World
+from nestnet.model.values import Link, Port, Value, World
 from nestnet.model.wire import from_wire, to_wire
 from nestnet.store import Store, tables
 from nestnet.store.identity import Identity
 
 MACHINES = ("m1", "m2", "m3")
-KINDS = ("machine", "tenant", "network", "segment", "router", "port", "policy")
+KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
 
 
 @contextmanager
@@ -53,7 +57,8 @@ def manifest(**networks: Any) -> Manifest:
 def acme(**more: Any) -> dict[str, Any]:
     return {
         "segments": {"web": {"cidr": "10.0.0.0/24"}, "db": {"cidr": ["10.0.1.0/24", "fd00:1::/64"]}},
-        "routers": {"core": {"segments": ["web", "db"]}},
+        "routers": {"core": {"segments": ["web", "db"]}, "edge": {}},
+        "links": {"core-edge": {"between": ["core", "edge"], "cost": 10}},
         "ports": {
             "web1": {"segment": "web", "host": "m1"},
             "web2": {"segment": "web", "host": "m2", "hosts": True, "groups": "front"},
@@ -362,6 +367,7 @@ def test_lists_are_paged_by_key(store: Store) -> None:
         ("tenant", "t", ["network acme", "network acme/staging"]),
         ("network", "acme", ["network acme/staging"]),
         ("segment", "acme/db", ["port acme/db1", "router acme/core"]),
+        ("router", "acme/edge", ["link acme/core-edge"]),
         ("port", "acme/db1", ["policy acme/"]),
         ("port", "acme/web2", ["port acme/staging/a", "policy acme/"]),
     ],
@@ -386,6 +392,7 @@ def test_everything_can_be_deleted_in_order(store: Store) -> None:
         ("network", "acme/staging"),
         ("policy", next(iter(items(store, "policy")))),
         ("port", "acme/db1"),
+        ("link", "acme/core-edge"),
         ("router", "acme/core"),
         ("segment", "acme/db"),
         ("network", "acme"),
@@ -399,6 +406,98 @@ def test_everything_can_be_deleted_in_order(store: Store) -> None:
         for table in tables.metadata.sorted_tables:
             rows = connection.execute(table.select()).all()
             assert table.name in kept or rows == []
+
+
+# Links
+
+
+def test_a_file_that_says_nothing_of_a_links_state_leaves_it_alone(store: Store) -> None:
+    up = {"between": ["core", "edge"], "cost": 10}
+    store.apply(manifest(acme=acme()))
+    assert items(store, "link")["acme/core-edge"]["up"] is True
+    before = store.revision
+    revision, machines, link = store.set_link("acme/core-edge", False)
+    assert (revision, machines, link["up"]) == (before + 1, ["m1", "m2", "m3"], False)
+    assert store.set_link("core-edge", False)[0] == revision == store.revision, "done already"
+    assert store.plan(manifest(acme=acme())).changes == ()
+    store.apply(manifest(acme=acme(links={"core-edge": {**up, "cost": 20}})))
+    assert items(store, "link")["acme/core-edge"]["up"] is False
+    plan = store.plan(manifest(acme=acme(links={"core-edge": {**up, "up": True, "cost": 20}})))
+    assert [(c.op, c.kind, c.path, c.fields) for c in plan.changes] == [
+        ("~", "link", "acme/core-edge", {"up": [False, True]})
+    ]
+    assert plan.disturbs == ("acme/core-edge: comes up, routes change",)
+    assert plan.machines == ("m1", "m2", "m3")
+    store.apply(manifest(acme=acme(links={"new": {**up, "up": False}})))
+    assert {path: link["up"] for path, link in items(store, "link").items()} == {"acme/new": False}
+
+
+def test_which_router_of_a_link_stands_first_is_no_change(store: Store) -> None:
+    store.apply(manifest(acme=acme()))
+    turned = {"core-edge": {"between": ["edge", "core"], "cost": 10}}
+    assert store.plan(manifest(acme=acme(links=turned))).changes == ()
+    dear = {"core-edge": {"between": ["edge", "core"], "cost": 20}}
+    plan = store.plan(manifest(acme=acme(links=dear)))
+    assert [(c.op, c.fields) for c in plan.changes] == [("~", {"cost": [10, 20]})]
+    assert plan.disturbs == ("acme/core-edge: cost 10 becomes 20, routes change",)
+
+
+def test_a_router_goes_with_its_links_or_not_at_all(store: Store) -> None:
+    store.apply(manifest(acme=acme()))
+    without = acme(routers={"core": {"segments": ["web", "db"]}})
+    del without["links"]
+    with pytest.raises(Invalid) as told:
+        store.apply(manifest(acme=without))
+    assert [(p.code, p.pointer) for p in told.value.problems] == [
+        ("missing_router", "/networks/acme/links/core-edge/between/1")
+    ]
+    plan = store.apply(manifest(acme={**without, "links": {}})).plan
+    assert [(c.op, c.path) for c in plan.changes] == [("-", "acme/core-edge"), ("-", "acme/edge")]
+    assert plan.disturbs == ("acme/core-edge: goes down, routes change", "acme/edge: routes change")
+
+
+def test_who_holds_what_a_network_carries_hears_of_its_links(store: Store) -> None:
+    """Rule 24: links of carriers too. m2 has no port of acme but the host; m1 has none at all."""
+    ports = {"a": {"segment": "web", "host": "m2", "hosts": True}, "b": {"segment": "web", "host": "m3", "hosts": True}}
+    inner = {"segments": {"lan": {"cidr": "10.0.0.0/24"}}, "ports": {"x": {"segment": "lan", "host": "a"}}}
+    spec = acme(ports=ports, policies=[], networks={"in": inner})
+    store.apply(manifest(acme=spec))
+    since = store.revision
+    _, machines, _ = store.set_link("acme/core-edge", False)
+    assert machines == ["m2", "m3"]
+    for name in MACHINES:
+        batch = store.changes_since(store.machine_row(name), since)
+        assert batch is not None
+        links = [value for kind, _, value in batch.rows if kind == "link"]
+        assert len(links) == (name in machines)
+        assert not any(isinstance(link, Link) and link.up for link in links)
+    world, _, names = store.world("acme/in/x")
+    assert [names["link", id] for id in world.links] == ["core-edge"]
+
+
+def test_an_older_store_gets_links(tmp_path: Path) -> None:
+    """A store of the first version opens, keeps what it has and takes links."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(tables.__file__).parent / "migrations"))
+    file = tmp_path / "store.db"
+    engine = create_engine(f"sqlite:///{file}")
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.commit()
+    engine.dispose()
+    old = sqlite3.connect(file)
+    assert ("link",) not in old.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    old.execute("INSERT INTO tenant (id, name) VALUES (1, 'kept')")
+    old.commit()
+    old.close()
+    store = Store(file)
+    for place, name in enumerate(MACHINES, 1):
+        store.join(name, f"192.0.2.{place}")
+    store.apply(manifest(acme=acme()))
+    assert list(items(store, "link")) == ["acme/core-edge"]
+    assert list(items(store, "tenant")) == ["kept"]
+    store.close()
 
 
 # Races
@@ -459,7 +558,7 @@ NAMES = ("web", "db", "lan")
 @st.composite
 def some_network(draw: st.DrawFn, hosts: tuple[str, ...], depth: int) -> dict[str, Any]:
     segments = draw(st.lists(st.sampled_from(NAMES), min_size=1, unique=True))
-    spec: dict[str, Any] = {"segments": {}, "ports": {}, "routers": {}, "policies": []}
+    spec: dict[str, Any] = {"segments": {}, "ports": {}, "routers": {}, "links": {}, "policies": []}
     for name in segments:
         place = NAMES.index(name)
         v4 = f"10.0.{place}.0/{draw(st.sampled_from((24, 25)))}"
@@ -478,6 +577,12 @@ def some_network(draw: st.DrawFn, hosts: tuple[str, ...], depth: int) -> dict[st
         spec["ports"][name] = port
     if draw(st.booleans()):
         spec["routers"]["r"] = {"segments": draw(st.lists(st.sampled_from(segments), unique=True))}
+        others = draw(st.lists(st.sampled_from(("r1", "r2")), unique=True))
+        spec["routers"] |= {other: {} for other in others}
+        for name in draw(st.lists(st.sampled_from(("l1", "l2")), unique=True)) if others else []:
+            between = draw(st.sampled_from(list(permutations(spec["routers"], 2))))
+            link = {"between": list(between), "cost": draw(st.integers(1, 3)), "up": draw(st.booleans())}
+            spec["links"][name] = link
     groups = sorted({group for port in spec["ports"].values() for group in port.get("groups", ())})
     selectors = ["any", "inside", "10.0.0.0/8", *(f"segment:{name}" for name in segments)]
     selectors += [f"port:{name}" for name in spec["ports"]] + [f"group:{name}" for name in groups]
@@ -504,13 +609,15 @@ def some_networks(draw: st.DrawFn) -> dict[str, Any]:
 def content(store: Store) -> dict[str, dict[str, Any]]:
     """All that is stored, without what history may decide: ids, VNIs, revisions, chosen MACs and addresses."""
     found: dict[str, dict[str, Any]] = {}
-    for kind in ("network", "segment", "router", "port", "policy"):
+    for kind in ("network", "segment", "router", "link", "port", "policy"):
         for path, item in items(store, kind).items():
             for name in ("id", "row", "vni", "revision", "mac"):
                 item.pop(name, None)
             if kind == "policy":
                 path = f"{item['network']}/{item['text']}"
                 item.pop("name"), item.pop("path")
+            if kind == "link":
+                item["between"] = sorted(item["between"])
             if kind == "port":
                 item["addresses"] = [ip_address(text.split("/")[0]).version for text in item["addresses"]]
             found[f"{kind} {path}"] = item
@@ -599,6 +706,7 @@ def test_a_machine_gets_what_it_needs_and_no_more(store: Store) -> None:
         "network",
         "segment",
         "router",
+        "link",
         "port",
         "policy",
     }
@@ -633,7 +741,7 @@ def test_values_survive_the_wire(store: Store) -> None:
     store.apply(manifest(acme=acme(networks={"staging": STAGING})))
     world = store.world("acme/staging/a")[0]
     kinds = {kind for kind, _ in world.values}
-    assert kinds == {"machine", "network", "segment", "router", "port", "policy"}
+    assert kinds == {"machine", "network", "segment", "router", "link", "port", "policy"}
     for (kind, _), value in world.values.items():
         assert from_wire(kind, to_wire(value)) == value
 

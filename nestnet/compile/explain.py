@@ -3,7 +3,8 @@
     explain(world, port, destination, protocol, port number, names) -> {packet, steps, verdict, reason}
 
 Everything is modelled: nothing is sent. What a trace has to assume (that the workload uses its own
-address and its gateway, that no connection is open yet) stands in its first line.
+address and its gateway, that no connection is open yet) stands in its first line. Where several paths
+have the same cost, the way told is that of a flow from source port 49152, or of a ping with identifier 0.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
 
+from nestnet.compile.routes import neighbours, routes_to
 from nestnet.compile.rules import RuleSet, rules_of
 from nestnet.compile.tables import CIDR, CLASS, DENY, IDENTITY, PROTOCOL
 from nestnet.model.hash import flow_hash, outer_source_port
@@ -20,7 +22,9 @@ from nestnet.model.values import (
     CARRIAGE_PORT,
     FABRIC,
     MAX_DEPTH,
+    MAX_HOPS,
     Address,
+    Link,
     Network,
     Port,
     Prefix,
@@ -30,7 +34,7 @@ from nestnet.model.values import (
 )
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
-SOURCE_PORT = 49152  # The opener's own port, which no policy can see; it only chooses the outer source port.
+SOURCE_PORT = 49152  # The opener's own port, which no policy can see: it chooses among equal ways, and the outer port.
 TTL = 64
 OVERHEAD = 50  # Ethernet 14, IPv4 20, UDP 8, VXLAN 8
 
@@ -41,6 +45,19 @@ class _Dropped(Exception):
     def __init__(self, reason: str, text: str, **more: Any) -> None:
         super().__init__(reason)
         self.reason, self.text, self.more = reason, text, more
+
+
+@dataclass(frozen=True)
+class _Way:
+    """From a router to a segment: the routers in order, the links between them, and where the flow's hash chose:
+    (router, the links that share the flows there, the one of this flow). `most` is the number of routers on the longest
+    of the ways that share the flows, `flow` says what the hash saw that nobody asked for."""
+
+    routers: tuple[Router, ...]
+    links: tuple[Link, ...]
+    choices: tuple[tuple[int, tuple[int, ...], int], ...]
+    most: int
+    flow: str
 
 
 @dataclass
@@ -79,7 +96,8 @@ def explain(world: World, port: int, destination: Address, protocol: str, number
     return {**answer, "verdict": "deliver", "reason": None, "detail": text}
 
 
-_STAGES = {"policy": "policy", "carrier_policy": "policy", "source_address": "guard", "carrier_no_route": "route"}
+_STAGES = {"policy": "policy", "carrier_policy": "policy", "source_address": "guard"}
+_STAGES |= {"ttl_expired": "ttl", "carrier_ttl": "ttl"}
 
 
 def _deliver(
@@ -95,7 +113,7 @@ def _deliver(
         raise _Dropped("source_address", f"{trace.name('port', sender.id)} has no IPv{destination.version} address")
     trace.say("guard", f"{source} and the MAC are the port's own")
 
-    router = None
+    router = way = None
     if any(destination in cidr for cidr in segment.cidrs):
         name = trace.name("segment", segment.id)
         trace.say("switch", f"{destination} is in the sender's segment {name}: ARP or ND is answered on this machine")
@@ -109,7 +127,11 @@ def _deliver(
         router = routers[0]
         at = _route(world, router, destination)
         via = f"{destination} is outside {_cidrs(segment)}: to the gateway, router {trace.name('router', router.id)}"
-        trace.say("route", via + (f", which has it in segment {trace.name('segment', at.id)}" if at else ""))
+        if at is None:
+            trace.say("route", via)
+        else:
+            way = _way(world, router, at, source, destination, protocol, SOURCE_PORT, number)
+            _tell_way(trace, via + ", which", way, at)
 
     target = _owner(world, at, destination) if at else None
     own = _router_at(world, segment, destination)
@@ -120,10 +142,14 @@ def _deliver(
     _judge(trace, world, network, sender, source, target, destination, protocol, number)
     if target is None:
         if at is None:
-            raise _Dropped(
-                "no_route", f"router {trace.name('router', router.id if router else 0)} has no route to {destination}"
-            )
+            raise _Dropped("no_route", _no_route(trace, world, router, destination))
         if _router_at(world, at, destination) is not None:
+            if way is not None and len(way.routers) > TTL:
+                raise _Dropped("ttl_expired", f"TTL {TTL} runs out: there are {len(way.routers)} routers on the way")
+            if protocol in (PROTOCOLS["icmp"], PROTOCOLS["icmpv6"]):
+                text = f"{destination} is a router's own address: answered on the sender's machine"
+                trace.say("answer", text)
+                return text
             raise _Dropped("router_local", f"{destination} is a router's own address: it answers ping only")
         raise _Dropped(
             "unreachable" if router else "arp_unknown", f"nobody in {trace.name('segment', at.id)} has {destination}"
@@ -132,10 +158,15 @@ def _deliver(
         raise _Dropped("hairpin", "that is the sender itself")
     if not target.enabled:
         raise _Dropped("port_disabled", f"{trace.name('port', target.id)} is disabled")
-    if router:
-        trace.say("ttl", f"TTL {TTL} becomes {TTL - 1}; source MAC is the router's, destination MAC the port's")
+    if way is not None:
+        hops = len(way.routers)
+        if hops >= TTL:
+            raise _Dropped("ttl_expired", f"TTL {TTL} runs out: there are {hops} routers on the way")
+        whose = f"router {trace.name('router', way.routers[-1].id)}'s" if way.links else "the router's"
+        less = f", less {hops} routers" if way.links else ""
+        trace.say("ttl", f"TTL {TTL} becomes {TTL - hops}{less}; source MAC is {whose}, destination MAC the port's")
     assert at is not None
-    entropy = outer_source_port(_hash(source, destination, protocol, number))
+    entropy = outer_source_port(_hash(source, destination, protocol, SOURCE_PORT, number))
     return _carry(trace, world, network, sender, target, at, entropy)
 
 
@@ -179,9 +210,16 @@ def _carry(trace: _Trace, world: World, network: Network, sender: Port, target: 
             routers = world.routers_of(pa.segment)
             beyond = _route(world, routers[0], addresses[1]) if routers else None
             if beyond is None or beyond.id != pb.segment or _owner(world, beyond, addresses[1]) != pb:
-                raise _Dropped("carrier_no_route", f"{trace.layer} has no way from {addresses[0]} to {addresses[1]}")
-            names = trace.name("router", routers[0].id), trace.name("segment", beyond.id)
-            trace.say("route", f"router {names[0]} has {addresses[1]} in segment {names[1]}")
+                down = _down(trace, world, routers[0]) if routers else ""
+                text = f"{trace.layer} has no way from {addresses[0]} to {addresses[1]}{down}"
+                raise _Dropped("carrier_no_route", text)
+            ends_at = (addresses[0], addresses[1], PROTOCOLS["udp"], entropy, CARRIAGE_PORT)
+            way = _way(world, routers[0], beyond, *ends_at)
+            if way.most > MAX_HOPS:
+                text = f"{way.most} routers between {addresses[0]} and {addresses[1]}: at most {MAX_HOPS}"
+                raise _Dropped("carrier_ttl", text)
+            subject = f"{addresses[1]} is beyond router {trace.name('router', routers[0].id)}, which"
+            _tell_way(trace, subject, way, beyond)
         network, a, b = carrier, pa.host, pb.host
     raise _Dropped("carrier_depth", f"the chain of hosts is longer than {MAX_DEPTH}")
 
@@ -242,11 +280,79 @@ def _service(rules: RuleSet, protocol: int, number: int) -> int | None:
     return None
 
 
+def _reached(world: World, router: Router) -> dict[int, Router]:
+    """The routers that this one reaches over links that are up, itself first, by id."""
+    found = {router.id: router}
+    for here in (order := [router.id]):
+        for _, other in neighbours(world, here):
+            if other not in found:
+                found[other] = world.routers[other]
+                order.append(other)
+    return found
+
+
+def _way(
+    world: World, router: Router, segment: Segment, source: Address, destination: Address, protocol: int,
+    source_port: int, number: int,
+) -> _Way:  # fmt: skip
+    """The way of one flow from a router to a segment that it reaches (docs/datapath.md, *way*)."""
+    routes = routes_to(segment, world)
+    most = routes[router.id].hops
+    routers, links, choices = [router], [], []
+    while nexts := routes[router.id].nexts:
+        chosen = _hash(source, destination, protocol, source_port, number, router.id & 0xFFFFFFFF) % len(nexts)
+        if len(nexts) > 1:
+            choices.append((router.id, tuple(link for link, _ in nexts), nexts[chosen][0]))
+        router = world.routers[nexts[chosen][1]]
+        routers.append(router)
+        links.append(world.links[nexts[chosen][0]])
+    flow = f"a flow from port {source_port}" if protocol in (6, 17) else "a ping with identifier 0"
+    return _Way(tuple(routers), tuple(links), tuple(choices), most, flow)
+
+
+def _tell_way(trace: _Trace, subject: str, way: _Way, segment: Segment) -> None:
+    where = f"segment {trace.name('segment', segment.id)}"
+    if not way.links:
+        trace.say("route", f"{subject} has it in {where}")
+        return
+    routers = [trace.name("router", router.id) for router in way.routers]
+    links = [trace.name("link", link.id) for link in way.links]
+    path = routers[0] + "".join(f" -{link}- {router}" for link, router in zip(links, routers[1:], strict=True))
+    cost = sum(link.cost for link in way.links)
+    trace.say("route", f"{subject} reaches {where} at cost {cost}: {path}", routers=routers, links=links, cost=cost)
+    for router, among, chosen in way.choices:
+        equal = ", ".join(trace.name("link", link) for link in among)
+        text = f"at {trace.name('router', router)} {len(among)} ways cost the same ({equal})"
+        trace.say("route", f"{text}: {way.flow} takes {trace.name('link', chosen)}")
+
+
+def _no_route(trace: _Trace, world: World, router: Router | None, destination: Address) -> str:
+    if router is None:
+        return f"there is no route to {destination}"
+    name = trace.name("router", router.id)
+    return f"router {name} has no route to {destination}{_down(trace, world, router)}"
+
+
+def _down(trace: _Trace, world: World, router: Router) -> str:
+    """The links that are down at the edge of what a router reaches: one of them may be the cause."""
+    reached = _reached(world, router)
+    links = {
+        link.id for id in reached for link in world.links_of(id) if not link.up and set(link.between) - set(reached)
+    }
+    names = [trace.name("link", id) for id in sorted(links)]
+    if not names:
+        return ""
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f": {'link' if len(names) == 1 else 'links'} {shown} {'is' if len(names) == 1 else 'are'} down"
+
+
 def _route(world: World, router: Router, destination: Address) -> Segment | None:
-    """The segment whose CIDR, or one of whose ports' owned prefixes, is the longest that has the address."""
+    """The segment whose CIDR, or one of whose ports' owned prefixes, is the longest that has the address, among those
+    that the router joins or reaches."""
     best: tuple[int, Segment] | None = None
-    for interface in router.interfaces:
-        segment = world.segments.get(interface.segment)
+    joined = {interface.segment for each in _reached(world, router).values() for interface in each.interfaces}
+    for id in sorted(joined):
+        segment = world.segments.get(id)
         if segment is None:
             continue
         owned = (prefix for port in world.ports_of(segment.id) for prefix in port.owns)
@@ -277,7 +383,7 @@ def _cidrs(segment: Segment) -> str:
     return " and ".join(map(str, segment.cidrs)) or "a segment without addresses"
 
 
-def _hash(source: Address, destination: Address, protocol: int, number: int) -> int:
+def _hash(source: Address, destination: Address, protocol: int, source_port: int, number: int, seed: int = 0) -> int:
     both = [a.packed if a.version == 6 else bytes(10) + b"\xff\xff" + a.packed for a in (source, destination)]
-    ports = (SOURCE_PORT, number) if protocol in (6, 17) else (0, 0)
-    return flow_hash(both[0], both[1], *ports, protocol)
+    ports = (source_port, number) if protocol in (6, 17) else (0, 0)
+    return flow_hash(both[0], both[1], *ports, protocol, seed)
