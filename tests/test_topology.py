@@ -7,14 +7,19 @@ file. scripts/golden rewrites both, and the examples that are made from graphs.
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import select
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from ipaddress import ip_network
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,7 @@ from golden_files import ROOT, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nestnet.agent import netns
 from nestnet.compile.compiler import compile
 from nestnet.compile.routes import Route, routes_of
 from nestnet.compile.slots import Slots, assign
@@ -32,6 +38,7 @@ from nestnet.compile.tables import Tables
 from nestnet.file import load
 from nestnet.file import topology as tp
 from nestnet.file.topology import Imported, Refused, network, read, render
+from nestnet.lab import state
 from nestnet.model.manifest import LINKS_PER_NETWORK, RESERVED, Manifest
 from nestnet.model.validate import Known
 from nestnet.model.values import MAX_HOPS, World
@@ -428,3 +435,96 @@ def test_the_largest_real_topology_in_figures(tmp_path: Path, capsys: pytest.Cap
     with capsys.disabled():
         print(f"\n{path.stem}: {len(world.routers)} routers, {len(world.links)} links, {rows} rows in {seconds:.2f} s")
     assert len(tables["route"]) == len(world.routers) ** 2
+
+
+# ---- examples/abilene.yaml and examples/geant.yaml, with real packets
+
+PORT, TTL = 7000, 64
+IP_RECVTTL = 12  # <linux/in.h>
+ROUNDS = (0.5, 1.0, 2.5, 6.0)  # seconds that each may last: what waits for ARP may have been lost in the one before
+
+
+def nestnet(*arguments: str) -> str:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("NESTNET")} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "nestnet", *arguments]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=env, timeout=180, check=False, text=True)
+    assert done.returncode == 0, (arguments, done.returncode, done.stdout, done.stderr)
+    return done.stdout
+
+
+def listener() -> socket.socket:
+    """Inside a workload: sends, and receives datagrams with the TTL that they have then."""
+    opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.bind(("0.0.0.0", PORT))
+    opened.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, TTL)
+    opened.setblocking(False)
+    return opened
+
+
+def arriving(lab: str, addresses: dict[str, str], rows: dict[str, int]) -> dict[tuple[str, str], int]:
+    """(from, to) -> the TTL with which a datagram arrives that each port sends to each other one."""
+    found: dict[tuple[str, str], int] = {}
+    want = set(permutations(addresses, 2))
+    with ExitStack() as stack:
+        sockets = {
+            name: stack.enter_context(netns.run_in(netns.path(state.Lab(lab).workload(row)), listener))
+            for name, row in rows.items()
+        }
+        poll = select.poll()
+        at = {opened.fileno(): name for name, opened in sockets.items()}
+        for descriptor in at:
+            poll.register(descriptor, select.POLLIN)
+        for seconds in ROUNDS:
+            for a, b in want - found.keys():
+                sockets[a].sendto(a.encode(), (addresses[b], PORT))
+            end = time.monotonic() + seconds
+            while want - found.keys() and (left := end - time.monotonic()) > 0:
+                for descriptor, _ in poll.poll(left * 1000):
+                    data, control, _, _ = sockets[at[descriptor]].recvmsg(64, 64)
+                    found[data.decode(), at[descriptor]] = int.from_bytes(control[0][2][:4], sys.byteorder)
+    return found
+
+
+def ways(graph: nx.Graph) -> dict[tuple[str, str], set[int]]:
+    """(from, to) -> the TTLs with which a packet may arrive: each router on a cheapest way takes one."""
+    return {
+        (a, b): {TTL - len(way) for way in nx.all_shortest_paths(graph, a, b, weight="cost")}
+        for a, b in permutations(graph, 2)
+    }
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("example", "cut"), [("abilene", "kansas-city-indianapolis"), ("geant", "de-at")])
+def test_packets_of_an_example_take_the_cheapest_ways(example: str, cut: str) -> None:
+    """Every pair of nodes, both ways; then with a link less, and with it again."""
+    lab = f"t-{uuid.uuid4().hex[:8]}"
+    made = imported(EXAMPLES[example])
+    data = json.loads(EXAMPLES[example].read_bytes())
+    graph = costs(nx.node_link_graph(data, edges="edges"), made)
+    network = next(iter(made.manifest.networks or ()))
+    try:
+        nestnet("up", f"examples/{example}.yaml", "--name", lab)
+        assert json.loads(nestnet("test", "--lab", lab, "-o", "json"))["passed"]
+        ports = json.loads(nestnet("get", "ports", "--lab", lab, "-o", "json"))["items"]
+        addresses = {port["segment"]: port["addresses"][0].partition("/")[0] for port in ports}
+        rows = {port["segment"]: port["row"] for port in ports}
+        assert set(addresses) == set(graph)
+
+        def agree(graph: nx.Graph) -> int:
+            """How many packets were looked at."""
+            expected, got = ways(graph), arriving(lab, addresses, rows)
+            assert {pair: ttl for pair, ttl in got.items() if ttl not in expected[pair]} == {}
+            assert expected.keys() == got.keys()
+            return len(got)
+
+        assert agree(graph) == len(graph) * (len(graph) - 1)
+        nestnet("link", "down", f"{network}/{cut}", "--lab", lab)
+        less = graph.copy()
+        less.remove_edge(*only(made.manifest).links[cut].between)
+        assert ways(less) != ways(graph)
+        agree(less)
+        nestnet("link", "up", f"{network}/{cut}", "--lab", lab)
+        agree(graph)
+    finally:
+        nestnet("down", "--name", lab)
