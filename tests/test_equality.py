@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from strategies import Aim, Step, aims, connected, conversations, own_addresses, worlds
 
 from nestnet.compile.compiler import compile
+from nestnet.compile.routes import routes_of
 from nestnet.compile.slots import Slots, assign
 from nestnet.compile.tables import Tables
 from nestnet.datapath.reference import Fabric
@@ -188,3 +189,15 @@ def test_the_tables_mean_the_same_wherever_frames_get_far(steps: list[Step]) -> 
 def test_the_tables_mean_the_same_over_links(steps: list[Step]) -> None:
     if steps:
         check(steps)
+
+
+@equality
+@given(crossings())
+def test_routes_have_the_length_of_the_longest_way(steps: list[Step]) -> None:
+    """What only carriers ask for, and packets do not show."""
+    for world in {id(step.world): step.world for step in steps}.values():
+        routes = routes_of(world)
+        for router in world.routers.values():
+            found = {route.segment: route.hops for route in routes.get(router.id, ())}
+            near = {i.segment for id in meaning.reached(world, router.id) for i in world.routers[id].interfaces}
+            assert found == {segment: meaning.longest_way(world, router, segment) for segment in near}
