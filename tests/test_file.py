@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 import time
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,14 @@ def _networks(hosts: list[str], depth: int) -> st.SearchStrategy[dict[str, Any]]
         if draw(st.booleans()):
             joined = draw(st.lists(st.sampled_from(segments), unique=True))
             data["routers"] = {draw(names): {"segments": joined}}
+            for name in draw(st.lists(names, max_size=2, unique=True)):
+                data["routers"].setdefault(name, {})
+            pairs = list(combinations(data["routers"], 2))
+            for name in draw(st.lists(names, max_size=2, unique=True)) if pairs else []:
+                link: dict[str, Any] = {"between": list(draw(st.sampled_from(pairs)))}
+                if draw(st.booleans()):
+                    link |= {"cost": draw(st.integers(1, 65535)), "up": draw(st.booleans())}
+                data.setdefault("links", {})[name] = link
         ports: dict[str, Any] = {}
         for number, name in enumerate(draw(st.lists(names, max_size=4, unique=True)), 2):
             segment = draw(st.sampled_from(segments))

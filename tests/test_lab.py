@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from nestnet.agent import netns
+from nestnet.api.client import Client
 from nestnet.lab import state
 from nestnet.lab.addresses import seats
 from nestnet.lab.down import down, end
@@ -27,6 +29,7 @@ from nestnet.model.manifest import MachineSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "examples/quickstart.yaml"
+RING = ROOT / "examples/ring.yaml"
 
 
 def nestnet(*arguments: str, stdin: bytes = b"", code: int | None = 0) -> subprocess.CompletedProcess[bytes]:
@@ -233,6 +236,60 @@ def test_a_change_is_realised_when_apply_returns(name: str, tmp_path: Path) -> N
     nestnet("exec", "globex/db1", "--lab", name, "true", code=1)
     nestnet("apply", str(file), "--lab", name)
     nestnet("exec", "globex/web1", "--lab", name, "--", "ping", "-q", "-c", "1", "-W", "2", "10.0.1.2")
+
+
+@pytest.mark.root
+def test_routes_follow_a_link_within_a_second(name: str, tmp_path: Path) -> None:
+    """A ping runs while links go down and come up: the TTL of its answers counts the routers on their way back."""
+    nestnet("up", str(RING), "--name", name)
+    nestnet("test", "--lab", name)
+    answers = tmp_path / "ping"
+    lab = state.load(name)
+    assert lab is not None
+    with Client(lab.controller) as client, answers.open("wb") as output:
+        row = client.get("port", "ring/n")["row"]
+        command = ["ping", "-D", "-n", "-i", "0.05", "-W", "1", client.get("port", "ring/e")["addresses"][0][:-3]]
+        ping = netns.spawn(netns.path(lab.workload(row)), command, output=output)
+        try:
+            _answered_within(answers, time.time(), ttl=64 - 2, seconds=10)
+
+            since = time.time()
+            client.set_link("ring/north-east", False)
+            _answered_within(answers, since, ttl=64 - 4)
+
+            nestnet("link", "down", "ring/west-north", "--lab", name)
+            silent = time.time()
+            told = nestnet("trace", "ring/n", "ring/e", "--lab", name).stdout.decode()
+            assert told.splitlines()[-1] == (
+                "drop: no_route: router north has no route to 10.2.0.2: links north-east, west-north are down"
+            )
+            assert _answers(answers, silent) == [], "realised means that nothing passes any more"
+
+            since = time.time()
+            client.set_link("ring/north-east", True)
+            _answered_within(answers, since, ttl=64 - 2)
+        finally:
+            ping.terminate()
+            ping.wait(20)
+    # The file says nothing of states: applying it again leaves west-north down.
+    assert nestnet("plan", str(RING), "--lab", name).stdout == b"no changes\n"
+    assert "west-north  west, north  1     down" in nestnet("get", "links", "--lab", name).stdout.decode()
+    nestnet("test", "--lab", name)
+
+
+def _answers(file: Path, since: float) -> list[tuple[float, int]]:
+    """(when, TTL) of the answers that `ping -D` wrote after a time."""
+    found = re.findall(r"^\[([0-9.]+)\] .* ttl=(\d+) ", file.read_text(), re.MULTILINE)
+    return [(float(at), int(ttl)) for at, ttl in found if float(at) > since]
+
+
+def _answered_within(file: Path, since: float, ttl: int, seconds: float = 1.0) -> None:
+    """An answer with this TTL came within so many seconds."""
+    limit = time.monotonic() + max(10, 2 * seconds)
+    while not (found := [at for at, had in _answers(file, since) if had == ttl]):
+        assert time.monotonic() < limit, (ttl, _answers(file, since))
+        time.sleep(0.02)
+    assert found[0] - since < seconds
 
 
 @pytest.mark.root

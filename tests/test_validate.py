@@ -102,6 +102,41 @@ def test_overlaps_are_those_that_brute_force_finds(
     assert bool(found) == expected
 
 
+@given(
+    st.lists(prefixes, min_size=1, max_size=5),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), max_size=4),
+)
+def test_overlaps_under_linked_routers_are_those_that_brute_force_finds(
+    cidrs: list[str], links: list[tuple[int, int, bool]]
+) -> None:
+    """A router for each segment: those that links connect, whatever their state, are as one router."""
+    count = len(cidrs)
+    ends = [(a, b, up) for a, b, up in links if a != b and a < count and b < count]
+    network = {
+        "segments": {f"s{i}": {"cidr": cidr} for i, cidr in enumerate(cidrs)},
+        "routers": {f"r{i}": {"segments": [f"s{i}"]} for i in range(count)},
+        "links": {f"l{i}": {"between": [f"r{a}", f"r{b}"], "up": up} for i, (a, b, up) in enumerate(ends)},
+    }
+    near = {(i, i) for i in range(count)} | {(x, y) for a, b, _ in ends for x, y in ((a, b), (b, a))}
+    for k in range(count):
+        near |= {(i, j) for i in range(count) for j in range(count) if (i, k) in near and (k, j) in near}
+    expected = any(
+        IPv4Network(cidrs[i]).overlaps(IPv4Network(cidrs[j]))
+        for i, j in combinations(range(count), 2)
+        if (i, j) in near
+    )
+    assert ("cidr_overlap" in codes({"networks": {"n": network}})) == expected
+
+
+def test_a_network_has_so_many_links_and_no_more() -> None:
+    links = {f"l{i}": {"between": ["a", "b"]} for i in range(4096)}
+    network: dict[str, Any] = {"routers": {"a": {}, "b": {}}, "links": links}
+    assert codes({"networks": {"n": network}}) == []
+    links["one-more"] = {"between": ["a", "b"]}
+    ((code, pointer, limit),) = [(p.code, p.pointer, p.limit) for p in problems({"networks": {"n": network}})]
+    assert (code, pointer, limit) == ("limit_exceeded", "/networks/n/links", 4096)
+
+
 def _address(cidr: str, number: int) -> str:
     return str(IPv4Network(cidr)[number])
 
@@ -131,6 +166,9 @@ def test_absent_collections_are_not_judged() -> None:
     assert codes({"networks": {"n": {"policies": policies}}}) == []
     assert codes({"networks": {"n": {"ports": ports, "policies": policies}}}) == []
     assert codes({"networks": {"n": {"ports": {}, "segments": {}, "policies": policies}}}) == ["unknown_name"] * 2
+    links = {"l": {"between": ["a", "b"]}}
+    assert codes({"networks": {"n": {"links": links}}}) == []
+    assert codes({"networks": {"n": {"links": links, "routers": {}}}}) == ["missing_router"] * 2
     inner = {"a": {"ports": {"x": {"segment": "s", "host": "nobody"}}}}
     assert codes({"networks": {"n": {"networks": inner}}}) == []
     assert codes({"networks": {"n": {"ports": {}, "networks": inner}}}) == ["missing_host"]

@@ -139,6 +139,10 @@ def _deliver(
         text = f"{destination} is the gateway: answered on the sender's machine, no policy asked"
         trace.say("answer", text)
         return text
+    if target is not None and target.id == sender.id and router is None:
+        raise _Dropped("hairpin", "that is the sender itself")
+    if target is not None and not target.enabled:
+        raise _Dropped("port_disabled", f"{trace.name('port', target.id)} is disabled")
     _judge(trace, world, network, sender, source, target, destination, protocol, number)
     if target is None:
         if at is None:
@@ -154,10 +158,6 @@ def _deliver(
         raise _Dropped(
             "unreachable" if router else "arp_unknown", f"nobody in {trace.name('segment', at.id)} has {destination}"
         )
-    if target.id == sender.id and router is None:
-        raise _Dropped("hairpin", "that is the sender itself")
-    if not target.enabled:
-        raise _Dropped("port_disabled", f"{trace.name('port', target.id)} is disabled")
     if way is not None:
         hops = len(way.routers)
         if hops >= TTL:
