@@ -12,20 +12,16 @@ machines remember stays. To look for longer, or again:
 from __future__ import annotations
 
 import os
-import random
 from collections import Counter
 
-from frames import echo, icmp_protocol, ip_frame, tcp, udp
 from hypothesis import HealthCheck, given, note, settings
-from hypothesis import strategies as st
-from strategies import Aim, Step, aims, conversations, own_addresses, worlds
+from strategies import Step, conversations, dialogues, rounds
 
 from nestnet.compile.compiler import compile
 from nestnet.compile.slots import Slots, assign
 from nestnet.compile.tables import Tables
 from nestnet.datapath.reference import Fabric
 from nestnet.model import meaning
-from nestnet.model import packet as pk
 from nestnet.model.meaning import Outcome, State, deliver
 from nestnet.model.packet import parse
 from nestnet.model.values import FABRIC, World
@@ -101,40 +97,15 @@ def test_the_tables_mean_the_same(steps: list[Step]) -> None:
         check(steps)
 
 
-@st.composite
-def rounds(draw: st.DrawFn) -> list[Step]:
-    """In a world that stays as it is, workloads send to where it should work, and to all: many frames that get far,
-    answers among them, from the networks with the longest chains of carriers first."""
-    world = draw(worlds(disabled=draw(st.booleans())))
-    rng = random.Random(draw(st.integers(0, 1 << 32)))
-    ports = sorted(world.ports.values(), key=lambda port: (-depth(world, port.network), rng.random()))
-    steps: list[Step] = []
-    for port in ports[:10]:
-        good, _ = aims(world, port)
-        for aim in [*rng.sample(good, min(len(good), 6)), Aim(pk.BROADCAST, pk.LIMITED_BROADCAST)]:
-            own = [a for a in own_addresses(port) if pk.is_mapped(a) == pk.is_mapped(aim.address)]
-            if not own:
-                continue
-            flow = rng.choice(own[:2]), aim.address
-            protocol, payload = rng.choice(
-                [
-                    (pk.TCP, tcp(*flow, 1000, rng.choice([80, 90]), pk.SYN)),
-                    (pk.UDP, udp(*flow, 1000, rng.choice([53, 60, 4789]), b"x" * rng.choice([0, 1230, 1403]))),
-                    (icmp_protocol(aim.address), echo(*flow, 1)),
-                ]
-            )
-            ttl = rng.choice([64, 64, 64, 1])
-            steps.append(Step(0.0, world, port.id, ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)))
-    return steps
-
-
-def depth(world: World, network: int) -> int:
-    carrier = world.networks[network].carrier
-    return 1 if carrier == FABRIC else 1 + depth(world, carrier)
-
-
 @equality
 @given(rounds())
 def test_the_tables_mean_the_same_wherever_frames_get_far(steps: list[Step]) -> None:
+    if steps:
+        check(steps)
+
+
+@equality
+@given(dialogues(moves=False))
+def test_the_tables_mean_the_same_to_those_who_answer(steps: list[Step]) -> None:
     if steps:
         check(steps)

@@ -15,12 +15,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import Step, conversations
-from test_equality import rounds
-from twins import Operation, Teller, devices, machine_at, play, recording
+from strategies import Step, chatter, conversations, dialogues, rounds
+from twins import Operation, Teller, devices, play, recording
 
 from nestnet.datapath.kernel import Kernel
-from nestnet.datapath.reference import ToMachine
 from nestnet.model.values import CONNECTION_SHARE, World
 
 pytestmark = pytest.mark.root
@@ -46,14 +44,7 @@ class Bed:
 
     def send(self, port: int, frame: bytes) -> int:
         """A frame all the way, as the reference says. Returns how many flows were composed."""
-        sent, outputs = self.teller.workload(port, frame, 0)
-        composed = play(sent, self.kernels)
-        for out in outputs.emitted:
-            if isinstance(out, ToMachine):
-                composed += play(
-                    self.teller.underlay(machine_at(self.teller.world, out.datagram), out.datagram, 0), self.kernels
-                )
-        return composed
+        return self.play(self.teller.through(port, frame, 0))
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +67,16 @@ def test_the_kernel_does_the_same_wherever_frames_get_far(steps: list[Step], see
     """And nothing else with what broken or hostile workloads and machines make of them."""
     bed.teller.share = CONNECTION_SHARE
     bed.play(bed.teller.tell(steps, random.Random(seed)))
+
+
+@equality
+@given(steps=dialogues(), share=st.sampled_from([CONNECTION_SHARE, 2, 1]))
+def test_the_kernel_does_the_same_to_those_who_answer(steps: list[Step], share: int, bed: Bed) -> None:
+    bed.teller.share = share
+    bed.play(bed.teller.tell(steps, sweep=share != CONNECTION_SHARE or len(steps) % 2 == 0))
+
+
+@settings(equality, max_examples=max(1, EXAMPLES // 5))
+@given(steps=chatter())
+def test_the_kernel_answers_the_same(steps: list[Step], bed: Bed) -> None:
+    bed.play(bed.teller.tell(steps))
