@@ -14,17 +14,21 @@ in is one that the marker waits in behind it: when that has arrived everywhere, 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import random
 import select
 import socket
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from pathlib import Path
 
 import pytest
 from frames import ipv4, udp
@@ -33,6 +37,9 @@ from test_equality import counted, machine_of
 from twins import SMALL
 
 from nestnet.agent import netns
+from nestnet.agent.agent import Agent
+from nestnet.agent.attachments import Workloads
+from nestnet.agent.feed import Desired
 from nestnet.agent.links import set_sysctls
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import diff
@@ -42,7 +49,7 @@ from nestnet.datapath.kernel import BPFFS, Kernel
 from nestnet.model import packet as pk
 from nestnet.model.meaning import State, deliver
 from nestnet.model.reasons import NAMES
-from nestnet.model.values import Machine, Network, Port, Segment, World
+from nestnet.model.values import Interface, Machine, Network, Port, Router, Segment, World
 
 pytestmark = pytest.mark.root
 PREFIX = f"nnt-ns-{os.getpid()}-"
@@ -298,3 +305,259 @@ def test_workloads_hear_what_they_should_and_nothing_more(bed: Bed) -> None:
     assert tally.deepest > 2, tally
     assert tally.floods > 20, tally
     assert len(tally.drops) > 15, tally
+
+
+# ---- with the machines' own stacks, and offloads as they are
+
+BYTES = 20_000_003  # odd, and of no segment size
+OFFLOADS = ("tso", "gso", "gro", "tx")
+LAN, OTHER = 1, 2  # segments
+A, B, C, D, E = 1, 2, 3, 4, 5  # ports
+
+
+def fabric() -> World:
+    """Two machines, a network of two segments with a router.
+
+    machine 1: A in LAN, D in LAN, E in OTHER        machine 2: B in LAN, C in OTHER
+    """
+
+    def port(id: int, segment: int, machine: int) -> Port:
+        addresses = (IPv4Address(f"10.7.{segment}.{10 + id}"), IPv6Address(f"fd07:{segment}::{10 + id}"))
+        return Port(id, 1, segment, machine, 0x020000000000 + id, addresses)
+
+    cidrs = {s: (ip_network(f"10.7.{s}.0/24"), ip_network(f"fd07:{s}::/64")) for s in (LAN, OTHER)}
+    return World.of(
+        (
+            *(Machine(m, IPv4Address(f"192.0.2.{m}")) for m in (1, 2)),
+            Network(1),
+            *(Segment(s, 1, 100 + s, cidrs[s]) for s in cidrs),
+            Router(1, 1, 0x060000000001, tuple(Interface(s, (c[0][1], c[1][1])) for s, c in cidrs.items())),
+            port(A, LAN, 1), port(B, LAN, 2), port(C, OTHER, 2), port(D, LAN, 1), port(E, OTHER, 1),
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What agents made of `fabric`."""
+
+    world: World
+    prefix: str
+
+    def room(self, port: int) -> Path:
+        return netns.path(f"{self.prefix}w{port}")
+
+    def machine(self, machine: int) -> Path:
+        return netns.path(f"{self.prefix}m{machine}")
+
+    def address(self, port: int, family: int) -> str:
+        return str(self.world.ports[port].address(family))
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    prefix = f"nnt-lab-{os.getpid()}-"
+    pins = BPFFS / "nestnet" / f"{prefix}pins"
+    wire = f"{prefix}wire"
+    kernels: list[Kernel] = []
+    world = fabric()
+    try:
+        netns.create(wire)
+        ip(wire, "link add wire type bridge stp_state 0 mcast_snooping 0", "link set wire up")
+        for machine in (1, 2):
+            name = f"{prefix}m{machine}"
+            netns.run_in(netns.create(name), quiet)
+            ip(
+                name,
+                f"link add eth0 type veth peer name m{machine} netns {wire}",
+                f"address add 192.0.2.{machine}/24 dev eth0",
+                "link set eth0 up",
+            )
+            ip(wire, f"link set m{machine} master wire up")
+        for machine in (1, 2):
+            kernel = Kernel.open(pins / str(machine), SMALL)
+            kernels.append(kernel)
+            agent = Agent(machine, kernel, Workloads(f"{prefix}w"))
+            desired = Desired(world.values, 1, True)
+            netns.run_in(netns.path(f"{prefix}m{machine}"), partial(agent.converge, desired))
+            assert not agent.problems
+        netns.run_in(netns.path(f"{prefix}m1"), partial(ping, "192.0.2.2"))
+        yield Lab(world, prefix)
+    finally:
+        for number, kernel in enumerate(kernels, 1):
+            kernel.unpin()
+            (pins / str(number)).rmdir()
+        if pins.exists():
+            pins.rmdir()
+        for name in netns.names(prefix):
+            netns.delete(name)
+
+
+@pytest.fixture(params=["on", "off"])
+def offloads(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
+    """As the devices are made, and with none."""
+
+    def switch(to: str) -> None:
+        for namespace in (*map(lab.room, lab.world.ports), *map(lab.machine, (1, 2))):
+            words = [word for name in OFFLOADS for word in (name, to)]
+            netns.run_in(namespace, partial(subprocess.run, ["ethtool", "-K", "eth0", *words], check=True))
+
+    if request.param == "off":
+        switch("off")
+    yield
+    if request.param == "off":
+        switch("on")
+
+
+def channel(kind: socket.SocketKind, family: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
+    made.settimeout(20)
+    return made
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(A, B), (A, C), (A, D), (A, E)],
+    ids=["switched-far", "routed-far", "switched-near", "routed-near"],
+)
+def test_tcp_arrives_byte_for_byte(lab: Lab, offloads: None, source: int, target: int, family: int) -> None:
+    data = random.Random(SEED).randbytes(BYTES)
+    with (
+        netns.run_in(lab.room(target), partial(channel, socket.SOCK_STREAM, family)) as listener,
+        netns.run_in(lab.room(source), partial(channel, socket.SOCK_STREAM, family)) as sender,
+    ):
+        listener.bind((lab.address(target, family), 0))
+        listener.listen()
+        sender.connect(listener.getsockname()[:2])
+        receiver, _ = listener.accept()
+        receiver.settimeout(20)
+
+        def send() -> None:
+            sender.sendall(data)
+            sender.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        digest, length = hashlib.sha256(), 0
+        with receiver:
+            while got := receiver.recv(1 << 18):
+                digest.update(got)
+                length += len(got)
+        thread.join()
+    assert (length, digest.digest()) == (BYTES, hashlib.sha256(data).digest())
+
+
+def options(family: int) -> tuple[str, ...]:
+    return ("-6",) if family == 6 else ("-4",)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("target", [B, C, D, E])
+def test_fragments_are_put_together(lab: Lab, target: int, family: int) -> None:
+    netns.run_in(lab.room(A), partial(ping, lab.address(target, family), *options(family), "-s", "4000"))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("target", [B, C, D, E])
+def test_the_mtu_is_what_it_says(lab: Lab, target: int, family: int) -> None:
+    header = 28 if family == 4 else 48
+    here = lab.room(A)
+    try:
+        # What the workload's own stack would refuse to send it sends now.
+        netns.run_in(here, partial(subprocess.run, ["ip", "link", "set", "eth0", "mtu", "1500"], check=True))
+        ip(f"{lab.prefix}m1", "link set p1 mtu 1500")
+        whole = (*options(family), "-M", "do", "-s")
+        netns.run_in(here, partial(ping, lab.address(target, family), *whole, str(1450 - header)))
+        with pytest.raises(subprocess.CalledProcessError):
+            netns.run_in(here, partial(ping, lab.address(target, family), *whole, str(1451 - header), "-W", "0.2"))
+    finally:
+        ip(f"{lab.prefix}m1", "link set p1 mtu 1450")
+        netns.run_in(here, partial(subprocess.run, ["ip", "link", "set", "eth0", "mtu", "1450"], check=True))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(("target", "left"), [(B, 64), (C, 63), (D, 64), (E, 63)])
+def test_a_router_takes_one_hop(lab: Lab, target: int, left: int, family: int) -> None:
+    def answer() -> str:
+        command = ["ping", *options(family), "-n", "-c", "1", "-W", "2", lab.address(target, family)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert f"ttl={left} " in netns.run_in(lab.room(A), answer)
+
+
+@pytest.mark.parametrize("gateway", ["10.7.1.1", "10.7.2.1", "fd07:1::1", "fd07:2::1"])
+def test_gateways_answer(lab: Lab, gateway: str) -> None:
+    netns.run_in(lab.room(A), partial(ping, gateway))
+
+
+@contextlib.contextmanager
+def overheard(lab: Lab) -> Iterator[list[pk.Packet]]:
+    """The datagrams that machines send to each other meanwhile. In the end, all of them: a marker comes behind."""
+    found: list[pk.Packet] = []
+    at = netns.run_in(netns.path(f"{lab.prefix}wire"), partial(packet_socket, "m1"))
+    with at:
+        yield found
+        marker = b"the last"
+        with netns.run_in(lab.machine(1), partial(channel, socket.SOCK_DGRAM, 4)) as last:
+            last.sendto(marker, ("192.0.2.2", 9))
+        end = time.monotonic() + PATIENCE
+        while True:
+            ready, _, _ = select.select([at], [], [], max(0, end - time.monotonic()))
+            assert ready, "the marker did not come"
+            for frame in pending(at):
+                packet = pk.parse(frame)
+                if marker in frame:
+                    return
+                if packet.flow.protocol == pk.UDP and packet.flow.target_port == 4789:
+                    found.append(packet)
+
+
+def udp_to(lab: Lab, port: int, address: str, count: int, size: int = 10) -> None:
+    """From the workload of a port, from so many source ports."""
+    family = 6 if ":" in address else 4
+    for _ in range(count):
+        with netns.run_in(lab.room(port), partial(channel, socket.SOCK_DGRAM, family)) as from_:
+            from_.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            from_.sendto(bytes(size), (address, 4000))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_flows_spread_and_fragments_stay_together(lab: Lab, family: int) -> None:
+    with overheard(lab) as found:
+        udp_to(lab, A, lab.address(B, family), 50)
+    assert len(found) == 50
+    assert len({packet.flow.source_port for packet in found}) > 40
+    with overheard(lab) as found:
+        udp_to(lab, A, lab.address(B, family), 1, 5000)
+    assert len(found) == 4
+    assert len({packet.flow.source_port for packet in found}) == 1
+
+
+def test_who_has_an_address_is_answered_at_home(lab: Lab) -> None:
+    here = lab.room(A)
+    with overheard(lab) as found:
+        for family in (4, 6):
+            netns.run_in(
+                here, partial(subprocess.run, ["ip", f"-{family}", "neigh", "flush", "dev", "eth0"], check=True)
+            )
+            for address in (lab.address(B, family), "10.7.1.1" if family == 4 else "fd07:1::1"):
+                netns.run_in(here, partial(ping, address))
+    # One echo request to B and one family: from machine 1 nothing else came.
+    assert [packet.flow.protocol for packet in found] == [pk.UDP] * 2
+    inner = [carried for packet in found if (carried := pk.decapsulate(packet)) is not None]
+    assert [pk.parse(carried.frame).is_echo_request for carried in inner] == [True, True]
+
+
+def test_a_broadcast_leaves_one_copy_for_each_machine(lab: Lab) -> None:
+    def listener() -> socket.socket:
+        made = channel(socket.SOCK_DGRAM, 4)
+        made.bind(("10.7.1.255", 4000))
+        return made
+
+    with contextlib.ExitStack() as stack:
+        others = [stack.enter_context(netns.run_in(lab.room(port), listener)) for port in (B, D)]
+        with overheard(lab) as found:
+            udp_to(lab, A, "10.7.1.255", 1)
+        assert [other.recv(100) for other in others] == [bytes(10)] * 2
+    assert len(found) == 1
