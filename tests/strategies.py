@@ -116,6 +116,26 @@ def a_world(
     return builder.world
 
 
+def tower(depth: int) -> World:
+    """Networks one upon the other, each with two ports in a segment, on two machines: at every level the two have the
+    whole wire between them."""
+    values: list[Machine | Network | Segment | Port] = [Machine(id, IPv4Address(f"192.0.2.{id}")) for id in (1, 2)]
+    for level in range(1, depth + 1):
+        values += [Network(level, level - 1), Segment(level, level, 100 + level, (ip_network("10.0.0.0/24"),))]
+        for side in (1, 2):
+            host = side if level == 1 else 2 * (level - 2) + side
+            address = (IPv4Address(f"10.0.0.{side}"),)
+            values.append(Port(2 * (level - 1) + side, level, level, host, 0x020000000000 + side, address, hosts=True))
+    return World.of(values)
+
+
+def across(world: World, level: int, size: int = 8) -> bytes:
+    """What the first port of a level of a tower sends to the second, with so many bytes in it."""
+    first, second = world.ports_in(level)
+    flow = mapped(first.addresses[0]), mapped(second.addresses[0])
+    return ip_frame(second.mac, first.mac, *flow, pk.TCP, tcp(*flow, 1000, 80, pk.SYN, bytes(size)))
+
+
 class _Builder:
     """Draws one network after the other, a carrier before what it carries."""
 
@@ -827,5 +847,6 @@ __all__ = [
     "some_chatter",
     "some_dialogues",
     "some_rounds",
+    "tower",
     "worlds",
 ]

@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 
-from hypothesis import HealthCheck, given, note, settings
-from strategies import Step, conversations, dialogues, rounds
+import pytest
+from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
+from strategies import Step, across, conversations, dialogues, rounds, tower
 
 from nestnet.compile.compiler import compile
 from nestnet.compile.slots import Slots, assign
@@ -24,7 +25,7 @@ from nestnet.datapath.reference import Fabric
 from nestnet.model import meaning
 from nestnet.model.meaning import Outcome, State, deliver
 from nestnet.model.packet import parse
-from nestnet.model.values import FABRIC, World
+from nestnet.model.values import FABRIC, MAX_DEPTH, World
 
 EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "200"))
 FIRST_IFINDEX = 10
@@ -85,7 +86,8 @@ def check(steps: list[Step]) -> None:
         outcome = deliver(step.world, state, step.port, step.frame, step.now)
         state = outcome.state
         deliveries, drops = machines.fabric.send(step.port, step.frame, step.now)
-        note(f"{number}: {step.now} {step.port} {step.frame.hex()} -> {outcome.deliveries} {outcome.drops}")
+        if currently_in_test_context():
+            note(f"{number}: {step.now} {step.port} {step.frame.hex()} -> {outcome.deliveries} {outcome.drops}")
         expected = sorted(outcome.deliveries), counted(step.world, step.port, step.frame, outcome)
         assert (sorted(deliveries), Counter(drops)) == expected, (number, step)
 
@@ -109,3 +111,11 @@ def test_the_tables_mean_the_same_wherever_frames_get_far(steps: list[Step]) -> 
 def test_the_tables_mean_the_same_to_those_who_answer(steps: list[Step]) -> None:
     if steps:
         check(steps)
+
+
+@pytest.mark.parametrize("levels", [1, 2, MAX_DEPTH])
+def test_a_tower_is_as_high_as_a_walk_is_long(levels: int) -> None:
+    world = tower(levels)
+    step = Step(0.0, world, 2 * levels - 1, across(world, levels))
+    check([step])
+    assert deliver(world, State(), step.port, step.frame, 0.0).deliveries == ((2 * levels, step.frame),)

@@ -158,10 +158,14 @@ class Teller:
         self.drops.clear()
         return Forget()
 
+    def device(self, port: int) -> int:
+        """Where a port's workload hangs. There are enough for drawn worlds; of a tower the highest have one."""
+        return self.devices[1 + port % (len(self.devices) - 1)]
+
     def become(self, world: World) -> Iterator[Load]:
         """The tables that turn what there is into this world, on all its machines."""
         self.world = world
-        attachments = {port: self.devices[1 + port] for port in world.ports if 1 + port < len(self.devices)}
+        attachments = {port: self.device(port) for port in world.ports}
         for machine in world.machines:
             self.slots[machine] = assign(self.slots.get(machine, Slots()), world)
             want = compile(world, machine, attachments, self.devices[0], self.slots[machine])
@@ -175,7 +179,7 @@ class Teller:
             yield Load(machine, actions)
 
     def workload(self, port: int, frame: bytes, now: float) -> tuple[Send, Outputs]:
-        machine, ifindex = machine_of(self.world, port), self.devices[1 + port]
+        machine, ifindex = machine_of(self.world, port), self.device(port)
         outputs = self.references[machine].workload(ifindex, frame, now)
         return self._told(machine, "workload", ifindex, frame, outputs), outputs
 

@@ -143,7 +143,7 @@ ONCE int carry(u32 a, u32 b, u32 family, u64 now, struct carriage *out)
 /* The machine a host is on in the end; with `leaving`, the one it is moving from, if any on the way is (rule 15). */
 ONCE u32 machine_of(u32 slot, u32 leaving)
 {
-	for (int i = 0; i < MAX_DEPTH; i++) {
+	for (int i = 0; i <= MAX_DEPTH; i++) { /* the port's own row, if it is a host too, and one for each level */
 		struct host *row = bpf_map_lookup_elem(&host, &slot);
 
 		if (!row || !row->id)
