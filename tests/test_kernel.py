@@ -29,7 +29,7 @@ from nestnet.model.reasons import NAMES
 from nestnet.model.values import CONNECTION_SHARE, FABRIC, MAX_DEPTH, Machine, Policy, Selector, Service, World
 
 pytestmark = pytest.mark.root
-EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "60"))
 ANY = Selector("any")
 NAME = f"nnt-kernel-{os.getpid()}"
 
