@@ -30,14 +30,20 @@ def read(file: str, alone: bool = False) -> Document:
     is no such file.
     """
     from nestnet.file import Unreadable, load
+    from nestnet.file.reader import MAX_BYTES
     from nestnet.model.validate import Known
 
     try:
-        text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        # One byte more than allowed is enough to be refused: what is read may have no end.
+        if file == "-":
+            text = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with Path(file).open("rb") as opened:
+                text = opened.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise NotFound(f"file {file}") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise NestnetError(f"{file}: {error.strerror}", "file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise NestnetError(f"{file}: {getattr(error, 'strerror', None) or error}", "file") from None
     name = "<stdin>" if file == "-" else file
     try:
         return load(text, name, Known()) if alone else load(text, name)
