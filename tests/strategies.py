@@ -2,6 +2,9 @@
 
     worlds()                        machines, networks carried by networks to depth 4, and all that is in them
     frames(world, port, heard)      what a workload may send: nearly valid, and at interesting places
+    rounds()                        a world that stays, and frames that get far in it
+    chatter()                       what hosts say without being asked
+    dialogues()                     hosts that open, answer, complain, end, and come back too late
     conversations(world)            frames over time: answers, errors about earlier ones, changes of the world
 
 Small things are likely and come first, so failures shrink to few objects with small numbers. Worlds keep
@@ -10,6 +13,7 @@ the rules of validation: `meaning` is defined for those only.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -67,17 +71,22 @@ UNDERLAY_MTU = 1450
 _upto = cache(lambda high: st.integers(0, high))  # Making a strategy costs more than drawing from it.
 
 
-def upto(draw: st.DrawFn, high: int) -> int:
+Draw = st.DrawFn | random.Random
+"""Who chooses: hypothesis, which likes what is small and comes first, and makes failures smaller; or plain chance,
+which likes nothing and gets further."""
+
+
+def upto(draw: Draw, high: int) -> int:
     """0 to high, inclusive."""
-    return draw(_upto(high))
+    return draw.randint(0, high) if isinstance(draw, random.Random) else draw(_upto(high))
 
 
-def pick(draw: st.DrawFn, things: Sequence[T]) -> T:
+def pick(draw: Draw, things: Sequence[T]) -> T:
     """One of these; the first is the simplest."""
     return things[upto(draw, len(things) - 1)]
 
 
-def rarely(draw: st.DrawFn, one_in: int = 8) -> bool:
+def rarely(draw: Draw, one_in: int = 8) -> bool:
     """False first. Not at an end of the range: hypothesis likes those better than their share."""
     return 2 * one_in <= upto(draw, 4 * one_in - 1) < 2 * one_in + 4
 
@@ -86,10 +95,20 @@ def rarely(draw: st.DrawFn, one_in: int = 8) -> bool:
 def worlds(draw: st.DrawFn, machines: int = 4, networks: int = 4, disabled: bool = True) -> World:
     """A consistent world. At most so many machines and networks. Without `disabled`
     everything is enabled."""
-    world = World.of(Machine(id, IPv4Address(f"192.0.2.{id}")) for id in range(1, upto(draw, machines - 1) + 2))
-    builder = _Builder(draw, world, disabled)
+    return a_world(draw, machines, networks, disabled)
+
+
+def a_world(
+    draw: Draw, machines: int = 4, networks: int = 4, disabled: bool = True, least: int = 1, policed: bool = True
+) -> World:
+    """As `worlds`. Of machines and networks there are at least so many; unless `policed` there is no policy, and
+    neighbours live far from each other."""
+    world = World.of(
+        Machine(id, IPv4Address(f"192.0.2.{id}")) for id in range(1, max(least, upto(draw, machines - 1) + 1) + 1)
+    )
+    builder = _Builder(draw, world, disabled, policed)
     depth = {FABRIC: 0}
-    for id in range(1, upto(draw, networks - 1) + 2):
+    for id in range(1, max(least, upto(draw, networks - 1) + 1) + 1):
         carriers = [n for n in depth if depth[n] < DEPTH and (n == FABRIC or builder.hosts_of(n))]
         # The last network first: chains are what we are here for.
         carrier = carriers[-1] if upto(draw, 1) else pick(draw, carriers)
@@ -98,11 +117,31 @@ def worlds(draw: st.DrawFn, machines: int = 4, networks: int = 4, disabled: bool
     return builder.world
 
 
+def tower(depth: int) -> World:
+    """Networks one upon the other, each with two ports in a segment, on two machines: at every level the two have the
+    whole wire between them."""
+    values: list[Machine | Network | Segment | Port] = [Machine(id, IPv4Address(f"192.0.2.{id}")) for id in (1, 2)]
+    for level in range(1, depth + 1):
+        values += [Network(level, level - 1), Segment(level, level, 100 + level, (ip_network("10.0.0.0/24"),))]
+        for side in (1, 2):
+            host = side if level == 1 else 2 * (level - 2) + side
+            address = (IPv4Address(f"10.0.0.{side}"),)
+            values.append(Port(2 * (level - 1) + side, level, level, host, 0x020000000000 + side, address, hosts=True))
+    return World.of(values)
+
+
+def across(world: World, level: int, size: int = 8) -> bytes:
+    """What the first port of a level of a tower sends to the second, with so many bytes in it."""
+    first, second = world.ports_in(level)
+    flow = mapped(first.addresses[0]), mapped(second.addresses[0])
+    return ip_frame(second.mac, first.mac, *flow, pk.TCP, tcp(*flow, 1000, 80, pk.SYN, bytes(size)))
+
+
 class _Builder:
     """Draws one network after the other, a carrier before what it carries."""
 
-    def __init__(self, draw: st.DrawFn, world: World, disabled: bool) -> None:
-        self.draw, self.world, self.disabled = draw, world, disabled
+    def __init__(self, draw: Draw, world: World, disabled: bool, policed: bool) -> None:
+        self.draw, self.world, self.disabled, self.policed = draw, world, disabled, policed
 
     def add(self, *values: Machine | Network | Segment | Router | Link | Port | Policy) -> None:
         self.world = self.world.with_(*values)
@@ -128,13 +167,14 @@ class _Builder:
         count = pick(draw, [2, 3, 4, 1])
         ports = [self.port(id, segments, hosts) for _ in range(count)]
         self.owned(ports)
-        self.policies(id)
+        if self.policed:
+            self.policies(id)
 
     def segments(self, network: int) -> list[Segment]:
         """Some segments, and up to five routers that join some of them, or none, and links between those."""
         draw = self.draw
         first = len(self.world.segments) + 1
-        ids = [first + i for i in range(pick(draw, [1, 2, 3, 2]))]
+        ids = [first + i for i in range((upto(draw, 2) if self.policed else pick(draw, [0, 0, 1])) + 1)]
         count = pick(draw, [2, 1, 3, 4, 5])
         # Which routers join the segment: the ends of the chain most of the time.
         some = [(1,), (count,), (), (2,), (count,), (1,), (1, 2), (1, count)]
@@ -184,6 +224,7 @@ class _Builder:
     def port(self, network: int, segments: list[Segment], hosts: list[int]) -> Port:
         draw = self.draw
         segment = pick(draw, segments)
+        turn = len(self.world.ports_in(network)) % len(hosts)
         here = len(self.world.ports_of(segment.id))
         cidrs = segment.cidrs[: 1 if rarely(draw) else None]
         addresses = tuple(cidr.network_address + 10 + here for cidr in cidrs)
@@ -193,7 +234,7 @@ class _Builder:
             id=len(self.world.ports) + 1,
             network=network,
             segment=segment.id,
-            host=pick(draw, hosts),
+            host=pick(draw, hosts) if self.policed else hosts[turn],
             mac=0x020000000001 + here,  # as in any other segment
             addresses=addresses,
             groups=pick(draw, [(), (1,), (2,), (1, 2)]),
@@ -224,7 +265,7 @@ class _Builder:
     def policies(self, network: int) -> None:
         draw = self.draw
         for _ in range(pick(draw, [0, 0, 1, 2, 4])):
-            self.add(draw(policies(self.world, network, len(self.world.policies) + 1)))
+            self.add(a_policy(draw, self.world, network, len(self.world.policies) + 1))
         hosting = any(port.hosts for port in self.world.ports_in(network))
         if self.world.policies_of(network) and hosting and not rarely(draw, 3):
             hosts = (Selector("hosts"),)
@@ -276,7 +317,7 @@ CIDRS = [
 ]  # fmt: skip
 
 
-def selector(draw: st.DrawFn, world: World, network: int) -> Selector:
+def selector(draw: Draw, world: World, network: int) -> Selector:
     kind = pick(draw, ["any", "inside", "hosts", "cidr", "group", "segment", "port"])
     if kind == "cidr":
         return Selector(kind, cidr=pick(draw, CIDRS))
@@ -290,8 +331,9 @@ def selector(draw: st.DrawFn, world: World, network: int) -> Selector:
     return Selector(kind)
 
 
-@st.composite
-def policies(draw: st.DrawFn, world: World, network: int, id: int) -> Policy:
+def a_policy(draw: Draw, world: World, network: int, id: int) -> Policy:
+    """Of a network, from anybody to anybody of it about anything."""
+
     def some(one: Callable[[], T]) -> tuple[T, ...]:
         return tuple(one() for _ in range(pick(draw, [1, 1, 1, 2])))
 
@@ -304,6 +346,11 @@ def policies(draw: st.DrawFn, world: World, network: int, id: int) -> Policy:
         pick(draw, [True, True, False]),
         pick(draw, [100, 100, 200, 0, 65535]),
     )
+
+
+@st.composite
+def policies(draw: st.DrawFn, world: World, network: int, id: int) -> Policy:
+    return a_policy(draw, world, network, id)
 
 
 # ---- frames
@@ -469,7 +516,7 @@ def transports(draw: st.DrawFn, source: bytes, target: bytes) -> tuple[int, byte
     return pick(draw, [6, 17, 1, 58]), bytes(pick(draw, [0, 7, 19]))
 
 
-def arps(draw: st.DrawFn, world: World, port: Port) -> bytes:
+def arps(draw: Draw, world: World, port: Port) -> bytes:
     known = [a.address for part in aims(world, port) for a in part if family_of(a.address) == 4]
     own = [mapped(address) for address in port.addresses if address.version == 4]
     sender = pick(draw, [*own * 8, *known, pk.UNSPECIFIED4])
@@ -482,7 +529,7 @@ def arps(draw: st.DrawFn, world: World, port: Port) -> bytes:
     return frame + bytes(pick(draw, [0, 18]))
 
 
-def neighbours(draw: st.DrawFn, world: World, port: Port) -> bytes:
+def neighbours(draw: Draw, world: World, port: Port) -> bytes:
     known = [a.address for part in aims(world, port) for a in part if family_of(a.address) == 6]
     gateways = [a for r in world.routers_of(port.segment) for i in r.interfaces for a in i.addresses if a.version == 6]
     gateways += [link_local(router.mac) for router in world.routers_of(port.segment)]
@@ -493,7 +540,7 @@ def neighbours(draw: st.DrawFn, world: World, port: Port) -> bytes:
         about = pick(draw, [*own, about])
     source = pick(draw, [*own * 4, bytes(16), about])
     target = pick(draw, [solicited(about), about, ALL_NODES])
-    mac = UNKNOWN_MAC if rarely(draw, 12) else port.mac
+    mac = UNKNOWN_MAC if rarely(draw, 5) else port.mac
     option = pick(draw, [(1 if type == 135 else 2, mac), None, (2, mac), (14, mac)])
     body = neighbour(type, source, target, about, option, pick(draw, [0, 0xE0]))
     body += pick(draw, [b""] * 6 + [b"\x01", bytes(8), b"\x01\x02" + bytes(6), b"\x05\x01" + bytes(6)])
@@ -505,7 +552,7 @@ def neighbours(draw: st.DrawFn, world: World, port: Port) -> bytes:
     return ip_frame(target_mac, port.mac, source, target, 58, body, ttl)
 
 
-def dhcps(draw: st.DrawFn, port: Port) -> bytes:
+def dhcps(draw: Draw, port: Port) -> bytes:
     source_port, target_port = pick(draw, [(68, 67), (67, 68), (68, 68), (546, 547), (547, 546)])
     source = pick(draw, [pk.UNSPECIFIED4, *own_addresses(port)])
     target = BROADCAST4 if pk.is_mapped(source) else mapped(IPv6Address("ff02::1:2"))
@@ -532,7 +579,7 @@ def damaged(draw: st.DrawFn, frame: bytes) -> bytes:
     return b"\x01" + frame[1:]
 
 
-def answers(draw: st.DrawFn, port: Port, heard: bytes) -> bytes:
+def answers(draw: Draw, port: Port, heard: bytes) -> bytes:
     """What a workload answers to a frame it got: back to where it came from, as a host would."""
     packet = pk.parse(heard)
     if packet.family == 0 or packet.flaw:
@@ -552,7 +599,7 @@ def answers(draw: st.DrawFn, port: Port, heard: bytes) -> bytes:
     return ip_frame(packet.source_mac, port.mac, flow.source, flow.target, flow.protocol, payload)
 
 
-def errors(draw: st.DrawFn, port: Port, heard: bytes) -> bytes:
+def errors(draw: Draw, port: Port, heard: bytes) -> bytes:
     """An ICMP error about a frame that the workload got, the quote whole, cut, or not quite what it was."""
     packet = pk.parse(heard)
     if packet.family == 0 or packet.flaw:
@@ -602,7 +649,7 @@ def conversations(
     for _ in range(1 + upto(draw, steps - 1)):
         now += pick(draw, PAUSES)
         if changes and rarely(draw, 6):
-            world = draw(changed(world, moves))
+            world = a_change(draw, world, moves)
         if not world.ports:
             break
         listeners = [id for id in heard if id in world.ports]
@@ -624,7 +671,222 @@ def conversations(
 
 
 @st.composite
-def changed(draw: st.DrawFn, world: World, moves: bool = True) -> World:
+def rounds(draw: st.DrawFn) -> list[Step]:
+    return some_rounds(random.Random(draw(st.integers(0, 1 << 64))))
+
+
+def some_rounds(rng: random.Random) -> list[Step]:
+    """In a world that stays as it is, workloads send to where it should work, and to all: many frames that get far,
+    answers among them, from the networks with the longest chains of carriers first. In the end every network that
+    carries another refuses to, for a while."""
+    world = a_world(rng, disabled=rng.random() < 0.3, least=rng.choice([1, 3, 3]), policed=rng.random() < 0.5)
+    ports = sorted(world.ports.values(), key=lambda port: (-depth(world, port.network), rng.random()))
+    steps: list[Step] = []
+    for port in ports[:10]:
+        good, _ = aims(world, port)
+        for aim in [*rng.sample(good, min(len(good), 6)), Aim(pk.BROADCAST, pk.LIMITED_BROADCAST)]:
+            own = [a for a in own_addresses(port) if pk.is_mapped(a) == pk.is_mapped(aim.address)]
+            if not own:
+                continue
+            flow = rng.choice(own[:2]), aim.address
+            protocol, payload = rng.choice(
+                [
+                    (pk.TCP, tcp(*flow, 1000, rng.choice([80, 90]), pk.SYN)),
+                    (
+                        pk.UDP,
+                        udp(
+                            *flow,
+                            rng.choice([1000, 50000]),
+                            rng.choice([53, 60, 4789]),
+                            b"x" * rng.choice([0, 1230, 1403]),
+                        ),
+                    ),
+                    (icmp_protocol(aim.address), echo(*flow, 1)),
+                ]
+            )
+            ttl = rng.choice([64] * 6 + [1, 2, 3, 4])
+            steps.append(Step(0.0, world, port.id, ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)))
+    carriers = sorted({network.carrier for network in world.networks.values()} - {FABRIC})
+    for id in carriers if steps else ():
+        last = steps[-1]
+        number = max(world.policies, default=0) + 1
+        refused = Policy(number, id, (Selector("any"),), (Selector("any"),), (Service(pk.UDP),), False, 65535)
+        steps.append(replace(last, world=world.with_(refused)))
+        steps.append(last)
+    return steps
+
+
+def depth(world: World, network: int) -> int:
+    carrier = world.networks[network].carrier
+    return 1 if carrier == FABRIC else 1 + depth(world, carrier)
+
+
+@st.composite
+def crossings(draw: st.DrawFn) -> list[Step]:
+    """From all ports over links to all others, while links change: many flows, whole and in fragments, with enough TTL
+    and just not."""
+    world = draw(worlds(machines=2, networks=2, disabled=False))
+    world = world.without(*(("policy", id) for id in world.policies))
+    rng = random.Random(draw(st.integers(0, 1 << 32)))
+    steps: list[Step] = []
+    for _ in range(4):
+        for router in world.routers:
+            other = rng.choice(sorted(connected(world, router)))
+            if other != router:  # One more between routers that links connect, so nothing overlaps that did not.
+                id = max(world.links) + 1
+                world = world.with_(Link(id, world.routers[router].network, (router, other), rng.choice([1, 1, 2])))
+        links = [replace(link, up=rng.random() < 0.8, cost=rng.choice([1, 1, 2])) for link in world.links.values()]
+        world = world.with_(*links)
+        for port in world.ports.values():
+            joined = set(world.routers_of(port.segment))
+            near = [a for a in aims(world, port)[0] if any(a.mac == router.mac for router in joined)]
+            for aim in rng.sample(near, min(len(near), 8)):
+                own = [a for a in own_addresses(port) if pk.is_mapped(a) == pk.is_mapped(aim.address)]
+                if not own:
+                    continue
+                flow = own[0], aim.address
+                kind = rng.choice([pk.UDP, pk.UDP, pk.TCP, pk.ICMP, 47])
+                sport = rng.randrange(1, 1 << 16)
+                protocol, payload = {
+                    pk.UDP: (pk.UDP, udp(*flow, sport, 53)),
+                    pk.TCP: (pk.TCP, tcp(*flow, sport, 80, pk.SYN)),
+                    pk.ICMP: (icmp_protocol(aim.address), echo(*flow, sport)),
+                    47: (47, bytes(12)),
+                }[kind]
+                ttl = rng.choice([64, 64, 1, 2, 3, 4, 5, 6])
+                frame = ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)
+                if pk.is_mapped(aim.address) and rng.random() < 0.2:
+                    parts = [(0x2000, payload), (1, bytes(8))]
+                    bodies = [ipv4(*flow, protocol, part, ttl, sport, bits) for bits, part in parts]
+                    steps += [Step(0.0, world, port.id, ethernet(aim.mac, port.mac, pk.IPV4, body)) for body in bodies]
+                steps.append(Step(0.0, world, port.id, frame))
+    return steps
+
+
+@st.composite
+def chatter(draw: st.DrawFn) -> list[Step]:
+    return some_chatter(draw)
+
+
+def some_chatter(draw: Draw) -> list[Step]:
+    """What hosts say without being asked, and what is nearly that: ARP, neighbour discovery, DHCP, odd ICMP."""
+    world = a_world(draw, disabled=False)
+    steps: list[Step] = []
+    for _ in range(30):
+        port = pick(draw, sorted(world.ports.values(), key=lambda port: port.id))
+        kind = pick(draw, ["neighbour", "arp", "icmp", "dhcp"])
+        if kind == "neighbour":
+            frame = neighbours(draw, world, port)
+        elif kind == "arp":
+            frame = arps(draw, world, port)
+        elif kind == "dhcp":
+            frame = dhcps(draw, port)
+        else:
+            good, odd = aims(world, port)
+            aim = pick(draw, [*good, *odd])
+            family = family_of(aim.address)
+            own = [address for address in own_addresses(port) if family_of(address) == family]
+            if not own:
+                continue
+            source = pick(draw, own)
+            body = icmp(source, aim.address, pick(draw, ODD_TYPES[family]), payload=bytes(16))
+            frame = ip_frame(aim.mac, port.mac, source, aim.address, icmp_protocol(aim.address), body)
+        steps.append(Step(0.0, world, port.id, frame))
+    return steps
+
+
+@st.composite
+def dialogues(draw: st.DrawFn, moves: bool = True) -> list[Step]:
+    return some_dialogues(random.Random(draw(st.integers(0, 1 << 64))), moves)
+
+
+def some_dialogues(rng: random.Random, moves: bool = True) -> list[Step]:
+    """Two that talk, as hosts do: one opens, the other answers and complains; fragments, ends, pauses that are longer
+    than lifetimes, and changes of the world in between."""
+    world = a_world(rng, disabled=False, least=rng.choice([1, 3]), policed=rng.random() < 0.7)
+    state, now = State(), 0.0
+    steps: list[Step] = []
+
+    def send(port: int, frame: bytes) -> list[tuple[int, bytes]]:
+        nonlocal state
+        if port not in world.ports:
+            return []
+        steps.append(Step(now, world, port, frame))
+        outcome = deliver(world, state, port, frame, now)
+        state = outcome.state
+        return [(receiver, got) for receiver, got in outcome.deliveries if receiver != port]
+
+    for _ in range(6):
+        if not world.ports:
+            break
+        port = rng.choice(sorted(world.ports.values(), key=lambda port: port.id))
+        aim = rng.choice(aims(world, port)[0] or [Aim(UNKNOWN_MAC, OUTSIDE[0])])
+        own = [a for a in own_addresses(port) if family_of(a) == family_of(aim.address)]
+        if not own:
+            continue
+        flow = own[0], aim.address
+        fragments = [0x2000, 1] if rng.random() < 0.3 else [0]
+        kind = rng.choice(["tcp", "tcp", "udp", "echo"])
+        first = opening(kind, *flow)
+        frames_ = [_fragment(aim.mac, port.mac, *flow, *first, bits) for bits in fragments]
+        if fragments != [0] and rng.random() < 0.3:
+            del frames_[0]  # its first part was another's
+        heard = [got for frame in frames_ for got in send(port.id, frame)]
+        if fragments != [0]:
+            for twin, mac in _twins(world, port, own[0], aim.address):  # who sent no first part
+                send(twin.id, _fragment(mac, twin.mac, *flow, *first, fragments[-1]))
+        for turn in range(rng.randint(1, 4)):
+            if turn:
+                now += rng.choice(PAUSES)
+                if rng.random() < 0.4:
+                    world = a_change(rng, world, moves)
+            for receiver, got in heard[:1]:
+                if receiver in world.ports:
+                    other = world.ports[receiver]
+                    send(receiver, answers(rng, other, got))
+                    if rng.random() < 0.3:
+                        send(receiver, errors(rng, other, got))
+            for frame in frames_[-1:]:
+                send(port.id, frame)
+            if kind == "tcp" and rng.random() < 0.5:
+                end = tcp(*flow, 1000, 80, rng.choice([pk.FIN | pk.ACK, pk.RST]))
+                send(port.id, ip_frame(aim.mac, port.mac, *flow, pk.TCP, end))
+    return steps
+
+
+def _twins(world: World, port: Port, own: bytes, address: bytes) -> list[tuple[Port, int]]:
+    """Ports elsewhere with the same address, and where they send what is for `address`."""
+    found: list[tuple[Port, int]] = []
+    for twin in world.ports.values():
+        if twin.id != port.id and own in own_addresses(twin):
+            found += [(twin, aim.mac) for aim in aims(world, twin)[0] if aim.address == address][:1]
+    return found
+
+
+def opening(kind: str, source: bytes, target: bytes) -> tuple[int, bytes]:
+    """The first packet of a host that wants something: protocol and payload, 32 bytes and more."""
+    if kind == "tcp":
+        return pk.TCP, tcp(source, target, 1000, 80, pk.SYN, bytes(12))
+    if kind == "udp":
+        return pk.UDP, udp(source, target, 1000, 53, bytes(24))
+    return icmp_protocol(target), echo(source, target, 7)
+
+
+def _fragment(
+    target_mac: int, source_mac: int, source: bytes, target: bytes, protocol: int, payload: bytes, bits: int
+) -> bytes:
+    """A packet, or a part of it. `bits`: IPv4's flags and offset."""
+    if not bits:
+        return ip_frame(target_mac, source_mac, source, target, protocol, payload)
+    if bits & 0x1FFF:
+        payload = payload[8:]
+    if pk.is_mapped(target):
+        return ethernet(target_mac, source_mac, pk.IPV4, ipv4(source, target, protocol, payload, fragment=bits))
+    header = extension(44, protocol, fragment=(bits & 0x1FFF) << 3 | bits >> 13)
+    return ethernet(target_mac, source_mac, pk.IPV6, ipv6(source, target, 44, payload, headers=header))
+
+
+def a_change(draw: Draw, world: World, moves: bool = True) -> World:
     """The same world after one change that validation lets through."""
     kind = pick(draw, ["add policy", "remove policy", "move", "link"] * 2 + ["port", "network", "delete", "cost"])
     if kind in ("link", "cost") and world.links:
@@ -633,7 +895,7 @@ def changed(draw: st.DrawFn, world: World, moves: bool = True) -> World:
     network = world.networks[pick(draw, sorted(world.networks))]
     ports = world.ports_in(network.id)
     if kind == "add policy":
-        return world.with_(draw(policies(world, network.id, max(world.policies, default=0) + 1)))
+        return world.with_(a_policy(draw, world, network.id, max(world.policies, default=0) + 1))
     if kind == "remove policy" and world.policies:
         return world.without(("policy", pick(draw, sorted(world.policies))))
     if kind == "network":
@@ -670,4 +932,22 @@ def _is_needed(world: World, port: Port) -> bool:
     return carried or named
 
 
-__all__ = ["Address", "Aim", "Step", "aims", "changed", "conversations", "frames", "homes", "policies", "worlds"]
+__all__ = [
+    "Address",
+    "Aim",
+    "Step",
+    "a_change",
+    "aims",
+    "chatter",
+    "conversations",
+    "dialogues",
+    "frames",
+    "homes",
+    "policies",
+    "rounds",
+    "some_chatter",
+    "some_dialogues",
+    "some_rounds",
+    "tower",
+    "worlds",
+]

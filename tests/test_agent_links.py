@@ -6,8 +6,11 @@ machine (NAME.m)         NAME.port.17
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -134,7 +137,10 @@ def test_an_attachment_is_what_the_port_says(prefix: str, machine: Path) -> None
     assert "mtu 1450" in shown
     for address in ("10.0.0.5/24", "fd00::5/64", "fe80::ff:fe00:1/64"):
         assert address in shown
-    assert "tentative" not in shown
+    # The kernel takes the mark off in a moment of its own, though it asks nobody.
+    deadline = time.monotonic() + 5
+    while "tentative" in inside(there, "ip", "addr", "show", "dev", "eth0"):
+        assert time.monotonic() < deadline
     assert "default via 10.0.0.1 dev eth0" in inside(there, "ip", "route")
     assert "default via fd00::1 dev eth0" in inside(there, "ip", "-6", "route")
     assert "inet" not in inside(machine, "ip", "addr", "show", "dev", "p40")
@@ -182,6 +188,27 @@ def test_a_port_that_moves_takes_its_namespace_along(prefix: str, machine: Path)
     assert netns.run_in(machine, lambda: here.remove({})) == []
     assert sorted(netns.run_in(other, there.actual)) == [40]
     assert runs.poll() is None  # the workload moved with it
+
+
+@pytest.mark.root
+def test_who_has_only_a_look_inside_is_not_ended_with_a_workload(prefix: str, machine: Path) -> None:
+    """As the agent of the machine that a port moves to."""
+    workloads = Workloads(f"{prefix}.port.")
+    netns.run_in(machine, lambda: workloads.prepare({40: wanted(WORLD, 1)[40]}))
+    inside = netns.path(f"{prefix}.port.40")
+    look = "import sys, threading; from pathlib import Path; from nestnet.agent import netns\n"
+    look += "def wait(): print('in', flush=True); threading.Event().wait()\n"
+    look += "netns.run_in(Path(sys.argv[1]), wait)"
+    with subprocess.Popen([sys.executable, "-c", look, str(inside)], stdout=subprocess.PIPE) as visitor:
+        try:
+            assert visitor.stdout is not None
+            assert visitor.stdout.readline() == b"in\n"
+            runs = netns.spawn(inside, ["sleep", "600"])
+            assert netns.run_in(machine, lambda: workloads.remove({})) == [40]
+            assert runs.wait(5) == -signal.SIGTERM
+            assert visitor.poll() is None
+        finally:
+            visitor.kill()
 
 
 @pytest.mark.root

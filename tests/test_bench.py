@@ -45,7 +45,7 @@ def test_a_listener_hears_what_is_sent_to_it_and_a_foreign_one_does_not() -> Non
     with beds.peer() as bed:
         assert bed.foreign is not None
         route, near, foreign = Route(bed), Listener(bed.server.namespace), Listener(bed.foreign)
-        with receiver([route], None):
+        with receiver([route]):
             assert route.check()
             assert route.streamed(0.02) > 0
             assert route.exchanged(0.02) > 0

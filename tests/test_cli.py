@@ -400,3 +400,11 @@ def _on_a_terminal(nestnet: Command, *arguments: str, **environment: str) -> str
 
 def test_the_text_of_a_plan_with_nothing_in_it() -> None:
     assert plan_text({"changes": [], "disturbs": [], "machines": []}) == "no changes"
+
+
+@pytest.mark.parametrize(("file", "says"), [("/dev/zero", "more than 16777216 bytes"), ("/proc/self/mem", "error")])
+def test_what_has_no_end_or_cannot_be_read_is_one_message(nestnet: Command, file: str, says: str) -> None:
+    ran = nestnet("plan", file)
+    assert ran.code == 1
+    assert says in ran.err
+    assert ran.err.count("\n") == 1

@@ -60,3 +60,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         if path and "://" not in path and not (page.parent / path).exists():
             dead.append(target)
     assert not dead
+
+
+def test_every_test_is_in_the_list_of_tests() -> None:
+    text = (ROOT / "tests" / "README.md").read_text()
+    assert not [path.name for path in sorted((ROOT / "tests").glob("test_*.py")) if f"`{path.name}`" not in text]
+
+
+def test_every_decision_is_in_the_list_of_decisions() -> None:
+    folder = ROOT / "docs" / "decisions"
+    text = (folder / "README.md").read_text()
+    assert not [path.name for path in sorted(folder.glob("2*.md")) if f"({path.name})" not in text]

@@ -18,7 +18,7 @@ from itertools import pairwise
 
 import pytest
 from frames import arp, echo, ethernet, extension, icmp, ip_frame, ipv4, neighbour, solicited, tcp, udp
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from strategies import Step, aims, conversations, frames, policies, worlds
 
@@ -311,12 +311,12 @@ def test_an_answer_passes_because_its_opener_may() -> None:
     assert verdict(send(ONE_WAY, B, tcp_to(B, A, pk.SYN, (80, 1000)), opened.state)) == "policy", "opening is no answer"
 
 
-def test_what_is_denied_is_forgotten() -> None:
+def test_what_is_denied_is_as_good_as_not_there() -> None:
     opened = send(ONE_WAY, A, OPEN)
     denied = ONE_WAY.with_(policy(2, allow=False))
     cut = send(denied, B, ANSWER, opened.state)
     assert verdict(cut) == "policy"
-    assert verdict(send(ONE_WAY, B, ANSWER, cut.state)) == "policy", "opened anew or not at all"
+    assert verdict(send(ONE_WAY, B, ANSWER, cut.state)) == [A], "allowed again, as long as it lives"
 
 
 def test_a_connection_closes() -> None:
@@ -602,7 +602,7 @@ def test_a_carrier_has_63_routers_in_a_row_at_most(routers: int, expected: str |
 
 # ---- laws
 
-few = settings(max_examples=60)
+few = settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])  # half the worlds have no depth
 
 
 def outcomes(steps: list[Step]) -> list[Outcome]:

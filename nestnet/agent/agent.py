@@ -101,7 +101,8 @@ class Agent:
     realised: int = 0
     problems: list[str] = field(default_factory=list)
     _desired: Desired = field(default_factory=Desired)
-    _world: World = field(default_factory=World)
+    _latest: World = field(default_factory=World)  # what is desired
+    _world: World = field(default_factory=World)  # what was last made so: another one while a turn fails
     _ends: dict[int, links.Link] = field(default_factory=dict)
     _attached: dict[int, str] = field(default_factory=dict)
 
@@ -112,7 +113,9 @@ class Agent:
 
     def converge(self, desired: Desired) -> None:
         """One turn: make it so. Cheap when neither the wish nor the links have changed since the last."""
-        world = self._world if desired.values is self._desired.values else desired.world
+        if desired.values is not self._desired.values:
+            self._latest = desired.world
+        world = self._latest
         problems: list[str] = []
         want = wanted(world, self.machine) if self.workloads is not None else {}
         try:
@@ -201,9 +204,13 @@ class Agent:
     def _remove(self, want: Mapping[int, Attachment]) -> None:
         """Workloads of ports that have gone or moved away. Only called when the world is whole."""
         assert self.workloads is not None
-        gone = {port: end for port, end in self.workloads.actual().items() if port not in want}
-        for end in gone.values():
-            self.kernel.detach(end.index)
-            self._attached.pop(end.index, None)
-        if gone:
+        there = self.workloads.actual()
+        kept = {end.index for port, end in there.items() if port in want}
+        # Also those whose interface is gone: in a lab a port's new machine takes its workload over by itself.
+        for index in [i for i, program in self._attached.items() if program == "workload" and i not in kept]:
+            self.kernel.detach(index)
+            del self._attached[index]
+        for end in (end for port, end in there.items() if port not in want):
+            self.kernel.detach(end.index)  # attached by an agent before this one
+        if len(kept) < len(there):
             self.workloads.remove(want)

@@ -12,6 +12,7 @@ is only called with a whole World.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_interface, ip_network
 
@@ -118,12 +119,20 @@ class Workloads:
             return []
         with links.netlink() as ipr:
             for link in gone.values():
-                ipr.link("del", index=link.index)
+                links.remove(ipr, link.index)
         # Another machine of the lab may have taken the namespace over: the port moved. Then it has an eth0 again.
-        left = [name for port in gone if netns.exists(name := self.namespace(port)) and not self._has_link(name)]
-        netns.kill_inside([netns.path(name) for name in left])
-        for name in left:
-            netns.delete(name)
+        with ExitStack() as stack:
+            left = []
+            for name in map(self.namespace, sorted(gone)):
+                with suppress(FileNotFoundError):
+                    if netns.exists(name):
+                        stack.enter_context(netns.held(name))
+                        if not self._has_link(name):
+                            left.append(name)
+            # The agent of that machine may be having a look inside.
+            netns.kill_inside([netns.path(name) for name in left], visiting=False)
+            for name in left:
+                netns.delete(name)
         for port in gone:
             self.made.pop(port, None)
         return sorted(gone)
@@ -136,19 +145,21 @@ class Workloads:
         namespace = netns.path(name)
         with links.netlink() as ipr:
             if end is not None and not self._has_link(name):
-                ipr.link("del", index=end.index)  # the other end is somewhere else, or renamed: start anew
+                links.remove(ipr, end.index)  # the other end is somewhere else, or renamed: start anew
                 end = None
             if end is None:
-                netns.run_in(namespace, _clear)
-                end = links.make_veth(
-                    ipr,
-                    links.short_name("p", attachment.port),
-                    "eth0",
-                    namespace,
-                    mtu=attachment.mtu,
-                    mac=links.mac_text(attachment.mac),
-                    alias=f"{ALIAS}{attachment.port}",
-                )
+                # Held: the machine that a port moves away from deletes a namespace that it finds without eth0.
+                with netns.held(name):
+                    netns.run_in(namespace, _clear)
+                    end = links.make_veth(
+                        ipr,
+                        links.short_name("p", attachment.port),
+                        "eth0",
+                        namespace,
+                        mtu=attachment.mtu,
+                        mac=links.mac_text(attachment.mac),
+                        alias=f"{ALIAS}{attachment.port}",
+                    )
                 # The program asks the machine's routes where a frame goes, as if it had come in here to be forwarded.
                 # Nothing is: whatever comes in here ends in the program.
                 links.set_sysctls({f"net/ipv4/conf/{end.name}/forwarding": 1})
@@ -172,7 +183,7 @@ def _clear() -> None:
     """Inside: take an eth0 that hangs on another machine away, for a port that moved here."""
     with links.netlink() as ipr:
         if (link := links.find(ipr, "eth0")) is not None:
-            ipr.link("del", index=link.index)
+            links.remove(ipr, link.index)
 
 
 def _configure(attachment: Attachment) -> None:

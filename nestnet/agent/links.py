@@ -6,6 +6,7 @@ them are idempotent, and say in an OSError what the kernel refused. pyroute2 is 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,17 @@ def find(ipr: IPRoute, name: str) -> Link | None:
     """One interface, or None."""
     index = ipr.link_lookup(ifname=name)
     return _link(ipr.get_links(index[0])[0]) if index else None
+
+
+def remove(ipr: IPRoute, index: int) -> None:
+    """Delete an interface. No error when it is gone: it goes with the other end of its pair, too."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        ipr.link("del", index=index)
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
 
 
 def make_veth(

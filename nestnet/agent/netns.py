@@ -178,6 +178,21 @@ def exists(name: str) -> bool:
         return False
 
 
+@contextmanager
+def held(name: str) -> Iterator[None]:
+    """Keep a namespace from others who hold it too: the agents of a lab share its workloads' namespaces.
+
+    Raises FileNotFoundError when there is none, or it went while we waited."""
+    descriptor = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_ino != path(name).stat().st_ino:
+            raise FileNotFoundError(errno.ENOENT, "another namespace has its name now", str(path(name)))
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def inode(namespace: Path) -> int:
     """What tells one namespace from all others: the number in `readlink /proc/PID/ns/net`."""
     return namespace.stat().st_ino
@@ -187,6 +202,18 @@ def processes(inodes: set[int]) -> list[int]:
     """The processes that have a thread in one of these namespaces (inode numbers), by rising pid."""
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
     return sorted(pid for pid in pids if not inodes.isdisjoint(_namespaces_of(pid)))
+
+
+def visitors(inodes: set[int]) -> frozenset[int]:
+    """Those of the processes that only have a thread in there, as who uses `run_in`: their own place is elsewhere."""
+
+    def at_home(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/ns/net").stat().st_ino in inodes
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return True
+
+    return frozenset(pid for pid in processes(inodes) if not at_home(pid))
 
 
 def _namespaces_of(pid: int) -> set[int]:
@@ -200,16 +227,22 @@ def _namespaces_of(pid: int) -> set[int]:
     return found
 
 
-def kill_inside(namespaces: Sequence[Path], grace: float = 1.0, spare: frozenset[int] = frozenset()) -> list[int]:
+def kill_inside(
+    namespaces: Sequence[Path], grace: float = 1.0, spare: frozenset[int] = frozenset(), visiting: bool = True
+) -> list[int]:
     """End every process inside the namespaces: SIGTERM, SIGKILL after `grace` seconds, and again until none is left.
 
-    Returns the pids it had to signal; never touches this process or those in `spare`.
+    Returns the pids it had to signal; never touches this process or those in `spare`, and without `visiting` none
+    that has only a thread in there.
     """
     spared = spare | {os.getpid()}
     inodes = {inode(namespace) for namespace in namespaces if namespace.exists()}
     signalled: set[int] = set()
     end = time.monotonic() + grace
-    while inodes and (alive := [pid for pid in processes(inodes) if pid not in spared]):
+    while inodes:
+        leave = spared if visiting else spared | visitors(inodes)
+        if not (alive := [pid for pid in processes(inodes) if pid not in leave]):
+            break
         late = time.monotonic() > end
         for pid in alive:
             if late or pid not in signalled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import NoReturn
@@ -26,6 +27,11 @@ def main() -> NoReturn:
         if os.geteuid() == 0:
             raise
         print(f"nestnet: {error}; this command changes the machine: run it as root", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"nestnet: {error}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 

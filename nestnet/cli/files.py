@@ -30,9 +30,11 @@ def read(file: str, alone: bool = False) -> Document:
     is no such file.
     """
     from nestnet.file import Unreadable, load
+    from nestnet.file.reader import MAX_BYTES
     from nestnet.model.validate import Known
 
-    data = content(file)
+    # One byte more than allowed is enough to be refused: what is read may have no end.
+    data = content(file, MAX_BYTES + 1)
     try:
         return load(data, name(file), Known()) if alone else load(data, name(file))
     except Unreadable as error:
@@ -48,8 +50,8 @@ def content(file: str, most: int = -1) -> bytes:
             return opened.read(most)
     except FileNotFoundError:
         raise NotFound(f"file {file}") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise NestnetError(f"{file}: {error.strerror}", "file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise NestnetError(f"{file}: {getattr(error, 'strerror', None) or error}", "file") from None
 
 
 def name(file: str) -> str:

@@ -519,10 +519,9 @@ class Kernel:
     def age(self, seconds: int) -> None:
         """Make everything that is remembered so much older, as if nothing had come for so long. For tests."""
         for name in ("flow", "connection", "fragment"):
-            keys, values = self._maps[name].items()
-            values = values.copy()
-            values["seen"] -= np.uint32(seconds)  # may go below 0, and comes back as the programs' clock does
-            self._put(self._maps[name], keys, values)
+            rows = self.rows(name)
+            rows["value"]["seen"] -= np.uint32(seconds)  # modulo 2**32, as the programs count
+            self._put(self._maps[name], rows["key"].copy(), rows["value"].copy())
 
 
 # ---- layout
@@ -660,7 +659,7 @@ def _not_zero(values: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
 
 def _idle(rows: Rows, clock: int) -> npt.NDArray[np.int64]:
     """Seconds since each was used. One that was used after `clock` was taken has not been idle."""
-    since = np.uint32(clock) - np.ascontiguousarray(rows["value"]["seen"])  # as the programs do it: modulo 2**32
+    since = np.uint32(clock) - np.ascontiguousarray(rows["value"]["seen"])  # modulo 2**32, as the programs count
     idle: npt.NDArray[np.int64] = np.maximum(since.view("i4").astype("i8"), 0)
     return idle
 

@@ -159,7 +159,7 @@ def read(text: str | bytes) -> Text:
 def _decoded(text: str | bytes) -> str:
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(raw) > MAX_BYTES:
-        raise TextError("limit_exceeded", START, f"the file has {len(raw)} bytes: at most {MAX_BYTES}", MAX_BYTES)
+        raise TextError("limit_exceeded", START, f"the file has more than {MAX_BYTES} bytes", MAX_BYTES)
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:

@@ -17,6 +17,11 @@ struct walk {
 	u64 sum;
 };
 
+/* Odd, and far from anything that counters add up to: 2^64 over the golden ratio, and over its square root. */
+#define PLACE_A 0x9E3779B97F4A7C15ull
+#define PLACE_B 0xC97D3A83E6F5B1CDull
+#define LEVEL 0xD1342543DE82EF95ull /* odd as well: a good multiplier of a congruential generator */
+
 /* One level between two host ports of one network. Returns the reason why not, or 0. */
 ONCE int level_allows(struct walk *w, u32 net, u32 from, u32 to)
 {
@@ -70,7 +75,8 @@ static long step_down(u32 index, void *nothing)
 	}
 	a = bpf_map_lookup_elem(&host, &w->a);
 	b = bpf_map_lookup_elem(&host, &w->b);
-	w->sum += COUNTER_OF(host, w->a) + COUNTER_OF(host, w->b);
+	/* Other places have other counters, which may come to the same sum: so the places are in it too, and in order. */
+	w->sum = w->sum * LEVEL + COUNTER_OF(host, w->a) + COUNTER_OF(host, w->b) + w->a * PLACE_A + w->b * PLACE_B;
 	if (!a || !b || !a->id || !b->id || a->kind != b->kind) {
 		w->reason = REASON_CARRIER_DOWN;
 		w->done = 1;
@@ -78,7 +84,7 @@ static long step_down(u32 index, void *nothing)
 	}
 	if (a->kind == KIND_MACHINE) {
 		w->machine = b->at;
-		w->sum += COUNTER_OF(machine, b->at);
+		w->sum = w->sum * LEVEL + COUNTER_OF(machine, b->at) + b->at * PLACE_B;
 		w->done = 1;
 		return 1;
 	}
@@ -142,7 +148,7 @@ ONCE int carry(u32 a, u32 b, u32 family, u64 now, struct carriage *out)
 /* The machine a host is on in the end; with `leaving`, the one it is moving from, if any on the way is (rule 15). */
 ONCE u32 machine_of(u32 slot, u32 leaving)
 {
-	for (int i = 0; i < MAX_DEPTH; i++) {
+	for (int i = 0; i <= MAX_DEPTH; i++) { /* the port's own row, if it is a host too, and one for each level */
 		struct host *row = bpf_map_lookup_elem(&host, &slot);
 
 		if (!row || !row->id)

@@ -1,0 +1,87 @@
+"""The agent's turn, without a kernel: what it does with a wish when something fails on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, cast
+
+import pytest
+
+from nestnet.agent import links
+from nestnet.agent.agent import Agent
+from nestnet.agent.attachments import Attachment, Workloads
+from nestnet.agent.feed import Desired
+from nestnet.compile.tables import Tables, empty
+from nestnet.model.values import Machine, Network, Port, Segment, World
+
+BEFORE = World.of(
+    [
+        Machine(1, IPv4Address("192.0.2.1")),
+        Network(10, mtu=1450),
+        Segment(20, 10, 100, (IPv4Network("10.0.0.0/24"),)),
+        Port(40, 10, 20, 1, 0x020000000001, (IPv4Address("10.0.0.5"),)),
+    ]
+)
+AFTER = BEFORE.without(("port", 40))
+
+
+@dataclass
+class Memory:
+    """A kernel that takes everything."""
+
+    actions: list[Any] = field(default_factory=list)
+
+    def read(self) -> Tables:
+        return empty()
+
+    def apply(self, actions: list[Any]) -> None:
+        self.actions.append(actions)
+
+    def attach(self, index: int, program: str) -> None: ...
+
+    def detach(self, index: int) -> None: ...
+
+
+@dataclass
+class Asked(Workloads):
+    """Workloads that remember what was wanted, and fail to open as often as they are told."""
+
+    wanted: list[list[int]] = field(default_factory=list)
+    failures: int = 0
+
+    def prepare(self, want: Mapping[int, Attachment]) -> tuple[dict[int, links.Link], dict[int, str]]:
+        self.wanted.append(sorted(want))
+        return {}, {}
+
+    def open(self, ends: Iterable[links.Link]) -> None:
+        assert not list(ends)
+        if self.failures:
+            self.failures -= 1
+            raise OSError(19, "No such device")
+
+    def actual(self) -> dict[int, links.Link]:
+        return {}
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
+    monkeypatch.setattr(Agent, "_underlay", cast("Callable[..., int]", lambda *_: 1))
+    return Agent(1, cast("Any", Memory()), Asked("none."))
+
+
+def test_a_turn_that_failed_is_tried_again_with_what_is_wanted_now(agent: Agent) -> None:
+    """Not with what was wanted before, and never reported as realised until it is."""
+    workloads = cast("Asked", agent.workloads)
+    agent.converge(Desired(BEFORE.values, 1, whole=True))
+    assert agent.realised == 1
+    workloads.failures = 2
+    after = Desired(AFTER.values, 2, whole=True)
+    for _ in range(2):
+        agent.converge(after)
+        assert agent.realised == 1
+        assert "No such device" in agent.problems[0]
+    agent.converge(after)
+    assert (agent.realised, agent.problems) == (2, [])
+    assert workloads.wanted == [[40], [], [], []]

@@ -1,0 +1,137 @@
+"""Do the tests bite? Each fault here is one line of the datapath gone wrong, built, loaded, and held to the reference.
+
+Worlds and conversations are those of test_kernel.py, drawn once with a fixed seed: what the reference expects is kept
+and played to every mutant until it does something else. One that does everything right survives, and that is a failure:
+then the tests do not see what the line is for.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from strategies import some_chatter, some_dialogues, some_rounds
+from twins import Mismatch, Operation, Teller, devices, play, recording
+
+from nestnet.datapath import build
+
+pytestmark = pytest.mark.root
+NAME = f"nnt-mutants-{os.getpid()}"
+SEED = 20261122
+ROUNDS, CHATTER, DIALOGUES = 30, 20, 100
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In a file of bpf/, `right` (there once) becomes `wrong`."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+FAULTS = [
+    Fault("anybody's source MAC", "nestnet.bpf.c", "if (!reason && !same_mac(p->came + 6, from->mac))", "if (0)"),
+    Fault("ARP for anybody's address", "answer.h", "if (port_of(p->segment, &sender) != p->source &&", "if (0 &&"),
+    Fault("ND option not looked at", "answer.h", "if (has && !same_mac(option, p->came + 6))", "if (0)"),
+    Fault("any source address", "guard.h", "if (port_of(p->segment, &t->source) == p->source)", "if (1)"),
+    Fault("router advertisements pass", "guard.h", "p->icmp_type == 134 ||", "0 ||"),
+    Fault("deny is allow", "policy.h", "best && !((best - 1) & DENY)", "best"),
+    Fault("lower rank wins", "policy.h", "found->rank + 1 > best", "(!best || found->rank + 1 < best)"),
+    Fault("policy forgets services", "policy.h", "q->about[2] = service_class(q, rules);", "q->about[2] = 0;"),
+    Fault("no TTL decrement", "out.h", "u8 less = ttl - 1;", "u8 less = ttl;"),
+    Fault("TTL 1 is routed", "nestnet.bpf.c", "if (p->routed && p->ttl < 2)", "if (0)"),
+    Fault("TTL 1 is routed by a flow", "flow.h", "|| (f->routed && ttl < 2)", ""),
+    Fault(
+        "MTU off by one", "nestnet.bpf.c",
+        "(u32)(p->end - ETH_BYTES) > mtu)", "(u32)(p->end - ETH_BYTES) > mtu + 1)",
+    ),
+    Fault("link-local is routed", "nestnet.bpf.c", "if (p->routed && passes_no_router(&p->tuple))", "if (0)"),
+    Fault("senders live anywhere", "nestnet.bpf.c", "machine_of(from->host, 0) != p->sender &&", "0 &&"),
+    Fault("flows from any machine", "flow.h", "f->sender != sender ||", ""),
+    Fault("flows from any MAC", "flow.h", "|| !same_mac(inner + 6, f->came + 6)", ""),
+    Fault(
+        "everybody is a member", "nestnet.bpf.c",
+        "return drop(skb, 0, REASON_NOT_A_MEMBER);", "from = &(struct member){ 1 };",
+    ),
+    Fault(
+        "receiver does not judge carriers", "nestnet.bpf.c",
+        "reason = track(skb, p);\n\tif (!reason)\n\t\treason = carry(p->a",
+        "reason = track(skb, p);\n\tif (0)\n\t\treason = carry(p->a",
+    ),
+    Fault("carriers without policies", "carriage.h", "if (!judge(q))", "if (0)"),
+    Fault("floods without policies", "flood.h", "if (!judge(asked))", "if (0)"),
+    Fault(
+        "replies are always allowed", "connection.h",
+        "if (!judge_tuple(net, key->source, key->target, &key->tuple))", "if (0)",
+    ),
+    Fault(
+        "connections live for ever", "connection.h",
+        "return now - c->seen < life;", "return now - c->seen < life * 1000;",
+    ),
+    Fault("no share", "connection.h", "|| *ever - *gone >= row->share)", ")"),
+    Fault("FIN closes nothing", "connection.h", "p->tcp_flags & (FIN | RST);", "0;"),
+    Fault("fragments are not remembered", "connection.h", "bpf_map_update_elem(&fragment, &key, &first, BPF_ANY);", ""),
+    Fault("fragments of anybody", "connection.h", "key->port = p->source;", "key->port = 0;"),
+    Fault("ECN is not copied", "out.h", "head[15] = ecn;", "head[15] = 0;"),
+    Fault("congestion is forgotten", "nestnet.bpf.c", "p->outer_ecn == 3 && p->ecn != 3", "0"),
+    Fault("hash without ports", "hash.h", "ports ? (u32)t->source_port << 16 | t->target_port : 0", "0"),
+    Fault("entropy of the inner tunnel is lost", "hash.h", "return t->source_port;", ";"),
+    Fault("epochs are never compared", "flow.h", "sum + c.sum != f->sum", "sum == 1"),
+    Fault(
+        "carriers' changes are not seen", "flow.h",
+        "sum + c.sum != f->sum", "sum - flow_sum(f->source, f->target, f->network)",
+    ),
+    Fault("a foreign change is never taken", "carriage.h", "if (w->sum == kept->sum)", "if (1)"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[list[Operation]]:
+    """What all machines must do, from their first tables on."""
+    with devices(NAME) as found:
+        teller, rng = Teller(found), random.Random(SEED)
+        operations: list[Operation] = []
+        for _ in range(ROUNDS):
+            operations += teller.tell(some_rounds(rng), rng)
+        for _ in range(CHATTER):
+            operations += teller.tell(some_chatter(rng))
+        for _ in range(DIALOGUES):
+            teller.share = rng.choice([1, 2, 4096])
+            operations += teller.tell(some_dialogues(rng), sweep=teller.share < 4096)
+        yield operations
+
+
+def survives(script: list[Operation], object: Path) -> int | None:
+    """The number of the first operation that goes wrong; None if all go right."""
+    with recording(NAME, object) as kernels:
+        for number, operation in enumerate(script):
+            try:
+                play(operation, kernels)
+            except Mismatch:
+                return number
+    return None
+
+
+def test_without_a_fault_all_goes_right(script: list[Operation]) -> None:
+    assert survives(script, build.object_path()) is None
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_is_found(fault: Fault, script: list[Operation], tmp_path: Path) -> None:
+    sources = tmp_path / "bpf"
+    shutil.copytree(build.SOURCES, sources)
+    source = (sources / fault.file).read_text()
+    assert source.count(fault.right) == 1, "the line is another now: change the fault with it"
+    (sources / fault.file).write_text(source.replace(fault.right, fault.wrong))
+    object = build.object_path(sources)
+    try:
+        assert survives(script, object) is not None, f"nothing found {fault}"
+    finally:
+        object.unlink()
