@@ -19,7 +19,19 @@ import pytest
 from frames import ip_frame, udp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import Step, a_world, across, aims, chatter, conversations, dialogues, own_addresses, rounds, tower
+from strategies import (
+    Step,
+    a_world,
+    across,
+    aims,
+    chatter,
+    conversations,
+    crossings,
+    dialogues,
+    own_addresses,
+    rounds,
+    tower,
+)
 from twins import Operation, Teller, devices, play, recording
 
 from nestnet.compile.diff import Bump, Epoch
@@ -87,6 +99,12 @@ def test_the_kernel_does_the_same_to_those_who_answer(steps: list[Step], share: 
 @settings(equality, max_examples=max(1, EXAMPLES // 5))
 @given(steps=chatter())
 def test_the_kernel_answers_the_same(steps: list[Step], bed: Bed) -> None:
+    bed.play(bed.teller.tell(steps))
+
+
+@equality
+@given(steps=crossings())
+def test_the_kernel_does_the_same_over_links(steps: list[Step], bed: Bed) -> None:
     bed.play(bed.teller.tell(steps))
 
 

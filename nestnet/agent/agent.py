@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nestnet.datapath.kernel import Kernel, ProgramName
 
 SWEEP = 2.0  # seconds between two looks at what the kernel has aged out, what drifted and what was dropped
+NEIGHBOURS = 20.0  # seconds; the kernel may forget a neighbour that is not used for 60
 
 
 def say(text: str) -> None:
@@ -103,6 +104,8 @@ class Agent:
     _desired: Desired = field(default_factory=Desired)
     _latest: World = field(default_factory=World)  # what is desired
     _world: World = field(default_factory=World)  # what was last made so: another one while a turn fails
+    _met: World | None = None  # whose machines were last asked for, and when, in monotonic seconds
+    _met_at: float = 0.0
     _ends: dict[int, links.Link] = field(default_factory=dict)
     _attached: dict[int, str] = field(default_factory=dict)
 
@@ -146,9 +149,16 @@ class Agent:
         self._desired, self.problems = desired, problems
 
     def sweep(self) -> None:
-        """Let the datapath forget what is old. What goes wrong is a problem until the next turn."""
+        """Let the datapath forget what is old, and have the kernel know its neighbours: copies of a broadcast cannot
+        wait for an answer to ARP. What goes wrong is a problem until the next turn."""
+        now = time.monotonic()
         try:
-            self.kernel.sweep(time.monotonic())
+            self.kernel.sweep(now)
+            if self._met is not self._world or now - self._met_at > NEIGHBOURS:
+                self._met, self._met_at = self._world, now
+                with links.netlink() as ipr:
+                    others = (m.address for m in self._world.machines.values() if m.id != self.machine)
+                    links.resolve(ipr, others)
         except (OSError, NestnetError) as error:
             self.problems = [*self.problems, f"sweep: {error}"]
             say(self.problems[-1])

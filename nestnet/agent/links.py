@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Interface = IPv4Interface | IPv6Interface
 
+NTF_USE = 0x01  # <linux/neighbour.h>
+RTN_UNICAST = 1  # <linux/rtnetlink.h>
 IFNAMSIZ = 15  # characters in the name of an interface
 IFA_F_NODAD = 0x02  # <linux/if_addr.h>: usable at once, no duplicate address detection
 EUI64, NO_ADDRESS = 0, 1  # <linux/if_link.h>: in6_addr_gen_mode
@@ -232,6 +234,26 @@ def _route(index: int, prefix: Prefix, gateway: Address | None) -> dict[str, Any
     elif prefix.version == 4:
         route["scope"] = 253  # RT_SCOPE_LINK
     return route
+
+
+def resolve(ipr: IPRoute, targets: Iterable[Address]) -> None:
+    """Have the kernel find out, or confirm, the MACs of the next hops to these addresses, without waiting for it.
+
+    Our own addresses and those without a route are left out.
+    """
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    hops = set()
+    for target in targets:
+        try:
+            found = ipr.route("get", dst=str(target))[0]
+        except NetlinkError:
+            continue
+        if found["type"] == RTN_UNICAST:
+            hops.add((found.get_attr("RTA_OIF"), found.get_attr("RTA_GATEWAY") or str(target)))
+    for index, hop in hops:
+        # NTF_USE: as if a packet had to go there now (neighbour(7), `ip neigh replace ... use`).
+        ipr.neigh("replace", dst=hop, ifindex=index, flags=NTF_USE, state=0)
 
 
 def set_sysctls(values: Mapping[str, int | str]) -> None:

@@ -77,8 +77,11 @@ static long copy_there(u32 index, struct copies *c)
 		return 0;
 	*gone = c->stamp;
 	next_hop = outer_header(c->skb, c->f, to, c->label, c->source_port);
-	if (next_hop == NO_ROUTE)
+	/* A copy cannot wait for an answer to ARP, as redirected packets do: the agent keeps machines' neighbours known. */
+	if (next_hop != HAS_NEIGHBOUR) {
+		drop(c->skb, c->p->source, REASON_NO_UNDERLAY_ROUTE);
 		return 0;
+	}
 	/* The second copy overwrites the outer headers of the first. */
 	if (!c->encapsulated && make_room(c->skb))
 		return 1;

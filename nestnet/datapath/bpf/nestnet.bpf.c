@@ -73,7 +73,7 @@ ONCE int resolve(struct packet *p)
 	if (!there)
 		return NOBODY_THERE;
 	bpf_loop(WAY, step_on, NULL, 0);
-	if (!p->arrived)
+	if (!p->arrived && p->hops < WAY)
 		return NO_ROUTE_TO;
 	if (there->kind == OWNER_ROUTER)
 		return ROUTER;
@@ -117,7 +117,7 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 	case ROUTER:
 		if (where == ROUTER && !may(p))
 			return REASON_POLICY;
-		if (where == ROUTER && p->ttl < p->hops)
+		if (where == ROUTER && (p->ttl < p->hops || !p->arrived))
 			return REASON_TTL_EXPIRED;
 		if (p->icmp_kind == ICMP_ECHO && p->icmp_type == (p->tuple.family == 4 ? 8 : 128) && !p->icmp_code &&
 		    p->fragment == WHOLE)
