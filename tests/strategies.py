@@ -707,8 +707,7 @@ def some_rounds(rng: random.Random) -> list[Step]:
             ttl = rng.choice([64] * 6 + [1, 2, 3, 4])
             steps.append(Step(0.0, world, port.id, ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)))
     carriers = sorted({network.carrier for network in world.networks.values()} - {FABRIC})
-    for id in carriers if steps else ():
-        last = steps[-1]
+    for id, last in [(id, step) for id in carriers for step in steps[-6:]]:
         number = max(world.policies, default=0) + 1
         refused = Policy(number, id, (Selector("any"),), (Selector("any"),), (Service(pk.UDP),), False, 65535)
         steps.append(replace(last, world=world.with_(refused)))
@@ -723,11 +722,14 @@ def depth(world: World, network: int) -> int:
 
 @st.composite
 def crossings(draw: st.DrawFn) -> list[Step]:
+    return some_crossings(random.Random(draw(st.integers(0, 1 << 64))))
+
+
+def some_crossings(rng: random.Random) -> list[Step]:
     """From all ports over links to all others, while links change: many flows, whole and in fragments, with enough TTL
     and just not."""
-    world = draw(worlds(machines=2, networks=2, disabled=False))
+    world = a_world(rng, machines=2, networks=2, disabled=False)
     world = world.without(*(("policy", id) for id in world.policies))
-    rng = random.Random(draw(st.integers(0, 1 << 32)))
     steps: list[Step] = []
     for _ in range(4):
         for router in world.routers:

@@ -145,7 +145,8 @@ def test_quickstart_is_right() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.name)
 def test_examples(file: Path) -> None:
     text = file.read_text()
-    assert text.startswith("# yaml-language-server: $schema=../schema/nestnet.v1.json\n")
+    by_hand = not text.startswith("# Made by `nestnet import")
+    assert not by_hand or text.startswith("# yaml-language-server: $schema=../schema/nestnet.v1.json\n")
     document = load(text, file.name, Known())
     assert document.manifest is not None
     _fixpoint(document.manifest)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from strategies import some_chatter, some_dialogues, some_rounds
+from strategies import some_chatter, some_crossings, some_dialogues, some_rounds
 from twins import Mismatch, Operation, Teller, devices, play, recording
 
 from nestnet.datapath import build
@@ -23,7 +23,7 @@ from nestnet.datapath import build
 pytestmark = pytest.mark.root
 NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
-ROUNDS, CHATTER, DIALOGUES = 30, 20, 100
+ROUNDS, CROSSINGS, CHATTER, DIALOGUES = 30, 10, 20, 400
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,17 @@ FAULTS = [
     Fault("deny is allow", "policy.h", "best && !((best - 1) & DENY)", "best"),
     Fault("lower rank wins", "policy.h", "found->rank + 1 > best", "(!best || found->rank + 1 < best)"),
     Fault("policy forgets services", "policy.h", "q->about[2] = service_class(q, rules);", "q->about[2] = 0;"),
-    Fault("no TTL decrement", "out.h", "u8 less = ttl - 1;", "u8 less = ttl;"),
-    Fault("TTL 1 is routed", "nestnet.bpf.c", "if (p->routed && p->ttl < 2)", "if (0)"),
-    Fault("TTL 1 is routed by a flow", "flow.h", "|| (f->routed && ttl < 2)", ""),
+    Fault("no TTL decrement", "out.h", "u8 less = ttl - hops;", "u8 less = ttl;"),
+    Fault("one hop, however many routers", "out.h", "u8 less = ttl - hops;", "u8 less = ttl - 1;"),
+    Fault("the first router's MAC", "nestnet.bpf.c", "p->router = found->next;", "(void)found;"),
+    Fault("equal costs by another hash", "nestnet.bpf.c", "== WHOLE, (u32)r->id)", "== WHOLE, 0)"),
+    Fault("TTL 1 is routed", "nestnet.bpf.c", "if (p->hops && p->ttl <= p->hops)", "if (0)"),
+    Fault("TTL 1 is routed by a flow", "flow.h", "|| (f->hops && ttl <= f->hops)", ""),
     Fault(
         "MTU off by one", "nestnet.bpf.c",
         "(u32)(p->end - ETH_BYTES) > mtu)", "(u32)(p->end - ETH_BYTES) > mtu + 1)",
     ),
-    Fault("link-local is routed", "nestnet.bpf.c", "if (p->routed && passes_no_router(&p->tuple))", "if (0)"),
+    Fault("link-local is routed", "nestnet.bpf.c", "if (where == ROUTED && passes_no_router(&p->tuple))", "if (0)"),
     Fault("senders live anywhere", "nestnet.bpf.c", "machine_of(from->host, 0) != p->sender &&", "0 &&"),
     Fault("flows from any machine", "flow.h", "f->sender != sender ||", ""),
     Fault("flows from any MAC", "flow.h", "|| !same_mac(inner + 6, f->came + 6)", ""),
@@ -100,6 +103,8 @@ def script() -> Iterator[list[Operation]]:
         operations: list[Operation] = []
         for _ in range(ROUNDS):
             operations += teller.tell(some_rounds(rng), rng)
+        for _ in range(CROSSINGS):
+            operations += teller.tell(some_crossings(rng))
         for _ in range(CHATTER):
             operations += teller.tell(some_chatter(rng))
         for _ in range(DIALOGUES):
