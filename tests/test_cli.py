@@ -164,7 +164,7 @@ EXIT_CODES: list[tuple[list[str], int]] = [
     (["apply", "wrong.yaml"], 1),
     (["apply", "absent.yaml"], 1),
     (["get", "port", "acme/none"], 1),
-    (["get", "cucumbers"], 1),
+    (["get", "cucumbers"], 2),
     (["delete", "port", "acme/none"], 1),
     (["exec", "m1", "--", "true"], 1),
     (["link", "down", "acme/core-edge", "--timeout", "0.2"], 7),

@@ -301,6 +301,7 @@ def test_an_agent_that_was_killed_finds_its_machine_as_it_is(name: str) -> None:
     agent = next(process for process in lab.processes if process.name == "agent-m1")
     command = (Path("/proc") / str(agent.pid) / "cmdline").read_bytes().decode().split("\0")[:-1]
     os.kill(agent.pid, signal.SIGKILL)
+    assert "m1: its agent has ended" in nestnet("status", "--lab", name, code=1).stdout.decode()
     ping = ["exec", "acme/web1", "--lab", name, "--", "ping", "-q", "-c", "2", "-i", "0.2", "-W", "1", "10.0.0.3"]
     nestnet(*ping)
     with (lab.logs / "again.log").open("wb") as log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from nestnet.model.errors import NotFound
+from nestnet.model.errors import Usage
 
 KINDS = {
     "machine": "machines",
@@ -19,7 +19,7 @@ KINDS = {
 
 
 def singular(kind: str) -> str:
-    """'port' or 'ports' -> 'port'. Raises NotFound with the nearest kind."""
+    """'port' or 'ports' -> 'port'. Raises Usage with the nearest kind."""
     kind = kind.lower()
     if kind in KINDS:
         return kind
@@ -27,4 +27,5 @@ def singular(kind: str) -> str:
         if kind == many:
             return one
     near = get_close_matches(kind, [*KINDS, *KINDS.values()], 1)
-    raise NotFound(f"kind {kind!r} (there are {', '.join(KINDS.values())})", near[0] if near else None)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise Usage(f"there is no kind {kind!r}, only {', '.join(KINDS.values())}{meant}")

@@ -65,8 +65,13 @@ def status(lab: str | None, output: Format) -> bool:
     """Show how the machines are. True when all is well."""
     from nestnet.cli import statuses
 
-    with target(lab).client() as client:
+    meant = target(lab)
+    with meant.client() as client:
         found, ports = client.status(), list(client.list("port"))
+    # Of a lab it is known at once that an agent has ended; of others, when its reports stay away.
+    for machine in found["machines"]:
+        if meant.lab is not None and not meant.lab.has_agent(machine["name"]):
+            machine["problems"] = [*machine["problems"], f"its agent has ended: the log is in {meant.lab.logs}"]
     if output in (Format.json, Format.yaml):
         wrong = statuses.problems(found)
         out.data(out.versioned("Status", {**found, "well": not wrong, "drops": dict(statuses.drops(ports))}), output)

@@ -2,6 +2,7 @@
 
     NestnetError            exit 1, HTTP 500
     +- Invalid              exit 1, HTTP 422   a manifest, file or request that breaks a rule: all its problems
+    +- Usage                exit 2, HTTP 400   asked for in a way that means nothing
     +- NotFound             exit 1, HTTP 404
     +- Ambiguous            exit 1, HTTP 400   a name that fits several things, with the candidates
     +- Conflict             exit 1, HTTP 409   something depends on it, or somebody was faster
@@ -53,6 +54,14 @@ class Invalid(NestnetError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("; ".join(p.message for p in self.problems), "invalid")
+
+
+class Usage(NestnetError):
+    exit_code = 2
+    status = 400
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "usage")
 
 
 class NotFound(NestnetError):
