@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
 from nestnet.model import packet as pk
+from nestnet.model.clock import seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
 from nestnet.model.packet import FlowTuple, Packet
 from nestnet.model.values import (
@@ -46,7 +47,7 @@ _NEVER_ROUTED = tuple(ip_network(prefix) for prefix in ("fe80::/10", "169.254.0.
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """`last`: when its last packet passed. `closing`: a FIN or RST did."""
+    """`last`: when its last packet passed, in seconds. `closing`: a FIN or RST did."""
 
     last: float
     closing: bool = False
@@ -297,7 +298,7 @@ def _whole(state: State, port: Port, packet: Packet, now: float) -> Packet:
     if packet.fragment != pk.LATER:
         return packet
     first = state.fragments.get(_fragment_key(port, packet))
-    if first is None or now - first.seen >= FRAGMENT_SECONDS:
+    if first is None or seconds(now) - seconds(first.seen) >= FRAGMENT_SECONDS:
         raise _Dropped("fragment_unknown")
     return pk.with_first(packet, first.flow, first.icmp_type)
 
@@ -465,7 +466,7 @@ def track(world: World, state: State, port: Port, target: Port, packet: Packet, 
 
 
 def _is_alive(connection: Connection, flow: FlowTuple, now: float) -> bool:
-    return now - connection.last < lifetime(flow.protocol, connection.closing)
+    return seconds(now) - seconds(connection.last) < lifetime(flow.protocol, connection.closing)
 
 
 # ---- what carries it
