@@ -20,6 +20,7 @@ from nestnet.agent import links, netns
 from nestnet.compile.compiler import place
 from nestnet.model.values import Address, Port, World
 
+LARGEST = 65535  # MTU of our ends: what is too big for the network reaches the program, which can say so
 ALIAS = "nestnet port "  # + id: marks our end of a pair, so that a new agent finds it
 
 
@@ -163,8 +164,8 @@ class Workloads:
                 # The program asks the machine's routes where a frame goes, as if it had come in here to be forwarded.
                 # Nothing is: whatever comes in here ends in the program.
                 links.set_sysctls({f"net/ipv4/conf/{end.name}/forwarding": 1})
-            elif end.mtu != attachment.mtu:
-                ipr.link("set", index=end.index, mtu=attachment.mtu)
+            if end.mtu != LARGEST:
+                ipr.link("set", index=end.index, mtu=LARGEST)
         # The datapath asks the kernel for the way to other machines as if from here, which it answers only where
         # forwarding is on. Nothing is forwarded by it: every frame that comes in here ends in our program.
         links.set_sysctls({f"net/ipv4/conf/{end.name}/forwarding": 1, f"net/ipv6/conf/{end.name}/forwarding": 1})

@@ -52,7 +52,7 @@ PROGRAMS: tuple[ProgramName, ...] = ("workload", "underlay")
 FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it again costs microseconds
 
 COUNTERS = tuple(f"generation_{name}" for name in GENERATIONS)
-STATE = ("flow", "carriage", "connection", "fragment", "opened", "closed", "drops", "stats", "emitted", "clock")
+STATE = ("flow", "carriage", "connection", "fragment", "opened", "closed", "told", "drops", "stats", "emitted", "clock")
 PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 
 COUNTER = np.dtype("u8")
@@ -101,6 +101,7 @@ class Capacity:
             "owner": self.addresses,
             "route": self.routes,
             "hop": self.routes,
+            "face": self.routes,
             "flood": self.members,
             "local": self.members,
             "peer": self.members,
@@ -120,6 +121,7 @@ class Capacity:
             "fragment": self.fragments,
             "opened": self.ports + 1,
             "closed": self.ports + 1,
+            "told": self.ports + 1,
             "drops": 4 * self.ports,
             "stats": self.ports + 1,
             "copied": self.machines + 1,
@@ -521,7 +523,7 @@ class Kernel:
         """
         for name in ("flow", "carriage", "connection", "fragment", "drops"):
             self._maps[name].delete(self._maps[name].items()[0])
-        for name in ("opened", "closed"):
+        for name in ("opened", "closed", "told"):
             keys, values = self._maps[name].items()
             used = np.flatnonzero(values)
             self._maps[name].update(keys[used], np.zeros(len(used), COUNTER))
@@ -550,7 +552,7 @@ def check_layout(opened: Object) -> None:
         if name in TABLES:
             table = TABLES[name]
             pairs = [("key", table.key or SLOT, shape.key), ("value", table.value, shape.value)]
-        elif name in (*COUNTERS, "epoch", "opened", "closed", "clock"):
+        elif name in (*COUNTERS, "epoch", "opened", "closed", "told", "clock"):
             pairs = [("key", SLOT, shape.key), ("value", COUNTER, shape.value)]
         for what, ours, theirs in pairs:
             if theirs is None:
