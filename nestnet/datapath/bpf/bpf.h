@@ -35,6 +35,7 @@ enum {
 	BPF_ADJ_ROOM_MAC = 1,
 	BPF_F_ADJ_ROOM_FIXED_GSO = 1 << 0,
 	BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 = 1 << 1,
+	BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 = 1 << 2,
 	BPF_F_ADJ_ROOM_ENCAP_L4_UDP = 1 << 4,
 	BPF_F_ADJ_ROOM_ENCAP_L2_ETH = 1 << 6,
 	BPF_F_ADJ_ROOM_DECAP_L3_IPV4 = 1 << 7,
@@ -51,6 +52,7 @@ enum {
 
 	PACKET_HOST = 0,
 	AF_INET = 2,
+	AF_INET6 = 10,
 };
 
 struct __sk_buff {

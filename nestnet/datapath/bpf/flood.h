@@ -83,7 +83,7 @@ static long copy_there(u32 index, struct copies *c)
 		return 0;
 	}
 	/* The second copy overwrites the outer headers of the first. */
-	if (!c->encapsulated && make_room(c->skb))
+	if (!c->encapsulated && make_room(c->skb, c->f->outer_bytes))
 		return 1;
 	c->encapsulated = 1;
 	memcpy(c->f->leaves, c->p->came, 12);

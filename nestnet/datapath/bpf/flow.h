@@ -146,7 +146,7 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 		if (encapsulate(skb, f, ecn, ether_type))
 			return drop(skb, f->source, REASON_ERROR);
 		if (f->hops)
-			take_hops(skb, OUTER + ETH_BYTES, key.tuple.family, ttl, f->hops);
+			take_hops(skb, f->outer_bytes + ETH_BYTES, key.tuple.family, ttl, f->hops);
 		if (recording) {
 			record(skb, RECORD_WIRE, 0, f->ifindex);
 			return TC_ACT_SHOT;
@@ -160,8 +160,22 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 	return to_workload(skb, f->target, f->ifindex);
 }
 
-/* A VXLAN datagram that is for this machine. Reads at fixed places: the caller has looked at the outer headers. */
-ONCE int known_from_wire(struct __sk_buff *skb, u32 label, u32 sender, u32 outer_ecn)
+/* Is this the source address in the outer header? What comes here is of the family that this machine's address is of. */
+INLINE int is_sender(const struct address *sender, const u8 *data, const u32 outer)
+{
+	struct address from = {};
+
+	if (outer == OUTER4) {
+		memcpy(&from.words[3], data + ETH_BYTES + 12, 4);
+		return sender->words[3] == from.words[3];
+	}
+	memcpy(&from, data + ETH_BYTES + 8, 16);
+	return same_address(sender, &from);
+}
+
+/* A VXLAN datagram that is for this machine. Reads at fixed places: the caller has looked at the outer headers, which
+ * have `outer` bytes. */
+INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, const u32 outer)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct flow_key key;
@@ -171,16 +185,16 @@ ONCE int known_from_wire(struct __sk_buff *skb, u32 label, u32 sender, u32 outer
 	u8 ttl, ecn, inner[ETH_BYTES];
 	u16 ether_type;
 
-	if (data + OUTER + ETH_BYTES > end || outer_ecn == 3)
+	if (data + outer + ETH_BYTES > end || outer_ecn == 3)
 		return NOT_KNOWN;
-	memcpy(inner, data + OUTER, ETH_BYTES);
-	if (!read_usual(data, end, OUTER, skb->len - OUTER - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers))
+	memcpy(inner, data + outer, ETH_BYTES);
+	if (!read_usual(data, end, outer, skb->len - outer - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers))
 		return NOT_KNOWN;
 	if (ecn == 2 && outer_ecn == 1)
 		return NOT_KNOWN;
 	key.where = FROM_WIRE | label;
 	f = bpf_map_lookup_elem(&flow, &key);
-	if (!f || f->sender != sender || !same_mac(inner, f->came) || !same_mac(inner + 6, f->came + 6))
+	if (!f || !is_sender(&f->sender, data, outer) || !same_mac(inner, f->came) || !same_mac(inner + 6, f->came + 6))
 		return NOT_KNOWN;
 	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
@@ -194,7 +208,18 @@ ONCE int known_from_wire(struct __sk_buff *skb, u32 label, u32 sender, u32 outer
 	ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
 	slot = f->target;
 	ifindex = f->ifindex;
-	if (decapsulate(skb, inner, ether_type))
+	if (decapsulate(skb, outer, inner, ether_type))
 		return drop(skb, slot, REASON_ERROR);
 	return to_workload(skb, slot, ifindex);
+}
+
+/* Twice, for either length of the outer headers: each knows its offsets when it is built. */
+ONCE int known_over_ipv4(struct __sk_buff *skb, u32 label, u32 outer_ecn)
+{
+	return known_from_wire(skb, label, outer_ecn, OUTER4);
+}
+
+ONCE int known_over_ipv6(struct __sk_buff *skb, u32 label, u32 outer_ecn)
+{
+	return known_from_wire(skb, label, outer_ecn, OUTER6);
 }

@@ -197,7 +197,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	if (encapsulate(skb, f, p->ecn, p->ether_type))
 		return drop(skb, p->source, REASON_ERROR);
 	if (p->hops)
-		take_hops(skb, OUTER + ETH_BYTES, p->tuple.family, p->ttl, p->hops);
+		take_hops(skb, f->outer_bytes + ETH_BYTES, p->tuple.family, p->ttl, p->hops);
 	if (recording) {
 		record(skb, RECORD_WIRE, p->way.machine, f->ifindex);
 		return TC_ACT_SHOT;
@@ -406,19 +406,26 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 #define NOT_VXLAN (~0u)
 
 /* A datagram that is no known flow: its sender must be a member; then the outer headers come off. */
-ONCE int from_member(struct __sk_buff *skb, u32 label, u32 sender, u32 outer_ecn)
+ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 outer_ecn)
 {
 	u32 zero = 0;
 	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero);
 	struct member *from;
-	u8 inner[ETH_BYTES];
+	u8 inner[ETH_BYTES], sender[4];
 	int action;
 
 	if (!p)
 		return TC_ACT_SHOT;
 	memset(p, 0, sizeof(*p));
-	map_ipv4(&p->given, (u8 *)&sender);
-	from = bpf_map_lookup_elem(&member, &p->given);
+	if (outer_bytes == OUTER6) {
+		if (load(skb, ETH_BYTES + 8, &p->sender_address, 16))
+			return TC_ACT_NEXT;
+	} else {
+		if (load(skb, ETH_BYTES + 12, sender, 4))
+			return TC_ACT_NEXT;
+		map_ipv4(&p->sender_address, sender);
+	}
+	from = bpf_map_lookup_elem(&member, &p->sender_address);
 	if (!from)
 		return drop(skb, 0, REASON_NOT_A_MEMBER);
 	if (label == NOT_VXLAN)
@@ -427,11 +434,10 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 sender, u32 outer_ecn
 	p->now = seconds();
 	p->where = FROM_WIRE | label;
 	p->sender = from->machine;
-	p->sender_address = sender;
 	p->outer_ecn = outer_ecn;
-	if (load(skb, OUTER, inner, ETH_BYTES))
+	if (load(skb, outer_bytes, inner, ETH_BYTES))
 		return drop(skb, 0, REASON_MALFORMED);
-	if (decapsulate(skb, inner, load16(inner + 12)))
+	if (decapsulate(skb, outer_bytes, inner, load16(inner + 12)))
 		return drop(skb, 0, REASON_ERROR);
 	action = from_wire(skb, p);
 	return action == FOR_ALL ? to_all(skb, p) : action; /* from here, because stacks are short */
@@ -444,17 +450,18 @@ SEC("tc") int workload(struct __sk_buff *skb)
 	return action == NOT_KNOWN ? from_workload(skb) : action;
 }
 
-/* Bytes that reading a VXLAN datagram of the usual kind takes, IPv6 inside. */
-#define USUAL_BYTES (OUTER + ETH_BYTES + 40 + 20)
+/* Bytes that reading a VXLAN datagram of the usual kind takes, IPv6 inside and out. */
+#define USUAL_BYTES (OUTER6 + ETH_BYTES + 40 + 20)
 
 SEC("tc") int underlay(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	u32 zero = 0, sender, here, label, ihl_ok;
+	u32 zero = 0, label, outer_bytes;
 	struct self *me;
 	struct machine *own;
-	u8 outer_ecn, flags;
-	u8 *eth, *ip, *vxlan;
+	struct address here;
+	u8 outer_ecn;
+	u8 *eth, *ip, *udp, *vxlan;
 	int action;
 
 	if (data + USUAL_BYTES > end) {
@@ -464,31 +471,43 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	}
 	eth = data;
 	ip = data + ETH_BYTES;
-	if (data + 42 > end || eth[12] != 0x08 || eth[13] || ip[9] != UDP)
+	if (data + OUTER4 - 8 > end)
 		return TC_ACT_NEXT;
-	ihl_ok = ip[0] == 0x45 && !(ip[6] & 0x3f) && !ip[7];
-	if (!ihl_ok || load16(ip + 22) != CARRIAGE_PORT)
+	if (eth[12] == 0x08 && !eth[13]) {
+		if (ip[0] != 0x45 || (ip[6] & 0x3f) || ip[7] || ip[9] != UDP)
+			return TC_ACT_NEXT;
+		udp = ip + 20;
+		outer_bytes = OUTER4;
+		outer_ecn = ip[1] & 3;
+		map_ipv4(&here, ip + 16);
+	} else if (eth[12] == 0x86 && eth[13] == 0xdd) {
+		if (data + OUTER6 - 8 > end || ip[0] >> 4 != 6 || ip[6] != UDP)
+			return TC_ACT_NEXT;
+		udp = ip + 40;
+		outer_bytes = OUTER6;
+		outer_ecn = ip[1] >> 4 & 3;
+		memcpy(&here, ip + 24, 16);
+	} else {
 		return TC_ACT_NEXT;
-	memcpy(&sender, ip + 12, 4);
-	memcpy(&here, ip + 16, 4);
+	}
+	if (load16(udp + 2) != CARRIAGE_PORT)
+		return TC_ACT_NEXT;
 	me = bpf_map_lookup_elem(&self, &zero);
 	own = me ? bpf_map_lookup_elem(&machine, &me->machine) : NULL;
-	if (!own || *(u32 *)(own->address + 12) != here)
+	if (!own || !same_address((struct address *)own->address, &here))
 		return TC_ACT_NEXT;
-	outer_ecn = ip[1] & 3;
-	vxlan = data + 42;
-	if (data + OUTER > end)
+	vxlan = udp + 8;
+	if ((void *)vxlan + 8 > end)
 		goto unusual;
 	label = vxlan[4] << 16 | vxlan[5] << 8 | vxlan[6];
-	flags = vxlan[0];
-	if (flags != 0x08 || vxlan[1] || vxlan[2] || vxlan[3] || vxlan[7])
+	if (vxlan[0] != 0x08 || vxlan[1] || vxlan[2] || vxlan[3] || vxlan[7])
 		goto unusual;
-	action = known_from_wire(skb, label, sender, outer_ecn);
+	action = outer_bytes == OUTER4 ? known_over_ipv4(skb, label, outer_ecn) : known_over_ipv6(skb, label, outer_ecn);
 	if (action != NOT_KNOWN)
 		return action;
-	return from_member(skb, label, sender, outer_ecn);
+	return from_member(skb, label, outer_bytes, outer_ecn);
 unusual:
-	return from_member(skb, NOT_VXLAN, sender, 0);
+	return from_member(skb, NOT_VXLAN, outer_bytes, 0);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -92,24 +92,35 @@ INLINE u16 fold(u32 sum)
  *  | Ethernet     | IPv4              | UDP       | VXLAN    | inner Ethernet  | inner IP ...
  *  |                                    4789        I, VNI   |
  *
- * RFC 7348 figure 1. Lengths of a GSO packet describe the whole; whoever segments it sets them right. */
-INLINE int make_room(struct __sk_buff *skb)
+ *  0              14                  54          62         70                84
+ *  | Ethernet     | IPv6              | UDP       | VXLAN    | inner Ethernet  | inner IP ...
+ *
+ * RFC 7348 figure 1; over IPv6 the UDP checksum is 0 as well (RFC 6935, for the inner packet has its own).
+ * Lengths of a GSO packet describe the whole; whoever segments it sets them right. */
+INLINE int make_room(struct __sk_buff *skb, u32 outer_bytes)
 {
-	return bpf_skb_adjust_room(skb, OUTER, BPF_ADJ_ROOM_MAC,
-				   BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
-					   BPF_F_ADJ_ROOM_ENCAP_L2(ETH_BYTES) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH);
+	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_BYTES) |
+		    BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
+
+	return bpf_skb_adjust_room(skb, outer_bytes, BPF_ADJ_ROOM_MAC,
+				   flags | (outer_bytes == OUTER6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4));
 }
 
-ONCE int write_headers(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type)
+/* The Ethernet header of the inner frame: in front of it, the outer headers end. */
+INLINE void write_inner(u8 *to, const struct flow *f, u32 ether_type)
 {
-	u8 head[OUTER + ETH_BYTES];
-	u32 length;
+	memcpy(to, f->leaves, 12);
+	to[12] = ether_type >> 8;
+	to[13] = ether_type;
+}
+
+INLINE int write_headers4(struct __sk_buff *skb, const struct flow *f, u32 ecn, u32 ether_type)
+{
+	u8 head[OUTER4 + ETH_BYTES];
+	u32 length = skb->len - ETH_BYTES;
 	u16 check;
 
-	if (!f)
-		return REASON_ERROR;
-	memcpy(head, f->outer, OUTER);
-	length = skb->len - ETH_BYTES;
+	memcpy(head, f->outer, OUTER4);
 	head[15] = ecn; /* DSCP 0 (rule 1) */
 	head[16] = length >> 8;
 	head[17] = length;
@@ -119,25 +130,50 @@ ONCE int write_headers(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether
 	length -= 20;
 	head[38] = length >> 8;
 	head[39] = length;
-	memcpy(head + OUTER, f->leaves, 12);
-	head[OUTER + 12] = ether_type >> 8;
-	head[OUTER + 13] = ether_type;
+	write_inner(head + OUTER4, f, ether_type);
 	return bpf_skb_store_bytes(skb, 0, head, sizeof(head), 0) ? REASON_ERROR : 0;
+}
+
+INLINE int write_headers6(struct __sk_buff *skb, const struct flow *f, u32 ecn, u32 ether_type)
+{
+	u8 head[OUTER6 + ETH_BYTES];
+	u32 length = skb->len - ETH_BYTES - 40; /* both UDP's and IPv6's, which leaves its own header out */
+
+	memcpy(head, f->outer, OUTER6);
+	head[15] = ecn << 4; /* the lower half of the traffic class: DSCP 0; flow label 0 */
+	head[18] = head[58] = length >> 8;
+	head[19] = head[59] = length;
+	write_inner(head + OUTER6, f, ether_type);
+	return bpf_skb_store_bytes(skb, 0, head, sizeof(head), 0) ? REASON_ERROR : 0;
+}
+
+ONCE int write_headers(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type)
+{
+	if (!f)
+		return REASON_ERROR;
+	return f->outer_bytes == OUTER6 ? write_headers6(skb, f, ecn, ether_type) : write_headers4(skb, f, ecn, ether_type);
 }
 
 INLINE int encapsulate(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type)
 {
-	return make_room(skb) ? REASON_ERROR : write_headers(skb, f, ecn, ether_type);
+	return make_room(skb, f->outer_bytes) ? REASON_ERROR : write_headers(skb, f, ecn, ether_type);
 }
 
 /* The other way round: what is left begins with the inner Ethernet header. */
-INLINE int decapsulate(struct __sk_buff *skb, const u8 *inner, u16 ether_type)
+INLINE int decapsulate(struct __sk_buff *skb, u32 outer_bytes, const u8 *inner, u16 ether_type)
 {
 	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO |
 		    (ether_type == ETH_IPV6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : BPF_F_ADJ_ROOM_DECAP_L3_IPV4);
 
-	return bpf_skb_adjust_room(skb, -OUTER, BPF_ADJ_ROOM_MAC, flags) ||
+	return bpf_skb_adjust_room(skb, -(int)outer_bytes, BPF_ADJ_ROOM_MAC, flags) ||
 	       bpf_skb_store_bytes(skb, 0, inner, ETH_BYTES, 0);
+}
+
+INLINE int is_mapped(const u8 *address)
+{
+	const u32 *words = (const u32 *)address;
+
+	return !words[0] && !words[1] && words[2] == swap32(0xffff);
 }
 
 enum { HAS_NEIGHBOUR = 0, NEEDS_NEIGHBOUR = 1, NO_ROUTE = 2 };
@@ -150,6 +186,7 @@ ONCE int outer_header(struct __sk_buff *skb, struct flow *f, u32 to, u32 label, 
 	u32 zero = 0, sum = 0;
 	struct self *me = bpf_map_lookup_elem(&self, &zero);
 	long result;
+	int six;
 	u8 *o;
 
 	if (!f || !there || !me)
@@ -157,34 +194,54 @@ ONCE int outer_header(struct __sk_buff *skb, struct flow *f, u32 to, u32 label, 
 	here = bpf_map_lookup_elem(&machine, &me->machine);
 	if (!here)
 		return NO_ROUTE;
-	fib.family = AF_INET;
+	six = !is_mapped(there->address);
+	if (six == is_mapped(here->address))
+		return NO_ROUTE; /* one of them has just got an address of the other family */
+	fib.family = six ? AF_INET6 : AF_INET;
 	fib.l4_protocol = UDP;
 	fib.sport = swap16(source_port);
 	fib.dport = swap16(CARRIAGE_PORT);
 	/* As if it came in by the workload's link, on which the agent has turned forwarding on: all that ever comes
 	 * in there ends in our program, so this opens nothing. The machine's routes choose the NIC. */
 	fib.ifindex = skb->ifindex;
-	memcpy(fib.source, here->address + 12, 4);
-	memcpy(fib.target, there->address + 12, 4);
+	memcpy(fib.source, here->address + (six ? 0 : 12), 4);
+	memcpy(fib.target, there->address + (six ? 0 : 12), 4);
+	if (six) {
+		memcpy(fib.source + 1, here->address + 4, 12);
+		memcpy(fib.target + 1, there->address + 4, 12);
+	}
 	result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return NO_ROUTE;
 	f->ifindex = fib.ifindex;
 	o = f->outer;
-	memset(o, 0, OUTER);
+	memset(o, 0, OUTER6);
 	memcpy(o, fib.dmac, 6);
 	memcpy(o + 6, fib.smac, 6);
-	o[12] = 0x08;
-	o[14] = 0x45;
-	o[20] = 0x40; /* DF */
-	o[22] = 64;
-	o[23] = UDP;
-	memcpy(o + 26, here->address + 12, 4);
-	memcpy(o + 30, there->address + 12, 4);
-	for (int i = 14; i < 34; i += 2)
-		sum += load16(o + i);
-	sum = (sum & 0xffff) + (sum >> 16);
-	f->outer_sum = (sum & 0xffff) + (sum >> 16);
+	if (six) {
+		f->outer_bytes = OUTER6;
+		o[12] = 0x86;
+		o[13] = 0xdd;
+		o[14] = 0x60;
+		o[20] = UDP;
+		o[21] = 64;
+		memcpy(o + 22, here->address, 16);
+		memcpy(o + 38, there->address, 16);
+		o += OUTER6 - OUTER4; /* UDP and VXLAN are the same behind either */
+	} else {
+		f->outer_bytes = OUTER4;
+		o[12] = 0x08;
+		o[14] = 0x45;
+		o[20] = 0x40; /* DF */
+		o[22] = 64;
+		o[23] = UDP;
+		memcpy(o + 26, here->address + 12, 4);
+		memcpy(o + 30, there->address + 12, 4);
+		for (int i = 14; i < 34; i += 2)
+			sum += load16(o + i);
+		sum = (sum & 0xffff) + (sum >> 16);
+		f->outer_sum = (sum & 0xffff) + (sum >> 16);
+	}
 	o[34] = source_port >> 8;
 	o[35] = source_port;
 	o[36] = CARRIAGE_PORT >> 8;

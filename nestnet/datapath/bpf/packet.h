@@ -35,7 +35,7 @@ struct packet {
 	u32 network;
 	u32 a, b;           /* hosts */
 	u32 sender;         /* machine slot, 0 for a workload */
-	u32 sender_address; /* IPv4, network order */
+	struct address sender_address;
 	u32 outer_ecn;
 	u32 now;            /* seconds */
 	u64 epoch, sum;

@@ -23,7 +23,9 @@ struct flow_key {
 enum { TO_WORKLOAD = 1, TO_WIRE = 2 };
 enum { UNTRACKED = 0, FORWARD = 1, REPLY = 2 };
 
-#define OUTER 50 /* Ethernet 14, IPv4 20, UDP 8, VXLAN 8 */
+/* What goes in front of a frame: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8. */
+#define OUTER4 50
+#define OUTER6 70
 
 struct flow {
 	u64 epoch, sum; /* sum of all counters it was built from: they only rise, so equal sums are equal counters */
@@ -32,13 +34,14 @@ struct flow {
 	u32 a, b;           /* hosts: the carriage entry */
 	u32 seen;           /* seconds; also when the connection was last told */
 	u32 ifindex;
-	u32 sender;         /* IPv4 address that VXLAN must come from, network order; 0 for a workload */
+	struct address sender; /* that VXLAN must come from; none for a workload */
 	u8 out;             /* TO_ */
-	u8 hops, tracked, pad; /* hops: routers on the way, 0 if it is switched */
+	u8 hops, tracked;   /* hops: routers on the way, 0 if it is switched */
+	u8 outer_bytes;     /* of `outer`: OUTER4 or OUTER6, as the machines' addresses are */
 	u16 mtu;
 	u8 came[12];        /* destination and source MAC it must come with */
 	u8 leaves[12];      /* and those it leaves with */
-	u8 outer[OUTER];    /* what goes in front; lengths, checksum and ECN are filled in for each packet */
+	u8 outer[OUTER6];   /* what goes in front; lengths, checksum and ECN are filled in for each packet */
 	u16 outer_sum;      /* checksum of the outer IPv4 header with those three at 0, not folded in yet */
 };
 
