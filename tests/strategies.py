@@ -63,7 +63,7 @@ from nestnet.model.values import (
 T = TypeVar("T")
 
 DEPTH = 4
-UNDERLAY_MTU = 1450
+LEAVES = {4: 1450, 6: 1430}  # of the wire's 1500 bytes, to networks, by the family of the machines' addresses
 
 # ---- worlds
 
@@ -91,6 +91,16 @@ def rarely(draw: Draw, one_in: int = 8) -> bool:
     return 2 * one_in <= upto(draw, 4 * one_in - 1) < 2 * one_in + 4
 
 
+def on_the_wire(machine: int, family: int) -> Address:
+    """The address of a machine in the underlay, from ranges for documentation."""
+    return ip_network("192.0.2.0/24" if family == 4 else "2001:db8::/64")[machine]
+
+
+def wire_family(world: World) -> int:
+    """Of the machines' addresses; 4 if there is none."""
+    return next((machine.address.version for machine in world.machines.values()), 4)
+
+
 @st.composite
 def worlds(draw: st.DrawFn, machines: int = 4, networks: int = 4, disabled: bool = True) -> World:
     """A consistent world. At most so many machines and networks. Without `disabled`
@@ -103,8 +113,9 @@ def a_world(
 ) -> World:
     """As `worlds`. Of machines and networks there are at least so many; unless `policed` there is no policy, and
     neighbours live far from each other."""
+    family = pick(draw, [4, 4, 6])
     world = World.of(
-        Machine(id, IPv4Address(f"192.0.2.{id}")) for id in range(1, max(least, upto(draw, machines - 1) + 1) + 1)
+        Machine(id, on_the_wire(id, family)) for id in range(1, max(least, upto(draw, machines - 1) + 1) + 1)
     )
     builder = _Builder(draw, world, disabled, policed)
     depth = {FABRIC: 0}
@@ -117,12 +128,12 @@ def a_world(
     return builder.world
 
 
-def tower(depth: int) -> World:
+def tower(depth: int, family: int = 4) -> World:
     """Networks one upon the other, each with two ports in a segment, on two machines: at every level the two have the
-    whole wire between them."""
-    values: list[Machine | Network | Segment | Port] = [Machine(id, IPv4Address(f"192.0.2.{id}")) for id in (1, 2)]
+    whole wire between them. `family`: of the machines' addresses."""
+    values: list[Machine | Network | Segment | Port] = [Machine(id, on_the_wire(id, family)) for id in (1, 2)]
     for level in range(1, depth + 1):
-        values += [Network(level, level - 1), Segment(level, level, 100 + level, (ip_network("10.0.0.0/24"),))]
+        values += [Network(level, level - 1, family if level == 1 else 4, LEAVES[family]), Segment(level, level, 100 + level, (ip_network("10.0.0.0/24"),))]
         for side in (1, 2):
             host = side if level == 1 else 2 * (level - 2) + side
             address = (IPv4Address(f"10.0.0.{side}"),)
@@ -155,9 +166,9 @@ class _Builder:
 
     def network(self, id: int, carrier: int) -> None:
         draw = self.draw
-        families = [4] if carrier == FABRIC else [f for f in (4, 6) if self.hosts_of(carrier, (f,))]
+        families = [wire_family(self.world)] if carrier == FABRIC else [f for f in (4, 6) if self.hosts_of(carrier, (f,))]
         underlay = pick(draw, families)
-        mtu = 1280 if rarely(draw) else UNDERLAY_MTU
+        mtu = 1280 if rarely(draw) else LEAVES[wire_family(self.world)]
         self.add(Network(id, carrier, underlay, mtu, self.on(32)))
         if carrier == FABRIC:
             hosts = list(self.world.machines)

@@ -20,12 +20,11 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import numpy as np
 from hypothesis import currently_in_test_context, note
-from strategies import START, Step
+from strategies import START, Step, on_the_wire
 from test_equality import machine_of
 
 from nestnet.agent import netns
@@ -47,8 +46,6 @@ SMALL = Capacity(
     members=4096, prefixes=4096, rules=16384, flows=4096, connections=4096, fragments=1024,
 )  # fmt: skip
 AGAIN = 8  # frames and datagrams that come once more after a change
-ETHERNET = bytes(12) + b"\x08\x00"
-VXLAN_AT, INNER_AT = 28, 36  # in a datagram, from its outer IPv4 header on
 
 
 # ---- what is told
@@ -186,7 +183,7 @@ class Teller:
 
     def underlay(self, machine: int, datagram: bytes, now: float) -> Send:
         outputs = self.references[machine].underlay(datagram, now)
-        return self._told(machine, "underlay", self.devices[0], ETHERNET + datagram, outputs)
+        return self._told(machine, "underlay", self.devices[0], ethernet(datagram) + datagram, outputs)
 
     def _told(self, machine: int, program: ProgramName, ifindex: int, frame: bytes, outputs: Outputs) -> Send:
         self.drops.setdefault(machine, Counter()).update(outputs.drops)
@@ -243,9 +240,15 @@ def is_runnable(frame: bytes) -> bool:
     return len(frame) > 14 + {b"\x08\x00": 19, b"\x86\xdd": 39}.get(frame[12:14], 0)
 
 
+def ethernet(datagram: bytes) -> bytes:
+    """What stands before a datagram on the wire."""
+    return bytes(12) + (b"\x08\x00" if datagram[0] >> 4 == 4 else b"\x86\xdd")
+
+
 def machine_at(world: World, datagram: bytes) -> int:
-    """The machine that the outer IPv4 header is for."""
-    return next(m.id for m in world.machines.values() if m.address.packed == datagram[16:20])
+    """The machine that the outer header is for."""
+    target = datagram[16:20] if datagram[0] >> 4 == 4 else datagram[24:40]
+    return next(m.id for m in world.machines.values() if m.address.packed == target)
 
 
 def changed_by_workload(frame: bytes, rng: random.Random | None) -> bytes:
@@ -276,24 +279,30 @@ def changed_by_machine(datagram: bytes, world: World, rng: random.Random | None)
     changed in its headers, outer and inner."""
     assert rng is not None
     changed = bytearray(datagram)
+    family = datagram[0] >> 4
+    outer, source_at = (20, 12) if family == 4 else (40, 8)
+    vxlan_at, inner_at = outer + 8, outer + 16
     for _ in range(rng.randint(1, 2)):
-        match rng.randrange(7):
+        match rng.randrange(8):
             case 0 | 1:
-                address = rng.choice([*(m.address for m in world.machines.values()), IPv4Address("192.0.2.99")])
-                changed[12:16] = address.packed
+                address = rng.choice([*(on_the_wire(m, family) for m in world.machines), on_the_wire(99, family)])
+                changed[source_at : source_at + len(address.packed)] = address.packed
             case 2:
                 vni = rng.choice([0, 1 << 23, *(segment.vni for segment in world.segments.values())])
-                changed[VXLAN_AT + 4 : VXLAN_AT + 7] = vni.to_bytes(3, "big")
+                changed[vxlan_at + 4 : vxlan_at + 7] = vni.to_bytes(3, "big")
             case 3:
-                changed[rng.randrange(VXLAN_AT, INNER_AT)] ^= 1 << rng.randrange(8)
+                changed[rng.randrange(vxlan_at, inner_at)] ^= 1 << rng.randrange(8)
             case 4:
-                changed[rng.randrange(INNER_AT, min(len(changed), 110))] = rng.randrange(256)
+                changed[rng.randrange(inner_at, min(len(changed), 110))] = rng.randrange(256)
             case 5:
                 macs = [port.mac for port in world.ports.values()] + [router.mac for router in world.routers.values()]
-                at = INNER_AT + rng.choice([0, 6])
+                at = inner_at + rng.choice([0, 6])
                 changed[at : at + 6] = rng.choice(macs).to_bytes(6, "big")
             case 6:
-                changed[1] = rng.randrange(4)  # ECN
+                ecn = rng.randrange(4)
+                changed[1] = ecn if family == 4 else ecn << 4
+            case 7:
+                changed[rng.randrange(source_at, outer)] ^= 1 << rng.randrange(8)  # either address
     return bytes(changed)
 
 
@@ -343,13 +352,15 @@ def devices(name: str) -> Iterator[list[int]]:
     try:
         netns.enter(netns.path(name))
         batch = ["link add wire type veth peer name wire-peer", "link set wire up", "link set wire-peer up"]
-        batch += ["addr add 192.0.2.254/24 dev wire"]
+        batch += ["addr add 192.0.2.254/24 dev wire", "addr add 2001:db8::fe/64 dev wire nodad"]
         for machine in range(1, MACHINES + 1):
-            batch.append(f"neigh add 192.0.2.{machine} lladdr 02:00:5e:00:00:0{machine} dev wire nud permanent")
+            for address in (on_the_wire(machine, family) for family in (4, 6)):
+                batch.append(f"neigh add {address} lladdr 02:00:5e:00:00:0{machine} dev wire nud permanent")
         for n in range(LINKS // 2):
             batch += [f"link add a{n} type veth peer name b{n}", f"link set a{n} up", f"link set b{n} up"]
         subprocess.run(["ip", "-batch", "-"], input="\n".join(batch), text=True, check=True)
-        Path("/proc/sys/net/ipv4/conf/all/forwarding").write_text("1")
+        for family in ("ipv4", "ipv6"):
+            Path(f"/proc/sys/net/{family}/conf/all/forwarding").write_text("1")
         index = {name: number for number, name in socket.if_nameindex()}
         yield [index["wire"], *(index[f"{side}{n}"] for n in range(LINKS // 2) for side in "ab")]
     finally:
