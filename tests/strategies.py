@@ -133,7 +133,10 @@ def tower(depth: int, family: int = 4) -> World:
     whole wire between them. `family`: of the machines' addresses."""
     values: list[Machine | Network | Segment | Port] = [Machine(id, on_the_wire(id, family)) for id in (1, 2)]
     for level in range(1, depth + 1):
-        values += [Network(level, level - 1, family if level == 1 else 4, LEAVES[family]), Segment(level, level, 100 + level, (ip_network("10.0.0.0/24"),))]
+        values += [
+            Network(level, level - 1, family if level == 1 else 4, LEAVES[family]),
+            Segment(level, level, 100 + level, (ip_network("10.0.0.0/24"),)),
+        ]
         for side in (1, 2):
             host = side if level == 1 else 2 * (level - 2) + side
             address = (IPv4Address(f"10.0.0.{side}"),)
@@ -166,7 +169,9 @@ class _Builder:
 
     def network(self, id: int, carrier: int) -> None:
         draw = self.draw
-        families = [wire_family(self.world)] if carrier == FABRIC else [f for f in (4, 6) if self.hosts_of(carrier, (f,))]
+        families = (
+            [wire_family(self.world)] if carrier == FABRIC else [f for f in (4, 6) if self.hosts_of(carrier, (f,))]
+        )
         underlay = pick(draw, families)
         mtu = 1280 if rarely(draw) else LEAVES[wire_family(self.world)]
         self.add(Network(id, carrier, underlay, mtu, self.on(32)))

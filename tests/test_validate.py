@@ -188,12 +188,12 @@ def test_what_is_known_outside() -> None:
 
 def test_mtu_of_the_machines() -> None:
     network = {"n": {"mtu": 1450, "segments": {"s": {"cidr": "fd00::/64"}}}}
-    assert codes({"networks": network}, Known(mtu=1500)) == []
-    assert codes({"networks": network}, Known(mtu=1400)) == ["mtu_too_large"]
-    assert codes({"machines": {"m": {"mtu": 1499}}, "networks": network}, Known(mtu=9000)) == ["mtu_too_large"]
+    assert codes({"machines": {"m": {"mtu": 1500}}, "networks": network}) == []
+    assert codes({"machines": {"m": {"mtu": 1400}}, "networks": network}) == ["mtu_too_large"]
+    assert codes({"machines": {"m": {"mtu": 1499}, "n": {"mtu": 9000}}, "networks": network}) == ["mtu_too_large"]
     del network["n"]["mtu"]
-    assert codes({"networks": network}, Known(mtu=1329)) == ["mtu_too_small"]
-    assert codes({"networks": network}, Known(mtu=1330)) == []
+    assert codes({"machines": {"m": {"mtu": 1329}}, "networks": network}) == ["mtu_too_small"]
+    assert codes({"machines": {"m": {"mtu": 1330}}, "networks": network}) == []
 
 
 def test_a_tenant_that_only_a_network_names_is_a_parent() -> None:

@@ -167,9 +167,11 @@ def _verbs(store: Store) -> APIRouter:
 
     @routes.post("/machines", response_model=shapes.Machine, tags=["machines"])
     async def join_machine(machine: shapes.Join) -> dict[str, Any]:
-        """Declare a machine, or change its address or MTU."""
+        """Declare a machine, or change its address, NICs or MTU."""
         _judge_machine(machine)
-        return await run_in_threadpool(store.join, machine.name, machine.address, machine.mtu, machine.labels)
+        return await run_in_threadpool(
+            store.join, machine.name, machine.address, machine.mtu, machine.labels, machine.nics
+        )
 
     @routes.put("/machines/{reference}/status", status_code=204, tags=["machines"])
     def report(reference: str, said: shapes.Report) -> None:
@@ -250,7 +252,9 @@ def _read_manifest(body: bytes) -> tuple[Manifest, bool]:
 
 def _judge_machine(machine: shapes.Join) -> None:
     """The rules for machines are those of a manifest."""
-    spec = {"address": machine.address, "mtu": machine.mtu, "labels": machine.labels}
+    spec: dict[str, Any] = {"address": machine.address, "mtu": machine.mtu, "labels": machine.labels}
+    if machine.nics:
+        spec["nic"] = machine.nics
     parse({"apiVersion": shapes.API_VERSION, "machines": {machine.name: spec}})
 
 

@@ -100,9 +100,17 @@ class Client:
         except Unreachable:
             return self._ask("POST", "/v1/apply", json=body, headers=headers)
 
-    def join(self, name: str, address: str, mtu: int = 1500, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Declare a machine, or change what is known of it; returns it."""
-        body = {"name": name, "address": address, "mtu": mtu, "labels": dict(labels or {})}
+    def join(
+        self,
+        name: str,
+        address: str,
+        mtu: int = 1500,
+        labels: Mapping[str, str] | None = None,
+        nics: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Declare a machine, or change what is known of it; returns it. `nics`: names of its interfaces to the
+        underlay; none: the one that has the address."""
+        body = {"name": name, "address": address, "mtu": mtu, "labels": dict(labels or {}), "nics": list(nics)}
         return self._ask("POST", "/v1/machines", json=body)
 
     def status(self) -> dict[str, Any]:

@@ -28,7 +28,9 @@ class Machine(_Resource):
     address: str
     """In the underlay."""
     mtu: int
-    """Of its interface to the underlay, in bytes of IP."""
+    """Of its interfaces to the underlay, in bytes of IP."""
+    nics: list[str]
+    """The names of those; none: the one that has the address."""
     labels: dict[str, str]
     realised: int | None
     """The revision that it has made so; null before its first report."""
@@ -192,6 +194,7 @@ class Join(Shape):
     name: Annotated[str, Field(max_length=63)]
     address: str
     mtu: Annotated[int, Field(ge=626, le=65535)] = 1500
+    nics: list[str] = []
     labels: dict[str, str] = {}
 
 

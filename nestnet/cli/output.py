@@ -48,6 +48,7 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("NAME", _text("name"), False),
         ("ADDRESS", _text("address"), False),
         ("MTU", _text("mtu"), False),
+        ("NIC", _text("nics", "-"), True),
         ("REALISED", _text("realised"), False),
         ("LABELS", _text("labels"), True),
         ("ID", _text("id"), True),

@@ -23,6 +23,7 @@ from nestnet.model.values import (
     FABRIC,
     MAX_DEPTH,
     MAX_HOPS,
+    OVERHEAD,
     Address,
     Link,
     Network,
@@ -36,7 +37,6 @@ from nestnet.model.values import (
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 SOURCE_PORT = 49152  # The opener's own port, which no policy can see: it chooses among equal ways, and the outer port.
 TTL = 64
-OVERHEAD = 50  # Ethernet 14, IPv4 20, UDP 8, VXLAN 8
 
 Names = Mapping[tuple[str, int], str]
 
@@ -189,9 +189,10 @@ def _carry(trace: _Trace, world: World, network: Network, sender: Port, target: 
             trace.layer = "the fabric"
             names = trace.name("machine", a), trace.name("machine", b)
             trace.say("carry", f"{names[0]} ({here.address}) to {names[1]} ({there.address})")
+            before = OVERHEAD[here.address.version]
             trace.say(
                 "encapsulate",
-                f"VXLAN, VNI {at.vni}, UDP {entropy} to {CARRIAGE_PORT}, TTL 64: {OVERHEAD} bytes before the frame",
+                f"VXLAN, VNI {at.vni}, UDP {entropy} to {CARRIAGE_PORT}, TTL 64: {before} bytes before the frame",
             )
             trace.say("deliver", f"{names[1]} finds the sender at {names[0]}, judges again, and delivers to {reached}")
             return f"to {reached}"

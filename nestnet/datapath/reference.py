@@ -655,8 +655,8 @@ class Reference:
     # ---- from the wire
 
     def is_ours(self, outer: Packet) -> bool:
-        """UDP to port 4789 at this machine's own address. We send with DF, without options or extension headers: anything
-        else is somebody else's."""
+        """UDP to port 4789 at this machine's own address. We send with DF, without options or extension headers:
+        anything else is somebody else's."""
         if outer.family == 0 or outer.flaw or outer.fragment != WHOLE or not outer.is_carriage:
             return False
         if outer.offset != ETHERNET + (20 if outer.family == 4 else 40):

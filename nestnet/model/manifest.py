@@ -66,6 +66,7 @@ LABEL_VALUE = 256
 DESCRIPTION = 1000  # characters
 MTU = (576, 65535)  # bytes of IP: RFC 791's smallest, and what a length field holds
 MACHINE_MTU = (MTU[0] + 50, MTU[1])  # room for VXLAN around the smallest
+NICS_PER_MACHINE = 8
 
 T = TypeVar("T")
 
@@ -149,6 +150,10 @@ def _read_label_value(text: str) -> str:
 def _read_nic(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9._-]{1,15}", text) is None or text in (".", ".."):
         raise _refuse("bad_name", f"{quote(text)} is no interface: 1 to 15 letters, digits, '.', '_' and '-'", limit=15)
+    if text == "lo":
+        raise _refuse("bad_name", "lo leads nowhere: name the interfaces that packets leave by")
+    if re.fullmatch(r"p[0-9]+|p-[0-9a-z]+", text):
+        raise _refuse("bad_name", f"{quote(text)} is what the link of a workload is called: rename the interface")
     return text
 
 
@@ -228,13 +233,6 @@ def _read_cidr(text: object) -> Prefix:
         why = "a segment needs room for a gateway and a port"
         raise _refuse("cidr_size", f"{prefix} is too small, {why}: at least /{high}", limit=high)
     return prefix
-
-
-def _read_machine_address(text: object) -> Address:
-    address = read_address(text)
-    if address.version != 4:
-        raise _refuse("not_supported", f"{address}: machines reach each other over IPv4 in this version")
-    return address
 
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}\Z")
@@ -373,6 +371,15 @@ Addresses = Annotated[
     PlainSerializer(_one_or_list),
     _either(_TEXT, maxItems=ADDRESSES_PER_PORT),
 ]
+Nics = Annotated[
+    tuple[Annotated[str, AfterValidator(_read_nic)], ...],
+    BeforeValidator(_listed),
+    AfterValidator(_some),
+    _at_most(NICS_PER_MACHINE, "interfaces"),
+    AfterValidator(_distinct),
+    PlainSerializer(_one_or_list),
+    _either(_TEXT, minItems=1, maxItems=NICS_PER_MACHINE),
+]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_some), PlainSerializer(_one_or_list)]
 
 
@@ -390,14 +397,14 @@ class MachineSpec(_Spec):
 
     later = {"vlan": "a VLAN on the machine's NIC"}
 
-    address: Maybe[
-        Annotated[Address, BeforeValidator(_read_machine_address), PlainSerializer(str), WithJsonSchema(_TEXT)]
-    ] = None
-    """Its address in the underlay. A lab chooses one by itself."""
-    nic: Maybe[Annotated[str, AfterValidator(_read_nic)]] = None
-    """Its interface to the underlay. A lab's is eth0."""
+    address: Maybe[Annotated[Address, BeforeValidator(read_address), PlainSerializer(str), WithJsonSchema(_TEXT)]] = (
+        None
+    )
+    """Its address in the underlay, of the same family as all other machines'. A lab chooses one by itself."""
+    nic: Maybe[Nics] = None
+    """Its interface to the underlay, or several. A lab's is eth0; elsewhere it is the one that has the address."""
     mtu: Maybe[Annotated[int, _between(*MACHINE_MTU, " bytes"), _numbers(*MACHINE_MTU)]] = None
-    """Bytes of IP that fit its interface: 1500 unless given."""
+    """Bytes of IP that fit its interfaces: 1500 unless given."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
 
@@ -634,9 +641,11 @@ class NetworkSpec(_Spec):
     carriage: Maybe[Annotated[Literal["flat"], BeforeValidator(_flat)]] = None
     """flat: one encapsulation at any depth."""
     underlay: Maybe[Literal[4, 6]] = None
-    """The family of the hosts' addresses that carry it, 4 unless given; fixed when the network is made."""
+    """The family of the hosts' addresses that carry it: that of the machines; in a carried network 4 unless given, and
+    fixed when it is made."""
     mtu: Maybe[Mtu] = None
-    """Bytes of IP that its ports may send: that of the machines less 50 unless given."""
+    """Bytes of IP that its ports may send: that of the machines less 50, or 70 if their addresses are IPv6, unless
+    given."""
     segments: Maybe[dict[Name, SegmentSpec]] = None
     """Its broadcast domains."""
     routers: Maybe[dict[Name, RouterSpec]] = None

@@ -33,10 +33,9 @@ from .manifest import (
 )
 from .problems import Nearest, in_order, join, meant, moved, quote, split
 from .selectors import Names, parse_selector, parse_service
-from .values import Address, Prefix, Selector
+from .values import OVERHEAD, Address, Prefix, Selector
 
 MACHINE_MTU = 1500  # of a machine that says nothing else
-OVERHEAD = 50  # bytes that VXLAN over IPv4 costs: Ethernet 14, IPv4 20, UDP 8, VXLAN 8
 SMALLEST_MTU = {4: 576, 6: 1280}  # RFC 791, RFC 8200
 
 
@@ -45,13 +44,11 @@ class Known:
     """What exists outside the manifest. Of what is None it is not known what exists: any name is believed.
 
     machines  names of machines
-    mtu       the smallest MTU among those machines, in bytes; None where there are none
     tenants   tenant -> its parent or None
     networks  paths of networks, with whatever ports a check may name
     """
 
     machines: Collection[str] | None = ()
-    mtu: int | None = None
     tenants: Mapping[str, str | None] | None = field(default_factory=dict)
     networks: Collection[str] | None = ()
 
@@ -77,6 +74,13 @@ def check(data: object, known: Known) -> Manifest:
     if problems:
         raise Invalid(in_order(problems, data))
     return manifest
+
+
+def underlay_family(manifest: Manifest) -> int | None:
+    """Of the machines' addresses, as the manifest has it: by an address, or by what a network on the wire says."""
+    addresses = (m.address for m in (manifest.machines or {}).values() if m.address is not None)
+    said = (network.underlay for network in (manifest.networks or {}).values() if network.underlay is not None)
+    return next(chain((address.version for address in addresses), said), None)
 
 
 def validate(manifest: Manifest, known: Known) -> list[Problem]:
@@ -105,7 +109,9 @@ class _Judge:
         if known.machines is not None:
             self.machines = {*known.machines, *(manifest.machines or {})}
         mtus = [m.mtu or MACHINE_MTU for m in (manifest.machines or {}).values()]
-        self.mtu = min([*mtus, *([known.mtu] if known.mtu else [])], default=None)
+        self.mtu = min(mtus, default=None)
+        self.family = underlay_family(manifest)
+        self.overhead = OVERHEAD[self.family or 4]
 
     def __iter__(self) -> Iterator[Problem]:
         yield from self._machines()
@@ -120,6 +126,17 @@ class _Judge:
             if machine.address is not None and (other := seen.setdefault(machine.address, name)) != name:
                 message = f"{machine.address} is the address of machine {other} already"
                 yield Problem("duplicate_address", join("machines", name, "address"), message)
+            if machine.address is not None and machine.address.version != self.family:
+                others = next(
+                    (f"{its} of {other}" for its, other in seen.items() if its.version == self.family), "others"
+                )
+                message = (
+                    f"{machine.address} is IPv{machine.address.version}, unlike {others}: machines reach each other "
+                )
+                yield Problem("mixed_families", join("machines", name, "address"), message + "over one family")
+            if self.family == 6 and machine.mtu is not None and machine.mtu < SMALLEST_MTU[6]:
+                message = f"mtu is {machine.mtu}, but IPv6 needs {SMALLEST_MTU[6]}"
+                yield Problem("mtu_too_small", join("machines", name, "mtu"), message, limit=SMALLEST_MTU[6])
 
     def _tenants(self) -> Iterator[Problem]:
         declared = self.manifest.tenants or {}
@@ -225,16 +242,17 @@ class _Network:
         yield from self._policies()
 
     def _whole(self) -> Iterator[Problem]:
-        if self.underlay == 6 and self.carrier is None:
-            message = "underlay is 6, but machines reach each other over IPv4 in this version: leave it out"
-            yield Problem("not_supported", self.at + "/underlay", message)
+        family, overhead = self.judge.family, self.judge.overhead
+        if self.carrier is None and self.network.underlay not in (None, family):
+            message = f"underlay is {self.network.underlay}, but the machines' addresses are IPv{family}: leave it out"
+            yield Problem("host_family", self.at + "/underlay", message)
         if self.judge.mtu is None and self.network.mtu is None:
             return
-        most = self.judge.mtu - OVERHEAD if self.judge.mtu is not None else None
+        most = self.judge.mtu - overhead if self.judge.mtu is not None else None
         mtu = self.network.mtu if self.network.mtu is not None else most
         assert mtu is not None
         if most is not None and mtu > most:
-            message = f"mtu is {mtu}, but the machines' {self.judge.mtu} less {OVERHEAD} for VXLAN leave {most}"
+            message = f"mtu is {mtu}, but the machines' {self.judge.mtu} less {overhead} for VXLAN leave {most}"
             yield Problem("mtu_too_large", self.at + "/mtu", message, limit=most)
         families = {cidr.version for segment in self.segments.values() for cidr in segment.cidr or ()}
         least = max((SMALLEST_MTU[family] for family in families), default=0)

@@ -32,15 +32,18 @@ MAX_HOPS = 63  # Routers on one way (rule 6). Mirrors MAX_HOPS in bpf/tables.h.
 MAX_DEPTH = 64  # Levels that one walk down the carriers may take. Mirrors MAX_DEPTH in bpf/tables.h.
 CARRIAGE_PORT = 4789  # RFC 7348.
 CONNECTION_SHARE = 16384  # Connections that one port may have open, as their opener, on one machine.
+OVERHEAD = {4: 50, 6: 70}  # bytes before a frame, by family: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A computer that runs an agent. `address` is its address in the underlay, `mtu` that of its NIC in bytes."""
+    """A computer that runs an agent. `address` is its address in the underlay, `mtu` that of its NICs in bytes, `nics`
+    their names; none: the one that has the address."""
 
     id: int
     address: Address
     mtu: int = 1500
+    nics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

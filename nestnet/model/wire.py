@@ -68,7 +68,7 @@ def _service(data: Mapping[str, Any]) -> Service:
 
 
 _READERS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "machine": {"address": ip_address},
+    "machine": {"address": ip_address, "nics": tuple},
     "segment": {"cidrs": _each(ip_network)},
     "router": {"interfaces": _each(_interface)},
     "link": {"between": tuple},

@@ -41,10 +41,8 @@ from nestnet.store.objects import (
     Row,
     SegmentRow,
     chunks,
-    fabric_mtu,
+    fabric,
 )
-
-OVERHEAD = {4: 50, 6: 70}  # Bytes that VXLAN takes from the MTU, by the family it travels in.
 
 
 class _All:
@@ -69,7 +67,7 @@ class Batch:
 def snapshot(connection: Connection, machine: int) -> Batch:
     """Everything that a machine needs."""
     view = _view(connection, machine, _Past())
-    rows = [*machines(connection), *_of_view(connection, view)]
+    rows = [*machines(connection, machine), *_of_view(connection, view)]
     found = tuple((kind, id, value) for (kind, id), value in rows)
     return Batch(True, objects.current_revision(connection), found)
 
@@ -98,7 +96,7 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
     values = dict(_values(connection, wanted, after))
     if changed[FABRIC]:
         wanted |= changed[FABRIC]
-        values.update({key: value for key, value in machines(connection) if key in wanted})
+        values.update({key: value for key, value in machines(connection, machine) if key in wanted})
     rows = tuple((kind, id, values.get((kind, id))) for kind, id in sorted(wanted))
     return Batch(False, now, rows)
 
@@ -226,7 +224,7 @@ def _other_keys(connection: Connection, network: int) -> set[Key]:
 
 
 def _of_view(connection: Connection, view: View) -> list[tuple[Key, Value]]:
-    mtu = fabric_mtu(connection)
+    left = fabric(connection).left
     every = list(view)
     whole = [network for network, scope in view.items() if isinstance(scope, _All)]
     some = sorted(id for scope in view.values() if not isinstance(scope, _All) for id in scope)
@@ -239,12 +237,12 @@ def _of_view(connection: Connection, view: View) -> list[tuple[Key, Value]]:
         *objects.ports(connection, "id", some),
         *objects.policies(connection, "network", every),
     ]
-    return [((row.kind, row.id), value_of(row, mtu)) for row in rows]
+    return [((row.kind, row.id), value_of(row, left)) for row in rows]
 
 
 def _values(connection: Connection, keys: set[Key], view: View) -> list[tuple[Key, Value]]:
     """The values of these keys, as far as they exist and the view has them."""
-    mtu = fabric_mtu(connection)
+    left = fabric(connection).left
     ids: dict[str, list[int]] = defaultdict(list)
     for kind, id in sorted(keys):
         ids[kind].append(id)
@@ -256,7 +254,7 @@ def _values(connection: Connection, keys: set[Key], view: View) -> list[tuple[Ke
         *objects.ports(connection, "id", ids["port"]),
         *objects.policies(connection, "id", ids["policy"]),
     ]
-    return [((row.kind, row.id), value_of(row, mtu)) for row in rows if _sees(view, row)]
+    return [((row.kind, row.id), value_of(row, left)) for row in rows if _sees(view, row)]
 
 
 def _sees(view: View, row: Row) -> bool:
@@ -266,18 +264,19 @@ def _sees(view: View, row: Row) -> bool:
     return isinstance(scope, _All) or not isinstance(row, PortRow) or row.id in scope
 
 
-def machines(connection: Connection) -> list[tuple[Key, Value]]:
-    """The machines of the fabric's domain, which is the only one there is."""
-    c = tables.machine.c
-    rows = connection.execute(select(c.id, c.address, c.mtu).order_by(c.id))
-    return [(("machine", row.id), Machine(row.id, ip_address(row.address), row.mtu)) for row in rows]
+def machines(connection: Connection, reader: int) -> list[tuple[Key, Value]]:
+    """The machines of the fabric's domain, which is the only one there is. Of the reader alone it has the NICs."""
+    return [
+        (("machine", row.id), Machine(row.id, ip_address(row.address), row.mtu, row.nics if row.id == reader else ()))
+        for row in objects.machines(connection)
+    ]
 
 
-def value_of(row: Row, fabric: int) -> Value:
-    """A row as the value that agents compile. `fabric` is the MTU of the wire."""
+def value_of(row: Row, left: int) -> Value:
+    """A row as the value that agents compile. `left`: what the wire leaves to networks, in bytes of IP."""
     match row:
         case NetworkRow():
-            return Network(row.id, row.carrier, row.underlay, network_mtu(row, fabric))
+            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left))
         case SegmentRow():
             return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)))
         case RouterRow():
@@ -296,10 +295,9 @@ def value_of(row: Row, fabric: int) -> Value:
             raise TypeError(f"agents do not get rows of kind {row.kind}")
 
 
-def network_mtu(row: NetworkRow, fabric: int) -> int:
+def network_mtu(row: NetworkRow, left: int) -> int:
     """Bytes of IP that its ports may send: flat at any depth, so the wire's less one encapsulation (rule 9)."""
-    most = fabric - OVERHEAD[4]
-    return min(most, row.mtu) if row.mtu is not None else most
+    return min(left, row.mtu) if row.mtu is not None else left
 
 
 def world(connection: Connection, port: int) -> World:
@@ -309,4 +307,4 @@ def world(connection: Connection, port: int) -> World:
     while network != FABRIC:
         view[network] = ALL
         network = _carrier(connection, network, _Past())
-    return World(dict([*machines(connection), *_of_view(connection, view)]))
+    return World(dict([*machines(connection, 0), *_of_view(connection, view)]))

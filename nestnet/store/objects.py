@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, RowMapping, Table, select
 
-from nestnet.model.values import FABRIC, Selector, Service
+from nestnet.model.values import FABRIC, OVERHEAD, Selector, Service
 from nestnet.store import tables
 
 CHUNK = 10_000  # Parameters of one statement; SQLite takes 32,766.
@@ -146,12 +146,23 @@ class Contents:
             yield from collection.values()
 
 
+@dataclass(frozen=True, slots=True)
+class MachineRow:
+    """`address` is text in canonical form; `nics` are names of interfaces."""
+
+    id: int
+    name: str
+    address: str
+    mtu: int
+    nics: tuple[str, ...]
+
+
 @dataclass
 class State:
     """All machines, tenants and networks, and the contents of some networks."""
 
     revision: int
-    mtu: int  # the fabric's
+    joined: dict[str, MachineRow]
     machines: dict[str, int]
     tenants: dict[str, int]
     parents: dict[str, str | None]
@@ -185,15 +196,23 @@ def load_state(connection: Connection) -> State:
         carried[network.carrier][network.name] = network
     tenants = connection.execute(select(t.tenant)).all()
     names = {row.id: row.name for row in tenants}
+    joined = {row.name: row for row in machines(connection)}
     return State(
         revision=current_revision(connection),
-        mtu=fabric_mtu(connection),
-        machines={row.name: row.id for row in connection.execute(select(t.machine.c.name, t.machine.c.id))},
+        joined=joined,
+        machines={name: row.id for name, row in joined.items()},
         tenants={row.name: row.id for row in tenants},
         parents={row.name: names.get(row.parent) for row in tenants},
         networks=networks,
         carried=carried,
     )
+
+
+def machines(connection: Connection) -> list[MachineRow]:
+    """Every machine that has joined."""
+    c = tables.machine.c
+    rows = connection.execute(select(c.id, c.name, c.address, c.mtu, c.nics).order_by(c.id))
+    return [MachineRow(row.id, row.name, row.address, row.mtu, tuple(json.loads(row.nics))) for row in rows]
 
 
 def load_contents(connection: Connection, networks: Sequence[int]) -> dict[int, Contents]:
@@ -315,9 +334,25 @@ def current_revision(connection: Connection) -> int:
     return int(connection.execute(select(tables.revision.c.n)).scalar_one())
 
 
-def fabric_mtu(connection: Connection) -> int:
-    """Bytes of IP on the wire: what the machine with the smallest NIC can send."""
-    return int(connection.execute(select(tables.network.c.mtu).where(tables.network.c.id == FABRIC)).scalar_one())
+@dataclass(frozen=True, slots=True)
+class Fabric:
+    """The wire: `mtu` is what the machine with the smallest NIC can send, in bytes of IP, `family` (4 or 6) that of the
+    machines' addresses."""
+
+    mtu: int
+    family: int
+
+    @property
+    def left(self) -> int:
+        """Bytes of IP that it leaves to networks."""
+        return self.mtu - OVERHEAD[self.family]
+
+
+def fabric(connection: Connection) -> Fabric:
+    """The wire as it is."""
+    c = tables.network.c
+    row = connection.execute(select(c.mtu, c.underlay).where(c.id == FABRIC)).one()
+    return Fabric(row.mtu, row.underlay)
 
 
 def meaning_text(row: PolicyRow) -> str:

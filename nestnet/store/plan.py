@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 from nestnet.model.errors import Conflict, Invalid, Problem
 from nestnet.model.manifest import (
     LinkSpec,
+    MachineSpec,
     Manifest,
     NetworkSpec,
     PolicySpec,
@@ -39,6 +40,7 @@ from nestnet.store.objects import (
     Contents,
     GroupRow,
     LinkRow,
+    MachineRow,
     NetworkRow,
     PolicyRow,
     PortRow,
@@ -90,6 +92,7 @@ class Work:
     revision: int
     pairs: tuple[Pair, ...]
     tenants: tuple[tuple[str, str | None], ...]  # to make or to give another parent
+    machines: tuple[MachineRow, ...]  # as they should be, where that is new
 
 
 def make(connection: Connection, manifest: Manifest, prune: bool) -> Work:
@@ -97,21 +100,22 @@ def make(connection: Connection, manifest: Manifest, prune: bool) -> Work:
     state = load_state(connection)
     roots = _roots(manifest, state, prune)
     state.contents = load_contents(connection, state.above(roots))
-    filled = _complete(manifest, state)
+    moved = _moved(manifest, state)
+    filled = _complete(manifest, state, moved)
     problems = _judge(manifest, filled, state)
     if problems:
         raise Invalid(problems)
     wanted = _Wanted(filled, state)
     pairs = list(_pairs(wanted, state, roots))
     _enough_vnis(connection, pairs)
-    changes = tuple(_told(pairs, wanted, state))
+    changes = (*_told_of_machines(moved, state), *_told(pairs, wanted, state))
     touched = {row.network for pair in pairs for row in pair if row is not None}
     plan = Plan(
         changes,
-        tuple(_disturbed(pairs, wanted, state)),
-        _machines(touched, wanted, state, roots),
+        (*_disturbed_by_machines(moved, state), *_disturbed(pairs, wanted, state)),
+        tuple(sorted(state.machines)) if moved else _machines(touched, wanted, state, roots),
     )
-    return Work(plan, state.revision, tuple(pairs), _tenants(manifest, wanted, state))
+    return Work(plan, state.revision, tuple(pairs), _tenants(manifest, wanted, state), tuple(moved))
 
 
 def _roots(manifest: Manifest, state: State, prune: bool) -> list[int]:
@@ -127,23 +131,71 @@ def _roots(manifest: Manifest, state: State, prune: bool) -> list[int]:
     return roots
 
 
+# Machines: a manifest may say where one that has joined is now.
+
+
+def _moved(manifest: Manifest, state: State) -> list[MachineRow]:
+    """The machines that are not as the manifest says. What it does not say of them stays (rule 39)."""
+    found = []
+    for name, spec in (manifest.machines or {}).items():
+        if (old := state.joined.get(name)) is not None:
+            address = str(spec.address) if spec.address is not None else old.address
+            new = replace(old, address=address, mtu=spec.mtu or old.mtu, nics=spec.nic or old.nics)
+            if new != old:
+                found.append(new)
+    return found
+
+
+def _machine_fields(row: MachineRow) -> dict[str, Any]:
+    return {"address": row.address, "nic": list(row.nics), "mtu": row.mtu}
+
+
+def _told_of_machines(moved: Iterable[MachineRow], state: State) -> Iterator[Change]:
+    for row in moved:
+        before, after = _machine_fields(state.joined[row.name]), _machine_fields(row)
+        fields = {field: [before[field], after[field]] for field in after if before[field] != after[field]}
+        yield Change("~", "machine", row.name, fields, join("machines", row.name))
+
+
+def _disturbed_by_machines(moved: Iterable[MachineRow], state: State) -> Iterator[str]:
+    for row in moved:
+        if row.address != (was := state.joined[row.name].address):
+            yield f"machine {row.name}: address {was} becomes {row.address}, nothing reaches it before it has that"
+
+
 # Completing
 
 
-def _complete(manifest: Manifest, state: State) -> Manifest:
+def _complete(manifest: Manifest, state: State, moved: Iterable[MachineRow]) -> Manifest:
     """The manifest with everything that it leaves alone."""
     top = state.carried.get(FABRIC, {})
-    networks = {
-        name: _complete_network(spec, state, top.get(name), None) for name, spec in (manifest.networks or {}).items()
+    machines = {
+        name: MachineSpec.model_construct(address=ip_address(row.address), mtu=row.mtu, nic=row.nics or None)
+        for name, row in (state.joined | {row.name: row for row in moved}).items()
     }
-    return manifest.model_copy(update={"networks": networks, "machines": None})
+    # In the order of the manifest behind all others: of two that do not fit, the one that it names is at fault.
+    named = [name for name in manifest.machines or {} if name in machines]
+    machines = {
+        **{name: spec for name, spec in machines.items() if name not in named},
+        **{n: machines[n] for n in named},
+    }
+    family = next((spec.address.version for spec in machines.values() if spec.address is not None), None)
+    networks = {
+        name: _complete_network(spec, state, top.get(name), None, family)
+        for name, spec in (manifest.networks or {}).items()
+    }
+    return manifest.model_copy(update={"networks": networks, "machines": machines})
 
 
-def _complete_network(spec: NetworkSpec, state: State, row: NetworkRow | None, tenant: str | None) -> NetworkSpec:
+def _complete_network(
+    spec: NetworkSpec, state: State, row: NetworkRow | None, tenant: str | None, family: int | None = None
+) -> NetworkSpec:
+    """`family`: of the machines that carry it, if they do and there are any."""
     stored = Contents() if row is None else state.contents[row.id]
     carried = {} if row is None else state.carried.get(row.id, {})
     tenant = spec.tenant or (row.tenant if row else None) or tenant
-    update: dict[str, Any] = {"tenant": tenant, "underlay": spec.underlay or (row.underlay if row else 4)}
+    underlay = spec.underlay or family or (row.underlay if row else 4)
+    update: dict[str, Any] = {"tenant": tenant, "underlay": underlay}
     if spec.segments is None:
         update["segments"] = {name: _segment_spec(segment) for name, segment in stored.segments.items()}
     if spec.routers is None:
@@ -240,7 +292,6 @@ def _judge(manifest: Manifest, filled: Manifest, state: State) -> list[Problem]:
     ]
     known = Known(
         machines=state.machines.keys(),
-        mtu=state.mtu if state.machines else None,
         tenants=state.parents,
         networks=[state.path(id) for id in state.networks],
     )
@@ -279,7 +330,9 @@ class _Wanted:
             self.tenants[spec.tenant] = None
         underlay = spec.underlay or 4
         if old is not None:
-            for what, was, wished in (("tenant", old.tenant, spec.tenant), ("underlay", old.underlay, underlay)):
+            # On the wire the underlay is as the machines are.
+            family = old.underlay if carrier != FABRIC else underlay
+            for what, was, wished in (("tenant", old.tenant, spec.tenant), ("underlay", family, underlay)):
                 if was not in (wished, None):
                     raise Conflict(f"the {what} of network {path} cannot be changed: delete and create it", "immutable")
         id = old.id if old is not None else next(self._fresh)

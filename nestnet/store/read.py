@@ -191,6 +191,7 @@ class Reader:
                 "row": row.id,
                 "address": row.address,
                 "mtu": row.mtu,
+                "nics": json.loads(row.nics),
                 "labels": json.loads(row.labels),
                 "realised": row.realised,
                 "reported": round(time.time() - row.at, 3) if row.at is not None else None,
@@ -208,7 +209,7 @@ class Reader:
         ]
 
     def _networks(self, ids: Sequence[int]) -> list[Resource]:
-        fabric = objects.fabric_mtu(self._connection)
+        left = objects.fabric(self._connection).left
         rows = objects.networks(self._connection, "id", ids)
         paths = self.paths(ids)
         c = tables.network.c
@@ -220,7 +221,7 @@ class Reader:
                 "carrier": paths[row.carrier] or None,
                 "carriage": "flat",
                 "underlay": row.underlay,
-                "mtu": network_mtu(row, fabric),
+                "mtu": network_mtu(row, left),
                 "revision": revisions[row.id],
                 "labels": json.loads(row.labels),
                 "description": row.description,
@@ -282,7 +283,7 @@ class Reader:
         rows = objects.ports(self._connection, "id", ids)
         networks = {row.id: row for row in objects.networks(self._connection, "id", sorted({r.network for r in rows}))}
         paths = self.paths(networks)
-        fabric = objects.fabric_mtu(self._connection)
+        left = objects.fabric(self._connection).left
         segments = {s.id: s for s in objects.segments(self._connection, "id", sorted({r.segment for r in rows}))}
         gateways = self._gateways(list(segments))
         groups = self._names(tables.group, {group for row in rows for group in row.groups})
@@ -303,7 +304,7 @@ class Reader:
                 "mac": mac_text(row.mac or 0),
                 "addresses": [_with_length(address, segments[row.segment].cidrs) for address in row.addresses],
                 "gateways": gateways.get(row.segment, []),
-                "mtu": network_mtu(networks[row.network], fabric),
+                "mtu": network_mtu(networks[row.network], left),
                 "owns": list(row.owns),
                 "groups": sorted(groups[group] for group in row.groups),
                 "hosts": row.hosts,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nestnet.store import feed, numbers, objects, plan, read, tables, write
 from nestnet.store.database import Database
 from nestnet.store.feed import Batch
 from nestnet.store.identity import Identity
+from nestnet.store.objects import Fabric, MachineRow
 from nestnet.store.plan import Change, Plan
 from nestnet.store.read import Resource
 
@@ -81,6 +83,8 @@ class Store:
             if before != work.revision:
                 work = plan.make(connection, manifest, prune)
             revision = before
+            if work.machines:
+                revision = self._move_machines(connection, work.machines)
             if work.pairs or work.tenants:
                 revision = write.write(connection, self.identity, work.pairs, work.tenants)
             applied = Applied(revision, work.plan)
@@ -91,15 +95,26 @@ class Store:
 
     # Machines
 
-    def join(self, name: str, address: str, mtu: int = 1500, labels: Mapping[str, str] | None = None) -> Resource:
-        """Declare a machine, or change what is known of it. Raises Conflict if another one has the address."""
+    def join(
+        self,
+        name: str,
+        address: str,
+        mtu: int = 1500,
+        labels: Mapping[str, str] | None = None,
+        nics: Sequence[str] = (),
+    ) -> Resource:
+        """Declare a machine, or change what is known of it. Raises Conflict if another one has the address, Invalid if
+        others' are of another family."""
         m = tables.machine
+        address = str(ip_address(address))
         with self._database.write() as connection:
             row = connection.execute(select(m).where(m.c.name == name)).first()
-            other = connection.scalar(select(m.c.name).where(m.c.address == address, m.c.name != name))
-            if other is not None:
+            others = [other for other in objects.machines(connection) if other.name != name]
+            if other := next((other.name for other in others if other.address == address), None):
                 raise Conflict(f"{address} is the address of machine {other} already", "duplicate_address")
-            wanted = {"address": address, "mtu": mtu, "labels": objects.dump(labels)}
+            _family_fits(address, others)
+            nics_text = json.dumps(list(nics))
+            wanted = {"address": address, "mtu": mtu, "nics": nics_text, "labels": objects.dump(labels)}
             before = after = objects.current_revision(connection)
             if row is None or any(getattr(row, field) != value for field, value in wanted.items()):
                 id = row.id if row is not None else write.reserve(connection, "machine", 1)
@@ -107,7 +122,7 @@ class Store:
                     connection.execute(insert(m).values(id=id, name=name, joined=before, **wanted))
                 else:
                     connection.execute(update(m).where(m.c.id == id).values(**wanted))
-                after = self._machine_changed(connection, id)
+                after = self._machines_changed(connection, [id])
             (resource,) = self._reader(connection).resources(
                 "machine", [self._reader(connection).find("machine", name)]
             )
@@ -115,16 +130,30 @@ class Store:
             self.changed(after)
         return resource
 
-    def _machine_changed(self, connection: Connection, id: int) -> int:
-        """The revision in which a machine came, changed or went, and with it perhaps the fabric's MTU."""
-        rows = [{"network": FABRIC, "kind": "machine", "id": id, **_NOTHING_WAS}]
-        smallest = connection.scalar(select(func.min(tables.machine.c.mtu))) or 1500
-        if smallest != objects.fabric_mtu(connection):
-            _mtu_fits(connection, smallest)
+    def _move_machines(self, connection: Connection, machines: Sequence[MachineRow]) -> int:
+        """Give machines other addresses, NICs or MTUs, as a plan has judged them. Returns the revision."""
+        m = tables.machine
+        for row in machines:  # they may exchange addresses
+            connection.execute(update(m).where(m.c.id == row.id).values(address=f"away {row.id}"))
+        for row in machines:
+            values = {"address": row.address, "mtu": row.mtu, "nics": json.dumps(row.nics)}
+            connection.execute(update(m).where(m.c.id == row.id).values(**values))
+        return self._machines_changed(connection, [row.id for row in machines])
+
+    def _machines_changed(self, connection: Connection, ids: Sequence[int]) -> int:
+        """The revision in which machines came, changed or went, and with them perhaps the fabric's MTU and family."""
+        rows = [{"network": FABRIC, "kind": "machine", "id": id, **_NOTHING_WAS} for id in ids]
+        now = objects.machines(connection)
+        was = objects.fabric(connection)
+        family = ip_address(now[0].address).version if now else was.family
+        fabric = objects.Fabric(min((row.mtu for row in now), default=1500), family)
+        if fabric != was:
+            _mtu_fits(connection, fabric)
             n = tables.network
-            connection.execute(update(n).where(n.c.id == FABRIC).values(mtu=smallest))
-            ids = connection.scalars(select(n.c.id).where(n.c.id != FABRIC)).all()
-            rows += [{"network": network, "kind": "network", "id": network, **_NOTHING_WAS} for network in ids]
+            connection.execute(update(n).where(n.c.id == FABRIC).values(mtu=fabric.mtu))
+            connection.execute(update(n).where(n.c.carrier == FABRIC).values(underlay=fabric.family))
+            networks = connection.scalars(select(n.c.id).where(n.c.id != FABRIC)).all()
+            rows += [{"network": network, "kind": "network", "id": network, **_NOTHING_WAS} for network in networks]
         return write.next_revision(connection, rows)
 
     def report(
@@ -182,7 +211,7 @@ class Store:
                 raise Conflict(f"{kind} {reference} is needed by {listed}", "in_use", dependants)
             if kind == "machine":
                 connection.execute(delete(tables.machine).where(tables.machine.c.id == id))
-                after = self._machine_changed(connection, id)
+                after = self._machines_changed(connection, [id])
                 numbers.fence(connection, after)
             elif kind == "tenant":
                 connection.execute(delete(tables.tenant).where(tables.tenant.c.id == id))
@@ -275,24 +304,35 @@ def _remember(connection: Connection, key: str | None, request: str, applied: Ap
     connection.execute(insert(i).values(tenant="", key=key, request=request, answer=answer, at=now))
 
 
-def _mtu_fits(connection: Connection, smallest: int) -> None:
+def _family_fits(address: str, others: Sequence[MachineRow]) -> None:
+    """Refuse a machine that the others could not reach."""
+    version = ip_address(address).version
+    for other in others[:1]:
+        if ip_address(other.address).version != version:
+            message = f"{address} is IPv{version}, unlike {other.address} of {other.name}: "
+            message += "machines reach each other over one family"
+            raise Invalid([Problem("mixed_families", "/address", message)])
+
+
+def _mtu_fits(connection: Connection, fabric: Fabric) -> None:
     """Refuse a machine that would leave some network too little (rule 9)."""
     n, s, c = tables.network.c, tables.segment.c, tables.segment_cidr.c
-    left = smallest - feed.OVERHEAD[4]
+    left, overhead = fabric.left, fabric.mtu - fabric.left
     family = connection.scalar(select(func.max(c.family)))
     least = SMALLEST_MTU[family] if family is not None else 0
     chosen = connection.execute(
         select(n.name, n.mtu).where(n.id != FABRIC, n.mtu > left).order_by(n.mtu.desc()).limit(1)
     ).first()
+    said = f"an MTU of {fabric.mtu} leaves {left} for networks"
     if chosen is not None:
-        message = f"an MTU of {smallest} leaves {left} for networks, but {chosen.name} has chosen {chosen.mtu}"
-        raise Invalid([Problem("mtu_too_small", "/mtu", message, limit=chosen.mtu + feed.OVERHEAD[4])])
+        message = f"{said}, but {chosen.name} has chosen {chosen.mtu}"
+        raise Invalid([Problem("mtu_too_small", "/mtu", message, limit=chosen.mtu + overhead)])
     if left < least:
         name = connection.scalar(
             select(s.name).join(tables.segment_cidr, c.segment == s.id).where(c.family == family).limit(1)
         )
-        message = f"an MTU of {smallest} leaves {left} for networks, but segment {name} needs {least}"
-        raise Invalid([Problem("mtu_too_small", "/mtu", message, limit=least + feed.OVERHEAD[4])])
+        message = f"{said}, but segment {name} needs {least}"
+        raise Invalid([Problem("mtu_too_small", "/mtu", message, limit=least + overhead)])
 
 
 def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 Row ids are taken from `counter`, one row for each kind, in the transaction that uses them, so they
 are known before a bulk insert and are never used twice. Row 0 of `network` is the fabric: the root
-of every carrier chain, whose `mtu` is that of its wire.
+of every carrier chain, whose `mtu` and `underlay` are those of its wire.
 
 `change` is what the feed reads. A change of a port also keeps where the port was before, one of a network
 what carried it, so that what a machine needed at an earlier revision can be worked out (feed.py).
@@ -104,6 +104,7 @@ machine = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("address", Text, nullable=False, unique=True),
     Column("mtu", Integer, nullable=False),
+    Column("nics", Text, nullable=False, server_default="[]"),  # JSON: names; none: the one that has the address.
     Column("labels", Text, nullable=False),
     Column("joined", Id, nullable=False),  # The revision at which it was declared.
 )
