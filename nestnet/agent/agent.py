@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestnet.agent import links
+import numpy as np
+
+from nestnet.agent import links, underlay
 from nestnet.agent.attachments import Attachment, Workloads, wanted
 from nestnet.agent.feed import Desired, Feed
 from nestnet.compile.compiler import compile
-from nestnet.compile.diff import diff
+from nestnet.compile.diff import Bump, Epoch, diff
 from nestnet.compile.slots import Slots, assign, slots_of
 from nestnet.compile.tables import Tables
 from nestnet.model.errors import NestnetError
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 SWEEP = 2.0  # seconds between two looks at what the kernel has aged out, what drifted and what was dropped
 NEIGHBOURS = 20.0  # seconds; the kernel may forget a neighbour that is not used for 60
+AGAIN = 0.2  # seconds from one look at the underlay to the next, at least; more when looking takes long: see SHARE
+SHARE = 5  # one part in so many of its time is what a machine whose routes never rest has for looking
 
 
 def say(text: str) -> None:
@@ -65,18 +69,33 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None)
         signal.signal(signal.SIGINT, stop)
         faulthandler.register(signal.SIGUSR1)  # an agent that hangs says where
         feed.start()
+        watch = underlay.Watch(feed.wake)
         say(f"agent of {machine}")
         desired = Desired()
+        due = follow = 0.0  # monotonic seconds
         while not stopped:
-            news = feed.take(SWEEP)
+            now = time.monotonic()
+            news = feed.take(max(0.0, (min(due, follow) if watch.moved.is_set() else due) - now))
             if stopped:
                 break
-            if news is not None:
-                desired = news
-            if desired.whole:
-                agent.converge(desired)
-                agent.sweep()
-                _report(client, machine, agent)
+            now = time.monotonic()
+            if desired.whole and watch.moved.is_set() and now >= follow:
+                watch.moved.clear()  # before looking: what changes meanwhile is looked at again
+                if agent.follow():
+                    due = now
+                took = time.monotonic() - now
+                follow = now + took + max(AGAIN, took * (SHARE - 1))
+            if news is not None or now >= due:
+                desired = news or desired
+                due = now + SWEEP
+                if desired.whole:
+                    agent.converge(desired)
+                    agent.sweep()
+                    _report(client, machine, agent)
+            if watch.interest != (interest := agent.interest):
+                watch.interest = interest
+                watch.moved.set()  # what it was not interested in may have happened since it was looked at
+        watch.close()
         say("ended; the datapath stays")
 
 
@@ -104,8 +123,13 @@ class Agent:
     _desired: Desired = field(default_factory=Desired)
     _latest: World = field(default_factory=World)  # what is desired
     _world: World = field(default_factory=World)  # what was last made so: another one while a turn fails
-    _met: World | None = None  # whose machines were last asked for, and when, in monotonic seconds
+    _ways: underlay.Ways = field(default_factory=underlay.Ways)
+    _met: World | None = None  # whose machines were last looked for, and when, in monotonic seconds
     _met_at: float = 0.0
+    _nics: dict[str, links.Link] = field(default_factory=dict)
+    _nic: int = 0
+    _warnings: list[str] = field(default_factory=list)  # what is wrong, but nothing that a turn could not do without
+    _failed: bool = False  # the last turn left something undone
     _ends: dict[int, links.Link] = field(default_factory=dict)
     _attached: dict[int, str] = field(default_factory=dict)
 
@@ -123,30 +147,30 @@ class Agent:
         want = wanted(world, self.machine) if self.workloads is not None else {}
         try:
             ends = self._prepare(want, problems)
-            underlay = self._underlay(world, problems)
+            nic = self._underlay(world, problems)
             known = {port: end.index for port, end in self._ends.items()}
             ready = {port: end.index for port, end in ends.items()}
-            if world is not self._world or ready != known or self.problems or problems:
+            if world is not self._world or ready != known or self._failed or problems or nic != self._nic:
                 slots = assign(self.slots, world)
-                tables = compile(world, self.machine, ready, underlay, slots)
+                tables = compile(world, self.machine, ready, nic, slots)
                 self.kernel.apply(diff(self.have, tables))
                 self.have, self.slots = tables, slots
             if self.workloads is not None:
                 # Frames flow from here on: the tables know every port.
                 self.workloads.open(ends.values())
                 self._remove(want)
-            self._world, self._ends = world, ends
+            self._world, self._ends, self._nic = world, ends, nic
         except (OSError, NestnetError) as error:
             problems.append(str(error))
             self.have = self.kernel.read()  # some of the actions may be done
             self.slots = slots_of(self.have)
-        for problem in problems:
+        for problem in (*problems, *self._warnings):
             if problem not in self.problems:
                 say(f"revision {desired.revision}: {problem}")
         if not problems and desired.revision != self.realised:
             say(f"revision {desired.revision}: {len(want)} workloads, {len(world.values)} values")
             self.realised = desired.revision
-        self._desired, self.problems = desired, problems
+        self._desired, self.problems, self._failed = desired, [*problems, *self._warnings], bool(problems)
 
     def sweep(self) -> None:
         """Let the datapath forget what is old, and have the kernel know its neighbours: copies of a broadcast cannot
@@ -156,12 +180,41 @@ class Agent:
             self.kernel.sweep(now)
             if self._met is not self._world or now - self._met_at > NEIGHBOURS:
                 self._met, self._met_at = self._world, now
+                self._look()
                 with links.netlink() as ipr:
-                    others = (m.address for m in self._world.machines.values() if m.id != self.machine)
-                    links.resolve(ipr, others)
+                    underlay.confirm(ipr, self._ways.hops)
         except (OSError, NestnetError) as error:
             self.problems = [*self.problems, f"sweep: {error}"]
+            self._failed = True
             say(self.problems[-1])
+
+    def follow(self) -> bool:
+        """The underlay has changed, perhaps. True if NICs came or went, or there is another error: time for a turn."""
+        try:
+            before, warnings = self._nics, self._warnings
+            self._underlay(self._world, [])
+            self._look()
+        except (OSError, NestnetError) as error:
+            say(f"underlay: {error}")
+            return True
+        return (before, warnings) != (self._nics, self._warnings)
+
+    def _look(self) -> None:
+        """Have flows composed again to each machine whose next hops, or their MACs, are others now (rule 16)."""
+        others = {m.id: m.address for m in self._world.machines.values() if m.id != self.machine}
+        with links.netlink() as ipr:
+            changed = self._ways.look(ipr, others)
+            hops = {resolved.hop for id in changed for resolved in self._ways.known[id]}
+            underlay.confirm(ipr, hops)  # floods cannot wait for one that is not known yet
+        slots = sorted(slot for id in changed if (slot := self.slots.get(("machine", id))))
+        if slots:
+            self.kernel.apply([Bump("machine", np.array(slots, "u4")), Epoch()])
+
+    @property
+    def interest(self) -> underlay.Interest:
+        """What the underlay is watched for."""
+        machine = self._world.machines.get(self.machine)
+        return underlay.Interest(self._ways.hops, frozenset(self._nics) | frozenset(machine.nics if machine else ()))
 
     def ports(self) -> dict[str, dict[str, Any]]:
         """What the controller is told of each local port, by its id: where it hangs, and what was dropped by reason."""
@@ -193,18 +246,36 @@ class Agent:
         return ends
 
     def _underlay(self, world: World, problems: list[str]) -> int:
-        """The ifindex of the NIC that has this machine's address, with our program on it; 0 when there is none."""
+        """The ifindex of the NIC, or the first of them, with our program on all; 0 when there is none.
+
+        One of several that is not there is a warning: the machine does what it should by the others."""
         machine = world.machines.get(self.machine)
         if machine is None:
             problems.append("the controller does not know this machine any more")
             return 0
         with links.netlink() as ipr:
-            index = links.with_address(ipr, machine.address)
-        if index is None:
-            problems.append(f"no interface has this machine's address {machine.address}")
-            return 0
-        self._attach(index, "underlay")
-        return index
+            found = underlay.nics(ipr, machine)
+        if not self._nics:  # an agent before this one may have had others
+            self._attached |= {index: name for index, name in self.kernel.attached().items() if name == "underlay"}
+        attached: list[int] = []
+        flaws = list(found.missing)
+        for link in found.links.values():
+            try:
+                self.kernel.attach(link.index, "underlay")  # again each time, for somebody may have taken it off
+            except OSError as error:
+                flaws.append(f"no program on {link.name}: {error}")
+            else:
+                self._attached[link.index] = "underlay"
+                attached.append(link.index)
+        left = [i for i, program in self._attached.items() if program == "underlay" and i not in attached]
+        for index in left if attached else ():
+            self.kernel.detach(index)
+            del self._attached[index]
+        underlay.spread(found.links, machine.address.version)
+        self._nics = found.links
+        self._warnings = flaws if attached else []
+        problems += [] if attached else flaws
+        return attached[0] if attached else 0
 
     def _attach(self, index: int, program: ProgramName) -> None:
         if self._attached.get(index) != program:

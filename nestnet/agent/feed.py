@@ -67,6 +67,7 @@ class Feed:
         self._desired = Desired()
         self._taken = self._desired
         self._stopped = threading.Event()
+        self._woken = False
         self.problem: str | None = "not connected yet"
         self._thread = threading.Thread(target=self._follow, name="feed", daemon=True)
 
@@ -79,10 +80,20 @@ class Feed:
         with self._changed:
             self._changed.notify_all()
 
-    def take(self, timeout: float) -> Desired | None:
-        """What is desired now, if that has changed since the last call; None after `timeout` seconds without."""
+    def wake(self) -> None:
+        """Let `take` return, now or when it is next called: there is something else to do."""
         with self._changed:
-            self._changed.wait_for(lambda: self._desired is not self._taken or self._stopped.is_set(), timeout)
+            self._woken = True
+            self._changed.notify_all()
+
+    def take(self, timeout: float) -> Desired | None:
+        """What is desired now, if that has changed since the last call; None after `timeout` seconds without, or
+        when it was woken."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._desired is not self._taken or self._stopped.is_set() or self._woken, timeout
+            )
+            self._woken = False
             if self._desired is self._taken:
                 return None
             self._taken = self._desired

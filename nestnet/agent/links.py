@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
@@ -25,6 +25,7 @@ Interface = IPv4Interface | IPv6Interface
 
 NTF_USE = 0x01  # <linux/neighbour.h>
 RTN_UNICAST = 1  # <linux/rtnetlink.h>
+RT_SCOPE_LINK = 253
 IFNAMSIZ = 15  # characters in the name of an interface
 IFA_F_NODAD = 0x02  # <linux/if_addr.h>: usable at once, no duplicate address detection
 EUI64, NO_ADDRESS = 0, 1  # <linux/if_link.h>: in6_addr_gen_mode
@@ -73,7 +74,8 @@ def mac_text(mac: int) -> str:
     return mac.to_bytes(6, "big").hex(":")
 
 
-def _link(message: Any) -> Link:
+def read(message: Any) -> Link:
+    """A link out of what netlink says of it."""
     return Link(
         message["index"],
         message.get_attr("IFLA_IFNAME"),
@@ -87,14 +89,14 @@ def _link(message: Any) -> Link:
 
 def links(ipr: IPRoute) -> dict[str, Link]:
     """Every interface of the namespace by its name."""
-    found = (_link(message) for message in ipr.get_links())
+    found = (read(message) for message in ipr.get_links())
     return {link.name: link for link in found}
 
 
 def find(ipr: IPRoute, name: str) -> Link | None:
     """One interface, or None."""
     index = ipr.link_lookup(ifname=name)
-    return _link(ipr.get_links(index[0])[0]) if index else None
+    return read(ipr.get_links(index[0])[0]) if index else None
 
 
 def remove(ipr: IPRoute, index: int) -> None:
@@ -232,28 +234,8 @@ def _route(index: int, prefix: Prefix, gateway: Address | None) -> dict[str, Any
     if gateway is not None:
         route["gateway"] = str(gateway)
     elif prefix.version == 4:
-        route["scope"] = 253  # RT_SCOPE_LINK
+        route["scope"] = RT_SCOPE_LINK
     return route
-
-
-def resolve(ipr: IPRoute, targets: Iterable[Address]) -> None:
-    """Have the kernel find out, or confirm, the MACs of the next hops to these addresses, without waiting for it.
-
-    Our own addresses and those without a route are left out.
-    """
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    hops = set()
-    for target in targets:
-        try:
-            found = ipr.route("get", dst=str(target))[0]
-        except NetlinkError:
-            continue
-        if found["type"] == RTN_UNICAST:
-            hops.add((found.get_attr("RTA_OIF"), found.get_attr("RTA_GATEWAY") or str(target)))
-    for index, hop in hops:
-        # NTF_USE: as if a packet had to go there now (neighbour(7), `ip neigh replace ... use`).
-        ipr.neigh("replace", dst=hop, ifindex=index, flags=NTF_USE, state=0)
 
 
 def set_sysctls(values: Mapping[str, int | str]) -> None:

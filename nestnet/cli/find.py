@@ -84,7 +84,8 @@ def place(found: Target, name: str) -> Place:
         if machine is None and name.startswith("machine_"):
             machine = str(client.get("machine", name)["name"])
         if machine is not None:
-            return Place(f"machine {machine}", lab.machine(machine))
+            nics = next((seat.nics for seat in lab.machines if seat.name == machine), ("eth0",))
+            return Place(f"machine {machine}", lab.machine(machine), nics[0] if len(nics) == 1 else "any")
         if "/" not in name and not name.startswith("port_"):
             names = [seat.name for seat in lab.machines]
             near = _nearest(name, names)

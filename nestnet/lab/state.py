@@ -65,11 +65,12 @@ def start_time(pid: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A machine of a lab: its name, underlay address (with prefix length) and MTU in bytes."""
+    """A machine of a lab: its name, underlay address (with prefix length), MTU in bytes and the names of its NICs."""
 
     name: str
     address: str
     mtu: int
+    nics: tuple[str, ...] = ("eth0",)
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,13 @@ def load(name: str) -> Lab | None:
     return Lab(
         name,
         data.get("file", ""),
-        tuple(Seat(**seat) for seat in data.get("machines", ())),
+        tuple(_seat(**seat) for seat in data.get("machines", ())),
         tuple(Process(**process) for process in data.get("processes", ())),
     )
+
+
+def _seat(name: str, address: str, mtu: int, nics: Sequence[str] = ("eth0",)) -> Seat:
+    return Seat(name, address, mtu, tuple(nics))
 
 
 def labs() -> list[str]:

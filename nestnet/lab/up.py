@@ -8,15 +8,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestnet.agent import links, netns
-from nestnet.lab.addresses import LARGE, SMALL, seats
+from nestnet.agent import netns
+from nestnet.lab.addresses import seats
 from nestnet.lab.down import tear_down
-from nestnet.lab.state import Lab, Process, Seat, locked
+from nestnet.lab.state import Lab, Process, locked
+from nestnet.lab.wire import make_wire
 from nestnet.model.errors import Conflict, Invalid, NestnetError, Problem, Unreachable
+from nestnet.model.validate import underlay_family
 
 if TYPE_CHECKING:
     from nestnet.model.manifest import Manifest
@@ -44,7 +46,7 @@ def up(manifest: Manifest, name: str, file: str, apply: Callable[[Lab], None], s
                 f"`nestnet down --name {name}` takes it away",
                 "lab_is_up",
             )
-        lab = Lab(name, file, tuple(seats(manifest.machines)))
+        lab = Lab(name, file, tuple(seats(manifest.machines, underlay_family(manifest) or 4)))
         try:
             lab.save()
             lab.logs.mkdir()
@@ -63,45 +65,6 @@ def up(manifest: Manifest, name: str, file: str, apply: Callable[[Lab], None], s
         return lab
 
 
-def make_wire(lab: Lab) -> None:
-    """The namespaces of the wire and of the machines, and a veth pair for each machine."""
-    wire = netns.create(lab.wire)
-
-    def plug() -> None:
-        with links.netlink() as ipr:
-            bridge = links.make_bridge(ipr, "wire")
-            for number, seat in enumerate(lab.machines, start=1):
-                machine = netns.path(lab.machine(seat.name))
-                link = links.make_veth(
-                    ipr, links.short_name("m", number), "eth0", machine, mtu=seat.mtu, alias=f"machine {seat.name}"
-                )
-                ipr.link("set", index=link.index, master=bridge, state="up")
-
-    for seat in lab.machines:
-        netns.create(lab.machine(seat.name))
-    netns.run_in(wire, plug)
-    addresses = [ip_interface(seat.address) for seat in lab.machines]
-    for seat in lab.machines:
-        netns.run_in(netns.path(lab.machine(seat.name)), lambda seat=seat: _address(seat, addresses))  # type: ignore[misc]
-
-
-def _address(seat: Seat, everybody: Sequence[links.Interface]) -> None:
-    """Inside a machine: loopback, address, and routes to the machines that chose an address outside the range."""
-    own = ip_interface(seat.address)
-    with links.netlink() as ipr:
-        ipr.link("set", index=1, state="up")
-        link = links.find(ipr, "eth0")
-        assert link is not None, "made with the wire"
-        links.set_addresses(ipr, link.index, [own])
-        ipr.link("set", index=link.index, state="up")
-        pool = SMALL if own.network.prefixlen == SMALL.prefixlen else LARGE
-        strangers = [other for other in everybody if other not in own.network and other.ip not in own.network]
-        routes = {ip_network(f"{other.ip}/{other.max_prefixlen}"): None for other in strangers}
-        if own.ip not in pool:
-            routes[pool] = None
-        links.set_routes(ipr, link.index, routes)
-
-
 def start(lab: Lab) -> Lab:
     """Start the controller, declare the machines, start the agents; wait until the controller answers."""
     from nestnet.api.client import Client
@@ -117,7 +80,7 @@ def start(lab: Lab) -> Lab:
     with Client(lab.controller) as client:
         _wait_until_ready(controller, client.status)
         for seat in lab.machines:
-            client.join(seat.name, str(ip_interface(seat.address).ip), seat.mtu)
+            client.join(seat.name, str(ip_interface(seat.address).ip), seat.mtu, nics=seat.nics)
     for seat in lab.machines:
         agent = _spawn(
             lab,
