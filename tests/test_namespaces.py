@@ -2,7 +2,7 @@
 
           wire: a namespace with a bridge
          /          |          \\
-    machine 1   machine 2 ...             eth0, 192.0.2.N; our programs on it and on p1 p2 ...
+    machine 1   machine 2 ...             eth0, 192.0.2.N and 2001:db8::N; our programs on it and on p1 p2 ...
      p1  p2 ...                           veths
       |                                   the other ends: in a namespace for each workload, m1 m2 ...
     workload 1, workload 2 ...            packet sockets send and hear everything there
@@ -32,7 +32,7 @@ from pathlib import Path
 
 import pytest
 from frames import ipv4, udp
-from strategies import Step, depth, some_chatter, some_dialogues, some_rounds
+from strategies import LEAVES, Step, depth, on_the_wire, some_chatter, some_dialogues, some_rounds, wire_family
 from test_equality import counted, machine_of
 from twins import SMALL, START
 
@@ -74,6 +74,12 @@ def ping(address: str, *options: str) -> None:
 def quiet() -> None:
     """In a namespace: nothing speaks by itself."""
     set_sysctls({f"net/ipv6/conf/{which}/disable_ipv6": 1 for which in ("all", "default")})
+
+
+def speak_ipv6(device: str) -> None:
+    """In a namespace that is quiet: this device has IPv6, at once, without asking anybody."""
+    values = {"accept_dad": 0, "accept_ra": 0, "router_solicitations": 0, "disable_ipv6": 0}
+    set_sysctls({f"net/ipv6/conf/{device}/{key}": value for key, value in values.items()})
 
 
 def packet_socket(device: str) -> socket.socket:
@@ -175,9 +181,10 @@ def pending(channel: socket.socket) -> list[bytes]:
 
 def with_markers(world: World) -> World:
     """All machines, and a port for markers on each."""
-    machines = [Machine(m, IPv4Address(f"192.0.2.{m}")) for m in range(1, MACHINES + 1)]
+    family = wire_family(world)
+    machines = [Machine(m, on_the_wire(m, family)) for m in range(1, MACHINES + 1)]
     ports = [Port(MARKER + m.id, MARKER, MARKER, m.id, 0x02FF00000000 + m.id, (marked(m.id),)) for m in machines]
-    return world.with_(*machines, Network(MARKER), Segment(MARKER, MARKER, MARKER), *ports)
+    return world.with_(*machines, Network(MARKER, underlay=family), Segment(MARKER, MARKER, MARKER), *ports)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +208,8 @@ def bed() -> Iterator[Bed]:
                 lines.append(f"link add p{number} mtu 3000 type veth peer name m{machine} mtu 3000 netns {room}")
                 lines.append(f"link set p{number} up")
             ip(name, *lines)
+            netns.run_in(netns.path(name), partial(speak_ipv6, "eth0"))
+            ip(name, f"address add 2001:db8::{machine}/64 dev eth0 nodad")
             ip(wire, f"link set m{machine} master wire up")
         for room in rooms.values():
             ip(room, *(f"link set m{machine} arp off up" for machine in names))
@@ -216,7 +225,7 @@ def bed() -> Iterator[Bed]:
                         kernels[machine].attach(index, "underlay")
                     elif device != "lo":
                         links[machine, int(device[1:])] = index
-                        set_sysctls({f"net/ipv4/conf/{device}/forwarding": 1})
+                        set_sysctls({f"net/{family}/conf/{device}/forwarding": 1 for family in ("ipv4", "ipv6")})
                         kernels[machine].attach(index, "workload")
 
             netns.run_in(netns.path(name), attach)
@@ -227,7 +236,8 @@ def bed() -> Iterator[Bed]:
         bed.become(World())
         for machine, name in names.items():  # the machines' ARP first: markers are broadcasts, and those wait for none
             for other in names.keys() - {machine}:
-                netns.run_in(netns.path(name), partial(ping, f"192.0.2.{other}"))
+                for family in (4, 6):
+                    netns.run_in(netns.path(name), partial(ping, str(on_the_wire(other, family))))
         yield bed
     finally:
         os.sched_setaffinity(0, cpus)
@@ -250,6 +260,7 @@ class Tally:
     frames: int = 0
     heard: int = 0
     crossed: int = 0
+    over_ipv6: int = 0
     carried: int = 0
     deepest: int = 0
     floods: int = 0
@@ -280,7 +291,9 @@ def play(bed: Bed, steps: list[Step], tally: Tally) -> None:
         others = [port for port, _ in heard if port != step.port]
         tally.frames += 1
         tally.heard += len(heard)
-        tally.crossed += sum(machine_of(world, port) != here for port in others)
+        crossed = sum(machine_of(world, port) != here for port in others)
+        tally.crossed += crossed
+        tally.over_ipv6 += crossed if wire_family(world) == 6 else 0
         tally.carried += sum(level > 1 and machine_of(world, port) != here for port in others)
         tally.deepest = max(tally.deepest, level if others else 0)
         tally.floods += len(others) > 1
@@ -300,6 +313,7 @@ def test_workloads_hear_what_they_should_and_nothing_more(bed: Bed) -> None:
         play(bed, some_chatter(rng), tally)
     print(f"seed {SEED}: {tally}")
     assert tally.crossed > 100, tally
+    assert tally.over_ipv6 > 30, tally
     assert tally.carried > 20, tally
     assert tally.deepest > 2, tally
     assert tally.floods > 20, tally
@@ -314,8 +328,8 @@ LAN, OTHER = 1, 2  # segments
 A, B, C, D, E = 1, 2, 3, 4, 5  # ports
 
 
-def fabric() -> World:
-    """Two machines, a network of two segments with a router.
+def fabric(family: int) -> World:
+    """Two machines, with addresses of this family, and a network of two segments with a router.
 
     machine 1: A in LAN, D in LAN, E in OTHER        machine 2: B in LAN, C in OTHER
     """
@@ -327,8 +341,8 @@ def fabric() -> World:
     cidrs = {s: (ip_network(f"10.7.{s}.0/24"), ip_network(f"fd07:{s}::/64")) for s in (LAN, OTHER)}
     return World.of(
         (
-            *(Machine(m, IPv4Address(f"192.0.2.{m}")) for m in (1, 2)),
-            Network(1),
+            *(Machine(m, on_the_wire(m, family)) for m in (1, 2)),
+            Network(1, underlay=family, mtu=LEAVES[family]),
             *(Segment(s, 1, 100 + s, cidrs[s]) for s in cidrs),
             Router(1, 1, 0x060000000001, tuple(Interface(s, (c[0][1], c[1][1])) for s, c in cidrs.items())),
             port(A, LAN, 1), port(B, LAN, 2), port(C, OTHER, 2), port(D, LAN, 1), port(E, OTHER, 1),
@@ -349,17 +363,22 @@ class Lab:
     def machine(self, machine: int) -> Path:
         return netns.path(f"{self.prefix}m{machine}")
 
+    @property
+    def mtu(self) -> int:
+        return self.world.networks[1].mtu
+
     def address(self, port: int, family: int) -> str:
         return str(self.world.ports[port].address(family))
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+@pytest.fixture(scope="module", params=[4, 6], ids=["over-ipv4", "over-ipv6"])
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     prefix = f"nnt-lab-{os.getpid()}-"
     pins = BPFFS / "nestnet" / f"{prefix}pins"
     wire = f"{prefix}wire"
     kernels: list[Kernel] = []
-    world = fabric()
+    family = request.param
+    world = fabric(family)
     try:
         netns.create(wire)
         ip(wire, "link add wire type bridge stp_state 0 mcast_snooping 0", "link set wire up")
@@ -369,9 +388,11 @@ def lab() -> Iterator[Lab]:
             ip(
                 name,
                 f"link add eth0 type veth peer name m{machine} netns {wire}",
-                f"address add 192.0.2.{machine}/24 dev eth0",
                 "link set eth0 up",
             )
+            netns.run_in(netns.path(name), partial(speak_ipv6, "eth0"))
+            length = "24" if family == 4 else "64 nodad"
+            ip(name, f"address add {on_the_wire(machine, family)}/{length} dev eth0")
             ip(wire, f"link set m{machine} master wire up")
         for machine in (1, 2):
             kernel = Kernel.open(pins / str(machine), SMALL)
@@ -380,7 +401,7 @@ def lab() -> Iterator[Lab]:
             desired = Desired(world.values, 1, True)
             netns.run_in(netns.path(f"{prefix}m{machine}"), partial(agent.converge, desired))
             assert not agent.problems
-        netns.run_in(netns.path(f"{prefix}m1"), partial(ping, "192.0.2.2"))
+        netns.run_in(netns.path(f"{prefix}m1"), partial(ping, str(on_the_wire(2, family))))
         yield Lab(world, prefix)
     finally:
         for number, kernel in enumerate(kernels, 1):
@@ -467,12 +488,14 @@ def test_the_mtu_is_what_it_says(lab: Lab, target: int, family: int) -> None:
         netns.run_in(here, partial(subprocess.run, ["ip", "link", "set", "eth0", "mtu", "1500"], check=True))
         ip(f"{lab.prefix}m1", "link set p1 mtu 1500")
         whole = (*options(family), "-M", "do", "-s")
-        netns.run_in(here, partial(ping, lab.address(target, family), *whole, str(1450 - header)))
+        netns.run_in(here, partial(ping, lab.address(target, family), *whole, str(lab.mtu - header)))
         with pytest.raises(subprocess.CalledProcessError):
-            netns.run_in(here, partial(ping, lab.address(target, family), *whole, str(1451 - header), "-W", "0.2"))
+            netns.run_in(
+                here, partial(ping, lab.address(target, family), *whole, str(lab.mtu + 1 - header), "-W", "0.2")
+            )
     finally:
-        ip(f"{lab.prefix}m1", "link set p1 mtu 1450")
-        netns.run_in(here, partial(subprocess.run, ["ip", "link", "set", "eth0", "mtu", "1450"], check=True))
+        ip(f"{lab.prefix}m1", f"link set p1 mtu {lab.mtu}")
+        netns.run_in(here, partial(subprocess.run, ["ip", "link", "set", "eth0", "mtu", str(lab.mtu)], check=True))
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -498,8 +521,9 @@ def overheard(lab: Lab) -> Iterator[list[pk.Packet]]:
     with at:
         yield found
         marker = b"the last"
-        with netns.run_in(lab.machine(1), partial(channel, socket.SOCK_DGRAM, 4)) as last:
-            last.sendto(marker, ("192.0.2.2", 9))
+        target = lab.world.machines[2].address
+        with netns.run_in(lab.machine(1), partial(channel, socket.SOCK_DGRAM, target.version)) as last:
+            last.sendto(marker, (str(target), 9))
         end = time.monotonic() + PATIENCE
         while True:
             ready, _, _ = select.select([at], [], [], max(0, end - time.monotonic()))
