@@ -21,16 +21,17 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
-from nestnet.agent import links, netns
+from nestnet.agent import links, netns, underlay
 from nestnet.lab.addresses import pool
 from nestnet.lab.state import Lab, Seat
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-# What a machine and the router call each other on a link between them (RFC 3927, RFC 4291): the same on every link.
+# What a machine and the router call each other on a link between them: the same on every link. The machine's is not
+# link-local: those go when the link does.
 ROUTER = {4: "169.254.1.1", 6: "fe80::1"}
-MACHINE = "fe80::2"
+MACHINE = "fd00:1ab::2"
 ONLINK = 4  # <linux/rtnetlink.h>, RTNH_F_ONLINK: the next hop is there, whatever addresses the link has
 
 
@@ -61,7 +62,7 @@ def _veth(ipr: IPRoute, name: str, nic: str, machine: Path, seat: Seat) -> links
 def _nics(seat: Seat) -> None:
     """Inside a machine: IPv6 as on a server, with addresses that are there at once and nobody else's advice."""
     for nic in seat.nics:
-        settings = {"accept_ra": 0, "autoconf": 0, "accept_dad": 0, "router_solicitations": 0}
+        settings = {"accept_ra": 0, "autoconf": 0, "accept_dad": 0, "router_solicitations": 0, "keep_addr_on_down": 1}
         links.set_sysctls({f"net/ipv6/conf/{nic}/{key}": value for key, value in settings.items()})
 
 
@@ -99,27 +100,19 @@ def _on_bridge(seat: Seat, everybody: Sequence[Seat]) -> None:
 
 
 def _route(lab: Lab) -> None:
-    links.set_sysctls(
-        {
-            "net/ipv4/ip_forward": 1,
-            "net/ipv6/conf/all/forwarding": 1,
-            "net/ipv4/fib_multipath_hash_policy": 1,  # by ports too: they are what differs between flows
-            "net/ipv6/fib_multipath_hash_policy": 1,
-        }
-    )
+    links.set_sysctls({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
     with links.netlink() as ipr:
         ipr.link("set", index=1, state="up")
         _address(ipr, 1, ROUTER[4], 32)  # answered for on every link
         for seat, ends in _plug(ipr, lab):
+            own = ip_interface(seat.address)
+            underlay.settle([end.name for end in ends], own.version)
             for end in ends:
-                for family in ("ipv4", "ipv6"):
-                    links.set_sysctls({f"net/{family}/conf/{end.name}/ignore_routes_with_linkdown": 1})
                 ipr.link("set", index=end.index, state="up")
                 _address(ipr, end.index, ROUTER[6], 64)
-            own = ip_interface(seat.address)
             hops: list[dict[str, Any]] = [{"oif": end.index} for end in ends]
             if own.version == 6:
-                hops = [{"oif": end.index, "gateway": MACHINE} for end in ends]
+                hops = [{"oif": end.index, "gateway": MACHINE, "flags": ONLINK} for end in ends]
             _add_route(ipr, f"{own.ip}/{own.max_prefixlen}", own.version, hops)
 
 
@@ -133,7 +126,7 @@ def _behind_router(seat: Seat) -> None:
         _address(ipr, ends[0].index if len(ends) == 1 else 1, str(own.ip), own.max_prefixlen)
         for end in ends:
             ipr.link("set", index=end.index, state="up")
-            _address(ipr, end.index, MACHINE, 64)
+            _address(ipr, end.index, MACHINE, 128)
         gateway = {"gateway": ROUTER[own.version], "flags": ONLINK}
         _add_route(
             ipr, "0.0.0.0/0" if own.version == 4 else "::/0", own.version, [{"oif": e.index, **gateway} for e in ends]
