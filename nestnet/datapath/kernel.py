@@ -57,8 +57,9 @@ PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 COUNTER = np.dtype("u8")
 SLOT = np.dtype("u4")
 RECORD = struct.Struct("<IIII")  # struct record in bpf/state.h, before its data
-RECORD_KINDS = {1: "workload", 2: "wire", 3: "drop", 4: "composed"}
+RECORD_KINDS = {1: "workload", 2: "wire", 3: "drop", 4: "composed", 5: "asked"}
 RECORDS = 1 << 22  # bytes of the ring buffer under test: what one run may emit
+QUESTIONS = 1 << 17  # and else: 63 questions of workloads that nobody has read yet
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Record:
     """What a program would have done with a frame, had it not been recording.
 
     kind      workload: into the one of port `slot`; wire: to the machine `slot`; drop: counted for port `slot`;
-              composed: a flow was
+              composed: a flow was; asked: by the workload of port `slot`, for the agent to answer
     what      the interface, or the number of the reason
     frame     as it would leave, empty for a drop; `length` is its real length, should it be cut here
     """
@@ -260,7 +261,7 @@ class Kernel:
         self._get(opened, present)
         for name in present:
             opened.reuse(name, self._maps[name])
-        sizes = capacity.entries() | {"emitted": RECORDS if recording else os.sysconf("SC_PAGE_SIZE")}
+        sizes = capacity.entries() | {"emitted": RECORDS if recording else QUESTIONS}
         for name in (sizes.keys() & opened.shapes.keys()) - set(present):
             opened.resize(name, sizes[name])
         opened.constant("recording", int(recording))
@@ -462,6 +463,17 @@ class Kernel:
         """Every connection that is remembered: struct connection_key and struct connection of bpf/state.h."""
         return self.rows("connection")
 
+    def count_drop(self, slot: int, reason: int) -> None:
+        """Count a packet that the agent dropped, for one of the reasons that no program counts."""
+        table = self._maps["drops"]
+        key = np.array([(slot, reason)], table.key)
+        count = table.lookup(key)
+        table.update(key, np.array([1], COUNTER) if count is None else count.astype(COUNTER) + COUNTER.type(1))
+
+    def questions(self) -> Questions:
+        """What workloads ask from now on. Not for one that records."""
+        return Questions(self._maps["emitted"])
+
     def sweep(self, now: float | None = None) -> dict[str, int]:
         """Forget what is over: how many of each map. `now` is in seconds of the monotonic clock, as the programs' is.
 
@@ -526,6 +538,24 @@ class Kernel:
             rows = self.rows(name)
             rows["value"]["seen"] -= np.uint32(seconds)  # modulo 2**32, as the programs count
             self._put(self._maps[name], rows["key"].copy(), rows["value"].copy())
+
+
+class Questions:
+    """What workloads ask the network, as it comes. Whoever waits for it polls `fileno()` and then takes all."""
+
+    def __init__(self, source: Map) -> None:
+        self._ring = Ring(source)
+        self._ring.take()  # nobody waits for an answer to what is older than this agent
+
+    def fileno(self) -> int:
+        return self._ring.fileno()
+
+    def take(self) -> list[Record]:
+        """All questions that are there: see `Record`."""
+        return [_record(raw) for raw in self._ring.take()]
+
+    def close(self) -> None:
+        self._ring.close()
 
 
 # ---- layout

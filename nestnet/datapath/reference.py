@@ -5,7 +5,7 @@ the compiler, and to `bpf/` over the same tables and frames. The functions have 
 `docs/datapath.md` and of the C, in the order of a packet. It is not a production datapath: it keeps no
 flow cache, never sweeps, and takes milliseconds where the kernel takes a microsecond.
 
-    workload -> from_workload -> guard -> arp, neighbour
+    workload -> from_workload -> guard -> arp, neighbour, question
                               -> fragment -> flood    -> judge, carry -> to_workload, to_machine
                                           -> unicast  -> route, connection, judge, carry -> the same
     underlay -> from_wire     -> sender -> guard -> fragment -> connection, judge, carry -> to_workload
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from types import SimpleNamespace
@@ -56,6 +56,7 @@ from nestnet.model.packet import (
     IPV6,
     LATER,
     LIMITED_BROADCAST,
+    QUESTION_BYTES,
     SOLICITATION,
     UDP,
     UNSPECIFIED4,
@@ -86,7 +87,7 @@ Row = SimpleNamespace
 
 ROUTER_DISCOVERY = range(133, 138)  # ICMPv6: RS, RA, NS, NA, redirect
 ADVERTISEMENTS = (134, 137)  # RA, redirect
-LISTENER_REPORTS = (130, 131, 132, 143)  # MLD (RFC 2710, RFC 3810): may come from ::
+SOURCELESS = (130, 131, 132, 133, 143)  # MLD (RFC 2710, RFC 3810), RS: may come from ::
 DHCP_SERVER = {4: 67, 6: 547}
 NEVER_ROUTED = [ip_network(prefix) for prefix in ("fe80::/10", "169.254.0.0/16", "::/128", "0.0.0.0/32")]
 NO_ADDRESS = bytes(16)  # port.address4 and address6 where there is none
@@ -95,6 +96,14 @@ MAX_TTL = 255
 
 class ToWorkload(NamedTuple):
     """A frame for the workload of a port of this machine; `port` is its slot."""
+
+    ifindex: int
+    port: int
+    frame: bytes
+
+
+class ToAgent(NamedTuple):
+    """What a port of this machine asks the network; `port` is its slot. The agent answers from the port's record."""
 
     ifindex: int
     port: int
@@ -112,7 +121,7 @@ class ToMachine(NamedTuple):
 class Outputs:
     """What became of a frame. `drops` are (slot of a port or 0, reason)."""
 
-    emitted: list[ToWorkload | ToMachine] = field(default_factory=list)
+    emitted: list[ToWorkload | ToMachine | ToAgent] = field(default_factory=list)
     drops: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -256,6 +265,9 @@ class Reference:
         if packet.is_discovery:
             self.neighbour(p, port, packet, out)
             return
+        if packet.is_question:
+            self.question(p, port, packet, out)
+            return
         packet = self.fragment(p, packet, now)
         if packet.is_group:
             self.flood(p, port, packet, out)
@@ -293,7 +305,7 @@ class Reference:
         if packet.family == 4 and flow.source == UNSPECIFIED4:
             asks = is_udp and (flow.source_port, flow.target_port) == (68, 67) and flow.target == LIMITED_BROADCAST
         elif packet.family == 6 and flow.source == UNSPECIFIED6:
-            asks = icmp == SOLICITATION or (icmp in LISTENER_REPORTS and flow.target[0] == 0xFF)
+            asks = icmp == SOLICITATION or (icmp in SOURCELESS and flow.target[0] == 0xFF)
         else:
             asks = False
         if not asks:
@@ -317,6 +329,12 @@ class Reference:
             raise Drop("nd_unknown")
         answer = neighbour_advertisement(packet, self.mac_of(owner), owner.kind == OWNER_ROUTER)
         self.to_workload(p, answer, out)
+
+    def question(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
+        """Line 6, for who asks the network."""
+        if packet.fragment != WHOLE or packet.size > QUESTION_BYTES:
+            raise Drop("malformed")
+        out.emitted.append(ToAgent(port.ifindex, p, packet.frame))
 
     def fragment(self, p: int, packet: Packet, now: float) -> Packet:
         """Line 7: a later fragment with what its first one had."""
@@ -643,6 +661,8 @@ class Reference:
         self.guard(p, packet)
         if packet.is_discovery:
             raise Drop("nd_spoof")
+        if packet.is_question:
+            raise Drop("asked_elsewhere")
         packet = self.fragment(p, packet, now)
         port = self.port[p]
         frame = with_outer_ecn(packet, carried.ecn)
@@ -706,8 +726,12 @@ class Fabric:
     Machines and ports go by their ids here, never by slots.
     """
 
-    def __init__(self, tables: Mapping[int, Tables]) -> None:
+    def __init__(
+        self, tables: Mapping[int, Tables], answer: Callable[[int, bytes], bytes | None] = lambda port, frame: None
+    ) -> None:
+        """`answer` does what agents do: a frame for the workload of a port that asked this, or None."""
         self.machines: dict[int, Reference] = {}
+        self.answer = answer
         self.load(tables)
 
     def load(self, tables: Mapping[int, Tables]) -> None:
@@ -737,6 +761,13 @@ class Fabric:
             for output in outputs.emitted:
                 if isinstance(output, ToWorkload):
                     deliveries.append((reference.port[output.port].id, output.frame))
+                elif isinstance(output, ToAgent):
+                    asker = reference.port[output.port].id
+                    told = self.answer(asker, output.frame)
+                    if told is None:
+                        drops.append("unanswerable")
+                    else:
+                        deliveries.append((asker, told))
                 else:
                     to = reference.machine[output.machine].id
                     pending.append((to, self.machines[to].underlay(output.datagram, now)))

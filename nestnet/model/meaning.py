@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
+from nestnet.model import bootstrap
 from nestnet.model import packet as pk
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
 from nestnet.model.packet import FlowTuple, Packet
@@ -113,7 +114,10 @@ def deliver(
     try:
         _refuse(not port.enabled, "port_disabled")
         _refuse(not world.networks[port.network].enabled, "network_disabled")
-        packet = _whole(state, port, guard(world, port, frame), now)
+        packet = guard(world, port, frame)
+        if packet.is_question:
+            _answer_question(world, port, packet)
+        packet = _whole(state, port, packet, now)
         if packet.is_group:
             return flood(world, state, port, packet)
         target, routers = switch(world, port, packet)
@@ -259,8 +263,9 @@ def _sourceless(packet: Packet) -> bool:
         bootp = (protocol, source_port, target_port) == (pk.UDP, 68, 67)
         return packet.family == 4 and bootp and target == pk.LIMITED_BROADCAST
     if source == pk.UNSPECIFIED6:
-        listener = packet.icmp_type in (130, 131, 132, 143) and target[0] == 0xFF
-        return packet.family == 6 and (packet.icmp_type == pk.SOLICITATION or listener)
+        # Multicast listeners, and who looks for routers.
+        early = packet.icmp_type in (130, 131, 132, 143, pk.ROUTER_SOLICITATION) and target[0] == 0xFF
+        return packet.family == 6 and (packet.icmp_type == pk.SOLICITATION or early)
     return False
 
 
@@ -290,6 +295,15 @@ def _answer_discovery(world: World, port: Port, packet: Packet) -> None:
     if target is None:
         raise _Dropped("nd_unknown")
     raise _Answered(pk.neighbour_advertisement(packet, target.mac, isinstance(target, Router)))
+
+
+def _answer_question(world: World, port: Port, packet: Packet) -> None:
+    """DHCP and router solicitations: answered from the port's record, never forwarded."""
+    _refuse(packet.fragment != pk.WHOLE or packet.size > pk.QUESTION_BYTES, "malformed")
+    told = bootstrap.answer(bootstrap.settings(world, port), packet.frame)
+    if told is None:
+        raise _Dropped("unanswerable")
+    raise _Answered(told)
 
 
 def _whole(state: State, port: Port, packet: Packet, now: float) -> Packet:
