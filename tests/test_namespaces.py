@@ -34,7 +34,7 @@ import pytest
 from frames import ipv4, udp
 from strategies import Step, depth, some_chatter, some_dialogues, some_rounds
 from test_equality import counted, machine_of
-from twins import SMALL
+from twins import SMALL, START
 
 from nestnet.agent import netns
 from nestnet.agent.agent import Agent
@@ -47,6 +47,7 @@ from nestnet.compile.slots import Slots, assign
 from nestnet.compile.tables import Tables, empty
 from nestnet.datapath.kernel import BPFFS, Kernel
 from nestnet.model import packet as pk
+from nestnet.model.clock import nanoseconds
 from nestnet.model.meaning import State, deliver
 from nestnet.model.reasons import NAMES
 from nestnet.model.values import Interface, Machine, Network, Port, Router, Segment, World
@@ -206,7 +207,7 @@ def bed() -> Iterator[Bed]:
         links: dict[tuple[int, int], int] = {}
         wires: dict[int, int] = {}
         for machine, name in names.items():
-            kernels[machine] = Kernel.open(pins / str(machine), SMALL)
+            kernels[machine] = Kernel.open(pins / str(machine), SMALL, driven=True)
 
             def attach(machine: int = machine) -> None:
                 for index, device in socket.if_nameindex():
@@ -257,7 +258,7 @@ class Tally:
 
 def play(bed: Bed, steps: list[Step], tally: Tally) -> None:
     """A conversation, by the meaning of its worlds and by the machines."""
-    state, world, now = State(), None, 0
+    state, world = State(), None
     for kernel in bed.kernels.values():
         kernel.forget()
     tally.cases += 1
@@ -265,13 +266,11 @@ def play(bed: Bed, steps: list[Step], tally: Tally) -> None:
         if step.world is not world:
             world = step.world
             bed.become(world)
-        if int(step.now) > now:
-            for kernel in bed.kernels.values():
-                kernel.age(int(step.now) - now)
-            now = int(step.now)
+        for kernel in bed.kernels.values():
+            kernel.set_clock(START + nanoseconds(step.now))
         if not is_sendable(step.frame):
             continue
-        outcome = deliver(world, state, step.port, step.frame, now)
+        outcome = deliver(world, state, step.port, step.frame, step.now)
         state = outcome.state
         heard, drops = bed.send(step.port, step.frame)
         expected = sorted(outcome.deliveries), counted(world, step.port, step.frame, outcome)

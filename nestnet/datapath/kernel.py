@@ -40,6 +40,7 @@ from nestnet.compile.tables import GENERATIONS, LAYOUT, TABLES, Rows, Tables, or
 from nestnet.datapath import build
 from nestnet.datapath.btf import Dtype, differences
 from nestnet.datapath.libbpf import ARRAY, Context, Link, LoadError, Map, Object, Program, Ring, get, pin
+from nestnet.model.clock import SECOND
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
 from nestnet.model.errors import Conflict, Exhausted, NestnetError
 
@@ -51,7 +52,7 @@ PROGRAMS: tuple[ProgramName, ...] = ("workload", "underlay")
 FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it again costs microseconds
 
 COUNTERS = tuple(f"generation_{name}" for name in GENERATIONS)
-STATE = ("flow", "carriage", "connection", "fragment", "opened", "closed", "drops", "stats", "emitted")
+STATE = ("flow", "carriage", "connection", "fragment", "opened", "closed", "drops", "stats", "emitted", "clock")
 PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 
 COUNTER = np.dtype("u8")
@@ -164,6 +165,7 @@ class Kernel:
         self._maps: dict[str, Map] = {}
         self._programs: dict[str, Program] = {}
         self._ring: Ring | None = None
+        self._driven = False
 
     @classmethod
     def open(
@@ -172,12 +174,14 @@ class Kernel:
         capacity: Capacity = LAB,
         recording: bool = False,
         *,
+        driven: bool = False,
         object: Path | None = None,
         read_only: bool = False,
     ) -> Kernel:
         """The machine whose pins are in this folder of a bpffs; made if there is none yet.
 
         recording   nothing is sent: programs tell in `run` what they would have sent
+        driven      for the programs it is the time that `set_clock` says; always so when recording
         object      the BPF object; by default built from the sources when they changed
         read_only   for looking, beside the agent that writes. NestnetError if nothing is pinned there
 
@@ -197,7 +201,7 @@ class Kernel:
             else:
                 mount(pins)
                 kernel = cls(folder, _locked(folder))
-                kernel._make(opened, capacity, recording)
+                kernel._make(opened, capacity, recording, driven or recording)
         except BaseException:
             if kernel is not None:
                 kernel.close()
@@ -235,19 +239,20 @@ class Kernel:
 
     # ---- making it
 
-    def _make(self, opened: Object, capacity: Capacity, recording: bool) -> None:
-        identity = _identity(opened.path, recording)
+    def _make(self, opened: Object, capacity: Capacity, recording: bool, driven: bool) -> None:
+        identity = _identity(opened.path, recording, driven)
         if _link_target(self.folder / "object") == identity:
             self._get(opened, PINNED)
             for name in PROGRAMS:
                 self._programs[name] = Program(get(self.folder / name))
         else:
-            self._load(opened, capacity, recording)
+            self._load(opened, capacity, recording, driven)
             self._swap()
             # Last, so that whoever is killed before this is finished by the next one.
             _link(self.folder / "object", identity)
         if (self.folder / "unfinished").is_symlink():
             self._raise_all()
+        self._driven = driven
         if recording:
             self._ring = Ring(self._maps["emitted"])
             self._ring.take()
@@ -256,7 +261,7 @@ class Kernel:
         for name in names:
             self._maps[name] = Map(get(self.folder / name), *_dtypes(opened, name), name)
 
-    def _load(self, opened: Object, capacity: Capacity, recording: bool) -> None:
+    def _load(self, opened: Object, capacity: Capacity, recording: bool, driven: bool) -> None:
         present = [name for name in PINNED if name in opened.shapes and _is_pinned(self.folder / name)]
         self._get(opened, present)
         for name in present:
@@ -265,6 +270,7 @@ class Kernel:
         for name in (sizes.keys() & opened.shapes.keys()) - set(present):
             opened.resize(name, sizes[name])
         opened.constant("recording", int(recording))
+        opened.constant("driven", int(driven))
         opened.load()
         for name, fd in opened.map_fds().items():
             if name in PINNED and name not in present:
@@ -475,11 +481,11 @@ class Kernel:
         return Questions(self._maps["emitted"])
 
     def sweep(self, now: float | None = None) -> dict[str, int]:
-        """Forget what is over: how many of each map. `now` is in seconds of the monotonic clock, as the programs' is.
+        """Forget what is over: how many of each map. `now`: in seconds of the programs' clock.
 
         A connection lives on after its last packet as model/connections.py says; its opener gets its share back.
         """
-        clock = int(time.monotonic() if now is None else now)
+        clock = int(self.clock() // SECOND if now is None else now)
         gone: dict[str, int] = {}
 
         rows = self.rows("connection")
@@ -532,12 +538,13 @@ class Kernel:
             used = np.flatnonzero(values)
             self._maps[name].update(keys[used], np.zeros(len(used), COUNTER))
 
-    def age(self, seconds: int) -> None:
-        """Make everything that is remembered so much older, as if nothing had come for so long. For tests."""
-        for name in ("flow", "connection", "fragment"):
-            rows = self.rows(name)
-            rows["value"]["seen"] -= np.uint32(seconds)  # modulo 2**32, as the programs count
-            self._put(self._maps[name], rows["key"].copy(), rows["value"].copy())
+    def clock(self) -> int:
+        """What time it is for the programs, in ns: the monotonic clock, unless a test drives it."""
+        return int(self.rows("clock")["value"][0]) if self._driven else time.monotonic_ns()
+
+    def set_clock(self, now: int) -> None:
+        """Say what time it is, in ns, to programs that were opened as `driven`."""
+        self._put(self._maps["clock"], np.zeros(1, SLOT), np.array([now], COUNTER))
 
 
 class Questions:
@@ -573,7 +580,7 @@ def check_layout(opened: Object) -> None:
         if name in TABLES:
             table = TABLES[name]
             pairs = [("key", table.key or SLOT, shape.key), ("value", table.value, shape.value)]
-        elif name in (*COUNTERS, "epoch", "opened", "closed"):
+        elif name in (*COUNTERS, "epoch", "opened", "closed", "clock"):
             pairs = [("key", SLOT, shape.key), ("value", COUNTER, shape.value)]
         for what, ours, theirs in pairs:
             if theirs is None:
@@ -653,10 +660,10 @@ def _locked(folder: Path) -> int:
         os.close(fd)  # removed between open and lock
 
 
-def _identity(path: Path, recording: bool) -> str:
+def _identity(path: Path, recording: bool, driven: bool) -> str:
     """What the pinned programs are from. No dots: bpffs keeps them for itself."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return f"{digest}-recording" if recording else digest
+    return digest + "-recording" * recording + "-driven" * driven
 
 
 def _link_target(path: Path) -> str | None:

@@ -47,6 +47,7 @@ from nestnet.compile.tables import (
     Rows,
     Tables,
 )
+from nestnet.model.clock import seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
 from nestnet.model.packet import (
     ARP,
@@ -160,10 +161,10 @@ class Key(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """`closing`: a FIN or RST was seen. `expires`: the first moment at which it is no longer there."""
+    """`closing`: a FIN or RST was seen. `expires`: the first second in which it is no longer there."""
 
     closing: bool
-    expires: float
+    expires: int
 
 
 class Tracked(NamedTuple):
@@ -178,7 +179,7 @@ class First(NamedTuple):
 
     flow: FlowTuple
     icmp_type: int
-    expires: float
+    expires: int
 
 
 class Reference:
@@ -341,7 +342,7 @@ class Reference:
         if packet.fragment != LATER:
             return packet
         first = self.fragments.get(_fragment_key(p, packet))
-        if first is None or now >= first.expires:
+        if first is None or seconds(now) >= first.expires:
             raise Drop("fragment_unknown")
         return with_first(packet, first.flow, first.icmp_type)
 
@@ -350,7 +351,8 @@ class Reference:
         if tracked is not None:
             self.connections[tracked.key] = tracked.connection
         if packet.fragment == FIRST:
-            self.fragments[_fragment_key(p, packet)] = First(packet.flow, packet.icmp_type, now + FRAGMENT_SECONDS)
+            first = First(packet.flow, packet.icmp_type, seconds(now) + FRAGMENT_SECONDS)
+            self.fragments[_fragment_key(p, packet)] = first
 
     def flood(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
         """Broadcast and multicast: a copy to each port here, and one to each machine with hosts of the segment."""
@@ -482,7 +484,7 @@ class Reference:
         if known is None and self.opened_by(p, now) >= self.port[p].share:
             raise Drop("connection_share")
         closing = packet.is_closing or (known is not None and known.closing and not packet.is_opening)
-        return Tracked(key, Connection(closing, now + lifetime(flow.protocol, closing)))
+        return Tracked(key, Connection(closing, seconds(now) + lifetime(flow.protocol, closing)))
 
     def related(self, network: int, p: int, q: int, packet: Packet, now: float) -> None:
         """Line 11: an ICMP error belongs to the connection of the packet it quotes, which may be gone from or
@@ -497,10 +499,11 @@ class Reference:
 
     def alive(self, key: Key, now: float) -> Connection | None:
         connection = self.connections.get(key)
-        return connection if connection is not None and now < connection.expires else None
+        return connection if connection is not None and seconds(now) < connection.expires else None
 
     def opened_by(self, p: int, now: float) -> int:
-        return sum(1 for key, connection in self.connections.items() if key.opener == p and now < connection.expires)
+        second = seconds(now)
+        return sum(1 for key, connection in self.connections.items() if key.opener == p and second < connection.expires)
 
     def judge(self, network: int, p: int, q: int, flow: FlowTuple, target: bytes | None) -> bool:
         """The network's policies for a packet from port `p` (or 0) to port `q` (or 0) at `target`, if that is

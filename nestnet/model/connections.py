@@ -1,4 +1,5 @@
-"""How long a connection is remembered, in seconds after its last packet. Mirrored in bpf/connections.h."""
+"""How long a connection is remembered, in seconds after its last packet. Counted in whole seconds of the
+clock (`clock.seconds`). Mirrored in bpf/state.h."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from ipaddress import ip_network
 
 from nestnet.model import bootstrap
 from nestnet.model import packet as pk
+from nestnet.model.clock import seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
 from nestnet.model.packet import FlowTuple, Packet
 from nestnet.model.values import (
@@ -47,7 +48,7 @@ _NEVER_ROUTED = tuple(ip_network(prefix) for prefix in ("fe80::/10", "169.254.0.
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """`last`: when its last packet passed. `closing`: a FIN or RST did."""
+    """`last`: when its last packet passed, in seconds. `closing`: a FIN or RST did."""
 
     last: float
     closing: bool = False
@@ -311,7 +312,7 @@ def _whole(state: State, port: Port, packet: Packet, now: float) -> Packet:
     if packet.fragment != pk.LATER:
         return packet
     first = state.fragments.get(_fragment_key(port, packet))
-    if first is None or now - first.seen >= FRAGMENT_SECONDS:
+    if first is None or seconds(now) - seconds(first.seen) >= FRAGMENT_SECONDS:
         raise _Dropped("fragment_unknown")
     return pk.with_first(packet, first.flow, first.icmp_type)
 
@@ -479,7 +480,7 @@ def track(world: World, state: State, port: Port, target: Port, packet: Packet, 
 
 
 def _is_alive(connection: Connection, flow: FlowTuple, now: float) -> bool:
-    return now - connection.last < lifetime(flow.protocol, connection.closing)
+    return seconds(now) - seconds(connection.last) < lifetime(flow.protocol, connection.closing)
 
 
 # ---- what carries it
