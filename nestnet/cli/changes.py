@@ -140,8 +140,8 @@ def link(path: str, up: bool, lab: str | None, wait: bool, timeout: float) -> No
 
 
 def attach(path: str, wanted: dict[str, str], lab: str | None, wait: bool, timeout: float) -> None:
-    """Give a port's workload something to hang on, {"netns": NAME} or {"tap": NAME}, or take it away: {}. Wait until its
-    machine has made it so."""
+    """Give a port's workload something to hang on, {"netns": NAME} or {"tap": NAME}, or take it away: {}. Wait until
+    its machine has made it so."""
     from nestnet.cli.waiting import until_realised
 
     start = time.monotonic()

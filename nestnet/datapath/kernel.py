@@ -52,7 +52,19 @@ PROGRAMS: tuple[ProgramName, ...] = ("workload", "underlay")
 FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it again costs microseconds
 
 COUNTERS = tuple(f"generation_{name}" for name in GENERATIONS)
-STATE = ("flow", "carriage", "connection", "fragment", "opened", "closed", "drops", "stats", "emitted", "clock")
+STATE = (
+    "flow",
+    "carriage",
+    "connection",
+    "fragment",
+    "opened",
+    "closed",
+    "asked",
+    "drops",
+    "stats",
+    "emitted",
+    "clock",
+)
 PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 
 COUNTER = np.dtype("u8")
@@ -60,7 +72,7 @@ SLOT = np.dtype("u4")
 RECORD = struct.Struct("<IIII")  # struct record in bpf/state.h, before its data
 RECORD_KINDS = {1: "workload", 2: "wire", 3: "drop", 4: "composed", 5: "asked"}
 RECORDS = 1 << 22  # bytes of the ring buffer under test: what one run may emit
-QUESTIONS = 1 << 17  # and else: 63 questions of workloads that nobody has read yet
+INQUIRIES = 1 << 17  # and else: 63 inquiries that nobody has read yet
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,7 @@ class Capacity:
             "fragment": self.fragments,
             "opened": self.ports + 1,
             "closed": self.ports + 1,
+            "asked": self.ports + 1,
             "drops": 4 * self.ports,
             "stats": self.ports + 1,
             "copied": self.machines + 1,
@@ -266,7 +279,7 @@ class Kernel:
         self._get(opened, present)
         for name in present:
             opened.reuse(name, self._maps[name])
-        sizes = capacity.entries() | {"emitted": RECORDS if recording else QUESTIONS}
+        sizes = capacity.entries() | {"emitted": RECORDS if recording else INQUIRIES}
         for name in (sizes.keys() & opened.shapes.keys()) - set(present):
             opened.resize(name, sizes[name])
         opened.constant("recording", int(recording))
@@ -476,9 +489,9 @@ class Kernel:
         count = table.lookup(key)
         table.update(key, np.array([1], COUNTER) if count is None else count.astype(COUNTER) + COUNTER.type(1))
 
-    def questions(self) -> Questions:
+    def inquiries(self) -> Inquiries:
         """What workloads ask from now on. Not for one that records."""
-        return Questions(self._maps["emitted"])
+        return Inquiries(self._maps["emitted"])
 
     def sweep(self, now: float | None = None) -> dict[str, int]:
         """Forget what is over: how many of each map. `now`: in seconds of the programs' clock.
@@ -533,7 +546,7 @@ class Kernel:
         """
         for name in ("flow", "carriage", "connection", "fragment", "drops"):
             self._maps[name].delete(self._maps[name].items()[0])
-        for name in ("opened", "closed"):
+        for name in ("opened", "closed", "asked"):
             keys, values = self._maps[name].items()
             used = np.flatnonzero(values)
             self._maps[name].update(keys[used], np.zeros(len(used), COUNTER))
@@ -547,7 +560,7 @@ class Kernel:
         self._put(self._maps["clock"], np.zeros(1, SLOT), np.array([now], COUNTER))
 
 
-class Questions:
+class Inquiries:
     """What workloads ask the network, as it comes. Whoever waits for it polls `fileno()` and then takes all."""
 
     def __init__(self, source: Map) -> None:
@@ -558,7 +571,7 @@ class Questions:
         return self._ring.fileno()
 
     def take(self) -> list[Record]:
-        """All questions that are there: see `Record`."""
+        """All inquiries that are there: see `Record`."""
         return [_record(raw) for raw in self._ring.take()]
 
     def close(self) -> None:
@@ -580,7 +593,7 @@ def check_layout(opened: Object) -> None:
         if name in TABLES:
             table = TABLES[name]
             pairs = [("key", table.key or SLOT, shape.key), ("value", table.value, shape.value)]
-        elif name in (*COUNTERS, "epoch", "opened", "closed", "clock"):
+        elif name in (*COUNTERS, "epoch", "opened", "closed", "asked", "clock"):
             pairs = [("key", SLOT, shape.key), ("value", COUNTER, shape.value)]
         for what, ours, theirs in pairs:
             if theirs is None:

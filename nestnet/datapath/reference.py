@@ -5,7 +5,7 @@ the compiler, and to `bpf/` over the same tables and frames. The functions have 
 `docs/datapath.md` and of the C, in the order of a packet. It is not a production datapath: it keeps no
 flow cache, never sweeps, and takes milliseconds where the kernel takes a microsecond.
 
-    workload -> from_workload -> guard -> arp, neighbour, question
+    workload -> from_workload -> guard -> arp, neighbour, inquiry
                               -> fragment -> flood    -> judge, carry -> to_workload, to_machine
                                           -> unicast  -> route, connection, judge, carry -> the same
     underlay -> from_wire     -> sender -> guard -> fragment -> connection, judge, carry -> to_workload
@@ -47,17 +47,17 @@ from nestnet.compile.tables import (
     Rows,
     Tables,
 )
-from nestnet.model.clock import seconds
+from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
 from nestnet.model.packet import (
     ARP,
     ETHERNET,
     FIRST,
+    INQUIRY_BYTES,
     IPV4,
     IPV6,
     LATER,
     LIMITED_BROADCAST,
-    QUESTION_BYTES,
     SOLICITATION,
     UDP,
     UNSPECIFIED4,
@@ -81,6 +81,7 @@ from nestnet.model.packet import (
     with_first,
     with_outer_ecn,
 )
+from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, spend
 from nestnet.model.values import CARRIAGE_PORT, MAX_DEPTH, MAX_HOPS
 
 Row = SimpleNamespace
@@ -191,6 +192,7 @@ class Reference:
     def __init__(self, tables: Tables) -> None:
         self.connections: dict[Key, Connection] = {}
         self.fragments: dict[tuple[int, bytes, bytes, int, int], First] = {}
+        self.asked: dict[int, int] = {}  # buckets of inquiries, by port
         self.load(tables)
 
     def load(self, tables: Tables) -> None:
@@ -266,8 +268,8 @@ class Reference:
         if packet.is_discovery:
             self.neighbour(p, port, packet, out)
             return
-        if packet.is_question:
-            self.question(p, port, packet, out)
+        if packet.is_inquiry:
+            self.inquiry(p, port, packet, now, out)
             return
         packet = self.fragment(p, packet, now)
         if packet.is_group:
@@ -320,8 +322,8 @@ class Reference:
         if found.link_address not in (None, _number(port.mac)):
             raise Drop("nd_spoof")
         mine = self.owns(p, found.target)
-        is_question = packet.icmp_type == SOLICITATION and packet.flow.source != UNSPECIFIED6
-        if not is_question and not mine:
+        is_inquiry = packet.icmp_type == SOLICITATION and packet.flow.source != UNSPECIFIED6
+        if not is_inquiry and not mine:
             raise Drop("nd_spoof")
         if mine:
             raise Drop("announcement")
@@ -331,10 +333,15 @@ class Reference:
         answer = neighbour_advertisement(packet, self.mac_of(owner), owner.kind == OWNER_ROUTER)
         self.to_workload(p, answer, out)
 
-    def question(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
+    def inquiry(self, p: int, port: Row, packet: Packet, now: float, out: Outputs) -> None:
         """Line 6, for who asks the network."""
-        if packet.fragment != WHOLE or packet.size > QUESTION_BYTES:
+        if packet.fragment != WHOLE or packet.size > INQUIRY_BYTES:
             raise Drop("malformed")
+        at = nanoseconds(now)
+        until = spend(self.asked.get(p, at - INQUIRY_BURST), INQUIRY_COST, INQUIRY_BURST, at)
+        if until is None:
+            raise Drop("ask_limit")
+        self.asked[p] = until
         out.emitted.append(ToAgent(port.ifindex, p, packet.frame))
 
     def fragment(self, p: int, packet: Packet, now: float) -> Packet:
@@ -664,7 +671,7 @@ class Reference:
         self.guard(p, packet)
         if packet.is_discovery:
             raise Drop("nd_spoof")
-        if packet.is_question:
+        if packet.is_inquiry:
             raise Drop("asked_elsewhere")
         packet = self.fragment(p, packet, now)
         port = self.port[p]
@@ -730,7 +737,7 @@ class Fabric:
     """
 
     def __init__(
-        self, tables: Mapping[int, Tables], answer: Callable[[int, bytes], bytes | None] = lambda port, frame: None
+        self, tables: Mapping[int, Tables], answer: Callable[[int, bytes], bytes | None] = lambda *_: None
     ) -> None:
         """`answer` does what agents do: a frame for the workload of a port that asked this, or None."""
         self.machines: dict[int, Reference] = {}

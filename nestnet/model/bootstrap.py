@@ -2,7 +2,7 @@
 
     Settings    what a port's workload should use: its port's own record
     settings    that of a port in a world
-    answer      the frame that answers a question, or None
+    answer      the frame that answers an inquiry, or None
     advertisement   the router advertisement that a workload gets unasked, when its record has changed
 
 Pure: a record and a frame in, a frame out. The workload's own machine answers, from its own copy of the record: there
@@ -98,12 +98,12 @@ def settings(world: World, port: Port) -> Settings:
 
 
 def answer(record: Settings, frame: bytes) -> bytes | None:
-    """The frame that the workload gets for this one. None if it needs no answer, or deserves none: it is no question,
+    """The frame that the workload gets for this one. None if it needs no answer, or deserves none: it is no inquiry,
     malformed, about somebody else, for another server, or about a family that the port has no address of."""
     packet = pk.parse(frame)
     if packet.link_flaw or packet.flaw or packet.fragment != pk.WHOLE or packet.source_mac != record.mac:
         return None
-    if not packet.is_question or not record.of_family(packet.family):
+    if not packet.is_inquiry or not record.of_family(packet.family):
         return None
     if packet.icmp_type == pk.ROUTER_SOLICITATION:
         return _answer_solicitation(record, packet)
@@ -174,7 +174,7 @@ def _answer_dhcp4(record: Settings, packet: Packet, body: bytes) -> bytes | None
     head = _HEAD.pack(2, 1, 6, 0, transaction, 0, flags, client, yours.packed, bytes(4), bytes(4), mac)
     message = (head + bytes(_NAMES) + _COOKIE + told).ljust(_SHORTEST, b"\0")
     # Who has no address yet hears by its MAC, unless it says that it cannot.
-    target = BROADCAST if said == NAK or flags & 0x8000 and not any(client) else own
+    target = BROADCAST if said == NAK or (flags & 0x8000 and not any(client)) else own
     return _udp(record, record.server4, target, SERVER4, CLIENT4, message)
 
 
@@ -515,4 +515,3 @@ def _ip(record: Settings, source: Address, target: Address, protocol: int, ttl: 
         head = struct.pack("!IHBB", 6 << 28, len(data), protocol, ttl) + source.packed + target.packed
         ether_type = IPV6
     return mac_bytes(mac) + mac_bytes(record.server) + ether_type.to_bytes(2, "big") + head + data
-

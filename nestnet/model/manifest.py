@@ -452,7 +452,7 @@ class SegmentSpec(_Spec):
             _either(_TEXT, maxItems=DNS_PER_SEGMENT),
         ]
     ] = None
-    """Servers that its workloads are told to ask for names, an address or a list. Whether they reach them is for routes."""
+    """Servers that its workloads are told to ask for names: an address or a list. Routes must lead there."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
     description: Maybe[Description] = None

@@ -23,9 +23,10 @@ from ipaddress import ip_network
 
 from nestnet.model import bootstrap
 from nestnet.model import packet as pk
-from nestnet.model.clock import seconds
+from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
 from nestnet.model.packet import FlowTuple, Packet
+from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, spend
 from nestnet.model.values import (
     CARRIAGE_PORT,
     CONNECTION_SHARE,
@@ -69,10 +70,12 @@ class State:
 
     connections   by opener, the other port, and the tuple of its first packet
     fragments     by sender, source, destination, protocol and identification
+    asked         by port: its bucket of inquiries
     """
 
     connections: Mapping[tuple[int, int, FlowTuple], Connection] = field(default_factory=dict)
     fragments: Mapping[tuple[int, bytes, bytes, int, int], FirstFragment] = field(default_factory=dict)
+    asked: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,9 @@ def deliver(
         _refuse(not port.enabled, "port_disabled")
         _refuse(not world.networks[port.network].enabled, "network_disabled")
         packet = guard(world, port, frame)
-        if packet.is_question:
-            _answer_question(world, port, packet)
+        if packet.is_inquiry:
+            state = _ask(state, port, packet, now)
+            _answer_inquiry(world, port, packet)
         packet = _whole(state, port, packet, now)
         if packet.is_group:
             return flood(world, state, port, packet)
@@ -298,9 +302,17 @@ def _answer_discovery(world: World, port: Port, packet: Packet) -> None:
     raise _Answered(pk.neighbour_advertisement(packet, target.mac, isinstance(target, Router)))
 
 
-def _answer_question(world: World, port: Port, packet: Packet) -> None:
-    """DHCP and router solicitations: answered from the port's record, never forwarded."""
-    _refuse(packet.fragment != pk.WHOLE or packet.size > pk.QUESTION_BYTES, "malformed")
+def _ask(state: State, port: Port, packet: Packet, now: float) -> State:
+    """DHCP and router solicitations are never forwarded, and so many are answered to a port as its bucket has."""
+    _refuse(packet.fragment != pk.WHOLE or packet.size > pk.INQUIRY_BYTES, "malformed")
+    at = nanoseconds(now)
+    until = spend(state.asked.get(port.id, at - INQUIRY_BURST), INQUIRY_COST, INQUIRY_BURST, at)
+    if until is None:
+        raise _Dropped("ask_limit")
+    return replace(state, asked={**state.asked, port.id: until})
+
+
+def _answer_inquiry(world: World, port: Port, packet: Packet) -> None:
     told = bootstrap.answer(bootstrap.settings(world, port), packet.frame)
     if told is None:
         raise _Dropped("unanswerable")

@@ -44,7 +44,7 @@ _FRAGMENT, _AUTHENTICATION = 44, 51
 
 ROUTER_SOLICITATION = 133
 SOLICITATION, ADVERTISEMENT = 135, 136
-QUESTION_BYTES = 1500  # of IP: what one question to the network may have. Mirrors bpf/question.h.
+INQUIRY_BYTES = 1500  # of IP: what one inquiry may have. Mirrors bpf/inquiry.h.
 ERRORS = {4: frozenset((3, 4, 5, 11, 12)), 6: frozenset((1, 2, 3, 4))}  # ICMP errors of each family
 ECHO = {4: (8, 0), 6: (128, 129)}  # request and reply
 
@@ -198,8 +198,8 @@ class Packet:
         return self.family == 6 and self.icmp_type in (SOLICITATION, ADVERTISEMENT)
 
     @property
-    def is_question(self) -> bool:
-        """Does it ask the network how to begin: DHCPv4, DHCPv6, a router solicitation? Fragments are none but the first."""
+    def is_inquiry(self) -> bool:
+        """Does it ask the network how to begin: DHCPv4, DHCPv6, a router solicitation? Later fragments are none."""
         if self.icmp_type == ROUTER_SOLICITATION and self.family == 6:
             return True
         ports = (68, 67) if self.family == 4 else (546, 547)

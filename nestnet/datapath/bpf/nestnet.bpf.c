@@ -6,7 +6,7 @@
  * Read docs/datapath.md first: every check and every drop here is a line there, in the same order.
  */
 #include "flood.h"
-#include "question.h"
+#include "inquiry.h"
 
 /* Line 9 and 10: whose frame it is. Reads rows only, so that it can be asked twice. */
 enum { NOBODY = 0, SWITCHED, ROUTED, GATEWAY, ROUTER, NO_ROUTE_TO, NOBODY_THERE, HAIRPIN };
@@ -283,7 +283,7 @@ INLINE int from_workload(struct __sk_buff *skb)
 		reason = answer_nd(skb, p);
 		return reason ? drop(skb, p->source, reason) : to_workload(skb, p->source, ifindex, from->flags & TAP);
 	}
-	if (!reason && is_question(p))
+	if (!reason && is_inquiry(p))
 		return to_agent(skb, p);
 	if (!reason)
 		reason = reassemble(p);
@@ -395,7 +395,7 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
 	    (p->icmp_type == 135 || p->icmp_type == 136))
 		reason = REASON_ND_SPOOF;
-	if (!reason && is_question(p))
+	if (!reason && is_inquiry(p))
 		reason = REASON_ASKED_ELSEWHERE;
 	if (!reason)
 		reason = reassemble(p);
