@@ -40,6 +40,7 @@ from nestnet.agent import netns
 from nestnet.agent.agent import Agent
 from nestnet.agent.attachments import Workloads
 from nestnet.agent.feed import Desired
+from nestnet.agent.inquiries import Inquiries
 from nestnet.agent.links import set_sysctls
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import diff
@@ -359,6 +360,7 @@ def lab() -> Iterator[Lab]:
     pins = BPFFS / "nestnet" / f"{prefix}pins"
     wire = f"{prefix}wire"
     kernels: list[Kernel] = []
+    inquiries: list[Inquiries] = []
     world = fabric()
     try:
         netns.create(wire)
@@ -376,13 +378,17 @@ def lab() -> Iterator[Lab]:
         for machine in (1, 2):
             kernel = Kernel.open(pins / str(machine), SMALL)
             kernels.append(kernel)
-            agent = Agent(machine, kernel, Workloads(f"{prefix}w"))
+            room = netns.path(f"{prefix}m{machine}")
+            inquiries.append(netns.run_in(room, partial(Inquiries, kernel, print)))
+            agent = Agent(machine, kernel, Workloads(f"{prefix}w"), inquiries[-1])
             desired = Desired(world.values, 1, True)
-            netns.run_in(netns.path(f"{prefix}m{machine}"), partial(agent.converge, desired))
+            netns.run_in(room, partial(agent.converge, desired))
             assert not agent.problems
         netns.run_in(netns.path(f"{prefix}m1"), partial(ping, "192.0.2.2"))
         yield Lab(world, prefix)
     finally:
+        for each in inquiries:
+            each.close()
         for number, kernel in enumerate(kernels, 1):
             kernel.unpin()
             (pins / str(number)).rmdir()

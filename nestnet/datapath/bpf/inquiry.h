@@ -9,8 +9,6 @@
 #define INQUIRY_COST 500000000ull
 #define INQUIRY_BURST 10000000000ull
 
-COUNTER(asked, 1024); /* by port: its bucket */
-
 INLINE int is_inquiry(const struct packet *p)
 {
 	const struct tuple *t = &p->tuple;

@@ -88,6 +88,8 @@ STATE(stats, BPF_MAP_TYPE_PERCPU_ARRAY, 0, 1024, u32, struct stats);
 /* Connections a port opened here, ever, and those of them the agent has swept: the rest is its share. */
 COUNTER(opened, 1024);
 COUNTER(closed, 1024);
+/* The bucket of a port's inquiries (inquiry.h). */
+COUNTER(asked, 1024);
 
 /* What the agent is asked. Under test (`recording`) nothing is sent, and what would be is written here too. */
 enum { RECORD_WORKLOAD = 1, RECORD_WIRE = 2, RECORD_DROP = 3, RECORD_COMPOSED = 4, RECORD_ASKED = 5 };
