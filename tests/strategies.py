@@ -656,13 +656,13 @@ def _solicitation(draw: Draw, world: World, port: Port) -> bytes:
     return ip_frame(target_mac, port.mac, source, target, pk.ICMPV6, body, ttl)
 
 
-def damaged(draw: st.DrawFn, frame: bytes) -> bytes:
+def damaged(draw: Draw, frame: bytes) -> bytes:
     """Cut, tagged, called something else, or with bits flipped."""
     kind = pick(draw, ["flip", "cut", "tag", "type", "control", "group"])
     if kind == "flip":
         copy = bytearray(frame)
         for _ in range(1 + upto(draw, 1)):
-            copy[draw(st.integers(12, min(len(copy), 80) - 1))] ^= 1 << upto(draw, 7)
+            copy[12 + upto(draw, min(len(copy), 80) - 13)] ^= 1 << upto(draw, 7)
         return bytes(copy)
     if kind == "cut":
         return frame[: upto(draw, min(len(frame), 80))]
