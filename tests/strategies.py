@@ -727,6 +727,8 @@ class Step:
     frame: bytes
 
 
+START = 1000.0  # Seconds: buckets were filled long ago.
+
 # Never sums to a lifetime exactly: the last instant of one is nobody's business.
 PAUSES = [0.0, 0.001, 0.001, 0.01, 1.003, 11.007, 31.013, 181.017, 7201.019]
 
@@ -739,7 +741,7 @@ def conversations(
     change: policies, administrative state, links, places, ports that go."""
     if world is None:
         world = draw(worlds())
-    state, now = State(), 0.0
+    state, now = State(), START
     heard: dict[int, tuple[bytes, ...]] = {}
     done: list[Step] = []
     for _ in range(1 + upto(draw, steps - 1)):
@@ -801,7 +803,7 @@ def some_rounds(rng: random.Random) -> list[Step]:
                 ]
             )
             ttl = rng.choice([64] * 6 + [1, 2, 3, 4])
-            steps.append(Step(0.0, world, port.id, ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)))
+            steps.append(Step(START, world, port.id, ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)))
     carriers = sorted({network.carrier for network in world.networks.values()} - {FABRIC})
     for id, last in [(id, step) for id in carriers for step in steps[-6:]]:
         number = max(world.policies, default=0) + 1
@@ -837,16 +839,18 @@ def some_crossings(rng: random.Random) -> list[Step]:
         world = world.with_(*links)
         for port in world.ports.values():
             joined = set(world.routers_of(port.segment))
-            near = [a for a in aims(world, port)[0] if any(a.mac == router.mac for router in joined)]
-            for aim in rng.sample(near, min(len(near), 8)):
+            near, odd = ([a for a in part if any(a.mac == r.mac for r in joined)] for part in aims(world, port))
+            # And where nobody is: routers say so.
+            for aim in [*rng.sample(near, min(len(near), 8)), *rng.sample(odd, min(len(odd), 3))]:
                 own = [a for a in own_addresses(port) if pk.is_mapped(a) == pk.is_mapped(aim.address)]
                 if not own:
                     continue
                 flow = own[0], aim.address
                 kind = rng.choice([pk.UDP, pk.UDP, pk.TCP, pk.ICMP, 47])
                 sport = rng.randrange(1, 1 << 16)
+                data = bytes(rng.choice([0, 0, 0, 1, 501, 1200, 1410, 1500]))
                 protocol, payload = {
-                    pk.UDP: (pk.UDP, udp(*flow, sport, 53)),
+                    pk.UDP: (pk.UDP, udp(*flow, sport, 53, data)),
                     pk.TCP: (pk.TCP, tcp(*flow, sport, 80, pk.SYN)),
                     pk.ICMP: (icmp_protocol(aim.address), echo(*flow, sport)),
                     47: (47, bytes(12)),
@@ -856,8 +860,15 @@ def some_crossings(rng: random.Random) -> list[Step]:
                 if pk.is_mapped(aim.address) and rng.random() < 0.2:
                     parts = [(0x2000, payload), (1, bytes(8))]
                     bodies = [ipv4(*flow, protocol, part, ttl, sport, bits) for bits, part in parts]
-                    steps += [Step(0.0, world, port.id, ethernet(aim.mac, port.mac, pk.IPV4, body)) for body in bodies]
-                steps.append(Step(0.0, world, port.id, frame))
+                    steps += [
+                        Step(START, world, port.id, ethernet(aim.mac, port.mac, pk.IPV4, body)) for body in bodies
+                    ]
+                steps.append(Step(START, world, port.id, frame))
+    # One that does not listen: routers tell it so often and no more, and again after a while.
+    refused = [step for step in steps if step.frame[12:14] == b"\x08\x00" and step.frame[22] < 3]
+    if refused and rng.random() < 0.3:
+        last = rng.choice(refused)
+        steps += [replace(last, now=START + n / 1000) for n in range(120)]
     return steps
 
 
@@ -889,7 +900,7 @@ def some_chatter(draw: Draw) -> list[Step]:
             source = pick(draw, own)
             body = icmp(source, aim.address, pick(draw, ODD_TYPES[family]), payload=bytes(16))
             frame = ip_frame(aim.mac, port.mac, source, aim.address, icmp_protocol(aim.address), body)
-        steps.append(Step(0.0, world, port.id, frame))
+        steps.append(Step(START, world, port.id, frame))
     return steps
 
 
@@ -922,7 +933,7 @@ def some_dialogues(rng: random.Random, moves: bool = True) -> list[Step]:
     """Two that talk, as hosts do: one opens, the other answers and complains; fragments, ends, pauses that are longer
     than lifetimes, and changes of the world in between."""
     world = a_world(rng, disabled=False, least=rng.choice([1, 3]), policed=rng.random() < 0.7)
-    state, now = State(), 0.0
+    state, now = State(), START
     steps: list[Step] = []
 
     def send(port: int, frame: bytes) -> list[tuple[int, bytes]]:

@@ -20,6 +20,7 @@ from frames import ip_frame, udp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import (
+    START,
     Step,
     a_world,
     across,
@@ -65,7 +66,7 @@ class Bed:
 
     def send(self, port: int, frame: bytes) -> int:
         """A frame all the way, as the reference says. Returns how many flows were composed."""
-        return self.play(self.teller.through(port, frame, 0))
+        return self.play(self.teller.through(port, frame, START))
 
 
 @pytest.fixture(scope="module")

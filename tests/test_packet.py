@@ -218,14 +218,14 @@ def test_echo_reply(size: int) -> None:
     request = (
         ether(dst=R) / IP(src="10.0.0.1", dst="10.0.0.254", ttl=3, id=4, tos=2) / ICMP(id=3, seq=9) / Raw(b"x" * size)
     )
-    reply = Ether(src=R, dst=A) / IP(src="10.0.0.254", dst="10.0.0.1", ttl=64, id=4, tos=2) / ICMP(type=0, id=3, seq=9)
+    reply = Ether(src=R, dst=A) / IP(src="10.0.0.254", dst="10.0.0.1", ttl=255, id=4, tos=2) / ICMP(type=0, id=3, seq=9)
     assert pk.echo_reply(pk.parse(bytes(request))) == bytes(reply / Raw(b"x" * size))
     request6 = (
         ether(dst=R) / IPv6(src="fd00::1", dst="fd00::9", hlim=3) / ICMPv6EchoRequest(id=3, seq=9, data=b"x" * size)
     )
     reply6 = (
         Ether(src=R, dst=A)
-        / IPv6(src="fd00::9", dst="fd00::1", hlim=64)
+        / IPv6(src="fd00::9", dst="fd00::1", hlim=255)
         / ICMPv6EchoReply(id=3, seq=9, data=b"x" * size)
     )
     assert pk.echo_reply(pk.parse(bytes(request6))) == bytes(reply6)

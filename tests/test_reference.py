@@ -54,6 +54,7 @@ from nestnet.compile.tables import (
 )
 from nestnet.datapath.reference import Fabric, Outputs, Reference, ToMachine, ToWorkload
 from nestnet.model.hash import flow_hash, outer_source_port
+from nestnet.model.icmp import MESSAGES
 from nestnet.model.reasons import REASONS
 
 Spec = dict[str, dict[object, tuple[Any, ...]]]
@@ -126,7 +127,7 @@ def spec(here: int) -> Spec:
         rows["machine"][machine] = (1000 + machine, packed(address), 1500, 0)
         rows["member"][(packed(address),)] = (machine,)
         rows["host"][machine] = (1000 + machine, MACHINE, 0, machine, 0)
-    rows["router"][CORE] = (1001, OUTER, 0, raw(ROUTER_MAC), 0)
+    rows["router"][CORE] = (1001, OUTER, 0, packed(GATEWAY[WEB]), packed("fd00::ff"), raw(ROUTER_MAC), 0)
     for segment, address in GATEWAY.items():
         rows["mac"][(segment, raw(ROUTER_MAC), 0)] = (OWNER_ROUTER, CORE)
         rows["owner"][(160, segment, packed(address))] = (OWNER_ROUTER, CORE)
@@ -272,7 +273,8 @@ CORE_ID = 7 << 32 | 1001  # 1001 is its seed
 def linked(rows: Spec) -> None:
     with_field(rows, "router", CORE, id=CORE_ID)
     for router in (NEAR, LEFT, RIGHT, FAR):
-        rows["router"][router] = (1000 + router, OUTER, 0, raw(f"06:00:00:00:00:{router:02x}"), 0)
+        speaks = packed(f"10.255.0.{router}"), packed(f"fd00:ff::{router}")
+        rows["router"][router] = (1000 + router, OUTER, 0, *speaks, raw(f"06:00:00:00:00:{router:02x}"), 0)
     rows["mac"][(DB, raw(FAR_MAC), 0)] = rows["mac"].pop((DB, raw(ROUTER_MAC), 0))[0], FAR
     rows["owner"][(160, DB, packed(GATEWAY[DB]))] = (OWNER_ROUTER, FAR)
     with_field(rows, "segment", DB, router=FAR)
@@ -449,6 +451,14 @@ def give(machine: Reference, what: Scapy | bytes, source: int, now: float) -> Ou
     return machine.workload(10 + source, bytes(what), now)
 
 
+def without_complaints(outputs: Outputs) -> Outputs:
+    """What routers tell the sender left out, which test_icmp.py looks at."""
+    told = {port for port, reason in outputs.drops if reason in MESSAGES}
+    return Outputs(
+        [out for out in outputs.emitted if not (isinstance(out, ToWorkload) and out.port in told)], outputs.drops
+    )
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_dropped(name: str) -> None:
     case = CASES[name]
@@ -461,7 +471,7 @@ def test_dropped(name: str) -> None:
     outputs = give(machine, case.what, case.source or A, case.now)
     from_wire = isinstance(case.what, bytes) and case.what[:1] == b"E"
     port = case.port if case.port is not None else 0 if from_wire else case.source
-    assert outputs == Outputs([], [(port, case.reason)])
+    assert without_complaints(outputs) == Outputs([], [(port, case.reason)])
 
 
 def test_every_reason_has_a_case() -> None:
@@ -541,7 +551,8 @@ def test_routed_over_links(far: Fabric) -> None:
             frame = ether(A, ROUTER_MAC) / ip(A, D, ttl=ttl) / UDP(sport=sport, dport=2000)
             deliveries, drops = far.send(1000 + A, bytes(frame), 0.0)
             if ttl <= way(sport):
-                assert (deliveries, drops) == ([], ["ttl_expired"])
+                assert [port for port, _ in deliveries] in ([], [1000 + A])  # who is told, if it was not told too much
+                assert drops == ["ttl_expired"]
                 continue
             expected = ether(A, D) / ip(A, D, ttl=ttl - way(sport)) / UDP(sport=sport, dport=2000)
             expected.src = FAR_MAC
@@ -570,7 +581,8 @@ def test_ping_to_a_router_over_links(far: Fabric) -> None:
         frame = ether(A, ROUTER_MAC) / ip(A, GATEWAY[DB], ttl=4) / ICMP(id=number)
         ((port, answered),), drops = far.send(1000 + A, bytes(frame), 0.0)
         got = Ether(answered)
-        assert (port, drops, got.src, got[IP].src, got[IP].ttl) == (1000 + A, [], ROUTER_MAC, GATEWAY[DB], 64)
+        assert (port, drops, got.src, got[IP].src) == (1000 + A, [], ROUTER_MAC, GATEWAY[DB])
+        assert got[IP].ttl in (255 - 2, 255 - 3)
 
 
 def test_a_carrier_routes_over_links() -> None:
@@ -623,7 +635,7 @@ def test_ping_to_the_gateway_is_no_policy_matter() -> None:
     rows = spec(M1)
     deny_all(rows)
     got = answer(Reference(build(rows)), ether(A, ROUTER_MAC) / ip(A, GATEWAY[WEB], ttl=9) / ICMP(id=5))
-    assert (got[IP].src, got[IP].ttl, got[ICMP].type, got[ICMP].id) == (GATEWAY[WEB], 64, 0, 5)
+    assert (got[IP].src, got[IP].ttl, got[ICMP].type, got[ICMP].id) == (GATEWAY[WEB], 255, 0, 5)
 
 
 def test_what_is_no_vxlan_for_this_machine_is_left_alone(m1: Reference) -> None:
@@ -714,7 +726,7 @@ class Talk:
 
     def passes(self, frame: Scapy, source: int, after: float = 0.0) -> bool:
         self.now += after
-        return bool(self.machine.workload(10 + source, bytes(frame), self.now).emitted)
+        return not self.machine.workload(10 + source, bytes(frame), self.now).drops
 
 
 def test_answers_pass_until_the_connection_expires() -> None:

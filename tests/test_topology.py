@@ -11,13 +11,14 @@ import os
 import random
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_network
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -494,6 +495,48 @@ def ways(graph: nx.Graph) -> dict[tuple[str, str], set[int]]:
     }
 
 
+def traced(
+    lab: str, graph: nx.Graph, addresses: dict[str, str], rows: dict[str, int], pairs: list[tuple[str, str]]
+) -> dict[tuple[str, str], str]:
+    """What traceroute says, where that is no cheapest way: the routers of each, then the port."""
+    gateways = {
+        node: str(next(ip_network(f"{address}/24", strict=False).hosts())) for node, address in addresses.items()
+    }
+    wrong = {}
+    for a, b in pairs:
+        command = ["ip", "netns", "exec", state.Lab(lab).workload(rows[a])]
+        command += ["traceroute", "-n", "-I", "-q1", "-w3", addresses[b]]  # -I: all probes are one flow
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        hops = [line.split()[1] for line in shown.splitlines()[1:]]
+        cheapest = nx.all_shortest_paths(graph, a, b, weight="cost")
+        if hops not in [[*(gateways[node] for node in way), addresses[b]] for way in cheapest]:
+            wrong[a, b] = shown
+    return wrong
+
+
+PING = 0.02  # seconds between two
+
+
+@contextmanager
+def pinging(lab: str, row: int, address: str) -> Iterator[list[int]]:
+    """Meanwhile a workload pings; in the end there is one number, of answers that did not come."""
+    lost: list[int] = []
+    command = ["ip", "netns", "exec", state.Lab(lab).workload(row), "ping", "-n", "-i", str(PING), "-w", "60", address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ping:
+        assert ping.stdout is not None
+        for line in ping.stdout:
+            if "ttl=" in line:
+                break
+        try:
+            yield lost
+        finally:
+            ping.send_signal(signal.SIGINT)
+            shown = ping.stdout.read()
+    found = re.search(r"(\d+) packets transmitted, (\d+) received", shown)
+    assert found, shown
+    lost.append(int(found[1]) - int(found[2]))
+
+
 @pytest.mark.root
 @pytest.mark.parametrize(("example", "cut"), [("abilene", "kansas-city-indianapolis"), ("geant", "de-at")])
 def test_packets_of_an_example_take_the_cheapest_ways(example: str, cut: str) -> None:
@@ -519,12 +562,18 @@ def test_packets_of_an_example_take_the_cheapest_ways(example: str, cut: str) ->
             return len(got)
 
         assert agree(graph) == len(graph) * (len(graph) - 1)
-        nestnet("link", "down", f"{network}/{cut}", "--lab", lab)
+        pairs = random.Random(example).sample(sorted(permutations(graph, 2)), 110)
+        assert traced(lab, graph, addresses, rows, pairs) == {}
         less = graph.copy()
-        less.remove_edge(*only(made.manifest).links[cut].between)
+        a, b = only(made.manifest).links[cut].between
+        less.remove_edge(a, b)
         assert ways(less) != ways(graph)
-        agree(less)
-        nestnet("link", "up", f"{network}/{cut}", "--lab", lab)
-        agree(graph)
+        with pinging(lab, rows[a], addresses[b]) as lost:
+            nestnet("link", "down", f"{network}/{cut}", "--lab", lab)
+            agree(less)
+            assert traced(lab, less, addresses, rows, [(a, b), (b, a), *pairs[:10]]) == {}
+            nestnet("link", "up", f"{network}/{cut}", "--lab", lab)
+            agree(graph)
+        assert lost[0] <= 1 / PING, "routes follow within a second"
     finally:
         nestnet("down", "--name", lab)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from hypothesis import currently_in_test_context, note
-from strategies import Step
+from strategies import START, Step
 from test_equality import machine_of
 
 from nestnet.agent import netns
@@ -36,7 +36,7 @@ from nestnet.compile.tables import Tables, empty
 from nestnet.datapath.kernel import BPFFS, Capacity, Kernel, ProgramName, Record
 from nestnet.datapath.reference import Outputs, Reference, ToAgent, ToMachine, ToWorkload
 from nestnet.model import packet as pk
-from nestnet.model.clock import SECOND, nanoseconds, seconds
+from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.reasons import NAMES
 from nestnet.model.values import CONNECTION_SHARE, World
 
@@ -46,7 +46,6 @@ SMALL = Capacity(
     networks=128, segments=128, routers=64, ports=256, hosts=256, machines=16, addresses=4096, routes=1024,
     members=4096, prefixes=4096, rules=16384, flows=4096, connections=4096, fragments=1024,
 )  # fmt: skip
-START = 1000 * SECOND  # the kernels' clock when a conversation begins: no bucket takes longer to fill
 AGAIN = 8  # frames and datagrams that come once more after a change
 ETHERNET = bytes(12) + b"\x08\x00"
 VXLAN_AT, INNER_AT = 28, 36  # in a datagram, from its outer IPv4 header on
@@ -70,7 +69,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Wait:
-    """It is `now`, in ns since the conversation began; with `sweep`, what is over is swept."""
+    """It is `now`, in ns; with `sweep`, what is over is swept."""
 
     now: int
     sweep: bool
@@ -210,7 +209,7 @@ class Teller:
         left behind. After a change the last frames come once more, and so do the last datagrams, as from a machine
         that has not heard of it yet. With `hostile`, workloads and machines then send what is nearly the same."""
         yield self.forget()
-        world, now = None, 0.0
+        world, now = None, START
         frames: deque[tuple[int, bytes]] = deque(maxlen=AGAIN)
         datagrams: deque[tuple[int, bytes]] = deque(maxlen=AGAIN)
         for number, step in enumerate(steps):
@@ -309,12 +308,12 @@ def play(operation: Operation, kernels: Mapping[int, Kernel]) -> int:
         case Forget():
             for kernel in kernels.values():
                 kernel.forget()
-                kernel.set_clock(START)
+                kernel.set_clock(nanoseconds(START))
         case Load(machine, actions):
             kernels[machine].apply(actions)
         case Wait(now, sweep):
             for kernel in kernels.values():
-                kernel.set_clock(START + now)
+                kernel.set_clock(now)
                 if sweep:
                     kernel.sweep()
         case Send(machine, program, ifindex, frame, expected):

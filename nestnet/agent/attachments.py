@@ -29,6 +29,7 @@ from nestnet.compile.compiler import place
 from nestnet.model.bootstrap import Settings, settings
 from nestnet.model.values import Attach, Port, World
 
+LARGEST = 65535  # MTU of our ends: what is too big for the network reaches the program, which can say so
 ALIAS = "nestnet port "  # + id, and what it hangs on if that was chosen: so that a new agent finds it
 
 
@@ -212,7 +213,7 @@ class Workloads:
 
     def _veth(self, attachment: Attachment, name: str, end: links.Link | None) -> tuple[links.Link, str]:
         """Our end of the pair, and the name of the other, in the namespace of this name."""
-        namespace, mtu = netns.path(name), attachment.settings.mtu
+        namespace = netns.path(name)
         with links.netlink() as ipr:
             inside = _other_end(name, end) if end is not None else None
             if end is not None and inside is None:
@@ -230,12 +231,12 @@ class Workloads:
                     links.short_name("p", attachment.port),
                     inside,
                     namespace,
-                    mtu=mtu,
+                    mtu=attachment.settings.mtu,
                     mac=links.mac_text(attachment.settings.mac),
                     alias=f"{ALIAS}{attachment.port}{words}",
                 )
-            elif end.mtu != mtu:
-                ipr.link("set", index=end.index, mtu=mtu)
+            if end.mtu != LARGEST:
+                ipr.link("set", index=end.index, mtu=LARGEST)
         links.set_sysctls(_forwarding(end.name, 1))
         return end, inside
 

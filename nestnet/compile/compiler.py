@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from nestnet.compile.routes import Route, routes_of
 from nestnet.compile.rules import RuleSet, mapped, rules_of
 from nestnet.compile.slots import Slots
 from nestnet.compile.tables import TABLES, Tables
+from nestnet.model.icmp import DUMMY
 from nestnet.model.values import (
     CONNECTION_SHARE,
     FABRIC,
@@ -142,9 +143,12 @@ class _Compiler:
     def router(self, router: Router) -> None:
         slot = self.slots["router", router.id]
         mac = router.mac.to_bytes(6, "big")
-        self.put("router", slot, router.id, self.slots.get(("network", router.network)), 0, mac, 0)
+        speaks = self.speaks(router, [address for interface in router.interfaces for address in interface.addresses])
+        self.put("router", slot, router.id, self.slots.get(("network", router.network)), 0, *speaks, mac, 0)
         for interface in router.interfaces:
             segment = self.slots.get(("segment", interface.segment))
+            own = [*interface.addresses, *(a for other in router.interfaces for a in other.addresses)]
+            self.put("face", (slot, segment), *self.speaks(router, own))
             self.put("mac", (segment, mac, 0), t.OWNER_ROUTER, slot)
             for address in (*interface.addresses, link_local(router.mac)):
                 self.put("owner", (32 + HOST_BITS, segment, packed(address)), t.OWNER_ROUTER, slot)
@@ -155,6 +159,13 @@ class _Compiler:
             for prefix in self.prefixes[route.segment]:
                 for key in _lpm(slot, prefix):
                     self.put("route", key, *value)
+
+    def speaks(self, router: Router, own: Sequence[Address]) -> tuple[bytes, bytes]:
+        """The address of each family that a router tells errors from: the first of its own, else the one that means
+        nobody (RFC 7600), and its link-local one."""
+        ipv4 = next((address for address in own if address.version == 4), DUMMY)
+        ipv6 = next((address for address in own if address.version == 6), link_local(router.mac))
+        return packed(ipv4), packed(ipv6)
 
     def group(self, router: int, route: Route, groups: dict[int, tuple[object, ...]]) -> int:
         """The name of the route's next hops, with their rows: a hash of what they are, so that the same next hops have

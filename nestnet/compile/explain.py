@@ -147,9 +147,12 @@ def _deliver(
     if target is None:
         if at is None:
             raise _Dropped("no_route", _no_route(trace, world, router, destination))
-        if _router_at(world, at, destination) is not None:
-            if way is not None and len(way.routers) > TTL:
-                raise _Dropped("ttl_expired", f"TTL {TTL} runs out: there are {len(way.routers)} routers on the way")
+        # A router's own address is the end of the way: the router there takes nothing from the TTL.
+        is_router = _router_at(world, at, destination) is not None
+        hops = len(way.routers) - is_router if way is not None else 0
+        if hops >= TTL:
+            raise _Dropped("ttl_expired", f"TTL {TTL} runs out: there are {hops + is_router} routers on the way")
+        if is_router:
             if protocol in (PROTOCOLS["icmp"], PROTOCOLS["icmpv6"]):
                 text = f"{destination} is a router's own address: answered on the sender's machine"
                 trace.say("answer", text)

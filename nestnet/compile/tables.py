@@ -12,6 +12,7 @@ the arrays; slot 0 is nobody. An array's row is there if its `id` is not 0.
     port -> host -> host -> ... -> machine         where a port lives (rule 14)
     attach, vni, member                            where a frame comes in
     mac, owner, route, hop                         where it goes
+    face                                           who says so if it does not
     peer, cidr, service -> rule                    whether it may
     flood, local                                   who gets what is for all
 
@@ -127,7 +128,18 @@ TABLES: dict[str, Table] = {
             ),
         ),
         Table(
-            "router", "array", _struct(("id", "u8"), ("network", "u4"), ("pad", "u4"), ("mac", *MAC), ("pad2", "u2"))
+            "router",
+            "array",
+            # address4, address6: where it speaks from to those that none of its interfaces faces.
+            _struct(
+                ("id", "u8"),
+                ("network", "u4"),
+                ("pad", "u4"),
+                ("address4", *ADDRESS),
+                ("address6", *ADDRESS),
+                ("mac", *MAC),
+                ("pad2", "u2"),
+            ),
         ),
         Table(
             "port",
@@ -182,6 +194,13 @@ TABLES: dict[str, Table] = {
             _struct(("prefixlen", "u4"), ("router", "u4"), ("address", *ADDRESS)),
         ),
         Table("hop", "hash", _struct(("next", "u4")), _struct(("router", "u4"), ("group", "u4"), ("index", "u4"))),
+        # Where a router speaks from in a segment it joins; for a family it has no address of there, as everywhere.
+        Table(
+            "face",
+            "hash",
+            _struct(("address4", *ADDRESS), ("address6", *ADDRESS)),
+            _struct(("router", "u4"), ("segment", "u4")),
+        ),
         # ---- who gets what is for all: hosts with ports in the segment; ports in it that live here
         Table("flood", "hash", _struct(("host", "u4")), _struct(("segment", "u4"), ("version", "u4"), ("index", "u4"))),
         Table("local", "hash", _struct(("port", "u4")), _struct(("segment", "u4"), ("version", "u4"), ("index", "u4"))),

@@ -59,6 +59,7 @@ STATE = (
     "fragment",
     "opened",
     "closed",
+    "told",
     "asked",
     "drops",
     "stats",
@@ -114,6 +115,7 @@ class Capacity:
             "owner": self.addresses,
             "route": self.routes,
             "hop": self.routes,
+            "face": self.routes,
             "flood": self.members,
             "local": self.members,
             "peer": self.members,
@@ -133,6 +135,7 @@ class Capacity:
             "fragment": self.fragments,
             "opened": self.ports + 1,
             "closed": self.ports + 1,
+            "told": self.ports + 1,
             "asked": self.ports + 1,
             "drops": 4 * self.ports,
             "stats": self.ports + 1,
@@ -546,7 +549,7 @@ class Kernel:
         """
         for name in ("flow", "carriage", "connection", "fragment", "drops"):
             self._maps[name].delete(self._maps[name].items()[0])
-        for name in ("opened", "closed", "asked"):
+        for name in ("opened", "closed", "told", "asked"):
             keys, values = self._maps[name].items()
             used = np.flatnonzero(values)
             self._maps[name].update(keys[used], np.zeros(len(used), COUNTER))
@@ -593,7 +596,7 @@ def check_layout(opened: Object) -> None:
         if name in TABLES:
             table = TABLES[name]
             pairs = [("key", table.key or SLOT, shape.key), ("value", table.value, shape.value)]
-        elif name in (*COUNTERS, "epoch", "opened", "closed", "asked", "clock"):
+        elif name in (*COUNTERS, "epoch", "opened", "closed", "told", "asked", "clock"):
             pairs = [("key", SLOT, shape.key), ("value", COUNTER, shape.value)]
         for what, ours, theirs in pairs:
             if theirs is None:

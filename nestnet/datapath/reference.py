@@ -49,6 +49,7 @@ from nestnet.compile.tables import (
 )
 from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
+from nestnet.model.icmp import BURST_NS, COST_NS, icmp_error, may_be_told
 from nestnet.model.packet import (
     ARP,
     ETHERNET,
@@ -128,12 +129,15 @@ class Outputs:
 
 
 class Drop(Exception):
-    """The packet ends here, counted under a reason, and under `port` if that is already known."""
+    """The packet ends here, counted under a reason, and under `port` if that is already known. `router`, if any, may
+    tell the sender so, behind `passed` others."""
 
-    def __init__(self, reason: str, port: int | None = None) -> None:
+    def __init__(self, reason: str, port: int | None = None, router: int = 0, passed: int = 0) -> None:
         super().__init__(reason)
         self.reason = reason
         self.port = port
+        self.router = router
+        self.passed = passed
 
 
 class Owner(NamedTuple):
@@ -146,11 +150,8 @@ class Owner(NamedTuple):
 NOBODY = Owner(0, 0)
 
 
-class Way(NamedTuple):
-    """The last router on a way, and how many there are."""
-
-    last: int
-    routers: int
+Way = tuple[int, ...]
+"""Slots of the routers on a way, both ends among them."""
 
 
 class Key(NamedTuple):
@@ -192,6 +193,7 @@ class Reference:
     def __init__(self, tables: Tables) -> None:
         self.connections: dict[Key, Connection] = {}
         self.fragments: dict[tuple[int, bytes, bytes, int, int], First] = {}
+        self.told: dict[int, int] = {}  # by port, the bucket of what routers tell it
         self.asked: dict[int, int] = {}  # buckets of inquiries, by port
         self.load(tables)
 
@@ -214,6 +216,7 @@ class Reference:
         self.owners = _Prefixes(tables, "owner")
         self.routes = _Prefixes(tables, "route")
         self.hops = _hash(tables, "hop")
+        self.faces = _hash(tables, "face")
         self.cidrs = _Prefixes(tables, "cidr")
         self.services = _Prefixes(tables, "service")
         self.here = _Array(tables, "self")[0].machine
@@ -275,7 +278,11 @@ class Reference:
         if packet.is_group:
             self.flood(p, port, packet, out)
             return
-        self.unicast(p, port, packet, now, out)
+        try:
+            self.unicast(p, port, packet, now, out)
+        except Drop as drop:
+            self.complain(p, port, packet, drop, now, out)
+            raise
 
     def arp(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
         """Line 3."""
@@ -403,13 +410,14 @@ class Reference:
 
     def unicast(self, p: int, port: Row, packet: Packet, now: float, out: Outputs) -> None:
         """Lines 9 to 14."""
+        way: Way
         network = self.network[port.network]
         owner = self.at_mac(port.segment, packet.target_mac)
         if owner == NOBODY:
             raise Drop("unknown_unicast")
         if owner == Owner(OWNER_PORT, p):
             raise Drop("hairpin")
-        q, way = owner.slot, None
+        q, way = owner.slot, ()
         if owner.kind == OWNER_ROUTER:
             behind = self.through(owner.slot, p, port, packet, out)
             if behind is None:
@@ -420,13 +428,14 @@ class Reference:
         if not to.flags & ENABLED:
             raise Drop("port_disabled")
         tracked = self.connection(port.network, p, q, packet, now)
+        # The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere.
+        self.expire(way[:1], packet)
         if packet.size > network.mtu:
-            raise Drop("too_big")
+            raise Drop("too_big", router=way[0] if way else self.segment[port.segment].router)
+        self.expire(way, packet)
         frame = packet.frame
-        if way is not None:
-            if packet.ttl <= way.routers:
-                raise Drop("ttl_expired")
-            frame = routed(packet, _number(to.mac), _number(self.router[way.last].mac), way.routers)
+        if way:
+            frame = routed(packet, _number(to.mac), _number(self.router[way[-1]].mac), len(way))
         machine = self.carry(port.network, self.place(port), self.place(to))
         if machine == self.here:
             self.to_workload(q, frame, out)
@@ -442,22 +451,48 @@ class Reference:
         is_gateway = self.owner(port.segment, target) == itself
         segment = port.segment if is_gateway else self.route(router, target)
         owner = self.owner(segment, target) if segment else NOBODY
-        way = Way(router, 1) if is_gateway else self.way(router, packet)
+        way = (router,) if is_gateway else self.way(router, packet)
         if owner.kind == OWNER_PORT and way is not None:
             return owner.slot, way
         # Pinging the own gateway is no policy matter (rule 41).
         if not (is_gateway and packet.is_echo_request) and not self.judge(port.network, p, 0, packet.flow, target):
             raise Drop("policy")
-        if segment and owner == NOBODY:
-            raise Drop("unreachable")
         if way is None:
-            raise Drop("no_route")
-        if not is_gateway and packet.ttl < way.routers:
-            raise Drop("ttl_expired")
+            raise Drop("no_route", router=router)
+        before = len(way) - 1
+        if owner == NOBODY:
+            self.expire(way, packet)
+            raise Drop("unreachable", router=way[-1], passed=before)
+        self.expire(way[:-1], packet)
         if not packet.is_echo_request:
-            raise Drop("router_local")
-        self.to_workload(p, echo_reply(packet), out)
+            raise Drop("router_local", router=way[-1], passed=before)
+        self.to_workload(p, echo_reply(packet, before), out)
         return None
+
+    def expire(self, way: Way, packet: Packet) -> None:
+        """Each router takes one from the TTL, and the one that would leave nothing ends the packet."""
+        if way and packet.ttl <= len(way):
+            passed = max(packet.ttl - 1, 0)
+            raise Drop("ttl_expired", router=way[passed], passed=passed)
+
+    def complain(self, p: int, port: Row, packet: Packet, drop: Drop, now: float, out: Outputs) -> None:
+        """ICMP errors: a router tells the sender why its packet ended there, if it may and has not told it too much."""
+        if not drop.router or not may_be_told(packet, drop.reason):
+            return
+        until = spend(self.told.get(p, 0), COST_NS, BURST_NS, nanoseconds(now))
+        if until is None:
+            return
+        self.told[p] = until
+        row = self.router[drop.router]
+        face = self.faces.get((drop.router, port.segment), row)
+        source = face.address4 if packet.family == 4 else face.address6
+        if drop.reason == "router_local":
+            source = packet.flow.target
+        # It comes from where the packet went: the first router, or, from within the segment, the one that speaks.
+        is_routed = self.at_mac(port.segment, packet.target_mac).kind == OWNER_ROUTER
+        mac = packet.target_mac if is_routed else _number(row.mac)
+        mtu = self.network[port.network].mtu
+        out.emitted.append(ToWorkload(port.ifindex, p, icmp_error(packet, drop.reason, source, mac, drop.passed, mtu)))
 
     def guard_routed(self, source: bytes) -> None:
         """What means nothing in another segment passes no router, and no answer would find its way back."""
@@ -569,19 +604,21 @@ class Reference:
         return self.routes.longest(struct.pack("<I", router) + target)
 
     def way(self, router: int, packet: Packet) -> Way | None:
-        """The way from a router to the packet's destination. None if it leads nowhere."""
-        for passed in range(1, MAX_TTL + 1):
+        """The way from a router to the packet's destination, as far as a TTL lasts. None if it leads nowhere."""
+        passed = [router]
+        while len(passed) <= MAX_TTL:
             row = self.to_segment(router, packet.flow.target)
             if row is None:
                 return None
             if row.count == 0:
-                return Way(router, passed)
+                break
             choice = spread(packet, seed=self.router[router].id % 2**32) % row.count
             hop = self.hops.get((router, row.group, choice))
             if hop is None:
                 return None
             router = hop.next
-        return Way(router, MAX_TTL + 1)
+            passed.append(router)
+        return tuple(passed)
 
     # ---- what carries it
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
-from nestnet.model import bootstrap
+from nestnet.model import bootstrap, icmp
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
@@ -70,11 +70,13 @@ class State:
 
     connections   by opener, the other port, and the tuple of its first packet
     fragments     by sender, source, destination, protocol and identification
+    told          by port, the bucket of what routers tell it
     asked         by port: its bucket of inquiries
     """
 
     connections: Mapping[tuple[int, int, FlowTuple], Connection] = field(default_factory=dict)
     fragments: Mapping[tuple[int, bytes, bytes, int, int], FirstFragment] = field(default_factory=dict)
+    told: Mapping[int, int] = field(default_factory=dict)
     asked: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -89,10 +91,11 @@ class Outcome:
 
 
 class _Dropped(Exception):
-    """The packet ends here. `state` is what is remembered, if that changed."""
+    """The packet ends here: at a router that may tell its sender so, `passed` others having taken one from its TTL, or,
+    without one, in silence."""
 
-    def __init__(self, reason: str, state: State | None = None) -> None:
-        self.reason, self.state = reason, state
+    def __init__(self, reason: str, at: Router | None = None, passed: int = 0) -> None:
+        self.reason, self.at, self.passed = reason, at, passed
 
 
 class _Answered(Exception):
@@ -102,9 +105,9 @@ class _Answered(Exception):
         self.frame = frame
 
 
-def _refuse(condition: bool, reason: str) -> None:
+def _refuse(condition: bool, reason: str, at: Router | None = None, passed: int = 0) -> None:
     if condition:
-        raise _Dropped(reason)
+        raise _Dropped(reason, at, passed)
 
 
 def deliver(
@@ -115,9 +118,11 @@ def deliver(
     port = world.ports.get(port_id)
     if port is None:
         return Outcome((), ((0, "not_attached"),), state)
+    network = world.networks[port.network]
+    packet = None
     try:
         _refuse(not port.enabled, "port_disabled")
-        _refuse(not world.networks[port.network].enabled, "network_disabled")
+        _refuse(not network.enabled, "network_disabled")
         packet = guard(world, port, frame)
         if packet.is_inquiry:
             state = _ask(state, port, packet, now)
@@ -128,16 +133,48 @@ def deliver(
         target, routers = switch(world, port, packet)
         _refuse(not target.enabled, "port_disabled")
         after = track(world, state, port, target, packet, now, share)
-        _refuse(packet.size > world.networks[port.network].mtu, "too_big")
+        # The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere.
+        _expire(routers[:1], packet)
+        gateways = routers or world.routers_of(port.segment)
+        _refuse(packet.size > network.mtu, "too_big", next(iter(gateways), None))
+        _expire(routers, packet)
         if routers:
-            _refuse(packet.ttl <= len(routers), "ttl_expired")
             frame = pk.routed(packet, target.mac, routers[-1].mac, len(routers))
-        carry(world, world.networks[port.network], port.host, target.host)
+        carry(world, network, port.host, target.host)
         return Outcome(((target.id, frame),), (), _remember(after, port, packet, now))
     except _Dropped as dropped:
-        return Outcome((), ((port.id, dropped.reason),), dropped.state or state)
+        drops = ((port.id, dropped.reason),)
+        if packet is None or dropped.at is None or not icmp.may_be_told(packet, dropped.reason):
+            return Outcome((), drops, state)
+        until = spend(state.told.get(port.id, 0), icmp.COST_NS, icmp.BURST_NS, nanoseconds(now))
+        if until is None:
+            return Outcome((), drops, state)
+        answer = complain(world, port, packet, dropped)
+        return Outcome(((port.id, answer),), drops, replace(state, told={**state.told, port.id: until}))
     except _Answered as answered:
         return Outcome(((port.id, answered.frame),), (), state)
+
+
+def _expire(routers: Sequence[Router], packet: Packet) -> None:
+    """Each router takes one from the TTL, and the one that would leave nothing ends the packet."""
+    if routers and packet.ttl <= len(routers):
+        passed = max(packet.ttl - 1, 0)
+        raise _Dropped("ttl_expired", routers[passed], passed)
+
+
+def complain(world: World, port: Port, packet: Packet, dropped: _Dropped) -> bytes:
+    """What a router tells the port about a packet that ended there. It speaks from its address in the port's segment,
+    else from the first it has; one without any from 192.0.0.8 (RFC 7600), or from its link-local address. What was
+    sent to a router's address is answered from there."""
+    assert dropped.at is not None
+    interfaces = sorted(dropped.at.interfaces, key=lambda interface: interface.segment != port.segment)
+    own = [a for interface in interfaces for a in interface.addresses if a.version == packet.family]
+    nameless = icmp.DUMMY if packet.family == 4 else link_local(dropped.at.mac)
+    source = packet.flow.target if dropped.reason == "router_local" else pk.mapped([*own, nameless][0])
+    # It comes from where the packet went: the first router, or, from within the segment, the one that speaks.
+    routers = {router.mac for router in world.routers_of(port.segment)}
+    mac = packet.target_mac if packet.target_mac in routers else dropped.at.mac
+    return icmp.icmp_error(packet, dropped.reason, source, mac, dropped.passed, world.networks[port.network].mtu)
 
 
 # ---- who has an address, and where it lies
@@ -416,14 +453,17 @@ def _through(world: World, port: Port, router: Router, packet: Packet) -> tuple[
     if not (is_gateway and packet.is_echo_request):
         _refuse(not judge(world, port.network, port, None, packet.flow, address), "policy")
     if segment is None:
-        raise _Dropped("no_route")
+        raise _Dropped("no_route", router)
+    routers = (router,) if is_gateway else way(world, router, segment, packet)
+    before = len(routers) - 1
     if target is None:
-        raise _Dropped("unreachable")
+        _expire(routers, packet)
+        raise _Dropped("unreachable", routers[-1], before)
     # A router's own address is the end of the way: the router there takes nothing from the TTL.
-    _refuse(not is_gateway and packet.ttl < len(way(world, router, segment, packet)), "ttl_expired")
+    _expire(routers[:-1], packet)
     if packet.is_echo_request:
-        raise _Answered(pk.echo_reply(packet))
-    raise _Dropped("router_local")
+        raise _Answered(pk.echo_reply(packet, before))
+    raise _Dropped("router_local", routers[-1], before)
 
 
 def flood(world: World, state: State, port: Port, packet: Packet) -> Outcome:

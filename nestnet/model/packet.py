@@ -46,6 +46,7 @@ ROUTER_SOLICITATION = 133
 SOLICITATION, ADVERTISEMENT = 135, 136
 INQUIRY_BYTES = 1500  # of IP: what one inquiry may have. Mirrors bpf/inquiry.h.
 ERRORS = {4: frozenset((3, 4, 5, 11, 12)), 6: frozenset((1, 2, 3, 4))}  # ICMP errors of each family
+ROUTER_TTL = 255  # of what routers send themselves: it reaches back over any way
 ECHO = {4: (8, 0), 6: (128, 129)}  # request and reply
 
 _NEEDED = {TCP: 20, UDP: 8}
@@ -188,9 +189,14 @@ class Packet:
         )
 
     @property
+    def is_icmp_error_kind(self) -> bool:
+        """An ICMP error by its type alone, fragments too."""
+        return self.family != 0 and self.icmp_type in ERRORS[self.family]
+
+    @property
     def is_icmp_error(self) -> bool:
         """An ICMP error that is no fragment."""
-        return self.fragment == WHOLE and self.family != 0 and self.icmp_type in ERRORS[self.family]
+        return self.fragment == WHOLE and self.is_icmp_error_kind
 
     @property
     def is_discovery(self) -> bool:
@@ -518,11 +524,14 @@ def _patch(frame: bytearray, at: int, value: int, sum_at: int) -> None:
     frame[sum_at : sum_at + 2] = checksum_replaced(was, old, new).to_bytes(2, "big")
 
 
-def _with_ttl(packet: Packet, frame: bytearray, ttl: int) -> None:
+def with_ttl(packet: Packet, ttl: int) -> bytes:
+    """The frame with another TTL or hop limit."""
+    frame = bytearray(packet.frame)
     if packet.family == 4:
         _patch(frame, ETHERNET + 8, ttl, ETHERNET + 10)
     else:
         frame[ETHERNET + 7] = ttl
+    return bytes(frame)
 
 
 def with_ethernet(frame: bytes, target_mac: int, source_mac: int) -> bytes:
@@ -532,9 +541,7 @@ def with_ethernet(frame: bytes, target_mac: int, source_mac: int) -> bytes:
 
 def routed(packet: Packet, target_mac: int, router_mac: int, routers: int = 1) -> bytes:
     """The frame as the last of so many routers sends it on: each takes one from the TTL or hop limit."""
-    frame = bytearray(packet.frame)
-    _with_ttl(packet, frame, packet.ttl - routers)
-    return with_ethernet(bytes(frame), target_mac, router_mac)
+    return with_ethernet(with_ttl(packet, packet.ttl - routers), target_mac, router_mac)
 
 
 def arp_reply(request: Packet, mac: int) -> bytes:
@@ -566,12 +573,11 @@ def neighbour_advertisement(solicitation: Packet, mac: int, is_router: bool) -> 
     )
 
 
-def echo_reply(request: Packet) -> bytes:
-    """The answer to an echo request: the same frame with MACs and addresses swapped, TTL 64 and the type of
-    a reply. All else stays as it was, options and padding too."""
-    frame = bytearray(request.frame)
+def echo_reply(request: Packet, passed: int = 0) -> bytes:
+    """The answer to an echo request: the same frame with MACs and addresses swapped, TTL 255 less one for each router
+    that it `passed`, and the type of a reply. All else stays as it was, options and padding too."""
+    frame = bytearray(with_ttl(request, ROUTER_TTL - passed))
     frame[0:12] = frame[6:12] + frame[0:6]
-    _with_ttl(request, frame, 64)
     at, length = (ETHERNET + 12, 4) if request.family == 4 else (ETHERNET + 8, 16)
     frame[at : at + 2 * length] = frame[at + length : at + 2 * length] + frame[at : at + length]
     # A checksum is over 16-bit words from the ICMP header on, and that header is at an even offset.

@@ -158,19 +158,22 @@ ONCE int answer_nd(struct __sk_buff *skb, struct packet *p)
 	return advertise(skb, p, found->kind == OWNER_ROUTER);
 }
 
-/* An echo request to a router: back with the addresses changed over, TTL 64. */
+#define ROUTER_TTL 255 /* of what routers send themselves: it reaches back over any way */
+
+/* An echo request to a router: back with the addresses changed over, each router on the way takes one from the TTL. */
 ONCE int answer_echo(struct __sk_buff *skb, struct packet *p)
 {
 	u32 v4 = p && p->tuple.family == 4;
-	u8 macs[12], type = v4 ? 0 : 129, ttl = 64;
+	u8 macs[12], type = v4 ? 0 : 129, ttl;
 
 	if (!p)
 		return REASON_ERROR;
+	ttl = ROUTER_TTL + 1 - (p->hops ? p->hops : 1);
 	memcpy(macs, p->came + 6, 6);
 	memcpy(macs + 6, p->came, 6);
 	bpf_skb_store_bytes(skb, 0, macs, 12, 0);
 	if (v4) {
-		bpf_l3_csum_replace(skb, ETH_BYTES + 10, swap16((u16)p->ttl << 8), swap16(64 << 8), 2);
+		bpf_l3_csum_replace(skb, ETH_BYTES + 10, swap16((u16)p->ttl << 8), swap16((u16)ttl << 8), 2);
 		bpf_skb_store_bytes(skb, ETH_BYTES + 8, &ttl, 1, 0);
 		bpf_skb_store_bytes(skb, ETH_BYTES + 12, &p->tuple.target.words[3], 4, 0);
 		bpf_skb_store_bytes(skb, ETH_BYTES + 16, &p->tuple.source.words[3], 4, 0);

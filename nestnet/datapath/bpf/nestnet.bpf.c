@@ -6,43 +6,11 @@
  * Read docs/datapath.md first: every check and every drop here is a line there, in the same order.
  */
 #include "flood.h"
+#include "icmp.h"
 #include "inquiry.h"
 
 /* Line 9 and 10: whose frame it is. Reads rows only, so that it can be asked twice. */
 enum { NOBODY = 0, SWITCHED, ROUTED, GATEWAY, ROUTER, NO_ROUTE_TO, NOBODY_THERE, HAIRPIN };
-
-/* One router on the way (docs/datapath.md, Words): it joins the segment, or hashes the flow onto its next hops. */
-static long step_on(u32 index, void *nothing)
-{
-	u32 zero = 0;
-	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero);
-	struct hop_key key;
-	struct route *row;
-	struct router *r;
-	struct hop *found;
-
-	if (!p)
-		return 1;
-	row = route_by(&p->key_of_route, p->router, &p->tuple.target);
-	r = bpf_map_lookup_elem(&router, &p->router);
-	if (!row || !r)
-		return 1;
-	p->hops++;
-	if (!row->count) {
-		p->arrived = 1;
-		return 1;
-	}
-	key.router = p->router;
-	key.group = row->group;
-	key.index = flow_hash(&p->tuple, p->fragment == WHOLE, (u32)r->id) % row->count;
-	found = bpf_map_lookup_elem(&hop, &key);
-	if (!found)
-		return 1;
-	p->router = found->next;
-	return 0;
-}
-
-#define WAY 255 /* a TTL lasts no longer */
 
 ONCE int resolve(struct packet *p)
 {
@@ -52,7 +20,7 @@ ONCE int resolve(struct packet *p)
 
 	if (!p)
 		return NOBODY;
-	p->target = p->router = p->hops = p->arrived = 0;
+	p->target = p->first = p->router = p->hops = p->arrived = 0;
 	p->target_segment = p->segment;
 	memcpy(p->leaves, p->came, 12);
 	found = mac_of(p->segment, p->came);
@@ -62,7 +30,7 @@ ONCE int resolve(struct packet *p)
 		p->target = found->slot;
 		return p->target == p->source ? HAIRPIN : SWITCHED;
 	}
-	p->router = found->slot;
+	p->first = p->router = found->slot;
 	/* Its own address in this very segment may be link-local, so it is looked for before routes are. */
 	there = owner_of(p->segment, &p->tuple.target);
 	if (there && there->kind == OWNER_ROUTER && there->slot == p->router)
@@ -70,12 +38,12 @@ ONCE int resolve(struct packet *p)
 	p->target_segment = route_of(p->router, &p->tuple.target);
 	if (!p->target_segment)
 		return NO_ROUTE_TO;
-	there = owner_of(p->target_segment, &p->tuple.target);
-	if (!there)
-		return NOBODY_THERE;
 	bpf_loop(WAY, step_on, NULL, 0);
 	if (!p->arrived && p->hops < WAY)
 		return NO_ROUTE_TO;
+	there = owner_of(p->target_segment, &p->tuple.target);
+	if (!there)
+		return NOBODY_THERE;
 	if (there->kind == OWNER_ROUTER)
 		return ROUTER;
 	p->target = there->slot;
@@ -118,7 +86,7 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 	case ROUTER:
 		if (where == ROUTER && !may(p))
 			return REASON_POLICY;
-		if (where == ROUTER && (p->ttl < p->hops || !p->arrived))
+		if (where == ROUTER && ((p->hops > 1 && p->ttl < p->hops) || !p->arrived))
 			return REASON_TTL_EXPIRED;
 		if (p->icmp_kind == ICMP_ECHO && p->icmp_type == (p->tuple.family == 4 ? 8 : 128) && !p->icmp_code &&
 		    p->fragment == WHOLE)
@@ -127,7 +95,9 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 	default:
 		if (!may(p))
 			return REASON_POLICY;
-		return where == NO_ROUTE_TO ? REASON_NO_ROUTE : REASON_UNREACHABLE;
+		if (where == NO_ROUTE_TO)
+			return REASON_NO_ROUTE;
+		return p->ttl <= p->hops ? REASON_TTL_EXPIRED : REASON_UNREACHABLE;
 	}
 }
 
@@ -186,10 +156,13 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	s = bpf_map_lookup_elem(&segment, &p->target_segment);
 	if (!f || !me || !q || !s)
 		return drop(skb, p->source, REASON_ERROR);
+	/* The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere. */
+	if (p->hops && p->ttl <= 1)
+		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
 	if (skb->gso_size ? too_long(skb, length, header_bytes(skb, p), mtu) : (u32)(p->end - ETH_BYTES) > mtu)
-		return drop(skb, p->source, REASON_TOO_BIG);
+		return refused(skb, p, REASON_TOO_BIG, mtu);
 	if (p->hops && p->ttl <= p->hops)
-		return drop(skb, p->source, REASON_TTL_EXPIRED);
+		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
 	reason = carry(p->a, p->b, family, p->epoch, &p->way);
 	if (reason)
 		return drop(skb, p->source, reason);
@@ -273,7 +246,7 @@ INLINE int from_workload(struct __sk_buff *skb)
 		return drop(skb, p->source, reason);
 	if (p->ether_type == ETH_ARP) {
 		reason = answer_arp(skb, p);
-		return reason ? drop(skb, p->source, reason) : to_workload(skb, p->source, ifindex, from->flags & TAP);
+		return reason ? drop(skb, p->source, reason) : back(skb, p);
 	}
 	reason = parse_ip(skb, p);
 	if (!reason)
@@ -281,7 +254,7 @@ INLINE int from_workload(struct __sk_buff *skb)
 	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
 	    (p->icmp_type == 135 || p->icmp_type == 136)) {
 		reason = answer_nd(skb, p);
-		return reason ? drop(skb, p->source, reason) : to_workload(skb, p->source, ifindex, from->flags & TAP);
+		return reason ? drop(skb, p->source, reason) : back(skb, p);
 	}
 	if (!reason && is_inquiry(p))
 		return to_agent(skb, p);
@@ -296,9 +269,9 @@ INLINE int from_workload(struct __sk_buff *skb)
 	}
 	reason = decide(skb, p);
 	if (reason)
-		return drop(skb, p->source, reason);
+		return refused(skb, p, reason, n->mtu);
 	if (p->answered)
-		return to_workload(skb, p->source, ifindex, from->flags & TAP);
+		return back(skb, p);
 	return forward(skb, p, n->mtu, n->underlay);
 }
 

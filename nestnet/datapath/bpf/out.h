@@ -73,6 +73,14 @@ INLINE int to_workload(struct __sk_buff *skb, u32 slot, u32 ifindex, u32 is_tap)
 	return bpf_redirect_peer(ifindex, 0);
 }
 
+/* What its own machine answers a workload. */
+INLINE int back(struct __sk_buff *skb, struct packet *p)
+{
+	struct port *asker = bpf_map_lookup_elem(&port, &p->source);
+
+	return to_workload(skb, p->source, p->where, asker ? asker->flags & TAP : 0);
+}
+
 /* TTL or hop limit less one for each router, of an IP header at this offset (RFC 1624 by the kernel's helper). */
 INLINE void take_hops(struct __sk_buff *skb, u32 at, u8 family, u8 ttl, u8 hops)
 {

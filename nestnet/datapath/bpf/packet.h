@@ -30,7 +30,7 @@ struct packet {
 	u32 source, target; /* ports; 0: nobody */
 	u32 segment;        /* where it came in */
 	u32 target_segment;
-	u32 router;         /* the first on the way, then the last; 0: switched */
+	u32 first, router;  /* the first on the way; where it got to, in the end the last; 0: switched */
 	u32 arrived;
 	u32 network;
 	u32 a, b;           /* hosts */

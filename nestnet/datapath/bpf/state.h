@@ -88,6 +88,8 @@ STATE(stats, BPF_MAP_TYPE_PERCPU_ARRAY, 0, 1024, u32, struct stats);
 /* Connections a port opened here, ever, and those of them the agent has swept: the rest is its share. */
 COUNTER(opened, 1024);
 COUNTER(closed, 1024);
+/* What routers tell each port: a bucket (rates.h). */
+COUNTER(told, 1024);
 /* The bucket of a port's inquiries (inquiry.h). */
 COUNTER(asked, 1024);
 

@@ -26,7 +26,7 @@ struct address {
 
 struct network { u64 id; u32 rules, combos, flags, mtu, underlay, pad; };
 struct segment { u64 id; u32 network, vni, flood, floods, local, locals, router, pad; };
-struct router { u64 id; u32 network, pad; u8 mac[6]; u16 pad2; };
+struct router { u64 id; u32 network, pad; u8 address4[16], address6[16]; u8 mac[6]; u16 pad2; };
 struct port {
 	u64 id;
 	u32 network, segment, host, ifindex, flags, share;
@@ -51,6 +51,8 @@ struct route_key { u32 prefixlen, router; u8 address[16]; };
 struct route { u32 segment, group, count, hops; };
 struct hop_key { u32 router, group, index; };
 struct hop { u32 next; };
+struct face_key { u32 router, segment; };
+struct face { u8 address4[16], address6[16]; };
 struct flood_key { u32 segment, version, index; };
 struct flood { u32 host; };
 struct local_key { u32 segment, version, index; };
@@ -88,6 +90,7 @@ TABLE_HASH(mac, 4096);
 TABLE_LPM(owner, 4096);
 TABLE_LPM(route, 4096);
 TABLE_HASH(hop, 4096);
+TABLE_HASH(face, 4096);
 TABLE_HASH(flood, 4096);
 TABLE_HASH(local, 4096);
 TABLE_HASH(peer, 4096);
