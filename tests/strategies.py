@@ -47,6 +47,7 @@ from nestnet.model.values import (
     CARRIAGE_PORT,
     FABRIC,
     Address,
+    Attach,
     Interface,
     Link,
     Machine,
@@ -242,6 +243,7 @@ class _Builder:
             groups=pick(draw, [(), (1,), (2,), (1, 2)]),
             hosts=upto(draw, 3) != 0,
             enabled=self.on(32),
+            attach=Attach("tap", f"t{len(self.world.ports)}") if rarely(draw) else None,
         )
         self.add(port)
         return port
@@ -610,7 +612,10 @@ def _dhcp4(draw: Draw, world: World, port: Port) -> bytes:
     to_server = source != pk.UNSPECIFIED4 and upto(draw, 1)
     target = mapped(record.server4) if to_server else BROADCAST4
     target_mac = record.server if to_server else pk.BROADCAST
-    return ip_frame(target_mac, port.mac, source, target, pk.UDP, udp(source, target, 68, 67, body))
+    payload = udp(source, target, 68, 67, body)
+    if rarely(draw):
+        return ethernet(target_mac, port.mac, pk.IPV4, ipv4(source, target, pk.UDP, payload, fragment=0x2000))
+    return ip_frame(target_mac, port.mac, source, target, pk.UDP, payload)
 
 
 def _dhcp6(draw: Draw, world: World, port: Port) -> bytes:

@@ -104,5 +104,14 @@ def test_only_the_workload_that_is_asked_about_is_a_witness(ends: tuple[Path, Pa
     assert not seen.arrived
 
 
+def test_what_leaves_can_be_watched_for(ends: tuple[Path, Path]) -> None:
+    """As on a tap, where what the workload gets goes out."""
+    n1, _ = ends
+    witnesses = [Witness(n1, "eth0", outside=True), Witness(n1, "eth0")]
+    out, into = run([Probe(n1, at, ip_address("10.0.0.2"), "udp", 9) for at in witnesses], patience=0.5)
+    assert out.arrived
+    assert not into.arrived
+
+
 def test_checksum_of_rfc_1071() -> None:
     assert checksum(bytes.fromhex("0001f203f4f5f6f7")) == ~0xDDF2 & 0xFFFF
