@@ -920,7 +920,7 @@ def some_inquiries(draw: Draw) -> list[Step]:
     servers = tuple(ip_address(text) for text in ("10.0.0.53", "fd00::53"))
     world = world.with_(*(replace(s, dns=pick(draw, [servers, ()])) for s in world.segments.values()))
     ports = sorted(world.ports.values(), key=lambda port: port.id)
-    now = 0.0
+    now = START
     steps = [Step(now, world, ports[0].id, asks(draw, world, ports[0])) for _ in range(pick(draw, [1, 15, 30]))]
     for _ in range(20):
         now += pick(draw, [0.0, 0.3, 0.5, 1.003, 11.007])
