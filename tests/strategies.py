@@ -4,6 +4,7 @@
     frames(world, port, heard)      what a workload may send: nearly valid, and at interesting places
     rounds()                        a world that stays, and frames that get far in it
     chatter()                       what hosts say without being asked
+    inquiries()                     workloads that ask for their addresses, right and wrong
     dialogues()                     hosts that open, answer, complain, end, and come back too late
     conversations(world)            frames over time: answers, errors about earlier ones, changes of the world
 
@@ -38,6 +39,7 @@ from frames import (
 )
 from hypothesis import strategies as st
 
+from nestnet.model import bootstrap
 from nestnet.model import packet as pk
 from nestnet.model.meaning import State, deliver, reached
 from nestnet.model.packet import mapped
@@ -45,6 +47,7 @@ from nestnet.model.values import (
     CARRIAGE_PORT,
     FABRIC,
     Address,
+    Attach,
     Interface,
     Link,
     Machine,
@@ -256,6 +259,7 @@ class _Builder:
             groups=pick(draw, [(), (1,), (2,), (1, 2)]),
             hosts=upto(draw, 3) != 0,
             enabled=self.on(32),
+            attach=Attach("tap", f"t{len(self.world.ports)}") if rarely(draw) else None,
         )
         self.add(port)
         return port
@@ -384,6 +388,7 @@ UNKNOWN_MAC = 0x0200000000FF
 BROADCAST4 = mapped(IPv4Address("255.255.255.255"))
 ALL_NODES = mapped(IPv6Address("ff02::1"))
 GROUP4 = mapped(IPv4Address("224.0.0.251"))
+ALL_DHCP = mapped(bootstrap.ALL_DHCP)
 
 
 def aims(world: World, port: Port) -> tuple[list[Aim], list[Aim]]:
@@ -460,13 +465,13 @@ def frames(draw: st.DrawFn, world: World, port: Port, heard: tuple[bytes, ...] =
         return arps(draw, world, port)
     if kind == "neighbour":
         return neighbours(draw, world, port)
-    if kind == "dhcp":
-        return dhcps(draw, port)
+    if kind == "asks":
+        return asks(draw, world, port)
     frame = packets(draw, world, port)
     return damaged(draw, frame) if kind == "damaged" else frame
 
 
-_KINDS = ["packet"] * 18 + ["arp"] * 2 + ["neighbour"] * 2 + ["damaged"] * 2 + ["dhcp", "noise"]
+_KINDS = ["packet"] * 18 + ["arp"] * 2 + ["neighbour"] * 2 + ["damaged"] * 2 + ["asks", "noise"]
 _KINDS_OF_A_LISTENER = ["answer"] * 12 + ["error"] * 5 + _KINDS
 
 
@@ -569,20 +574,116 @@ def neighbours(draw: Draw, world: World, port: Port) -> bytes:
 
 
 def dhcps(draw: Draw, port: Port) -> bytes:
+    """UDP of DHCP's ports, whole or in fragments, and mostly with nothing in it."""
     source_port, target_port = pick(draw, [(68, 67), (67, 68), (68, 68), (546, 547), (547, 546)])
     source = pick(draw, [pk.UNSPECIFIED4, *own_addresses(port)])
-    target = BROADCAST4 if pk.is_mapped(source) else mapped(IPv6Address("ff02::1:2"))
-    body = udp(source, target, source_port, target_port, bytes(20))
-    return ip_frame(group_mac(target) if target[0] == 0xFF else pk.BROADCAST, port.mac, source, target, pk.UDP, body)
+    target = BROADCAST4 if pk.is_mapped(source) else ALL_DHCP
+    body = udp(source, target, source_port, target_port, bytes(pick(draw, [20, 20, 1460, 1480])))
+    mac = group_mac(target) if target[0] == 0xFF else pk.BROADCAST
+    if pk.is_mapped(source) and rarely(draw):
+        return ethernet(mac, port.mac, pk.IPV4, ipv4(source, target, pk.UDP, body, fragment=pick(draw, [0x2000, 1])))
+    return ip_frame(mac, port.mac, source, target, pk.UDP, body)
 
 
-def damaged(draw: st.DrawFn, frame: bytes) -> bytes:
+def asks(draw: Draw, world: World, port: Port) -> bytes:
+    """What clients ask their network in the beginning, right, nearly right, and as others would like it."""
+    kind = pick(draw, ["dhcp4"] * 3 + ["dhcp6"] * 3 + ["solicitation"] * 2 + ["empty"])
+    if kind == "empty":
+        return dhcps(draw, port)
+    frame = {"dhcp4": _dhcp4, "dhcp6": _dhcp6, "solicitation": _solicitation}[kind](draw, world, port)
+    return damaged(draw, frame) if rarely(draw) else frame
+
+
+def _others(world: World, port: Port, family: int) -> list[bytes]:
+    """Addresses that clients may speak of: the port's, its neighbours', and none of anybody's."""
+    known = [a for other in (port, *world.ports_of(port.segment)) for a in other.addresses if a.version == family]
+    return [a.packed for a in known] or [ip_address("10.9.9.9" if family == 4 else "fd09::9").packed]
+
+
+def _server(world: World, port: Port) -> bootstrap.Settings:
+    return bootstrap.settings(world, port)
+
+
+def _dhcp4(draw: Draw, world: World, port: Port) -> bytes:
+    record = _server(world, port)
+    addresses = _others(world, port, 4)
+    server = pick(draw, [record.server4.packed] * 4 + [b"\x0a\0\0\x63"])
+    kind = pick(draw, [1, 3, 3, 3, 8, 4, 7, 2, 0])
+    client = pick(draw, [bytes(4), bytes(4), *addresses])
+    options = [(53, bytes([kind]))]
+    if upto(draw, 1):
+        options.append((50, pick(draw, addresses)))
+    if upto(draw, 1):
+        options.append((54, server))
+    options += pick(draw, [[], [(55, b"\x01\x03\x06\x1a\x79")], [(61, b"\1" + pk.mac_bytes(port.mac)), (0, b"")]])
+    mac = UNKNOWN_MAC if rarely(draw) else port.mac
+    relay = pick(draw, [bytes(4)] * 8 + [addresses[0]])
+    head = bytes([pick(draw, [1] * 8 + [2]), 1, 6, 0]) + b"xid!" + bytes(2) + pick(draw, [bytes(2), b"\x80\0"])
+    head += client + bytes(8) + relay + pk.mac_bytes(mac) + bytes(10 + 192)
+    body = head + pick(draw, [b"\x63\x82\x53\x63"] * 8 + [b"\x63\x82\x53\x64"])
+    body += b"".join(bytes([code, len(value)]) + value if code else b"\0" for code, value in options)
+    body += pick(draw, [b"\xff"] * 6 + [b"", b"\x0c\x20short\xff", b"\xff" + bytes(60)])
+    own = [a for a in own_addresses(port) if family_of(a) == 4]
+    source = pick(draw, [pk.UNSPECIFIED4, pk.UNSPECIFIED4, *own])
+    to_server = source != pk.UNSPECIFIED4 and upto(draw, 1)
+    target = mapped(record.server4) if to_server else BROADCAST4
+    target_mac = record.server if to_server else pk.BROADCAST
+    payload = udp(source, target, 68, 67, body)
+    if rarely(draw):
+        return ethernet(target_mac, port.mac, pk.IPV4, ipv4(source, target, pk.UDP, payload, fragment=0x2000))
+    return ip_frame(target_mac, port.mac, source, target, pk.UDP, payload)
+
+
+def _dhcp6(draw: Draw, world: World, port: Port) -> bytes:
+    record = _server(world, port)
+    addresses = _others(world, port, 6)
+
+    def option(code: int, value: bytes) -> bytes:
+        return code.to_bytes(2, "big") + len(value).to_bytes(2, "big") + value
+
+    kind = pick(draw, [1, 3, 4, 5, 6, 8, 9, 11, 2, 7, 12])
+    named = kind in (3, 5, 8, 9) if not rarely(draw) else bool(upto(draw, 1))
+    body = bytes([kind]) + b"xid"
+    if not rarely(draw):
+        body += option(1, pick(draw, [b"\0\3\0\1" + pk.mac_bytes(port.mac)] * 4 + [b"x", bytes(131)]))
+    if named:
+        body += option(2, b"\0\3\0\1" + pk.mac_bytes(pick(draw, [bootstrap.NOBODY_MAC] * 4 + [port.mac])))
+    for number in range(pick(draw, [1, 1, 0, 2, 9]) if kind != 11 or rarely(draw) else 0):
+        inside = b"".join(option(5, pick(draw, addresses) + bytes(8)) for _ in range(pick(draw, [0, 1, 2])))
+        inside += pick(draw, [b""] * 6 + [b"\0\5\0\x40", option(5, bytes(3))])
+        code = pick(draw, [3, 3, 3, 4, 25])
+        body += option(code, number.to_bytes(4, "big") + (b"" if code == 4 else bytes(8)) + inside)
+    body += pick(draw, [b"", option(14, b""), option(6, b"\0\x17"), option(8, b"\0\0"), b"\0"])
+    own = [a for a in own_addresses(port) if family_of(a) == 6]
+    source = pick(draw, own)
+    target = pick(draw, [ALL_DHCP] * 4 + [mapped(record.server6)])
+    target_mac = group_mac(target) if target[0] == 0xFF else record.server
+    return ip_frame(target_mac, port.mac, source, target, pk.UDP, udp(source, target, 546, 547, body))
+
+
+def _solicitation(draw: Draw, world: World, port: Port) -> bytes:
+    record = _server(world, port)
+    own = [a for a in own_addresses(port) if family_of(a) == 6]
+    source = pick(draw, [*own, bytes(16)])
+    target = pick(draw, [mapped(bootstrap.ALL_ROUTERS)] * 4 + [mapped(record.server6), ALL_NODES])
+    mac = UNKNOWN_MAC if rarely(draw) else port.mac
+    options = pick(draw, [b"", b"\1\1" + pk.mac_bytes(mac), b"\x0e\1nonce!", b"\1\0", b"\1"])
+    body = icmp(source, target, 133, pick(draw, [0] * 8 + [1]), payload=options)
+    ttl = pick(draw, [255] * 6 + [64])
+    target_mac = group_mac(target) if target[0] == 0xFF else record.server
+    if rarely(draw, 12):
+        headers = extension(44, 58, fragment=pick(draw, [0, 1]))
+        return ethernet(target_mac, port.mac, pk.IPV6, ipv6(source, target, 44, body, ttl, headers=headers))
+    return ip_frame(target_mac, port.mac, source, target, pk.ICMPV6, body, ttl)
+
+
+def damaged(draw: Draw, frame: bytes) -> bytes:
     """Cut, tagged, called something else, or with bits flipped."""
     kind = pick(draw, ["flip", "cut", "tag", "type", "control", "group"])
     if kind == "flip":
         copy = bytearray(frame)
         for _ in range(1 + upto(draw, 1)):
-            copy[draw(st.integers(12, min(len(copy), 80) - 1))] ^= 1 << upto(draw, 7)
+            copy[12 + upto(draw, min(len(copy), 80) - 13)] ^= 1 << upto(draw, 7)
         return bytes(copy)
     if kind == "cut":
         return frame[: upto(draw, min(len(frame), 80))]
@@ -803,13 +904,13 @@ def some_chatter(draw: Draw) -> list[Step]:
     steps: list[Step] = []
     for _ in range(30):
         port = pick(draw, sorted(world.ports.values(), key=lambda port: port.id))
-        kind = pick(draw, ["neighbour", "arp", "icmp", "dhcp"])
+        kind = pick(draw, ["neighbour", "arp", "icmp", "asks"])
         if kind == "neighbour":
             frame = neighbours(draw, world, port)
         elif kind == "arp":
             frame = arps(draw, world, port)
-        elif kind == "dhcp":
-            frame = dhcps(draw, port)
+        elif kind == "asks":
+            frame = asks(draw, world, port)
         else:
             good, odd = aims(world, port)
             aim = pick(draw, [*good, *odd])
@@ -821,6 +922,26 @@ def some_chatter(draw: Draw) -> list[Step]:
             body = icmp(source, aim.address, pick(draw, ODD_TYPES[family]), payload=bytes(16))
             frame = ip_frame(aim.mac, port.mac, source, aim.address, icmp_protocol(aim.address), body)
         steps.append(Step(START, world, port.id, frame))
+    return steps
+
+
+@st.composite
+def inquiries(draw: st.DrawFn) -> list[Step]:
+    return some_inquiries(draw)
+
+
+def some_inquiries(draw: Draw) -> list[Step]:
+    """Workloads that ask how to begin: the first more often than it is answered, then others now and then."""
+    world = a_world(draw, machines=2, networks=2, disabled=False)
+    servers = tuple(ip_address(text) for text in ("10.0.0.53", "fd00::53"))
+    world = world.with_(*(replace(s, dns=pick(draw, [servers, ()])) for s in world.segments.values()))
+    ports = sorted(world.ports.values(), key=lambda port: port.id)
+    now = START
+    steps = [Step(now, world, ports[0].id, asks(draw, world, ports[0])) for _ in range(pick(draw, [1, 15, 30]))]
+    for _ in range(20):
+        now += pick(draw, [0.0, 0.3, 0.5, 1.003, 11.007])
+        port = pick(draw, ports[:3])
+        steps.append(Step(now, world, port.id, asks(draw, world, port)))
     return steps
 
 
@@ -972,10 +1093,12 @@ __all__ = [
     "dialogues",
     "frames",
     "homes",
+    "inquiries",
     "policies",
     "rounds",
     "some_chatter",
     "some_dialogues",
+    "some_inquiries",
     "some_rounds",
     "tower",
     "worlds",

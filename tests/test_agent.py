@@ -11,7 +11,7 @@ import pytest
 
 from nestnet.agent import links
 from nestnet.agent.agent import Agent
-from nestnet.agent.attachments import Attachment, Workloads
+from nestnet.agent.attachments import Attachment, End, Workloads
 from nestnet.agent.feed import Desired
 from nestnet.compile.tables import Tables, empty
 from nestnet.model.values import Machine, Network, Port, Segment, World
@@ -43,6 +43,15 @@ class Memory:
 
     def detach(self, index: int) -> None: ...
 
+    def attached(self) -> dict[int, str]:
+        return {}
+
+
+class Silent:
+    """Nobody asks anything."""
+
+    def know(self, askers: Mapping[int, Any], now: float) -> None: ...
+
 
 @dataclass
 class Asked(Workloads):
@@ -61,14 +70,14 @@ class Asked(Workloads):
             self.failures -= 1
             raise OSError(19, "No such device")
 
-    def actual(self) -> dict[int, links.Link]:
+    def actual(self) -> dict[int, End]:
         return {}
 
 
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
     monkeypatch.setattr(Agent, "_underlay", cast("Callable[..., int]", lambda *_: 1))
-    return Agent(1, cast("Any", Memory()), Asked("none."))
+    return Agent(1, cast("Any", Memory()), Asked("none."), cast("Any", Silent()))
 
 
 def test_a_turn_that_failed_is_tried_again_with_what_is_wanted_now(agent: Agent) -> None:

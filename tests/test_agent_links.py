@@ -21,6 +21,7 @@ import pytest
 
 from nestnet.agent import links, netns
 from nestnet.agent.attachments import Attachment, Workloads, attachment, wanted
+from nestnet.model.bootstrap import Settings
 from nestnet.model.values import Interface, Machine, Network, Port, Router, Segment, World
 
 WORLD = World.of(
@@ -43,14 +44,17 @@ def test_what_a_workload_gets_follows_from_the_world() -> None:
     assert sorted(wanted(WORLD, 1)) == [40, 42]
     assert attachment(WORLD, WORLD.ports[40]) == Attachment(
         40,
-        0x020000000001,
-        1450,
-        (ip_interface("10.0.0.5/24"), ip_interface("fd00::5/64")),
-        (IPv4Address("10.0.0.1"), IPv6Address("fd00::1")),
+        Settings(
+            0x020000000001,
+            1450,
+            (ip_interface("10.0.0.5/24"), ip_interface("fd00::5/64")),
+            (IPv4Address("10.0.0.1"), IPv6Address("fd00::1")),
+            server=0x060000000001,
+        ),
     )
     # No router, no default route; and none of a family that the port has no address of.
-    assert attachment(WORLD, WORLD.ports[42]).gateways == ()
-    assert attachment(WORLD, WORLD.ports[41]).gateways == (IPv4Address("10.0.0.1"),)
+    assert attachment(WORLD, WORLD.ports[42]).settings.gateways == ()
+    assert attachment(WORLD, WORLD.ports[41]).settings.gateways == (IPv4Address("10.0.0.1"),)
 
 
 @pytest.mark.parametrize(("number", "name"), [(17, "p17"), (10**13, "p10000000000000"), (2**64 - 1, "p-3w5e11264sgsf")])
@@ -157,7 +161,10 @@ def test_a_change_is_made_in_place_and_what_is_not_wanted_goes(prefix: str, mach
     want = wanted(WORLD, 1)
     ends, _ = netns.run_in(machine, lambda: workloads.prepare(want))
     there = netns.path(f"{prefix}.port.40")
-    changed = replace(want[40], mac=0x020000000099, mtu=1380, addresses=(ip_interface("10.0.0.9/24"),), gateways=())
+    told = replace(
+        want[40].settings, mac=0x020000000099, mtu=1380, addresses=(ip_interface("10.0.0.9/24"),), gateways=()
+    )
+    changed = replace(want[40], settings=told)
     after, failed = netns.run_in(machine, lambda: workloads.prepare({40: changed}))
     assert not failed
     assert after[40].index == ends[40].index
@@ -215,7 +222,7 @@ def test_who_has_only_a_look_inside_is_not_ended_with_a_workload(prefix: str, ma
 def test_one_that_fails_does_not_stop_the_others(prefix: str, machine: Path) -> None:
     workloads = Workloads(f"{prefix}.port.")
     want = dict(wanted(WORLD, 1))
-    want[40] = replace(want[40], mtu=70000)
+    want[40] = replace(want[40], settings=replace(want[40].settings, mtu=70000))
     ends, failed = netns.run_in(machine, lambda: workloads.prepare(want))
     assert list(ends) == [42]
     assert f"{prefix}.port.40" in failed[40]

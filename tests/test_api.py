@@ -156,6 +156,20 @@ def test_a_link_is_taken_down_and_up(client: Client) -> None:
     client.delete("router", "n/b")
 
 
+def test_a_port_is_attached_and_detached(client: Client) -> None:
+    client.apply(manifest(n=network()))
+    [port, *_] = client.list("port", network="n")
+    assert port["attach"] is None
+    revision = client.status()["revision"]
+    told = client.set_attach(port["path"], {"tap": "vm1"})
+    assert told == {"revision": revision + 1, "machines": [port["machine"]], "port": {**port, "attach": {"tap": "vm1"}}}
+    assert client.set_attach(port["id"], {"tap": "vm1"}) == told, "twice is once"
+    with pytest.raises(Invalid) as refused:
+        client.set_attach(port["path"], {"tap": "vm1", "netns": "blue"})
+    assert [problem.pointer for problem in refused.value.problems] == ["/attach/tap"]
+    assert client.set_attach(port["path"], {})["port"]["attach"] is None
+
+
 # Errors
 
 
@@ -208,6 +222,12 @@ def test_every_error_has_the_class_it_had(client: Client) -> None:
         ("PUT", "/v1/machines/nope/status", b'{"revision": 1}', 404, "not_found"),
         ("GET", "/v1/feed?machine=nope", None, 404, "not_found"),
         ("PATCH", "/v1/links/n/nope", b'{"up": true}', 404, "not_found"),
+        ("PATCH", "/v1/ports/n/nope", b'{"attach": {}}', 404, "not_found"),
+        ("PATCH", "/v1/ports/n/nope", b"{}", 422, "missing_key"),
+        ("PATCH", "/v1/ports/n/nope", b'{"attach": null}', 422, "wrong_type"),
+        ("PATCH", "/v1/ports/n/nope", b'{"attach": {"tap": "a b"}}', 422, "bad_name"),
+        ("PATCH", "/v1/ports/n/nope", b'{"attach": {"tap": "a", "netns": "b"}}', 422, "bad_attach"),
+        ("PATCH", "/v1/ports/n/nope", b'{"attach": {"pid": 1}}', 422, "unknown_key"),
         ("PATCH", "/v1/links/n/nope", b'{"up": "yes"}', 422, "bad_value"),
         ("PATCH", "/v1/links/n/nope", b'{"up": true, "cost": 5}', 422, "unknown_key"),
         ("PATCH", "/v1/links/n/nope", b"{}", 422, "missing_key"),

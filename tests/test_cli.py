@@ -293,6 +293,22 @@ def test_a_link_goes_down_and_stays_down_until_somebody_says_otherwise(nestnet: 
     assert nestnet("get", "links") == Ran(0, "", "no links\n")
 
 
+def test_attaching_stays_until_somebody_says_otherwise(nestnet: Command) -> None:
+    nestnet("apply", nestnet.file(NET), "--no-wait")
+    ran = nestnet("attach", "acme/web1", "--tap", "vm1", "--no-wait")
+    assert re.fullmatch(r"port acme/web1 hangs on tap vm1 of m1\nrevision 4 stored in \d+\.\d\d s\n", ran.err)
+    assert nestnet("plan", "net.yaml").out == "no changes\n"
+    assert "attach:      tap=vm1" in nestnet("describe", "port", "acme/web1").out
+    assert "tap=vm1" in nestnet("get", "ports", "-o", "wide").out
+    for options in ((), ("--tap", "a", "--netns", "b")):
+        assert nestnet("attach", "acme/web1", *options).code == 2
+    assert "bad_name" in nestnet("attach", "acme/web1", "--netns", "a/b").err
+    late = nestnet("attach", "acme/web1", "--netns", "blue", "--timeout", "0.2")
+    assert late.code == 7
+    ran = nestnet("detach", "acme/web1", "--no-wait")
+    assert re.fullmatch(r"port acme/web1 is detached\nrevision 6 stored in \d+\.\d\d s\n", ran.err)
+
+
 def test_data_for_programs(nestnet: Command) -> None:
     nestnet("apply", nestnet.file(NET), "--no-wait")
     ports = json.loads(nestnet("get", "ports", "-o", "json").out)

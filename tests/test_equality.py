@@ -16,14 +16,14 @@ from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
-from strategies import Step, across, conversations, crossings, dialogues, rounds, tower
+from strategies import Step, across, conversations, crossings, dialogues, inquiries, rounds, tower
 
 from nestnet.compile.compiler import compile
 from nestnet.compile.routes import routes_of
 from nestnet.compile.slots import Slots, assign
 from nestnet.compile.tables import Tables
 from nestnet.datapath.reference import Fabric
-from nestnet.model import meaning
+from nestnet.model import bootstrap, meaning
 from nestnet.model.meaning import Outcome, State, deliver
 from nestnet.model.packet import parse
 from nestnet.model.values import FABRIC, MAX_DEPTH, World
@@ -41,7 +41,11 @@ class Machines:
         # Slots differ from machine to machine, as they do in life: nothing may depend on them being the same.
         self.slots = {id: Slots({("port", -n): n for n in range(1, id)}) for id in world.machines}
         self.world = world
-        self.fabric = Fabric(self.tables())
+        self.fabric = Fabric(self.tables(), self.answer)
+
+    def answer(self, port: int, frame: bytes) -> bytes | None:
+        """What the agents do."""
+        return bootstrap.answer(bootstrap.settings(self.world, self.world.ports[port]), frame)
 
     def become(self, world: World) -> None:
         if world is not self.world:
@@ -98,6 +102,12 @@ def check(steps: list[Step]) -> None:
 def test_the_tables_mean_the_same(steps: list[Step]) -> None:
     if steps:
         check(steps)
+
+
+@equality
+@given(inquiries())
+def test_the_tables_mean_the_same_to_those_who_ask(steps: list[Step]) -> None:
+    check(steps)
 
 
 @equality

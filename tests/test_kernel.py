@@ -30,6 +30,7 @@ from strategies import (
     conversations,
     crossings,
     dialogues,
+    inquiries,
     own_addresses,
     rounds,
     tower,
@@ -101,6 +102,12 @@ def test_the_kernel_does_the_same_to_those_who_answer(steps: list[Step], share: 
 @settings(equality, max_examples=max(1, EXAMPLES // 5))
 @given(steps=chatter())
 def test_the_kernel_answers_the_same(steps: list[Step], bed: Bed) -> None:
+    bed.play(bed.teller.tell(steps))
+
+
+@equality
+@given(steps=inquiries())
+def test_the_kernel_does_the_same_to_those_who_ask(steps: list[Step], bed: Bed) -> None:
     bed.play(bed.teller.tell(steps))
 
 

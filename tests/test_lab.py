@@ -293,6 +293,35 @@ def _answered_within(file: Path, since: float, ttl: int, seconds: float = 1.0) -
 
 
 @pytest.mark.root
+def test_a_port_hangs_on_what_it_is_given(name: str) -> None:
+    """A tap, which has no namespace to enter, and a namespace that comes later; then on nothing of these again."""
+    nestnet("up", str(ROOT / "examples/workloads.yaml"), "--name", name)
+    assert "vm1" in nestnet("exec", "m1", "--lab", name, "--", "ip", "-br", "link").stdout.decode()
+    ran = nestnet("exec", "office/vm", "--lab", name, "true", code=1)
+    assert "port office/vm hangs on tap vm1 of m1: there is no namespace to enter" in ran.stderr.decode()
+    shown = nestnet("capture", "office/vm", "--lab", name, "--help").stdout
+    assert b"tcpdump" in shown
+    blue = f"{name}-blue"
+    try:
+        late = nestnet("attach", "office/app", "--netns", blue, "--lab", name, "--timeout", "1", code=7)
+        assert f"netns {blue}: there is none: `ip netns add {blue}` makes it" in late.stderr.decode()
+        assert f"netns {blue}: there is none" in nestnet("status", "--lab", name, code=1).stdout.decode()
+        netns.create(blue)
+        nestnet("attach", "office/app", "--netns", blue, "--lab", name)
+        assert "10.0.0.3/24" in nestnet("exec", "office/app", "--lab", name, "ip", "addr").stdout.decode()
+        assert f"namespace={blue}" in nestnet("describe", "port", "office/app", "--lab", name).stdout.decode()
+        nestnet("test", "--lab", name)
+        nestnet("detach", "office/app", "--lab", name)
+        assert (
+            "eth0" not in subprocess.run(["ip", "-n", blue, "link"], capture_output=True, text=True, check=True).stdout
+        )
+        nestnet("test", "--lab", name)
+        assert nestnet("plan", str(ROOT / "examples/workloads.yaml"), "--lab", name).stdout == b"no changes\n"
+    finally:
+        netns.delete(blue)
+
+
+@pytest.mark.root
 def test_an_agent_that_was_killed_finds_its_machine_as_it_is(name: str) -> None:
     """Traffic goes on without it, and a new one changes nothing that is right."""
     nestnet("up", str(QUICKSTART), "--name", name)

@@ -148,9 +148,17 @@ def who_has(target: str, sender: str = "10.0.0.11", sender_mac: int = mac(A), op
     return pk.with_ethernet(arp(operation, sender_mac, ip(sender), 0, ip(target), pk.BROADCAST), pk.BROADCAST, mac(A))
 
 
-def from_dhcp_client(target: str = "255.255.255.255") -> bytes:
+DISCOVER = b"\1\1\6" + bytes(25) + pk.mac_bytes(mac(A)) + bytes(202) + b"\x63\x82\x53\x63\x35\1\1\xff"
+
+
+def from_dhcp_client(body: bytes = b"", target: str = "255.255.255.255") -> bytes:
     a, b = ip("0.0.0.0"), ip(target)
-    return ip_frame(pk.BROADCAST, mac(A), a, b, 17, udp(a, b, 68, 67))
+    return ip_frame(pk.BROADCAST, mac(A), a, b, 17, udp(a, b, 68, 67, body))
+
+
+def solicitation(source: str = "fd00::11") -> bytes:
+    a, b = ip(source), ip("ff02::2")
+    return ip_frame(0x333300000002, mac(A), a, b, 58, icmp(a, b, 133), ttl=255)
 
 
 SWITCHED = to(A, B)
@@ -172,7 +180,10 @@ CASES: dict[str, tuple[bytes, list[int] | str]] = {
     "ARP probe": (who_has("10.0.0.12", "0.0.0.0"), [A]),
     "NS for a port": (ns("fd00::12"), [A]),
     "NS for the gateway": (ns("fd00::1"), [A]),
-    "DHCP request": (from_dhcp_client(), [B, C, D]),
+    "DHCP": (from_dhcp_client(DISCOVER), [A]),
+    "DHCP without anything in it": (from_dhcp_client(), "unanswerable"),
+    "a solicitation of routers": (solicitation(), [A]),
+    "one from no address": (solicitation("::"), [A]),
     "short": (SWITCHED[:13], "malformed"),
     "tagged": (SWITCHED[:12] + b"\x81\0\0\1" + SWITCHED[12:], "tagged"),
     "control": (pk.with_ethernet(SWITCHED, 0x0180C2000000, mac(A)), "control_frame"),
@@ -181,7 +192,7 @@ CASES: dict[str, tuple[bytes, list[int] | str]] = {
     "other's address": (plain(mac(B), "10.0.0.13", "10.0.0.12"), "source_address"),
     "other's link-local address": (plain(mac(B), str(link_local(mac(B))), "fd00::12"), "source_address"),
     "no address": (plain(mac(B), "0.0.0.0", "10.0.0.12"), "source_address"),
-    "DHCP request to one": (from_dhcp_client("10.0.0.12"), "source_address"),
+    "DHCP request to one": (from_dhcp_client(target="10.0.0.12"), "source_address"),
     "cut": (SWITCHED[:-1], "malformed"),
     "seven extension headers": (
         plain(mac(B), "fd00::11", "fd00::12", 60, extension(60, 60) * 6 + extension(60, 59)), "malformed"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from strategies import some_chatter, some_crossings, some_dialogues, some_rounds
+from strategies import some_chatter, some_crossings, some_dialogues, some_inquiries, some_rounds
 from twins import Mismatch, Operation, Teller, devices, play, recording
 
 from nestnet.datapath import build
@@ -23,7 +23,7 @@ from nestnet.datapath import build
 pytestmark = pytest.mark.root
 NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
-ROUNDS, CROSSINGS, CHATTER, DIALOGUES = 30, 10, 20, 400
+ROUNDS, CROSSINGS, CHATTER, INQUIRIES, DIALOGUES = 30, 10, 20, 10, 400
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,12 @@ FAULTS = [
         "carriers' changes are not seen", "flow.h",
         "sum + c.sum != f->sum", "sum - flow_sum(f->source, f->target, f->network)",
     ),
+    Fault("DHCP is forwarded", "inquiry.h", "t->source_port == 68 && t->target_port == 67", "0"),
+    Fault("solicitations of routers are forwarded", "inquiry.h", "return p->icmp_type == 133;", "return 0;"),
+    Fault("inquiries in fragments", "inquiry.h", "if (p->fragment != WHOLE ||", "if ("),
+    Fault("inquiries without end", "inquiry.h", "if (!spend(until,", "if (0 && !spend(until,"),
+    Fault("inquiries of others", "inquiry.h", "u32 slot = p ? p->source : 0;", "u32 slot = 1;"),
+    Fault("solicitations only with an address", "guard.h", "p->icmp_type <= 133)", "p->icmp_type <= 132)"),
     Fault("a foreign change is never taken", "carriage.h", "if (w->sum == kept->sum)", "if (1)"),
 ]  # fmt: skip
 
@@ -134,6 +140,8 @@ def script() -> Iterator[list[Operation]]:
             operations += teller.tell(some_crossings(rng))
         for _ in range(CHATTER):
             operations += teller.tell(some_chatter(rng))
+        for _ in range(INQUIRIES):
+            operations += teller.tell(some_inquiries(rng))
         for _ in range(DIALOGUES):
             teller.share = rng.choice([1, 2, 4096])
             operations += teller.tell(some_dialogues(rng), sweep=teller.share < 4096)

@@ -32,21 +32,34 @@ from pathlib import Path
 
 import pytest
 from frames import ipv4, udp
-from strategies import LEAVES, Step, depth, on_the_wire, some_chatter, some_dialogues, some_rounds, wire_family
+from strategies import (
+    LEAVES,
+    Step,
+    depth,
+    on_the_wire,
+    some_chatter,
+    some_dialogues,
+    some_inquiries,
+    some_rounds,
+    wire_family,
+)
 from test_equality import counted, machine_of
-from twins import SMALL, START
+from twins import SMALL
 
 from nestnet.agent import netns
 from nestnet.agent.agent import Agent
 from nestnet.agent.attachments import Workloads
 from nestnet.agent.feed import Desired
+from nestnet.agent.inquiries import Inquiries
 from nestnet.agent.links import set_sysctls
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import diff
 from nestnet.compile.slots import Slots, assign
 from nestnet.compile.tables import Tables, empty
 from nestnet.datapath.kernel import BPFFS, Kernel
+from nestnet.datapath.kernel import Inquiries as Asked
 from nestnet.model import packet as pk
+from nestnet.model.bootstrap import answer, settings
 from nestnet.model.clock import nanoseconds
 from nestnet.model.meaning import State, deliver
 from nestnet.model.reasons import NAMES
@@ -97,6 +110,7 @@ class Bed:
     links: dict[tuple[int, int], int]  # ifindex by machine and workload
     wires: dict[int, int]  # ifindex of eth0 by machine
     sockets: dict[tuple[int, int], socket.socket]
+    inquiries: dict[int, Asked]
     slots: dict[int, Slots] = field(default_factory=dict)
     have: dict[int, Tables] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)  # workload by port
@@ -128,7 +142,17 @@ class Bed:
         before = self.drops()
         self.sockets[machine, self.numbers[port]].send(frame)
         heard = self.heard_before_marker(machine)
-        return heard, self.drops() - before
+        drops = self.drops() - before
+        told = self.answers(machine)
+        heard += [(port, frame) for port, frame in told if frame is not None]
+        drops.update("unanswerable" for _, frame in told if frame is None)
+        return heard, drops
+
+    def answers(self, machine: int) -> list[tuple[int, bytes | None]]:
+        """What the agent of a machine would answer to what was asked since."""
+        ports = self.slots[machine].ids("port")
+        asked = [(ports[record.slot], record.frame) for record in self.inquiries[machine].take()]
+        return [(id, answer(settings(self.world, self.world.ports[id]), frame)) for id, frame in asked]
 
     def heard_before_marker(self, machine: int) -> list[tuple[int, bytes]]:
         """Send a marker from this machine, and hear everything until it has come to all others."""
@@ -232,13 +256,16 @@ def bed() -> Iterator[Bed]:
         for number, room in rooms.items():
             for machine in names:
                 sockets[machine, number] = netns.run_in(netns.path(room), partial(packet_socket, f"m{machine}"))
-        bed = Bed(kernels, links, wires, sockets)
+        asked = {machine: kernel.inquiries() for machine, kernel in kernels.items()}
+        bed = Bed(kernels, links, wires, sockets, asked)
         bed.become(World())
         for machine, name in names.items():  # the machines' ARP first: markers are broadcasts, and those wait for none
             for other in names.keys() - {machine}:
                 for family in (4, 6):
                     netns.run_in(netns.path(name), partial(ping, str(on_the_wire(other, family))))
         yield bed
+        for source in asked.values():
+            source.close()
     finally:
         os.sched_setaffinity(0, cpus)
         for channel in sockets.values():
@@ -278,7 +305,7 @@ def play(bed: Bed, steps: list[Step], tally: Tally) -> None:
             world = step.world
             bed.become(world)
         for kernel in bed.kernels.values():
-            kernel.set_clock(START + nanoseconds(step.now))
+            kernel.set_clock(nanoseconds(step.now))
         if not is_sendable(step.frame):
             continue
         outcome = deliver(world, state, step.port, step.frame, step.now)
@@ -311,6 +338,7 @@ def test_workloads_hear_what_they_should_and_nothing_more(bed: Bed) -> None:
         play(bed, some_rounds(rng), tally)
         play(bed, some_dialogues(rng, moves=False), tally)
         play(bed, some_chatter(rng), tally)
+        play(bed, some_inquiries(rng), tally)
     print(f"seed {SEED}: {tally}")
     assert tally.crossed > 100, tally
     assert tally.over_ipv6 > 30, tally
@@ -377,6 +405,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     pins = BPFFS / "nestnet" / f"{prefix}pins"
     wire = f"{prefix}wire"
     kernels: list[Kernel] = []
+    inquiries: list[Inquiries] = []
     family = request.param
     world = fabric(family)
     try:
@@ -397,13 +426,17 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         for machine in (1, 2):
             kernel = Kernel.open(pins / str(machine), SMALL)
             kernels.append(kernel)
-            agent = Agent(machine, kernel, Workloads(f"{prefix}w"))
+            room = netns.path(f"{prefix}m{machine}")
+            inquiries.append(netns.run_in(room, partial(Inquiries, kernel, print)))
+            agent = Agent(machine, kernel, Workloads(f"{prefix}w"), inquiries[-1])
             desired = Desired(world.values, 1, True)
-            netns.run_in(netns.path(f"{prefix}m{machine}"), partial(agent.converge, desired))
+            netns.run_in(room, partial(agent.converge, desired))
             assert not agent.problems
         netns.run_in(netns.path(f"{prefix}m1"), partial(ping, str(on_the_wire(2, family))))
         yield Lab(world, prefix)
     finally:
+        for each in inquiries:
+            each.close()
         for number, kernel in enumerate(kernels, 1):
             kernel.unpin()
             (pins / str(number)).rmdir()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nestnet.agent import links, netns
-from nestnet.lab.probe import Probe, checksum, run
+from nestnet.lab.probe import Probe, Witness, checksum, run
 
 pytestmark = pytest.mark.root
 
@@ -50,7 +50,7 @@ def _address(number: int) -> None:
 @pytest.mark.parametrize(("protocol", "port"), [("icmp", 0), ("tcp", 5432), ("udp", 53)])
 def test_a_packet_that_arrives_is_seen(ends: tuple[Path, Path], address: str, protocol: str, port: int) -> None:
     n1, n2 = ends
-    [seen] = run([Probe(n1, n2, ip_address(address), protocol, port)])
+    [seen] = run([Probe(n1, Witness(n2), ip_address(address), protocol, port)])
     assert seen.arrived
     assert seen.ms is not None
     assert seen.error is None
@@ -67,7 +67,7 @@ def test_the_kernel_takes_what_is_sent_for_good(ends: tuple[Path, Path]) -> None
         while ":80 " not in netns.run_in(n2, lambda: subprocess.check_output(["ss", "-ltn"], text=True)):
             assert time.monotonic() < limit
         before = _counter(n2, "TcpPassiveOpens"), _counter(n2, "TcpInCsumErrors"), _counter(n2, "TcpOutSegs")
-        assert run([Probe(n1, n2, ip_address("10.0.0.2"), "tcp", 80)])[0].arrived
+        assert run([Probe(n1, Witness(n2), ip_address("10.0.0.2"), "tcp", 80)])[0].arrived
         limit = time.monotonic() + 5
         while _counter(n2, "TcpOutSegs") == before[2]:
             assert time.monotonic() < limit, "nothing was answered"
@@ -85,14 +85,14 @@ def _counter(namespace: Path, name: str) -> int:
 def test_what_nobody_delivers_is_not_seen_and_all_wait_together(ends: tuple[Path, Path]) -> None:
     n1, n2 = ends
     start = time.monotonic()
-    seen = run([Probe(n1, n2, ip_address("10.0.0.77"), "icmp")] * 5, patience=0.6)
+    seen = run([Probe(n1, Witness(n2), ip_address("10.0.0.77"), "icmp")] * 5, patience=0.6)
     assert [each.arrived for each in seen] == [False] * 5
     assert time.monotonic() - start < 2
 
 
 def test_a_sender_without_a_route_says_so(ends: tuple[Path, Path]) -> None:
     n1, n2 = ends
-    [seen] = run([Probe(n1, n2, ip_address("198.51.100.1"), "udp", 9)], patience=0.3)
+    [seen] = run([Probe(n1, Witness(n2), ip_address("198.51.100.1"), "udp", 9)], patience=0.3)
     assert not seen.arrived
     assert seen.error == "Network is unreachable"
 
@@ -100,8 +100,17 @@ def test_a_sender_without_a_route_says_so(ends: tuple[Path, Path]) -> None:
 def test_only_the_workload_that_is_asked_about_is_a_witness(ends: tuple[Path, Path]) -> None:
     """n2 answers, but the question was whether n1 itself sees what it sent."""
     n1, _ = ends
-    [seen] = run([Probe(n1, n1, ip_address("10.0.0.2"), "udp", 9)], patience=0.5)
+    [seen] = run([Probe(n1, Witness(n1), ip_address("10.0.0.2"), "udp", 9)], patience=0.5)
     assert not seen.arrived
+
+
+def test_what_leaves_can_be_watched_for(ends: tuple[Path, Path]) -> None:
+    """As on a tap, where what the workload gets goes out."""
+    n1, _ = ends
+    witnesses = [Witness(n1, "eth0", outside=True), Witness(n1, "eth0")]
+    out, into = run([Probe(n1, at, ip_address("10.0.0.2"), "udp", 9) for at in witnesses], patience=0.5)
+    assert out.arrived
+    assert not into.arrived
 
 
 def test_checksum_of_rfc_1071() -> None:

@@ -26,6 +26,7 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NA,
     ICMPv6ND_NS,
     ICMPv6ND_RA,
+    ICMPv6ND_RS,
     ICMPv6NDOptDstLLAddr,
     ICMPv6NDOptSrcLLAddr,
     IPv6,
@@ -52,7 +53,7 @@ from nestnet.compile.tables import (
     TABLES,
     Tables,
 )
-from nestnet.datapath.reference import Fabric, Outputs, Reference, ToMachine, ToWorkload
+from nestnet.datapath.reference import Fabric, Outputs, Reference, ToAgent, ToMachine, ToWorkload
 from nestnet.model.hash import flow_hash, outer_source_port
 from nestnet.model.icmp import MESSAGES
 from nestnet.model.reasons import REASONS
@@ -255,6 +256,7 @@ def edited(table: str, key: object, **fields: object) -> Callable[[Spec], None]:
 PARTS: list[Scapy] = fragment(udp(A, B) / Raw(bytes(2000)), fragsize=1000)  # type: ignore[no-untyped-call]
 DISCOVERY = IPv6(src=v6(A), dst="ff02::1:ff00:3", hlim=255)
 CLIENT = UDP(sport=68, dport=67)
+ASKED = ether(A, "ff:ff:ff:ff:ff:ff") / IP(src="0.0.0.0", dst="255.255.255.255") / CLIENT
 UNREACHABLE = ether(A, B) / ip(A, B) / ICMP(type=3, code=3) / IP(src="10.0.0.3", dst="10.0.0.2")
 
 
@@ -330,6 +332,9 @@ CASES: dict[str, Case] = {
     "DHCP server": Case("dhcp_server", ether(A, B) / ip(A, B) / UDP(sport=67, dport=68)),
     "DHCPv6 server": Case("dhcp_server", six(A, B) / UDP(sport=547, dport=546)),
     "source": Case("source_address", ether(A, B) / IP(src="10.0.0.3", dst="10.0.0.4") / UDP()),
+    "DHCP in a fragment": Case("malformed", ether(A, B) / IP(src="0.0.0.0", dst="255.255.255.255", flags=1) / CLIENT),
+    "DHCP, too much of it": Case("malformed", ether(A, B) / ip(A, B) / CLIENT / Raw(bytes(1473))),
+    "DHCP, too often": Case("ask_limit", ASKED, before=(ASKED,) * 21),
     "no source": Case("source_address", ether(A, B) / IP(src="0.0.0.0", dst="10.0.0.3") / CLIENT),
     "no source, IPv6": Case("source_address", ether(A, B) / IPv6(src="::", dst=v6(B)) / ICMPv6EchoRequest()),
     "listener to one": Case("source_address", ether(A, B) / IPv6(src="::", dst=v6(B)) / ICMPv6MLReport()),
@@ -432,6 +437,8 @@ CASES: dict[str, Case] = {
     "source guard, from the wire": Case("source_address", wire(ether(C, A) / ip(K, A) / UDP())),
     "RA, from the wire": Case("router_advertisement", wire(six(C, A, v6(A)) / ICMPv6ND_RA())),
     "NS, from the wire": Case("nd_spoof", wire(six(C, A, v6(A)) / ICMPv6ND_NS(tgt=v6(A)))),
+    "RS, from the wire": Case("asked_elsewhere", wire(six(C, A, v6(A)) / ICMPv6ND_RS())),
+    "DHCP, from the wire": Case("asked_elsewhere", wire(ether(C, A) / ip(C, A) / CLIENT)),
     "later fragment, from the wire": Case("fragment_unknown", wire(udp(C, A, frag=3))),
     "not here": Case("not_here", wire(udp(C, K))),
     "not to a port": Case("not_here", wire(ether(C, ROUTER_MAC) / ip(C, A) / UDP())),
@@ -476,7 +483,8 @@ def test_dropped(name: str) -> None:
 
 def test_every_reason_has_a_case() -> None:
     of_the_kernel = {"no_underlay_route", "error"}  # It has neighbours to ask, and operations that can fail.
-    assert {case.reason for case in CASES.values()} == REASONS.keys() - of_the_kernel
+    of_the_agent = {"unanswerable"}  # It knows what to answer.
+    assert {case.reason for case in CASES.values()} == REASONS.keys() - of_the_kernel - of_the_agent
 
 
 # ---- what comes out
@@ -601,10 +609,17 @@ def test_carried(both: Fabric) -> None:
 
 
 def test_to_all(both: Fabric) -> None:
-    frame = bytes(ether(A, "ff:ff:ff:ff:ff:ff") / IP(src="0.0.0.0", dst="255.255.255.255") / CLIENT)
+    frame = bytes(ether(A, "ff:ff:ff:ff:ff:ff") / ip(A, "255.255.255.255") / UDP())
     deliveries, drops = both.send(1000 + A, frame, 0.0)
     assert sorted(deliveries) == [(1000 + port, frame) for port in (B, C, H, K)]
     assert drops == []
+
+
+def test_what_is_asked_is_the_agents(m1: Reference, both: Fabric) -> None:
+    for asked in (ASKED, six(A, B) / ICMPv6ND_RS(), six(A, B) / UDP(sport=546, dport=547)):
+        frame = bytes(asked)
+        assert m1.workload(10 + A, frame, 0.0) == Outputs([ToAgent(10 + A, A, frame)], [])
+    assert both.send(1000 + A, bytes(ASKED), 0.0) == ([], ["unanswerable"])
 
 
 def test_to_all_that_the_policies_allow() -> None:

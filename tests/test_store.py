@@ -25,7 +25,7 @@ from sqlalchemy import create_engine
 
 from nestnet.model.errors import Ambiguous, Conflict, Exhausted, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import Manifest, parse
-from nestnet.model.values import Link, Port, Value, World
+from nestnet.model.values import Attach, Link, Port, Value, World
 from nestnet.model.wire import from_wire, to_wire
 from nestnet.store import Store, tables
 from nestnet.store.identity import Identity
@@ -406,6 +406,80 @@ def test_everything_can_be_deleted_in_order(store: Store) -> None:
         for table in tables.metadata.sorted_tables:
             rows = connection.execute(table.select()).all()
             assert table.name in kept or rows == []
+
+
+# What ports hang on
+
+
+def attached(store: Store) -> dict[str, Any]:
+    return {path: port["attach"] for path, port in items(store, "port").items() if port["attach"]}
+
+
+def test_a_file_that_says_nothing_of_attaching_leaves_it_alone(store: Store) -> None:
+    store.apply(manifest(acme=acme()))
+    before = store.revision
+    blue = Attach("netns", "blue")
+    revision, machines, port = store.set_attach("acme/web1", blue)
+    assert (revision, machines, port["attach"]) == (before + 1, ["m1"], {"netns": "blue"})
+    assert store.set_attach("web1", blue)[0] == revision == store.revision, "done already"
+    assert store.plan(manifest(acme=acme())).changes == ()
+    batch = store.changes_since(store.machine_row("m1"), before)
+    assert batch is not None
+    [value] = [value for kind, _, value in batch.rows if kind == "port"]
+    assert isinstance(value, Port)
+    assert value.attach == blue
+    assert from_wire("port", to_wire(value)) == value
+    ports = acme()["ports"]
+    plan = store.plan(manifest(acme=acme(ports={**ports, "web1": {**ports["web1"], "attach": {"tap": "vm1"}}})))
+    assert [(c.op, c.path, c.fields) for c in plan.changes] == [
+        ("~", "acme/web1", {"attach": [{"netns": "blue"}, {"tap": "vm1"}]})
+    ]
+    assert plan.disturbs == ("acme/web1: leaves netns blue",)
+    store.apply(manifest(acme=acme(ports={**ports, "web1": {**ports["web1"], "attach": {}}})))
+    assert attached(store) == {}
+    assert store.set_attach("acme/web1", None)[0] == store.revision, "done already"
+
+
+def test_what_a_machine_has_is_one_ports(store: Store) -> None:
+    vm = {"attach": {"tap": "vm1"}}
+    ports = {"a": {"segment": "web", "host": "m1", "hosts": True}, "b": {"segment": "web", "host": "m2", **vm}}
+    ports["c"] = {"segment": "web", "host": "m3", "hosts": True}
+    inner = {"segments": {"lan": {"cidr": "10.0.0.0/24"}}, "ports": {"x": {"segment": "lan", "host": "a", **vm}}}
+    spec = acme(ports=ports, policies=[], networks={"in": inner})
+    store.apply(manifest(acme=spec))
+    other = {"segments": {"s": {"cidr": "10.0.0.0/24"}}, "ports": {"y": {"segment": "s", "host": "m1", **vm}}}
+    with pytest.raises(Invalid) as told:
+        store.apply(manifest(other=other))
+    [problem] = told.value.problems
+    assert (problem.code, problem.pointer) == ("duplicate_attach", "/networks/other/ports/y/attach/tap")
+    assert problem.message == "tap vm1 of m1 is given to acme/in/x already: detach that, or name another"
+    other["ports"]["y"].pop("attach")
+    store.apply(manifest(other=other))
+    with pytest.raises(Conflict, match="tap vm1 of m1 is given to acme/in/x already"):
+        store.set_attach("other/y", Attach("tap", "vm1"))
+    store.set_attach("other/y", Attach("netns", "vm1"))
+    # What hangs above a host goes where that goes.
+    ports["a"] = {**ports["a"], "host": "m2"}
+    with pytest.raises(Invalid, match="tap vm1 of m2 is given to acme"):
+        store.apply(manifest(acme=spec))
+    ports["b"] = {**ports["b"], "host": "m1"}
+    store.apply(manifest(acme=spec))
+    assert attached(store) == {"acme/b": {"tap": "vm1"}, "acme/in/x": {"tap": "vm1"}, "other/y": {"netns": "vm1"}}
+    with pytest.raises(Conflict, match="tap vm1 of m1 is given to acme/b already"):
+        store.set_attach("other/y", Attach("tap", "vm1"))
+    store.delete("port", "acme/b")
+    store.set_attach("other/y", Attach("tap", "vm1"))
+
+
+def test_segments_have_servers_for_names(store: Store) -> None:
+    segments = {**acme()["segments"], "web": {"cidr": "10.0.0.0/24", "dns": ["10.0.1.53", "fd00:1::53"]}}
+    store.apply(manifest(acme=acme(segments=segments)))
+    assert items(store, "segment")["acme/web"]["dns"] == ["10.0.1.53", "fd00:1::53"]
+    world, _, _ = store.world("acme/web1")
+    assert [str(a) for s in world.segments.values() for a in s.dns] == ["10.0.1.53", "fd00:1::53"]
+    assert store.plan(manifest(acme=acme(segments=segments))).changes == ()
+    plan = store.plan(manifest(acme=acme()))
+    assert [(c.path, c.fields) for c in plan.changes] == [("acme/web", {"dns": [["10.0.1.53", "fd00:1::53"], []]})]
 
 
 # Links

@@ -33,7 +33,7 @@ from nestnet.compile.diff import Action, diff
 from nestnet.compile.slots import Slots, assign
 from nestnet.compile.tables import Tables, empty
 from nestnet.datapath.kernel import BPFFS, Capacity, Kernel, ProgramName, Record
-from nestnet.datapath.reference import Outputs, Reference, ToMachine, ToWorkload
+from nestnet.datapath.reference import Outputs, Reference, ToAgent, ToMachine, ToWorkload
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.reasons import NAMES
@@ -116,6 +116,8 @@ def told(outputs: Outputs) -> tuple[str, ...]:
     for out in outputs.emitted:
         if isinstance(out, ToWorkload):
             events.append(("workload", out.port, out.ifindex, out.frame))
+        elif isinstance(out, ToAgent):
+            events.append(("asked", out.port, out.ifindex, out.frame))
         else:
             events.append(("wire", out.datagram))
     return tuple(sorted(map(text, events)))
@@ -126,8 +128,8 @@ def seen(records: tuple[Record, ...]) -> tuple[str, ...]:
     events: list[tuple[object, ...]] = []
     for record in records:
         match record.kind:
-            case "workload":
-                events.append(("workload", record.slot, record.what, record.frame))
+            case "workload" | "asked":
+                events.append((record.kind, record.slot, record.what, record.frame))
             case "wire":
                 events.append(("wire", record.frame[14:]))
             case "drop":

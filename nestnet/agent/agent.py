@@ -23,6 +23,7 @@ import numpy as np
 from nestnet.agent import links, underlay
 from nestnet.agent.attachments import Attachment, Workloads, wanted
 from nestnet.agent.feed import Desired, Feed
+from nestnet.agent.inquiries import Asker, Inquiries
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Bump, Epoch, diff
 from nestnet.compile.slots import Slots, assign, slots_of
@@ -50,14 +51,14 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None)
     """Make this machine what `controller` wants `machine` to be, until SIGTERM or SIGINT.
 
     pins       folder in bpffs for programs, maps and links
-    workloads  prefix of the namespaces that are made for local ports; None: none are made
+    workloads  prefix of the namespaces that are made for local ports which name nothing; None: none are made
     """
     from nestnet.api.client import Client
     from nestnet.datapath.kernel import Kernel
 
     with Client(controller) as client, Kernel.open(pins) as kernel:
         own = client.get("machine", machine)
-        agent = Agent(int(own["row"]), kernel, Workloads(workloads) if workloads else None)
+        agent = Agent(int(own["row"]), kernel, Workloads(workloads), Inquiries(kernel, say))
         feed = Feed(lambda token: Client(controller).feed(machine, token), say)
         stopped: list[int] = []
 
@@ -96,6 +97,7 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None)
                 watch.interest = interest
                 watch.moved.set()  # what it was not interested in may have happened since it was looked at
         watch.close()
+        agent.inquiries.close()
         say("ended; the datapath stays")
 
 
@@ -115,7 +117,8 @@ class Agent:
 
     machine: int
     kernel: Kernel
-    workloads: Workloads | None
+    workloads: Workloads
+    inquiries: Inquiries
     have: Tables = field(init=False)
     slots: Slots = field(init=False)
     realised: int = 0
@@ -131,12 +134,13 @@ class Agent:
     _warnings: list[str] = field(default_factory=list)  # what is wrong, but nothing that a turn could not do without
     _failed: bool = False  # the last turn left something undone
     _ends: dict[int, links.Link] = field(default_factory=dict)
-    _attached: dict[int, str] = field(default_factory=dict)
+    _attached: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
         # The kernel is the memory: after a restart the first diff is against what is really there.
         self.have = self.kernel.read()
         self.slots = slots_of(self.have)
+        self._attached = dict(self.kernel.attached())
 
     def converge(self, desired: Desired) -> None:
         """One turn: make it so. Cheap when neither the wish nor the links have changed since the last."""
@@ -144,7 +148,7 @@ class Agent:
             self._latest = desired.world
         world = self._latest
         problems: list[str] = []
-        want = wanted(world, self.machine) if self.workloads is not None else {}
+        want = wanted(world, self.machine, own=self.workloads.prefix is not None)
         try:
             ends = self._prepare(want, problems)
             nic = self._underlay(world, problems)
@@ -155,10 +159,16 @@ class Agent:
                 tables = compile(world, self.machine, ready, nic, slots)
                 self.kernel.apply(diff(self.have, tables))
                 self.have, self.slots = tables, slots
-            if self.workloads is not None:
-                # Frames flow from here on: the tables know every port.
-                self.workloads.open(ends.values())
-                self._remove(want)
+            # Frames flow from here on: the tables know every port.
+            self.inquiries.know(
+                {
+                    self.slots["port", port]: Asker(end.index, want[port].settings, want[port].tap is not None)
+                    for port, end in ends.items()
+                },
+                time.monotonic(),
+            )
+            self.workloads.open(ends.values())
+            self._remove(want, ends)
             self._world, self._ends, self._nic = world, ends, nic
         except (OSError, NestnetError) as error:
             problems.append(str(error))
@@ -219,9 +229,8 @@ class Agent:
     def ports(self) -> dict[str, dict[str, Any]]:
         """What the controller is told of each local port, by its id: where it hangs, and what was dropped by reason."""
         ports: dict[str, dict[str, Any]] = {
-            str(port): {"interface": end.name, "namespace": self.workloads.namespace(port), "drops": {}}
+            str(port): {"interface": end.name, **self.workloads.told(port), "drops": {}}
             for port, end in self._ends.items()
-            if self.workloads is not None
         }
         of = self.slots.ids("port")
         for (slot, reason), packets in self.kernel.drops().items():
@@ -233,8 +242,6 @@ class Agent:
 
     def _prepare(self, want: Mapping[int, Attachment], problems: list[str]) -> dict[int, links.Link]:
         """Workloads that are there, with our programs on our ends, still closed if they are new."""
-        if self.workloads is None:
-            return {}
         ends, failed = self.workloads.prepare(want)
         problems += failed.values()
         for port, end in list(ends.items()):
@@ -282,16 +289,14 @@ class Agent:
             self.kernel.attach(index, program)
             self._attached[index] = program
 
-    def _remove(self, want: Mapping[int, Attachment]) -> None:
+    def _remove(self, want: Mapping[int, Attachment], ends: Mapping[int, links.Link]) -> None:
         """Workloads of ports that have gone or moved away. Only called when the world is whole."""
-        assert self.workloads is not None
         there = self.workloads.actual()
-        kept = {end.index for port, end in there.items() if port in want}
+        kept = {end.link.index for port, end in there.items() if port in want} | {end.index for end in ends.values()}
         # Also those whose interface is gone: in a lab a port's new machine takes its workload over by itself.
         for index in [i for i, program in self._attached.items() if program == "workload" and i not in kept]:
+            self.workloads.release(index)
             self.kernel.detach(index)
             del self._attached[index]
-        for end in (end for port, end in there.items() if port not in want):
-            self.kernel.detach(end.index)  # attached by an agent before this one
-        if len(kept) < len(there):
+        if any(port not in want for port in there):
             self.workloads.remove(want)

@@ -1,109 +1,142 @@
-"""Where the workloads of this machine's ports hang: for each a namespace PREFIX<port id> with `eth0` in it.
+"""Where the workloads of this machine's ports hang, in one of three ways.
 
-    machine's namespace          PREFIX17
-      p17  ------- veth -------  eth0    MAC, addresses, MTU and default routes of port 17
+    machine's namespace          another
+      p17  ------- veth -------  eth0    in PREFIX17, which is made for the port (a lab)
+      p18  ------- veth -------  eth0    in one that the port names, and that is there (netns)
+      vm1  ------- tap  -------          whoever opens it, a virtual machine (tap)
+
+In a namespace the other end gets the port's MAC, addresses, MTU and default routes. On a tap nothing can be configured
+from here: who hangs there asks (`inquiries.py`).
 
 `wanted` says from a World what there should be, and touches nothing. `Workloads` makes it so, in three steps
-around the datapath's work: `prepare` (everything there, our end of the pair down: closed), then the caller
-attaches programs and writes tables, then `open` (our end up). `remove` takes away what is no longer wanted, and
-is only called with a whole World.
+around the datapath's work: `prepare` (everything there, our end down: closed), then the caller attaches programs and
+writes tables, then `open` (our end up). `remove` takes away what is no longer wanted, and is only called with a whole
+World. What was not made here is never deleted: an interface of ours bears an alias that says for which port.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import errno
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_network
+from pathlib import Path
+from typing import NamedTuple
 
 from nestnet.agent import links, netns
 from nestnet.compile.compiler import place
-from nestnet.model.values import Address, Port, World
+from nestnet.model.bootstrap import Settings, settings
+from nestnet.model.values import Attach, Port, World
 
 LARGEST = 65535  # MTU of our ends: what is too big for the network reaches the program, which can say so
-ALIAS = "nestnet port "  # + id: marks our end of a pair, so that a new agent finds it
+ALIAS = "nestnet port "  # + id, and what it hangs on if that was chosen: so that a new agent finds it
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """What a port's workload finds on its interface. `gateways`: the next hop of its default routes, one a family."""
+    """What a port's workload hangs on, None for a namespace of its own, and what it should use."""
 
     port: int
-    mac: int
-    mtu: int
-    addresses: tuple[links.Interface, ...] = ()
-    gateways: tuple[Address, ...] = ()
+    settings: Settings
+    attach: Attach | None = None
+
+    @property
+    def tap(self) -> str | None:
+        """The name of its tap, if it is one."""
+        return self.attach.name if self.attach is not None and self.attach.kind == "tap" else None
 
 
 def attachment(world: World, port: Port) -> Attachment:
     """What the workload of this port gets."""
-    segment = world.segments[port.segment]
-    lengths = {cidr.version: cidr.prefixlen for cidr in segment.cidrs}
-    gateways: dict[int, Address] = {}
-    for router in world.routers_of(segment.id):
-        for interface in router.interfaces:
-            if interface.segment == segment.id:
-                for address in interface.addresses:
-                    gateways.setdefault(address.version, address)
-    return Attachment(
-        port.id,
-        port.mac,
-        world.networks[port.network].mtu,
-        tuple(ip_interface(f"{a}/{lengths.get(a.version, a.max_prefixlen)}") for a in port.addresses),
-        # A default route needs an address of its family to leave from.
-        tuple(gateways[family] for family in (4, 6) if family in gateways and port.address(family) is not None),
-    )
+    return Attachment(port.id, settings(world, port), port.attach)
 
 
-def wanted(world: World, machine: int) -> dict[int, Attachment]:
-    """The attachments of every port that lives on this machine, by port id."""
+def wanted(world: World, machine: int, own: bool = True) -> dict[int, Attachment]:
+    """The attachments of every port that lives on this machine, by port id; without `own` only of those that say what
+    they hang on."""
     return {
         port.id: attachment(world, port)
         for port in world.ports.values()
-        if place(world, port)[1] == machine and port.segment in world.segments
+        if (own or port.attach is not None) and place(world, port)[1] == machine and port.segment in world.segments
     }
+
+
+class End(NamedTuple):
+    """An interface of ours, as its alias says: for a port that hangs on this."""
+
+    link: links.Link
+    attach: Attach | None
+
+
+class Made(NamedTuple):
+    """What was made so; in which namespace, if it is not ours (its inode); and the workload's interface in there."""
+
+    attachment: Attachment
+    inode: int
+    inside: str
 
 
 @dataclass
 class Workloads:
-    """The workloads on this machine, in namespaces named PREFIX<port id>.
+    """The workloads on this machine; those of ports that name nothing in namespaces called PREFIX<port id>. None: such
+    ports have no workload.
 
     Works in the calling thread's network namespace, which has to be the machine's, and remembers what it has
     made there, so that a change costs what it changes.
     """
 
-    prefix: str
-    made: dict[int, Attachment] = field(default_factory=dict)
+    prefix: str | None
+    made: dict[int, Made] = field(default_factory=dict)
 
-    def namespace(self, port: int) -> str:
-        """The name of the namespace of a port's workload."""
-        return f"{self.prefix}{port}"
+    def namespace(self, attachment: Attachment) -> str:
+        """The name of the namespace of a port's workload, which is on no tap."""
+        return attachment.attach.name if attachment.attach is not None else f"{self.prefix}{attachment.port}"
 
-    def actual(self) -> dict[int, links.Link]:
-        """Our ends of the pairs, by port id, as the kernel has them."""
+    def told(self, port: int) -> dict[str, str]:
+        """Where a port's workload hangs, for people."""
+        made = self.made.get(port)
+        if made is None:
+            return {}
+        if made.attachment.tap is not None:
+            return {"tap": made.attachment.tap}
+        return {"namespace": self.namespace(made.attachment), "inside": made.inside}
+
+    def actual(self) -> dict[int, End]:
+        """The interfaces that were made for ports, as the kernel has them."""
         with links.netlink() as ipr:
             found = links.links(ipr).values()
-        return {int(link.alias[len(ALIAS) :]): link for link in found if link.alias.startswith(ALIAS)}
+        ends = {}
+        for link in found:
+            if link.alias.startswith(ALIAS):
+                port, *words = link.alias.removeprefix(ALIAS).split(" ")
+                ends[int(port)] = End(link, Attach(*words) if len(words) == 2 else None)
+        return ends
 
     def prepare(self, want: Mapping[int, Attachment]) -> tuple[dict[int, links.Link], dict[int, str]]:
-        """Make what is missing and correct what differs; what is new stays closed.
+        """Make what is missing and correct what differs; what is new stays closed. A port that hangs on something else
+        now is taken off what it hung on first.
 
-        Returns our ends by port id, and for each port that failed what the kernel said: the others are made."""
+        Returns our ends by port id, and for each port that failed what to do about it: the others are made."""
         have = self.actual()
         ready: dict[int, links.Link] = {}
         failed: dict[int, str] = {}
+        taps = {attachment.tap for attachment in want.values()} - {None}
+        moved = {port: end for port, end in have.items() if port in want and end.attach != want[port].attach}
+        self._take_away(moved, taps)
+        for port in moved:
+            del have[port]
         for port, attachment in want.items():
-            link = have.get(port)
-            if link is not None and self.made.get(port) == attachment:
-                ready[port] = link
-                continue
+            end = have.get(port)
             try:
-                ready[port] = self._make(attachment, link)
-                self.made[port] = attachment
+                ready[port] = self._make(attachment, end.link if end is not None else None)
             except OSError as error:
                 self.made.pop(port, None)
-                failed[port] = f"{self.namespace(port)}: {error.strerror or error}"
+                failed[port] = f"{error.filename or self._where(attachment)}: {error.strerror or error}"
         return ready, failed
+
+    def _where(self, attachment: Attachment) -> str:
+        return str(attachment.attach) if attachment.attach is not None else self.namespace(attachment)
 
     def open(self, ends: Iterable[links.Link]) -> None:
         """Let frames through: our ends up. Called when the tables know the ports."""
@@ -114,21 +147,38 @@ class Workloads:
                     ipr.link("set", index=link.index, state="up")
 
     def remove(self, want: Mapping[int, Attachment]) -> list[int]:
-        """Take away the workloads of ports that are not wanted here, and end what runs in them. Returns their ids."""
-        gone = {port: link for port, link in self.actual().items() if port not in want}
-        if not gone:
-            return []
+        """Take away the workloads of ports that are not wanted here, and end what runs in those that were made for
+        them. Returns their ids."""
+        gone = {port: end for port, end in self.actual().items() if port not in want}
+        self._take_away(gone, {attachment.tap for attachment in want.values()})
+        return sorted(gone)
+
+    def release(self, index: int) -> None:
+        """Leave alone a tap that was taken and is not wanted any more: down, so that whoever has it open does not talk
+        to the machine instead."""
         with links.netlink() as ipr:
-            for link in gone.values():
-                links.remove(ipr, link.index)
+            link = next((link for link in links.links(ipr).values() if link.index == index), None)
+            if link is not None and not link.alias.startswith(ALIAS):
+                ipr.link("set", index=index, state="down")
+                links.set_sysctls(_forwarding(link.name, 0))
+
+    def _take_away(self, gone: Mapping[int, End], kept: Collection[str | None]) -> None:
+        """Delete our ends. A tap that another port wants now stays, and bears that port's alias soon."""
+        if not gone:
+            return
+        with links.netlink() as ipr:
+            for end in gone.values():
+                if end.link.name not in kept:
+                    links.remove(ipr, end.link.index)
+        own = sorted(f"{self.prefix}{port}" for port, end in gone.items() if end.attach is None)
         # Another machine of the lab may have taken the namespace over: the port moved. Then it has an eth0 again.
         with ExitStack() as stack:
             left = []
-            for name in map(self.namespace, sorted(gone)):
+            for name in own:
                 with suppress(FileNotFoundError):
                     if netns.exists(name):
                         stack.enter_context(netns.held(name))
-                        if not self._has_link(name):
+                        if not _has(name, "eth0"):
                             left.append(name)
             # The agent of that machine may be having a look inside.
             netns.kill_inside([netns.path(name) for name in left], visiting=False)
@@ -136,48 +186,115 @@ class Workloads:
                 netns.delete(name)
         for port in gone:
             self.made.pop(port, None)
-        return sorted(gone)
+
+    # ---- one port
 
     def _make(self, attachment: Attachment, end: links.Link | None) -> links.Link:
-        name = self.namespace(attachment.port)
-        if not netns.exists(name):
-            netns.delete(name)  # a file that a crash left
-            netns.create(name)
-        namespace = netns.path(name)
-        with links.netlink() as ipr:
-            if end is not None and not self._has_link(name):
-                links.remove(ipr, end.index)  # the other end is somewhere else, or renamed: start anew
-                end = None
-            if end is None:
-                # Held: the machine that a port moves away from deletes a namespace that it finds without eth0.
-                with netns.held(name):
-                    netns.run_in(namespace, _clear)
-                    end = links.make_veth(
-                        ipr,
-                        links.short_name("p", attachment.port),
-                        "eth0",
-                        namespace,
-                        mtu=attachment.mtu,
-                        mac=links.mac_text(attachment.mac),
-                        alias=f"{ALIAS}{attachment.port}",
-                    )
-                # The program asks the machine's routes where a frame goes, as if it had come in here to be forwarded.
-                # Nothing is: whatever comes in here ends in the program.
-                links.set_sysctls({f"net/ipv4/conf/{end.name}/forwarding": 1})
-            if end.mtu != LARGEST:
-                ipr.link("set", index=end.index, mtu=LARGEST)
-        # The datapath asks the kernel for the way to other machines as if from here, which it answers only where
-        # forwarding is on. Nothing is forwarded by it: every frame that comes in here ends in our program.
-        links.set_sysctls({f"net/ipv4/conf/{end.name}/forwarding": 1, f"net/ipv6/conf/{end.name}/forwarding": 1})
-        netns.run_in(namespace, lambda: _configure(attachment))
+        if attachment.tap is not None:
+            return self._tap(attachment, attachment.tap)
+        name = self.namespace(attachment)
+        # What is not ours may have been deleted, and made again, under the same name.
+        inode = _inode_of(name) if attachment.attach is not None else 0
+        made = self.made.get(attachment.port)
+        if end is not None and made is not None and made[:2] == (attachment, inode):
+            return end
+        if attachment.attach is None:
+            if not netns.exists(name):
+                netns.delete(name)  # a file that a crash left
+                netns.create(name)
+            # Held: the machine that a port moves away from deletes a namespace that it finds without eth0.
+            with netns.held(name):
+                end, inside = self._veth(attachment, name, end)
+        else:
+            end, inside = self._veth(attachment, name, end)
+        netns.run_in(netns.path(name), lambda: _configure(attachment, inside))
+        self.made[attachment.port] = Made(attachment, inode, inside)
         return end
 
-    def _has_link(self, name: str) -> bool:
-        def look() -> bool:
-            with links.netlink() as ipr:
-                return links.find(ipr, "eth0") is not None
+    def _veth(self, attachment: Attachment, name: str, end: links.Link | None) -> tuple[links.Link, str]:
+        """Our end of the pair, and the name of the other, in the namespace of this name."""
+        namespace = netns.path(name)
+        with links.netlink() as ipr:
+            inside = _other_end(name, end) if end is not None else None
+            if end is not None and inside is None:
+                links.remove(ipr, end.index)  # the other end is somewhere else: start anew
+                end = None
+            if end is None or inside is None:
+                inside = "eth0"
+                if attachment.attach is None:
+                    netns.run_in(namespace, _clear)
+                elif _has(name, "eth0"):
+                    inside = links.short_name("p", attachment.port)
+                words = "" if attachment.attach is None else f" {attachment.attach}"
+                end = links.make_veth(
+                    ipr,
+                    links.short_name("p", attachment.port),
+                    inside,
+                    namespace,
+                    mtu=attachment.settings.mtu,
+                    mac=links.mac_text(attachment.settings.mac),
+                    alias=f"{ALIAS}{attachment.port}{words}",
+                )
+            if end.mtu != LARGEST:
+                ipr.link("set", index=end.index, mtu=LARGEST)
+        links.set_sysctls(_forwarding(end.name, 1))
+        return end, inside
 
-        return netns.run_in(netns.path(name), look)
+    def _tap(self, attachment: Attachment, name: str) -> links.Link:
+        """One that is there is taken as it is."""
+        alias = f"{ALIAS}{attachment.port} {attachment.attach}"
+        mtu = attachment.settings.mtu
+        with links.netlink() as ipr:
+            link = links.find(ipr, name)
+            if link is None:
+                link = links.make_tap(ipr, name, mtu=mtu, alias=alias)
+            elif not links.is_tap(ipr, link.index):
+                raise OSError(errno.ENODEV, "is no tap device: name another", f"tap {name}")
+            elif link.master:
+                raise OSError(
+                    errno.EBUSY, f"is part of a bridge: `ip link set {name} nomaster` ends that", f"tap {name}"
+                )
+            elif link.alias.startswith(ALIAS) and (link.alias, link.mtu) != (alias, mtu):
+                ipr.link("set", index=link.index, ifalias=alias, mtu=mtu)
+        links.set_sysctls(_forwarding(name, 1))
+        self.made[attachment.port] = Made(attachment, 0, "")
+        return link
+
+
+def _forwarding(name: str, on: int) -> dict[str, int]:
+    """The datapath asks the kernel for the way to other machines as if from our end, which it answers only where
+    forwarding is on. Nothing is forwarded by it: every frame that comes in there ends in our program."""
+    return {f"net/ipv4/conf/{name}/forwarding": on, f"net/ipv6/conf/{name}/forwarding": on}
+
+
+def _inode_of(name: str) -> int:
+    """The namespace of this name, which must be there. Raises OSError with what to do."""
+    what = f"netns {name}"
+    if not netns.exists(name):
+        raise FileNotFoundError(errno.ENOENT, f"there is none: `ip netns add {name}` makes it", what)
+    inode = netns.inode(netns.path(name))
+    if inode == netns.inode(Path("/proc/thread-self/ns/net")):
+        raise OSError(errno.EINVAL, "is the machine's own: name another", what)
+    return inode
+
+
+def _has(name: str, interface: str) -> bool:
+    def look() -> bool:
+        with links.netlink() as ipr:
+            return links.find(ipr, interface) is not None
+
+    return netns.run_in(netns.path(name), look)
+
+
+def _other_end(name: str, end: links.Link) -> str | None:
+    """The name that the other end of a pair has in a namespace; None if it is not there."""
+
+    def look() -> str | None:
+        with links.netlink() as ipr:
+            found = (link for link in links.links(ipr).values() if (link.index, link.peer) == (end.peer, end.index))
+            return next((link.name for link in found), None)
+
+    return netns.run_in(netns.path(name), look)
 
 
 def _clear() -> None:
@@ -187,28 +304,38 @@ def _clear() -> None:
             links.remove(ipr, link.index)
 
 
-def _configure(attachment: Attachment) -> None:
-    """Inside: loopback up; MAC, MTU, addresses and default routes of eth0."""
+def _configure(attachment: Attachment, inside: str) -> None:
+    """Inside: MAC, MTU, addresses and default routes of the interface; and in a namespace of ours, loopback up.
+
+    In one that was there before, a default route that leads out of another interface stays the only one of its family.
+    """
+    wanted = attachment.settings
     links.set_sysctls(
         {
-            "net/ipv6/conf/eth0/accept_ra": 0,  # gateways and addresses come from us
-            "net/ipv6/conf/eth0/autoconf": 0,
-            "net/ipv6/conf/eth0/accept_dad": 0,  # the source guard already makes addresses unique
-            "net/ipv6/conf/eth0/router_solicitations": 0,
+            f"net/ipv6/conf/{inside}/accept_ra": 0,  # gateways and addresses come from us
+            f"net/ipv6/conf/{inside}/autoconf": 0,
+            f"net/ipv6/conf/{inside}/accept_dad": 0,  # the source guard already makes addresses unique
+            f"net/ipv6/conf/{inside}/router_solicitations": 0,
         }
     )
-    mac = links.mac_text(attachment.mac)
+    mac = links.mac_text(wanted.mac)
     with links.netlink() as ipr:
-        ipr.link("set", index=1, state="up")
-        link = links.find(ipr, "eth0")
+        if attachment.attach is None:
+            ipr.link("set", index=1, state="up")
+        link = links.find(ipr, inside)
         if link is None:
-            raise OSError(0, "eth0 has gone from inside the workload's namespace")
+            raise OSError(0, f"{inside} has gone from inside the workload's namespace")
         if link.mac != mac:
             ipr.link("set", index=link.index, state="down")  # a new link-local address, too
             ipr.link("set", index=link.index, address=mac)
-        if link.mtu != attachment.mtu:
-            ipr.link("set", index=link.index, mtu=attachment.mtu)
-        links.set_addresses(ipr, link.index, attachment.addresses)
+        if link.mtu != wanted.mtu:
+            ipr.link("set", index=link.index, mtu=wanted.mtu)
+        links.set_addresses(ipr, link.index, wanted.addresses)
         ipr.link("set", index=link.index, state="up")
         default = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-        links.set_routes(ipr, link.index, {default[gateway.version]: gateway for gateway in attachment.gateways})
+        gateways = [
+            gateway
+            for gateway in wanted.gateways
+            if attachment.attach is None or not links.has_default_route(ipr, gateway.version, link.index)
+        ]
+        links.set_routes(ipr, link.index, {default[gateway.version]: gateway for gateway in gateways})

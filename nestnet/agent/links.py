@@ -7,10 +7,12 @@ them are idempotent, and say in an OSError what the kernel refused. pyroute2 is 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from pathlib import Path
 from socket import AF_INET, AF_INET6
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 Interface = IPv4Interface | IPv6Interface
 
 NTF_USE = 0x01  # <linux/neighbour.h>
-RTN_UNICAST = 1  # <linux/rtnetlink.h>
+RTN_UNICAST, MAIN = 1, 254  # <linux/rtnetlink.h>
 RT_SCOPE_LINK = 253
+TUNSETIFF, TUNSETPERSIST, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x400454CB, 2, 0x1000  # <linux/if_tun.h>
 IFNAMSIZ = 15  # characters in the name of an interface
 IFA_F_NODAD = 0x02  # <linux/if_addr.h>: usable at once, no duplicate address detection
 EUI64, NO_ADDRESS = 0, 1  # <linux/if_link.h>: in6_addr_gen_mode
@@ -33,7 +36,8 @@ EUI64, NO_ADDRESS = 0, 1  # <linux/if_link.h>: in6_addr_gen_mode
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface as the kernel has it. `peer` is the ifindex of a veth's other end, maybe in another namespace."""
+    """An interface as the kernel has it. `peer` is the ifindex of a veth's other end, maybe in another namespace;
+    `master` that of a bridge or bond which it is a part of, or 0."""
 
     index: int
     name: str
@@ -42,6 +46,7 @@ class Link:
     up: bool
     alias: str = ""
     peer: int = 0
+    master: int = 0
 
 
 @contextmanager
@@ -84,6 +89,7 @@ def read(message: Any) -> Link:
         bool(message["flags"] & 1),
         message.get_attr("IFLA_IFALIAS") or "",
         message.get_attr("IFLA_LINK") or 0,
+        message.get_attr("IFLA_MASTER") or 0,
     )
 
 
@@ -136,6 +142,36 @@ def make_veth(
     if alias:
         ipr.link("set", index=link.index, ifalias=alias)
     return link
+
+
+def make_tap(ipr: IPRoute, name: str, *, mtu: int, alias: str) -> Link:
+    """A tap device, down, that stays when nobody has it open, and never gets an address by itself."""
+    with Path("/dev/net/tun").open("r+b", buffering=0) as tun:
+        fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+        fcntl.ioctl(tun, TUNSETPERSIST, 1)
+    link = find(ipr, name)
+    assert link is not None, "the kernel has just made it"
+    set_address_generation(ipr, link.index, NO_ADDRESS)
+    ipr.link("set", index=link.index, ifalias=alias, mtu=mtu)
+    return replace(link, alias=alias, mtu=mtu)
+
+
+def is_tap(ipr: IPRoute, index: int) -> bool:
+    """Is it a tap device, and not of another kind?"""
+    info = ipr.get_links(index)[0].get_attr("IFLA_LINKINFO")
+    if info is None or info.get_attr("IFLA_INFO_KIND") != "tun":
+        return False
+    data = info.get_attr("IFLA_INFO_DATA")
+    return data is not None and data.get_attr("IFLA_TUN_TYPE") == IFF_TAP
+
+
+def has_default_route(ipr: IPRoute, family: int, besides: int) -> bool:
+    """Does a default route of this family (4 or 6) lead out of another interface?"""
+    found = ipr.get_routes(family=AF_INET if family == 4 else AF_INET6, table=MAIN)
+    return any(
+        route["dst_len"] == 0 and route["type"] == RTN_UNICAST and route.get_attr("RTA_OIF") not in (None, besides)
+        for route in found
+    )
 
 
 def set_address_generation(ipr: IPRoute, index: int, mode: int) -> None:

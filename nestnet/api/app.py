@@ -23,7 +23,8 @@ from nestnet.api.bodies import Bounded, read_json
 from nestnet.api.feed import Doorbell, follow
 from nestnet.model import errors
 from nestnet.model.manifest import Manifest, parse, read_address
-from nestnet.model.problems import join
+from nestnet.model.problems import join, moved
+from nestnet.model.values import Attach
 from nestnet.store.read import IN_NETWORK
 from nestnet.store.store import Store
 
@@ -189,6 +190,12 @@ def _verbs(store: Store) -> APIRouter:
         revision, machines, link = store.set_link(reference, state.up)
         return {"revision": revision, "machines": machines, "link": link}
 
+    @routes.patch("/ports/{reference:path}", response_model=shapes.Attached, tags=["resources"])
+    def patch_port(reference: Reference, state: shapes.PortState) -> dict[str, Any]:
+        """Say what a port's workload hangs on; doing it twice is doing it once. All else of it is changed by apply."""
+        revision, machines, port = store.set_attach(reference, _read_attach(state.attach))
+        return {"revision": revision, "machines": machines, "port": port}
+
     lines: dict[int | str, dict[str, Any]] = {
         200: {"description": "One JSON object a line.", "content": {"application/x-ndjson": {}}}
     }
@@ -256,6 +263,22 @@ def _judge_machine(machine: shapes.Join) -> None:
     if machine.nics:
         spec["nic"] = machine.nics
     parse({"apiVersion": shapes.API_VERSION, "machines": {machine.name: spec}})
+
+
+def _read_attach(attach: Any) -> Attach | None:
+    """The rules for it are those of a manifest."""
+    spec = {"segment": "s", "host": "h", "attach": attach}
+    try:
+        manifest = parse({"apiVersion": shapes.API_VERSION, "networks": {"n": {"ports": {"p": spec}}}})
+    except errors.Invalid as error:
+        at = join("networks", "n", "ports", "p")
+        raise errors.Invalid([moved(p, p.pointer.removeprefix(at)) for p in error.problems]) from None
+    assert manifest.networks is not None
+    ports = manifest.networks["n"].ports
+    assert ports is not None
+    given = ports["p"].attach
+    assert given is not None
+    return given.value
 
 
 # Errors

@@ -87,6 +87,10 @@ class Client:
         """Take a link up or down: {"revision", "machines", "link"}. Doing it twice is doing it once."""
         return self._ask("PATCH", _member("link", reference), json={"up": up})
 
+    def set_attach(self, reference: str, attach: Mapping[str, str]) -> dict[str, Any]:
+        """Say what a port's workload hangs on: {"netns": NAME}, {"tap": NAME} or {}."""
+        return self._ask("PATCH", _member("port", reference), json={"attach": dict(attach)})
+
     def plan(self, manifest: Mapping[str, Any], prune: bool = False) -> dict[str, Any]:
         """What apply would do: changes, disturbs, machines. `manifest` is data, as a network file has it."""
         return self._ask("POST", "/v1/plan", json={"manifest": manifest, "prune": prune})

@@ -62,6 +62,8 @@ class Network(_Resource):
 class Segment(_Resource):
     network: str
     cidrs: list[str]
+    dns: list[str]
+    """What its workloads are told to ask for names."""
     vni: int
     gateways: list[str]
     """What its workloads use as default routes."""
@@ -106,6 +108,8 @@ class Port(_Resource):
     owns: list[str]
     groups: list[str]
     hosts: bool
+    attach: dict[str, str] | None
+    """What its workload should hang on, {"netns": NAME} or {"tap": NAME}; null: nothing was chosen. `PATCH` sets it."""
     attachment: Any
     """What the agent of its machine says about it; null: nothing yet."""
     labels: dict[str, str]
@@ -176,6 +180,23 @@ class LinkState(Shape):
     """Whether routes may lead over a link."""
 
     up: Annotated[bool, Field(strict=True)]
+
+
+class PortState(Shape):
+    """What a port's workload should hang on."""
+
+    attach: Any
+    """{"netns": NAME}, {"tap": NAME}, or {} for nothing."""
+
+
+class Attached(Shape):
+    """A port whose workload was given something to hang on, or nothing."""
+
+    revision: int
+    """The one since which it is so."""
+    machines: list[str]
+    """The machine that has to make it so."""
+    port: Port
 
 
 class Linked(Shape):

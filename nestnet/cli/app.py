@@ -165,6 +165,49 @@ def link(
     changes.link(path, state is State.up, lab, wait, timeout)
 
 
+@app.command()
+def attach(
+    path: Annotated[str, typer.Argument(metavar="PORT", help="A port like acme/web1, or its id.")],
+    netns: Annotated[
+        str | None, typer.Option("--netns", metavar="NAME", help="A network namespace of the port's machine.")
+    ] = None,
+    tap: Annotated[
+        str | None, typer.Option("--tap", metavar="NAME", help="A tap device there; made if it does not exist.")
+    ] = None,
+    lab: Lab = None,
+    wait: Wait = True,
+    timeout: Timeout = 60,
+) -> None:
+    """Say what a port's workload hangs on.
+
+    A namespace gets an interface with the port's MAC, addresses and routes. What hangs on a tap, a virtual machine,
+    is told them by DHCP and router advertisements. It stays so until `detach` or a file that has `attach:`.
+    """
+    from nestnet.cli import changes
+
+    if (netns is None) == (tap is None):
+        raise typer.BadParameter("give one of --netns and --tap")
+    wanted = {"netns": netns} if netns is not None else {"tap": str(tap)}
+    changes.attach(path, wanted, lab, wait, timeout)
+
+
+@app.command()
+def detach(
+    path: Annotated[str, typer.Argument(metavar="PORT", help="A port like acme/web1, or its id.")],
+    lab: Lab = None,
+    wait: Wait = True,
+    timeout: Timeout = 60,
+) -> None:
+    """Take a port's workload off what it hangs on.
+
+    A namespace stays, without our interface; so does a tap that nestnet did not make. In a lab the port gets a
+    namespace of its own again.
+    """
+    from nestnet.cli import changes
+
+    changes.attach(path, {}, lab, wait, timeout)
+
+
 @app.command("exec", context_settings=PASSED_ON)
 def exec_(
     where: Where,

@@ -1,4 +1,4 @@
-"""The verbs that change something: up, down, plan, apply, delete, link."""
+"""The verbs that change something: up, down, plan, apply, delete, link, attach, detach."""
 
 from __future__ import annotations
 
@@ -136,6 +136,26 @@ def link(path: str, up: bool, lab: str | None, wait: bool, timeout: float) -> No
     done = "realised" if wait else "stored"
     changed = told["link"]
     say(f"link {changed['path']} is {'up' if changed['up'] else 'down'}")
+    say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
+
+
+def attach(path: str, wanted: dict[str, str], lab: str | None, wait: bool, timeout: float) -> None:
+    """Give a port's workload something to hang on, {"netns": NAME} or {"tap": NAME}, or take it away: {}. Wait until
+    its machine has made it so."""
+    from nestnet.cli.waiting import until_realised
+
+    start = time.monotonic()
+    found = target(lab)
+    with found.client() as client:
+        told = client.set_attach(path, wanted)
+        if wait:
+            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+    done = "realised" if wait else "stored"
+    port = told["port"]
+    if wanted:
+        say(f"port {port['path']} hangs on {' '.join(*wanted.items())} of {port['machine']}")
+    else:
+        say(f"port {port['path']} is detached")
     say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING, Any
 
-from nestnet.cli.find import Target, workload
+from nestnet.cli.find import Target, listening, workload
 from nestnet.model.errors import NestnetError
 
 if TYPE_CHECKING:
@@ -54,14 +54,16 @@ def run(found: Target, lab: Lab, checks: Sequence[Check]) -> list[Result]:
     with found.client() as client:
         paths = {path for check in checks for path in (check.source, check.target)}
         ports = {path: client.get("port", path) for path in sorted(paths)}
-        namespaces = {path: workload(lab, port).path for path, port in ports.items()}
+        senders = {path: workload(lab, ports[path]).path for path in {check.source for check in checks}}
+        places = {path: listening(lab, ports[path]) for path in {check.target for check in checks}}
+        witnesses = {path: probe.Witness(at.path, at.interface, at.outside) for path, at in places.items()}
         probes: dict[int, Probe] = {}
         for index, check in enumerate(checks):
             address = _address(ports[check.source], ports[check.target])
             if address is not None:
                 protocol, _, number = check.send.partition("/")
                 probes[index] = probe.Probe(
-                    namespaces[check.source], namespaces[check.target], address, protocol, int(number or 0)
+                    senders[check.source], witnesses[check.target], address, protocol, int(number or 0)
                 )
         seen = dict(zip(probes, probe.run(list(probes.values())), strict=True))
         return [_judged(client, check, seen.get(index), probes.get(index)) for index, check in enumerate(checks)]

@@ -60,11 +60,13 @@ def _nearest(name: str, names: list[str]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Somewhere to run a command or to look at packets: a namespace, and the interface that matters in it."""
+    """Somewhere to run a command or to look at packets: a namespace, and the interface that matters in it. `outside`:
+    that is the machine's, and what the workload gets is what goes out there."""
 
     what: str
     namespace: str
     interface: str = "eth0"
+    outside: bool = False
 
     @property
     def path(self) -> Path:
@@ -73,10 +75,11 @@ class Place:
         return netns.path(self.namespace)
 
 
-def place(found: Target, name: str) -> Place:
+def place(found: Target, name: str, to_look: bool = False) -> Place:
     """The namespace of a machine (`m1`) or of a port's workload (`acme/web1`). Ids serve as well.
 
-    Raises NotFound for a name that is neither, Conflict for one that has no workload on this computer.
+    `to_look`: only packets matter, so a tap will do. Raises NotFound for a name that is neither, Conflict for one that
+    has no workload on this computer.
     """
     lab = needs_lab(found)
     machine = next((seat.name for seat in lab.machines if seat.name == name), None)
@@ -90,20 +93,35 @@ def place(found: Target, name: str) -> Place:
             names = [seat.name for seat in lab.machines]
             near = _nearest(name, names)
             raise NotFound(f"machine {name}", near)
-        return workload(lab, client.get("port", name))
+        return (listening if to_look else workload)(lab, client.get("port", name))
 
 
 def workload(lab: Lab, port: Mapping[str, Any]) -> Place:
     """Where the workload of a port resource is. Raises Conflict when its machine has not made it (yet)."""
     from nestnet.agent import netns
 
-    namespace = lab.workload(int(port["row"]))
+    given = port["attach"] or {}
+    if "tap" in given:
+        raise Conflict(
+            f"port {port['path']} hangs on tap {given['tap']} of {port['machine']}: there is no namespace to enter; "
+            f"`nestnet exec {port['machine']} -- CMD` runs it on the machine",
+            "no_namespace",
+        )
+    namespace = given.get("netns") or lab.workload(int(port["row"]))
     if not netns.exists(namespace):
         raise Conflict(
             f"port {port['path']} has no workload on {port['machine']}: `nestnet status` says what is in the way",
             "not_attached",
         )
-    return Place(f"port {port['path']}", namespace)
+    return Place(f"port {port['path']}", namespace, (port["attachment"] or {}).get("inside", "eth0"))
+
+
+def listening(lab: Lab, port: Mapping[str, Any]) -> Place:
+    """Where what a port's workload gets can be seen: on a tap from outside. Otherwise where the workload is."""
+    given = port["attach"] or {}
+    if "tap" not in given:
+        return workload(lab, port)
+    return Place(f"port {port['path']}", lab.machine(port["machine"]), given["tap"], outside=True)
 
 
 def needs_lab(found: Target) -> Lab:

@@ -33,7 +33,7 @@ def _become(inside: Place, command: Sequence[str]) -> NoReturn:
 
 def capture(where: str, filter: Sequence[str], write: str | None, count: int | None, lab: str | None) -> NoReturn:
     """Run tcpdump where the packets are; the equivalent command goes to stderr."""
-    inside = place(target(lab), where)
+    inside = place(target(lab), where, to_look=True)
     command = ["tcpdump", "-i", inside.interface, "-n"]
     if write is not None:
         # tcpdump would give up being root, and then often cannot write where root may.

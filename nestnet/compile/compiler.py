@@ -186,7 +186,8 @@ class _Compiler:
         mac = port.mac.to_bytes(6, "big")
         local = self.is_local(port)
         ifindex = self.attachments.get(port.id, 0) if local else 0
-        flags = t.ENABLED * port.enabled | t.LOCAL * local | t.HOSTS * port.hosts
+        is_tap = ifindex and port.attach is not None and port.attach.kind == "tap"
+        flags = t.ENABLED * port.enabled | t.LOCAL * local | t.HOSTS * port.hosts | t.TAP * bool(is_tap)
         first = {family: port.address(family) for family in (4, 6)}
         host = self.host_of(port)
         if port.hosts:

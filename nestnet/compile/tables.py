@@ -54,6 +54,7 @@ MAC = ("u1", (6,))
 ENABLED = 1  # also network.flags
 LOCAL = 2  # lives on this machine
 HOSTS = 4  # is itself a host: see `port.host`
+TAP = 8  # hangs on a tap: what is for its workload goes out there, and not to the other end of a veth
 
 # host.kind
 MACHINE = 1

@@ -52,14 +52,28 @@ PROGRAMS: tuple[ProgramName, ...] = ("workload", "underlay")
 FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it again costs microseconds
 
 COUNTERS = tuple(f"generation_{name}" for name in GENERATIONS)
-STATE = ("flow", "carriage", "connection", "fragment", "opened", "closed", "told", "drops", "stats", "emitted", "clock")
+STATE = (
+    "flow",
+    "carriage",
+    "connection",
+    "fragment",
+    "opened",
+    "closed",
+    "told",
+    "asked",
+    "drops",
+    "stats",
+    "emitted",
+    "clock",
+)
 PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 
 COUNTER = np.dtype("u8")
 SLOT = np.dtype("u4")
 RECORD = struct.Struct("<IIII")  # struct record in bpf/state.h, before its data
-RECORD_KINDS = {1: "workload", 2: "wire", 3: "drop", 4: "composed"}
+RECORD_KINDS = {1: "workload", 2: "wire", 3: "drop", 4: "composed", 5: "asked"}
 RECORDS = 1 << 22  # bytes of the ring buffer under test: what one run may emit
+INQUIRIES = 1 << 17  # and else: 63 inquiries that nobody has read yet
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,7 @@ class Capacity:
             "opened": self.ports + 1,
             "closed": self.ports + 1,
             "told": self.ports + 1,
+            "asked": self.ports + 1,
             "drops": 4 * self.ports,
             "stats": self.ports + 1,
             "copied": self.machines + 1,
@@ -136,7 +151,7 @@ class Record:
     """What a program would have done with a frame, had it not been recording.
 
     kind      workload: into the one of port `slot`; wire: to the machine `slot`; drop: counted for port `slot`;
-              composed: a flow was
+              composed: a flow was; asked: by the workload of port `slot`, for the agent to answer
     what      the interface, or the number of the reason
     frame     as it would leave, empty for a drop; `length` is its real length, should it be cut here
     """
@@ -267,7 +282,7 @@ class Kernel:
         self._get(opened, present)
         for name in present:
             opened.reuse(name, self._maps[name])
-        sizes = capacity.entries() | {"emitted": RECORDS if recording else os.sysconf("SC_PAGE_SIZE")}
+        sizes = capacity.entries() | {"emitted": RECORDS if recording else INQUIRIES}
         for name in (sizes.keys() & opened.shapes.keys()) - set(present):
             opened.resize(name, sizes[name])
         opened.constant("recording", int(recording))
@@ -470,6 +485,17 @@ class Kernel:
         """Every connection that is remembered: struct connection_key and struct connection of bpf/state.h."""
         return self.rows("connection")
 
+    def count_drop(self, slot: int, reason: int) -> None:
+        """Count a packet that the agent dropped, for one of the reasons that no program counts."""
+        table = self._maps["drops"]
+        key = np.array([(slot, reason)], table.key)
+        count = table.lookup(key)
+        table.update(key, np.array([1], COUNTER) if count is None else count.astype(COUNTER) + COUNTER.type(1))
+
+    def inquiries(self) -> Inquiries:
+        """What workloads ask from now on. Not for one that records."""
+        return Inquiries(self._maps["emitted"])
+
     def sweep(self, now: float | None = None) -> dict[str, int]:
         """Forget what is over: how many of each map. `now`: in seconds of the programs' clock.
 
@@ -523,7 +549,7 @@ class Kernel:
         """
         for name in ("flow", "carriage", "connection", "fragment", "drops"):
             self._maps[name].delete(self._maps[name].items()[0])
-        for name in ("opened", "closed", "told"):
+        for name in ("opened", "closed", "told", "asked"):
             keys, values = self._maps[name].items()
             used = np.flatnonzero(values)
             self._maps[name].update(keys[used], np.zeros(len(used), COUNTER))
@@ -535,6 +561,24 @@ class Kernel:
     def set_clock(self, now: int) -> None:
         """Say what time it is, in ns, to programs that were opened as `driven`."""
         self._put(self._maps["clock"], np.zeros(1, SLOT), np.array([now], COUNTER))
+
+
+class Inquiries:
+    """What workloads ask the network, as it comes. Whoever waits for it polls `fileno()` and then takes all."""
+
+    def __init__(self, source: Map) -> None:
+        self._ring = Ring(source)
+        self._ring.take()  # nobody waits for an answer to what is older than this agent
+
+    def fileno(self) -> int:
+        return self._ring.fileno()
+
+    def take(self) -> list[Record]:
+        """All inquiries that are there: see `Record`."""
+        return [_record(raw) for raw in self._ring.take()]
+
+    def close(self) -> None:
+        self._ring.close()
 
 
 # ---- layout
@@ -552,7 +596,7 @@ def check_layout(opened: Object) -> None:
         if name in TABLES:
             table = TABLES[name]
             pairs = [("key", table.key or SLOT, shape.key), ("value", table.value, shape.value)]
-        elif name in (*COUNTERS, "epoch", "opened", "closed", "told", "clock"):
+        elif name in (*COUNTERS, "epoch", "opened", "closed", "told", "asked", "clock"):
             pairs = [("key", SLOT, shape.key), ("value", COUNTER, shape.value)]
         for what, ours, theirs in pairs:
             if theirs is None:

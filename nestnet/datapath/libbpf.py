@@ -181,6 +181,7 @@ _FUNCTIONS: list[tuple[str, object, tuple[object, ...]]] = [
     ),
     ("ring_buffer__new", c_void_p, (c_int, _Sample, c_void_p, c_void_p)),
     ("ring_buffer__consume", c_int, (c_void_p,)),
+    ("ring_buffer__epoll_fd", c_int, (c_void_p,)),
     ("ring_buffer__free", None, (c_void_p,)),
 ]
 
@@ -610,6 +611,10 @@ class Ring:
     def _take(self, _: int, data: int, size: int) -> int:
         self._records.append(ctypes.string_at(data, size))
         return 0
+
+    def fileno(self) -> int:
+        """Becomes readable when there is a record."""
+        return _check(_lib().ring_buffer__epoll_fd(self._ring), "wait for the ring buffer")
 
     def take(self) -> list[bytes]:
         """All records that are there, oldest first; they are gone then."""

@@ -5,7 +5,7 @@ the compiler, and to `bpf/` over the same tables and frames. The functions have 
 `docs/datapath.md` and of the C, in the order of a packet. It is not a production datapath: it keeps no
 flow cache, never sweeps, and takes milliseconds where the kernel takes a microsecond.
 
-    workload -> from_workload -> guard -> arp, neighbour
+    workload -> from_workload -> guard -> arp, neighbour, inquiry
                               -> fragment -> flood    -> judge, carry -> to_workload, to_machine
                                           -> unicast  -> route, connection, judge, carry -> the same
     underlay -> from_wire     -> sender -> guard -> fragment -> connection, judge, carry -> to_workload
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from types import SimpleNamespace
@@ -54,6 +54,7 @@ from nestnet.model.packet import (
     ARP,
     ETHERNET,
     FIRST,
+    INQUIRY_BYTES,
     IPV4,
     IPV6,
     LATER,
@@ -81,7 +82,7 @@ from nestnet.model.packet import (
     with_first,
     with_outer_ecn,
 )
-from nestnet.model.rates import spend
+from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, spend
 from nestnet.model.values import CARRIAGE_PORT, MAX_DEPTH, MAX_HOPS
 
 Row = SimpleNamespace
@@ -89,7 +90,7 @@ Row = SimpleNamespace
 
 ROUTER_DISCOVERY = range(133, 138)  # ICMPv6: RS, RA, NS, NA, redirect
 ADVERTISEMENTS = (134, 137)  # RA, redirect
-LISTENER_REPORTS = (130, 131, 132, 143)  # MLD (RFC 2710, RFC 3810): may come from ::
+SOURCELESS = (130, 131, 132, 133, 143)  # MLD (RFC 2710, RFC 3810), RS: may come from ::
 DHCP_SERVER = {4: 67, 6: 547}
 NEVER_ROUTED = [ip_network(prefix) for prefix in ("fe80::/10", "169.254.0.0/16", "::/128", "0.0.0.0/32")]
 NO_ADDRESS = bytes(16)  # port.address4 and address6 where there is none
@@ -98,6 +99,14 @@ MAX_TTL = 255
 
 class ToWorkload(NamedTuple):
     """A frame for the workload of a port of this machine; `port` is its slot."""
+
+    ifindex: int
+    port: int
+    frame: bytes
+
+
+class ToAgent(NamedTuple):
+    """What a port of this machine asks the network; `port` is its slot. The agent answers from the port's record."""
 
     ifindex: int
     port: int
@@ -115,7 +124,7 @@ class ToMachine(NamedTuple):
 class Outputs:
     """What became of a frame. `drops` are (slot of a port or 0, reason)."""
 
-    emitted: list[ToWorkload | ToMachine] = field(default_factory=list)
+    emitted: list[ToWorkload | ToMachine | ToAgent] = field(default_factory=list)
     drops: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -185,6 +194,7 @@ class Reference:
         self.connections: dict[Key, Connection] = {}
         self.fragments: dict[tuple[int, bytes, bytes, int, int], First] = {}
         self.told: dict[int, int] = {}  # by port, the bucket of what routers tell it
+        self.asked: dict[int, int] = {}  # buckets of inquiries, by port
         self.load(tables)
 
     def load(self, tables: Tables) -> None:
@@ -261,6 +271,9 @@ class Reference:
         if packet.is_discovery:
             self.neighbour(p, port, packet, out)
             return
+        if packet.is_inquiry:
+            self.inquiry(p, port, packet, now, out)
+            return
         packet = self.fragment(p, packet, now)
         if packet.is_group:
             self.flood(p, port, packet, out)
@@ -302,7 +315,7 @@ class Reference:
         if packet.family == 4 and flow.source == UNSPECIFIED4:
             asks = is_udp and (flow.source_port, flow.target_port) == (68, 67) and flow.target == LIMITED_BROADCAST
         elif packet.family == 6 and flow.source == UNSPECIFIED6:
-            asks = icmp == SOLICITATION or (icmp in LISTENER_REPORTS and flow.target[0] == 0xFF)
+            asks = icmp == SOLICITATION or (icmp in SOURCELESS and flow.target[0] == 0xFF)
         else:
             asks = False
         if not asks:
@@ -316,8 +329,8 @@ class Reference:
         if found.link_address not in (None, _number(port.mac)):
             raise Drop("nd_spoof")
         mine = self.owns(p, found.target)
-        is_question = packet.icmp_type == SOLICITATION and packet.flow.source != UNSPECIFIED6
-        if not is_question and not mine:
+        is_inquiry = packet.icmp_type == SOLICITATION and packet.flow.source != UNSPECIFIED6
+        if not is_inquiry and not mine:
             raise Drop("nd_spoof")
         if mine:
             raise Drop("announcement")
@@ -326,6 +339,17 @@ class Reference:
             raise Drop("nd_unknown")
         answer = neighbour_advertisement(packet, self.mac_of(owner), owner.kind == OWNER_ROUTER)
         self.to_workload(p, answer, out)
+
+    def inquiry(self, p: int, port: Row, packet: Packet, now: float, out: Outputs) -> None:
+        """Line 6, for who asks the network."""
+        if packet.fragment != WHOLE or packet.size > INQUIRY_BYTES:
+            raise Drop("malformed")
+        at = nanoseconds(now)
+        until = spend(self.asked.get(p, at - INQUIRY_BURST), INQUIRY_COST, INQUIRY_BURST, at)
+        if until is None:
+            raise Drop("ask_limit")
+        self.asked[p] = until
+        out.emitted.append(ToAgent(port.ifindex, p, packet.frame))
 
     def fragment(self, p: int, packet: Packet, now: float) -> Packet:
         """Line 7: a later fragment with what its first one had."""
@@ -687,6 +711,8 @@ class Reference:
         self.guard(p, packet)
         if packet.is_discovery:
             raise Drop("nd_spoof")
+        if packet.is_inquiry:
+            raise Drop("asked_elsewhere")
         packet = self.fragment(p, packet, now)
         port = self.port[p]
         frame = with_outer_ecn(packet, carried.ecn)
@@ -750,8 +776,12 @@ class Fabric:
     Machines and ports go by their ids here, never by slots.
     """
 
-    def __init__(self, tables: Mapping[int, Tables]) -> None:
+    def __init__(
+        self, tables: Mapping[int, Tables], answer: Callable[[int, bytes], bytes | None] = lambda *_: None
+    ) -> None:
+        """`answer` does what agents do: a frame for the workload of a port that asked this, or None."""
         self.machines: dict[int, Reference] = {}
+        self.answer = answer
         self.load(tables)
 
     def load(self, tables: Mapping[int, Tables]) -> None:
@@ -781,6 +811,13 @@ class Fabric:
             for output in outputs.emitted:
                 if isinstance(output, ToWorkload):
                     deliveries.append((reference.port[output.port].id, output.frame))
+                elif isinstance(output, ToAgent):
+                    asker = reference.port[output.port].id
+                    told = self.answer(asker, output.frame)
+                    if told is None:
+                        drops.append("unanswerable")
+                    else:
+                        deliveries.append((asker, told))
                 else:
                     to = reference.machine[output.machine].id
                     pending.append((to, self.machines[to].underlay(output.datagram, now)))

@@ -20,6 +20,7 @@ import struct
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -38,13 +39,22 @@ EPHEMERAL = (32768, 49151)  # below the source ports of VXLAN
 
 
 @dataclass(frozen=True, slots=True)
+class Witness:
+    """Where to look for it: an interface in a namespace, at what comes in there, or `outside`, at what goes out."""
+
+    namespace: Path
+    interface: str = "eth0"
+    outside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
-    """One packet to send: from which namespace, to which address, watched for in which namespace.
+    """One packet to send: from which namespace, to which address, and who watches for it.
 
     `protocol` is icmp, tcp or udp, `port` its destination port (0 for icmp)."""
 
     source: Path
-    target: Path
+    target: Witness
     address: Address
     protocol: str
     port: int = 0
@@ -118,10 +128,10 @@ def checksum(data: bytes) -> int:
 def run(probes: Sequence[Probe], patience: float = PATIENCE) -> list[Seen]:
     """Send all probes at once and wait for them: until each has arrived, at most `patience` seconds."""
     flights = [_Flight(probe) for probe in probes]
-    watchers: dict[int, tuple[socket.socket, Path]] = {}
+    watchers: dict[int, tuple[socket.socket, Witness]] = {}
     try:
         for target in {probe.target for probe in probes}:
-            watcher = netns.run_in(target, _watch)
+            watcher = netns.run_in(target.namespace, partial(_watch, target.interface))
             watchers[watcher.fileno()] = (watcher, target)
         for flight in flights:
             try:
@@ -141,11 +151,11 @@ def run(probes: Sequence[Probe], patience: float = PATIENCE) -> list[Seen]:
     ]
 
 
-def _fly(flights: list[_Flight], watchers: dict[int, tuple[socket.socket, Path]], patience: float) -> None:
+def _fly(flights: list[_Flight], watchers: dict[int, tuple[socket.socket, Witness]], patience: float) -> None:
     poll = select.poll()
     for descriptor in watchers:
         poll.register(descriptor, select.POLLIN)
-    waiting: dict[Path, dict[bytes, _Flight]] = {}
+    waiting: dict[Witness, dict[bytes, _Flight]] = {}
     for flight in flights:
         if flight.sender is not None:
             waiting.setdefault(flight.probe.target, {})[flight.nonce] = flight
@@ -161,21 +171,21 @@ def _fly(flights: list[_Flight], watchers: dict[int, tuple[socket.socket, Path]]
         until = min(turns[0] if turns else end, end)
         for descriptor, _ in poll.poll(max(until - now, 0) * 1000):
             watcher, target = watchers[descriptor]
-            _look(watcher, waiting.get(target, {}))
+            _look(watcher, waiting.get(target, {}), target.outside)
 
 
-def _all(waiting: dict[Path, dict[bytes, _Flight]]) -> Iterable[_Flight]:
+def _all(waiting: dict[Witness, dict[bytes, _Flight]]) -> Iterable[_Flight]:
     return [flight for flights in waiting.values() for flight in flights.values()]
 
 
-def _look(watcher: socket.socket, waiting: dict[bytes, _Flight]) -> None:
-    """Read every frame that has come in, and mark the flights whose nonce is in one."""
+def _look(watcher: socket.socket, waiting: dict[bytes, _Flight], outside: bool) -> None:
+    """Read every frame that the workload has got, and mark the flights whose nonce is in one."""
     while True:
         try:
             frame, (_, _, direction, *_) = watcher.recvfrom(65535)
         except BlockingIOError:
             return
-        if direction == PACKET_OUTGOING:
+        if (direction == PACKET_OUTGOING) != outside:
             continue
         nonce = frame[-NONCE:]
         # Ethernet pads short frames; and an ICMP error that quotes the nonce would be for its sender.
@@ -192,10 +202,10 @@ def _quoted(frame: bytes) -> bool:
     return frame[12:14] == b"\x86\xdd" and frame[20] == 58 and frame[54] < 128
 
 
-def _watch() -> socket.socket:
-    """Inside `to`: a socket that gets a copy of every frame on eth0."""
+def _watch(interface: str) -> socket.socket:
+    """Where `to` is: a socket that gets a copy of every frame on its interface."""
     watcher = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-    watcher.bind(("eth0", ETH_P_ALL))
+    watcher.bind((interface, ETH_P_ALL))
     watcher.setblocking(False)
     return watcher
 

@@ -42,7 +42,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from .errors import Invalid, Problem
 from .problems import Nearest, in_order, join, meant, quote
-from .values import MAX_DEPTH, Address, Prefix
+from .values import MAX_DEPTH, Address, Attach, Prefix
 
 API_VERSION = "nestnet/v1"
 RESERVED = ("any", "inside", "hosts")
@@ -58,6 +58,8 @@ ADDRESSES_PER_PORT = 16  # each is a row on every machine of the network
 SEGMENTS_PER_ROUTER = 256
 ROUTERS_PER_SEGMENT = 16
 LINKS_PER_NETWORK = 4096  # every machine of the network finds its least-cost paths over them
+DNS_PER_SEGMENT = 8  # an answer to DHCP has room for them, and no resolver asks more
+NETNS = 200  # characters in the name of a namespace: the alias of an interface has it
 COST = (1, 65535)
 PRIORITY = (0, 65535)
 LABELS = 64
@@ -154,6 +156,16 @@ def _read_nic(text: str) -> str:
         raise _refuse("bad_name", "lo leads nowhere: name the interfaces that packets leave by")
     if re.fullmatch(r"p[0-9]+|p-[0-9a-z]+", text):
         raise _refuse("bad_name", f"{quote(text)} is what the link of a workload is called: rename the interface")
+    return text
+
+
+_NETNS = re.compile(r"[A-Za-z0-9_@:.+][A-Za-z0-9_@:.+-]*\Z")
+
+
+def _read_netns(text: str) -> str:
+    if len(text) > NETNS or _NETNS.match(text) is None or text in (".", ".."):
+        wanted = f"1 to {NETNS} letters, digits and, not first, '-'; '.', '_', '@', ':' and '+' too"
+        raise _refuse("bad_name", f"{quote(text)} is no network namespace: {wanted}", limit=NETNS)
     return text
 
 
@@ -426,7 +438,6 @@ class SegmentSpec(_Spec):
         "vni": "a VNI of your choice",
         "learn": "learning of MACs",
         "transparent": "VLAN tags inside the segment",
-        "dhcp": "answering DHCP",
     }
 
     cidr: Maybe[
@@ -438,6 +449,17 @@ class SegmentSpec(_Spec):
         ]
     ] = None
     """10.0.0.0/24, or a list of at most one CIDR of each family. A segment without one has no addresses."""
+    dns: Maybe[
+        Annotated[
+            tuple[Annotated[Address, BeforeValidator(read_address)], ...],
+            BeforeValidator(_listed),
+            _at_most(DNS_PER_SEGMENT, "servers"),
+            AfterValidator(_distinct),
+            PlainSerializer(_one_or_list),
+            _either(_TEXT, maxItems=DNS_PER_SEGMENT),
+        ]
+    ] = None
+    """Servers that its workloads are told to ask for names: an address or a list. Routes must lead there."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
     description: Maybe[Description] = None
@@ -529,6 +551,30 @@ class LinkSpec(_Spec):
     """What it is for."""
 
 
+class AttachSpec(_Spec):
+    """What a port's workload hangs on, on the port's machine."""
+
+    model_config = ConfigDict(json_schema_extra={"maxProperties": 1})
+
+    netns: Maybe[Annotated[str, AfterValidator(_read_netns)]] = None
+    """A network namespace that exists, as `ip netns` names it."""
+    tap: Maybe[Annotated[str, AfterValidator(_read_nic)]] = None
+    """A tap device: made if it does not exist."""
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> AttachSpec:
+        if self.netns is not None and self.tap is not None:
+            raise _refuse("bad_attach", "has a netns and a tap: a port hangs on one of the two", below="tap")
+        return self
+
+    @property
+    def value(self) -> Attach | None:
+        """What that is; None for nothing, `{}`."""
+        if self.netns is not None:
+            return Attach("netns", self.netns)
+        return Attach("tap", self.tap) if self.tap is not None else None
+
+
 class PortSpec(_Spec):
     """An attachment point: a workload's MAC and addresses."""
 
@@ -571,6 +617,9 @@ class PortSpec(_Spec):
     """Groups it belongs to; policies name them."""
     hosts: Maybe[bool] = None
     """true: networks carried by this one may have ports here."""
+    attach: Maybe[AttachSpec] = None
+    """What its workload hangs on: {netns: NAME} or {tap: NAME}, or {} for what a lab makes by itself. If absent, as it
+    is: as `nestnet attach` and `detach` left it."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
     description: Maybe[Description] = None
@@ -627,7 +676,6 @@ class NetworkSpec(_Spec):
         "quota": "a limit on what is carried here",
         "encrypt": "encryption between machines",
         "enabled": "taking a network down",
-        "dhcp": "answering DHCP",
         "dns": "answering DNS",
         "routes": "routes that you write",
         "peers": "routing with other networks",
@@ -826,7 +874,7 @@ def _spec_at(path: Sequence[int | str]) -> type[_Spec]:
         if below is None:
             break
         spec = below
-    return spec
+    return AttachSpec if spec is PortSpec and len(path) > 2 and path[-2] == "attach" else spec
 
 
 def _unknown_key(pointer: str, key: str, spec: type[_Spec], nearest: Nearest) -> Problem:

@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
-from nestnet.model import icmp
+from nestnet.model import bootstrap, icmp
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
 from nestnet.model.packet import FlowTuple, Packet
-from nestnet.model.rates import spend
+from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, spend
 from nestnet.model.values import (
     CARRIAGE_PORT,
     CONNECTION_SHARE,
@@ -71,11 +71,13 @@ class State:
     connections   by opener, the other port, and the tuple of its first packet
     fragments     by sender, source, destination, protocol and identification
     told          by port, the bucket of what routers tell it
+    asked         by port: its bucket of inquiries
     """
 
     connections: Mapping[tuple[int, int, FlowTuple], Connection] = field(default_factory=dict)
     fragments: Mapping[tuple[int, bytes, bytes, int, int], FirstFragment] = field(default_factory=dict)
     told: Mapping[int, int] = field(default_factory=dict)
+    asked: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,11 @@ def deliver(
     try:
         _refuse(not port.enabled, "port_disabled")
         _refuse(not network.enabled, "network_disabled")
-        packet = _whole(state, port, guard(world, port, frame), now)
+        packet = guard(world, port, frame)
+        if packet.is_inquiry:
+            state = _ask(state, port, packet, now)
+            _answer_inquiry(world, port, packet)
+        packet = _whole(state, port, packet, now)
         if packet.is_group:
             return flood(world, state, port, packet)
         target, routers = switch(world, port, packet)
@@ -299,8 +305,9 @@ def _sourceless(packet: Packet) -> bool:
         bootp = (protocol, source_port, target_port) == (pk.UDP, 68, 67)
         return packet.family == 4 and bootp and target == pk.LIMITED_BROADCAST
     if source == pk.UNSPECIFIED6:
-        listener = packet.icmp_type in (130, 131, 132, 143) and target[0] == 0xFF
-        return packet.family == 6 and (packet.icmp_type == pk.SOLICITATION or listener)
+        # Multicast listeners, and who looks for routers.
+        early = packet.icmp_type in (130, 131, 132, 143, pk.ROUTER_SOLICITATION) and target[0] == 0xFF
+        return packet.family == 6 and (packet.icmp_type == pk.SOLICITATION or early)
     return False
 
 
@@ -330,6 +337,23 @@ def _answer_discovery(world: World, port: Port, packet: Packet) -> None:
     if target is None:
         raise _Dropped("nd_unknown")
     raise _Answered(pk.neighbour_advertisement(packet, target.mac, isinstance(target, Router)))
+
+
+def _ask(state: State, port: Port, packet: Packet, now: float) -> State:
+    """DHCP and router solicitations are never forwarded, and so many are answered to a port as its bucket has."""
+    _refuse(packet.fragment != pk.WHOLE or packet.size > pk.INQUIRY_BYTES, "malformed")
+    at = nanoseconds(now)
+    until = spend(state.asked.get(port.id, at - INQUIRY_BURST), INQUIRY_COST, INQUIRY_BURST, at)
+    if until is None:
+        raise _Dropped("ask_limit")
+    return replace(state, asked={**state.asked, port.id: until})
+
+
+def _answer_inquiry(world: World, port: Port, packet: Packet) -> None:
+    told = bootstrap.answer(bootstrap.settings(world, port), packet.frame)
+    if told is None:
+        raise _Dropped("unanswerable")
+    raise _Answered(told)
 
 
 def _whole(state: State, port: Port, packet: Packet, now: float) -> Packet:

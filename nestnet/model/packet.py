@@ -42,7 +42,9 @@ EXTENSIONS = frozenset((0, 43, 44, 51, 60))  # hop-by-hop, routing, fragment, au
 MAX_EXTENSIONS = 6
 _FRAGMENT, _AUTHENTICATION = 44, 51
 
+ROUTER_SOLICITATION = 133
 SOLICITATION, ADVERTISEMENT = 135, 136
+INQUIRY_BYTES = 1500  # of IP: what one inquiry may have. Mirrors bpf/inquiry.h.
 ERRORS = {4: frozenset((3, 4, 5, 11, 12)), 6: frozenset((1, 2, 3, 4))}  # ICMP errors of each family
 ROUTER_TTL = 255  # of what routers send themselves: it reaches back over any way
 ECHO = {4: (8, 0), 6: (128, 129)}  # request and reply
@@ -200,6 +202,15 @@ class Packet:
     def is_discovery(self) -> bool:
         """Neighbour solicitation or advertisement."""
         return self.family == 6 and self.icmp_type in (SOLICITATION, ADVERTISEMENT)
+
+    @property
+    def is_inquiry(self) -> bool:
+        """Does it ask the network how to begin: DHCPv4, DHCPv6, a router solicitation? Later fragments are none."""
+        if self.icmp_type == ROUTER_SOLICITATION and self.family == 6:
+            return True
+        ports = (68, 67) if self.family == 4 else (546, 547)
+        flow = self.flow
+        return self.fragment != LATER and flow.protocol == UDP and (flow.source_port, flow.target_port) == ports
 
     @property
     def is_carriage(self) -> bool:

@@ -63,6 +63,8 @@ CODES: dict[str, str] = {
     "missing_segment": "a segment that a port or router names exists in its network",
     "missing_router": "a router that a link names exists in its network",
     "bad_link": "a link is between two different routers",
+    "bad_attach": "a port hangs on one thing: a network namespace or a tap",
+    "duplicate_attach": "a network namespace or tap of a machine is given to one port",
     "missing_tenant": "a tenant's parent exists",
     "tenant_cycle": "no tenant is its own ancestor",
     "unknown_name": "a group, segment or port that a policy names exists in its network",

@@ -15,6 +15,11 @@ virtual scheduling of the generic cell rate algorithm (ITU-T I.371, annex A), in
 
 from __future__ import annotations
 
+from nestnet.model.clock import SECOND
+
+# What a port may ask its machine (DHCP, router solicitations): 20 at once, then two in a second. Mirrors bpf/inquiry.h.
+INQUIRY_COST, INQUIRY_BURST = SECOND // 2, 10 * SECOND
+
 
 def spend(until: int, cost: int, burst: int, now: int) -> int | None:
     """The bucket after a packet of this `cost`; None if it is empty, and the packet does not pass. All in nanoseconds:

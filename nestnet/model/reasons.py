@@ -56,6 +56,9 @@ REASONS: dict[str, str] = {
     "no_underlay_route": "the underlay has no route to the machine",
     "error": "the kernel refused an operation on the packet",
     "carrier_ttl": "a carrier has more than 63 routers between the two hosts",
+    "ask_limit": "DHCP or router solicitations faster than a machine answers them to one port",
+    "unanswerable": "DHCP or a router solicitation that needs no answer, or deserves none: see docs/workloads.md",
+    "asked_elsewhere": "DHCP or a router solicitation from the wire: only the sender's own machine answers",
 }
 
 NUMBERS: dict[str, int] = {name: number for number, name in enumerate(REASONS, start=1)}

@@ -33,7 +33,7 @@ from .manifest import (
 )
 from .problems import Nearest, in_order, join, meant, moved, quote, split
 from .selectors import Names, parse_selector, parse_service
-from .values import OVERHEAD, Address, Prefix, Selector
+from .values import OVERHEAD, Address, Attach, Prefix, Selector
 
 MACHINE_MTU = 1500  # of a machine that says nothing else
 SMALLEST_MTU = {4: 576, 6: 1280}  # RFC 791, RFC 8200
@@ -118,7 +118,25 @@ class _Judge:
         yield from self._tenants()
         for level in self.levels:
             yield from _Network(self, level)
+        yield from self._attached()
         yield from self._checks()
+
+    def _attached(self) -> Iterator[Problem]:
+        """A namespace or tap is one port's, whatever network that is in, on the machine at the bottom of its hosts."""
+        machines: dict[tuple[str, str], str] = {}  # (path of a network, port) -> machine
+        given: dict[tuple[str, Attach], str] = {}
+        for level in self.levels:
+            carrier = level.path.rpartition("/")[0]
+            for name, port in (level.network.ports or {}).items():
+                machine = port.host if level.carrier is None else machines.get((carrier, port.host))
+                if machine is None:
+                    continue
+                machines[level.path, name] = machine
+                attach = port.attach.value if port.attach is not None else None
+                path = f"{level.path}/{name}"
+                if attach is not None and (other := given.setdefault((machine, attach), path)) != path:
+                    at = f"{level.at}/ports/{name}/attach/{attach.kind}"
+                    yield Problem("duplicate_attach", at, given_already(attach, machine, other))
 
     def _machines(self) -> Iterator[Problem]:
         seen: dict[Address, str] = {}
@@ -184,6 +202,11 @@ class _Judge:
             near = self.nearest(name, network.ports)
             whole = f"{where}/{near}" if near else None
             yield Problem("missing_port", at, f"network {where} has no port {quote(name)}{meant(whole)}", nearest=whole)
+
+
+def given_already(attach: Attach, machine: str, port: str) -> str:
+    """What is wrong when another port hangs there."""
+    return f"{attach} of {machine} is given to {port} already: detach that, or name another"
 
 
 def _check_send(at: str, one: Check) -> Iterator[Problem]:

@@ -60,12 +60,14 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One broadcast domain. `vni` is its label in its domain (RFC 7348), `cidrs` at most one of each family."""
+    """One broadcast domain. `vni` is its label in its domain (RFC 7348), `cidrs` at most one of each family, `dns` the
+    servers that its workloads are told to ask for names."""
 
     id: int
     network: int
     vni: int
     cidrs: tuple[Prefix, ...] = ()
+    dns: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,18 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Attach:
+    """What a port's workload hangs on, by its name on the port's machine. `kind` is netns, a network namespace as `ip
+    netns` knows it, or tap, a device of that machine."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
     """An attachment point.
 
@@ -107,6 +121,7 @@ class Port:
     owns       further prefixes it may send from; a router on its segment routes them to it
     groups     ids of the groups it belongs to, rising
     hosts      may networks carried by this one live here?
+    attach     what its workload hangs on; None: what the agent makes for it by itself, if it makes any
     """
 
     id: int
@@ -119,6 +134,7 @@ class Port:
     groups: tuple[int, ...] = ()
     hosts: bool = False
     enabled: bool = True
+    attach: Attach | None = None
 
     def address(self, family: int) -> Address | None:
         """Its first address of that family (4 or 6), or None."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from nestnet.model.values import (
     KINDS,
+    Attach,
     Interface,
     Selector,
     Service,
@@ -63,15 +64,19 @@ def _selector(data: Mapping[str, Any]) -> Selector:
     return Selector(data["kind"], data.get("id", 0), ip_network(cidr) if cidr is not None else None)
 
 
+def _attach(data: Mapping[str, Any] | None) -> Attach | None:
+    return Attach(**data) if data is not None else None
+
+
 def _service(data: Mapping[str, Any]) -> Service:
     return Service(**data)
 
 
 _READERS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "machine": {"address": ip_address, "nics": tuple},
-    "segment": {"cidrs": _each(ip_network)},
+    "segment": {"cidrs": _each(ip_network), "dns": _each(ip_address)},
     "router": {"interfaces": _each(_interface)},
     "link": {"between": tuple},
-    "port": {"addresses": _each(ip_address), "owns": _each(ip_network), "groups": tuple},
+    "port": {"addresses": _each(ip_address), "owns": _each(ip_network), "groups": tuple, "attach": _attach},
     "policy": {"sources": _each(_selector), "targets": _each(_selector), "services": _each(_service)},
 }

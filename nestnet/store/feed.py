@@ -278,7 +278,8 @@ def value_of(row: Row, left: int) -> Value:
         case NetworkRow():
             return Network(row.id, row.carrier, row.underlay, network_mtu(row, left))
         case SegmentRow():
-            return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)))
+            dns = tuple(map(ip_address, row.dns))
+            return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)), dns)
         case RouterRow():
             joined = (Interface(segment, tuple(map(ip_address, texts))) for segment, texts in row.interfaces)
             return Router(row.id, row.network, row.mac or 0, tuple(joined))
@@ -287,7 +288,7 @@ def value_of(row: Row, left: int) -> Value:
         case PortRow():
             addresses, owns = tuple(map(ip_address, row.addresses)), tuple(map(ip_network, row.owns))
             place = (row.segment, row.host, row.mac or 0)
-            return Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts)
+            return Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts, attach=row.attach)
         case PolicyRow():
             sides = (row.sources, row.targets, row.services)
             return Policy(row.id, row.network, *sides, row.allow, row.priority)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, RowMapping, Table, select
 
-from nestnet.model.values import FABRIC, OVERHEAD, Selector, Service
+from nestnet.model.values import FABRIC, OVERHEAD, Attach, Selector, Service
 from nestnet.store import tables
 
 CHUNK = 10_000  # Parameters of one statement; SQLite takes 32,766.
@@ -48,6 +48,7 @@ class SegmentRow:
     name: str
     vni: int | None
     cidrs: tuple[str, ...]
+    dns: tuple[str, ...]
     labels: str
     description: str
 
@@ -104,6 +105,7 @@ class PortRow:
     owns: tuple[str, ...]
     groups: tuple[int, ...]
     hosts: bool
+    attach: Attach | None
     labels: str
     description: str
 
@@ -240,7 +242,10 @@ def segments(connection: Connection, by: str, ids: Sequence[int]) -> list[Segmen
     t = tables
     cidrs = _parts(connection, t.segment_cidr, t.segment, by, ids, "family")
     return [
-        SegmentRow(**_pick(row, SegmentRow), cidrs=tuple(part["cidr"] for part in cidrs[row["id"]]))
+        SegmentRow(
+            **{**_pick(row, SegmentRow), "dns": tuple(json.loads(row["dns"]))},
+            cidrs=tuple(part["cidr"] for part in cidrs[row["id"]]),
+        )
         for row in _rows(connection, t.segment, by, ids)
     ]
 
@@ -274,6 +279,7 @@ def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
     addresses = _parts(connection, t.address, t.port, by, ids, "position")
     owned = _parts(connection, t.owned, t.port, by, ids, "position")
     members = _parts(connection, t.port_group, t.port, by, ids, "group")
+    given = _parts(connection, t.attachment, t.port, by, ids, "name")
     return [
         PortRow(
             **_pick(row, PortRow),
@@ -281,6 +287,7 @@ def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
             addresses=tuple(part["address"] for part in addresses[row["id"]]),
             owns=tuple(part["prefix"] for part in owned[row["id"]]),
             groups=tuple(part["group"] for part in members[row["id"]]),
+            attach=next((Attach(part["kind"], part["name"]) for part in given[row["id"]]), None),
         )
         for row in _rows(connection, t.port, by, ids)
     ]
@@ -323,6 +330,25 @@ def _parts(
         for row in connection.execute(query.order_by(column, table.c[order])).mappings():
             found[row[owner.name]].append(row)
     return found
+
+
+def machines_of(connection: Connection, ports: Iterable[int]) -> dict[int, int]:
+    """Port -> the machine at the bottom of its chain of hosts."""
+    p = tables.port.c
+    at = {port: port for port in ports}
+    machine: dict[int, int] = {}
+    open_ = set(at)
+    while open_:
+        below: dict[int, int] = {}
+        for chunk in chunks(sorted(open_)):
+            for row in connection.execute(select(p.id, p.host_machine, p.host_port).where(p.id.in_(chunk))):
+                if row.host_machine is not None:
+                    machine[row.id] = row.host_machine
+                else:
+                    below[row.id] = row.host_port
+        at = {port: below.get(here, here) for port, here in at.items()}
+        open_ = set(below.values()) - machine.keys()
+    return {port: machine[here] for port, here in at.items()}
 
 
 def chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -17,10 +17,11 @@ from ipaddress import ip_address, ip_network
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from nestnet.model.errors import Conflict, Invalid, Problem
 from nestnet.model.manifest import (
+    AttachSpec,
     LinkSpec,
     MachineSpec,
     Manifest,
@@ -33,9 +34,9 @@ from nestnet.model.manifest import (
 )
 from nestnet.model.problems import join
 from nestnet.model.selectors import Names, parse_selector, parse_service
-from nestnet.model.validate import Known, validate
-from nestnet.model.values import CARRIAGE_PORT, FABRIC, Address, Prefix, Service
-from nestnet.store import numbers
+from nestnet.model.validate import Known, given_already, validate
+from nestnet.model.values import CARRIAGE_PORT, FABRIC, Address, Attach, Prefix, Service
+from nestnet.store import numbers, tables
 from nestnet.store.objects import (
     Contents,
     GroupRow,
@@ -51,6 +52,7 @@ from nestnet.store.objects import (
     dump,
     load_contents,
     load_state,
+    ports,
     selector_order,
 )
 
@@ -106,6 +108,8 @@ def make(connection: Connection, manifest: Manifest, prune: bool) -> Work:
     if problems:
         raise Invalid(problems)
     wanted = _Wanted(filled, state)
+    if problems := list(_given_twice(connection, wanted, state)):
+        raise Invalid(problems)
     pairs = list(_pairs(wanted, state, roots))
     _enough_vnis(connection, pairs)
     changes = (*_told_of_machines(moved, state), *_told(pairs, wanted, state))
@@ -227,7 +231,8 @@ def _network_spec(row: NetworkRow) -> NetworkSpec:
 
 def _segment_spec(row: SegmentRow) -> SegmentSpec:
     cidrs = tuple(ip_network(cidr) for cidr in row.cidrs)
-    return SegmentSpec.model_construct(cidr=cidrs, labels=json.loads(row.labels), description=row.description)
+    dns = tuple(ip_address(text) for text in row.dns)
+    return SegmentSpec.model_construct(cidr=cidrs, dns=dns, labels=json.loads(row.labels), description=row.description)
 
 
 def _router_spec(row: RouterRow, stored: Contents) -> RouterSpec:
@@ -247,6 +252,11 @@ def _link_spec(row: LinkRow, stored: Contents) -> LinkSpec:
     )
 
 
+def _attach_spec(attach: Attach | None) -> AttachSpec:
+    given: dict[str, Any] = {attach.kind: attach.name} if attach is not None else {}
+    return AttachSpec.model_construct(**given)
+
+
 def _port_spec(row: PortRow, stored: Contents, hosts: dict[int, str]) -> PortSpec:
     segments = {segment.id: name for name, segment in stored.segments.items()}
     groups = {group.id: name for name, group in stored.groups.items()}
@@ -258,6 +268,7 @@ def _port_spec(row: PortRow, stored: Contents, hosts: dict[int, str]) -> PortSpe
         owns=tuple(ip_network(text) for text in row.owns),
         groups=tuple(groups[group] for group in row.groups),
         hosts=row.hosts,
+        attach=_attach_spec(row.attach),
         labels=json.loads(row.labels),
         description=row.description,
     )
@@ -296,6 +307,38 @@ def _judge(manifest: Manifest, filled: Manifest, state: State) -> list[Problem]:
         networks=[state.path(id) for id in state.networks],
     )
     return problems + validate(filled, known)
+
+
+def _given_twice(connection: Connection, wanted: _Wanted, state: State) -> Iterator[Problem]:
+    """What a machine has is given to one port: also beside networks that the manifest does not name, and when hosts
+    move."""
+    names = {id: name for name, id in state.machines.items()}
+    place: dict[int, int] = {}  # port -> machine
+    given: dict[tuple[int, Attach], int] = {}
+    rows: dict[int, PortRow] = {}
+    for network, row in wanted.networks.items():  # carriers first
+        for port in wanted.contents[network].ports.values():
+            place[port.id] = port.host if row.carrier == FABRIC else place[port.host]
+            if port.attach is not None:
+                rows[port.id] = port
+    if not rows:
+        return
+    own = {port.id for contents in state.contents.values() for port in contents.ports.values()}
+    t = tables.attachment.c
+    for other in connection.execute(select(t.port, t.machine, t.kind, t.name)):
+        if other.port not in own:
+            given[other.machine, Attach(other.kind, other.name)] = other.port
+    for port in rows.values():
+        assert port.attach is not None
+        key = (place[port.id], port.attach)
+        if (one := given.setdefault(key, port.id)) != port.id:
+            if one in rows:
+                path = f"{wanted.paths[rows[one].network]}/{rows[one].name}"
+            else:
+                (row_of,) = ports(connection, "id", [one])
+                path = f"{state.path(row_of.network)}/{row_of.name}"
+            at = wanted.pointers["port", port.id] + f"/attach/{port.attach.kind}"
+            yield Problem("duplicate_attach", at, given_already(port.attach, names[place[port.id]], path))
 
 
 def _enough_vnis(connection: Connection, pairs: Iterable[Pair]) -> None:
@@ -357,8 +400,9 @@ class _Wanted:
             old = stored.segments.get(name)
             id = old.id if old else next(self._fresh)
             cidrs = tuple(str(cidr) for cidr in sorted(one.cidr or (), key=lambda cidr: cidr.version))
+            dns = tuple(map(str, one.dns or ()))
             contents.segments[name] = SegmentRow(
-                id, network, name, old.vni if old else None, cidrs, dump(one.labels), one.description or ""
+                id, network, name, old.vni if old else None, cidrs, dns, dump(one.labels), one.description or ""
             )
             self.pointers["segment", id] = f"{at}/segments/{name}"
 
@@ -427,6 +471,7 @@ class _Wanted:
                 tuple(map(str, one.owns or ())),
                 tuple(sorted(contents.groups[group].id for group in one.groups or ())),
                 bool(one.hosts),
+                one.attach.value if one.attach is not None else old.attach if old else None,
                 dump(one.labels),
                 one.description or "",
             )
@@ -617,7 +662,7 @@ class _Teller:
         if isinstance(row, NetworkRow):
             return {"tenant": row.tenant, "underlay": row.underlay, "mtu": row.mtu, **more}
         if isinstance(row, SegmentRow):
-            return {"cidr": list(row.cidrs), **more}
+            return {"cidr": list(row.cidrs), "dns": list(row.dns), **more}
         if isinstance(row, RouterRow):
             return {"segments": {names["segment", id]: list(texts) for id, texts in row.interfaces}, **more}
         if isinstance(row, LinkRow):
@@ -631,6 +676,7 @@ class _Teller:
             "owns": list(row.owns),
             "groups": sorted(names["group", group] for group in row.groups),
             "hosts": row.hosts,
+            "attach": {row.attach.kind: row.attach.name} if row.attach else {},
             **more,
         }
 
@@ -657,6 +703,8 @@ def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str
                 if before[field] != after[field]:
                     now = after[field] if after[field] is not None else "another"
                     yield f"{path}: {field} {_brief(before[field])} becomes {_brief(now)}, its connections end"
+            if old.attach != new.attach:
+                yield f"{path}: {f'leaves {old.attach}' if old.attach else 'the workload made for it ends'}"
         elif isinstance(old, SegmentRow) and isinstance(new, SegmentRow) and old.cidrs != new.cidrs:
             yield f"{tell.path(new, True)}: cidr {_brief(list(old.cidrs))} becomes {_brief(list(new.cidrs))}"
         elif isinstance(old, RouterRow) and (new is None or old.interfaces != getattr(new, "interfaces", None)):

@@ -238,6 +238,7 @@ class Reader:
                 **self._head("segment", row.id, row.name, f"{paths[row.network]}/{row.name}"),
                 "network": paths[row.network],
                 "cidrs": list(row.cidrs),
+                "dns": list(row.dns),
                 "vni": row.vni,
                 "gateways": gateways.get(row.id, []),
                 "labels": json.loads(row.labels),
@@ -308,6 +309,7 @@ class Reader:
                 "owns": list(row.owns),
                 "groups": sorted(groups[group] for group in row.groups),
                 "hosts": row.hosts,
+                "attach": {row.attach.kind: row.attach.name} if row.attach else None,
                 "attachment": attachments.get(row.id),
                 "labels": json.loads(row.labels),
                 "description": row.description,
@@ -359,21 +361,7 @@ class Reader:
 
     def machines_of(self, ports: Sequence[int]) -> dict[int, int]:
         """Port -> the machine at the bottom of its chain of hosts."""
-        p = tables.port.c
-        at = {port: port for port in ports}
-        machine: dict[int, int] = {}
-        open_ = set(ports)
-        while open_:
-            below: dict[int, int] = {}
-            for chunk in chunks(sorted(open_)):
-                for row in self._connection.execute(select(p.id, p.host_machine, p.host_port).where(p.id.in_(chunk))):
-                    if row.host_machine is not None:
-                        machine[row.id] = row.host_machine
-                    else:
-                        below[row.id] = row.host_port
-            at = {port: below.get(here, here) for port, here in at.items()}
-            open_ = set(below.values()) - machine.keys()
-        return {port: machine[here] for port, here in at.items()}
+        return objects.machines_of(self._connection, ports)
 
     def _attachments(self, places: dict[int, int]) -> dict[int, Any]:
         """Port -> what the agent of its machine says about it."""

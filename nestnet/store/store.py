@@ -15,8 +15,8 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from nestnet.model.errors import Conflict, Invalid, Problem
 from nestnet.model.manifest import Manifest, to_data
-from nestnet.model.validate import SMALLEST_MTU
-from nestnet.model.values import FABRIC, World
+from nestnet.model.validate import SMALLEST_MTU, given_already
+from nestnet.model.values import FABRIC, Attach, World
 from nestnet.store import feed, numbers, objects, plan, read, tables, write
 from nestnet.store.database import Database
 from nestnet.store.feed import Batch
@@ -240,6 +240,33 @@ class Store:
         if after != before:
             self.changed(after)
         return revision, machines, resource
+
+    def set_attach(self, reference: str, attach: Attach | None) -> tuple[int, Sequence[str], Resource]:
+        """Say what a port's workload hangs on; None: on nothing that was chosen. Returns the revision since which it is
+        so, the name of the machine that has to make it so, and the port. Raises NotFound, Ambiguous, or Conflict when
+        it is given to another port already."""
+        a, n = tables.attachment.c, tables.network.c
+        with self._database.write() as connection:
+            reader = self._reader(connection)
+            (row,) = objects.ports(connection, "id", [reader.find("port", reference)])
+            (machine,) = objects.machines_of(connection, [row.id]).values()
+            (name,) = [one["name"] for one in reader.resources("machine", [machine])]
+            before = objects.current_revision(connection)
+            if row.attach == attach:
+                after = before
+                revision = int(connection.execute(select(n.revision).where(n.id == row.network)).scalar_one())
+            else:
+                if attach is not None:
+                    same = (a.machine == machine) & (a.kind == attach.kind) & (a.name == attach.name)
+                    other = connection.scalar(select(a.port).where(same))
+                    if other is not None:
+                        (path,) = [one["path"] for one in reader.resources("port", [other])]
+                        raise Conflict(given_already(attach, name, path), "duplicate_attach")
+                revision = after = write.write(connection, self.identity, [(row, replace(row, attach=attach))])
+            (resource,) = reader.resources("port", [row.id])
+        if after != before:
+            self.changed(after)
+        return revision, [name], resource
 
     # The feed
 

@@ -143,6 +143,7 @@ segment = Table(
     Column("name", Text, nullable=False),
     Column("domain", Id, _refers("network.id"), nullable=False),
     Column("vni", Integer, nullable=False),
+    Column("dns", Text, nullable=False, server_default="[]"),  # JSON: addresses, in the order given.
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
     UniqueConstraint("network", "name"),
@@ -214,6 +215,18 @@ port = Table(
     CheckConstraint("(host_machine IS NULL) <> (host_port IS NULL)", name="one_host"),
     Index(None, "host_machine"),
     Index(None, "host_port"),
+)
+
+# What a port hangs on, if something was chosen, on the machine at the bottom of its hosts: kept with every change of
+# those, since what a machine has is one port's, whatever network that is in.
+attachment = Table(
+    "attachment",
+    metadata,
+    Column("port", Id, _part_of("port.id"), primary_key=True),
+    Column("machine", Id, _refers("machine.id"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    UniqueConstraint("machine", "kind", "name"),
 )
 
 # Who has an address in a segment: one of its ports, or a router that is the gateway there.

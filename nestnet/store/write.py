@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from nestnet.store.objects import (
     chunks,
     column_names,
     current_revision,
+    machines_of,
     meaning_text,
     selector_order,
 )
@@ -67,6 +69,7 @@ def write(
         moved = [(old, new) for old, new in pairs if old is not None and new is not None and new.kind == kind]
         _update(connection, table, moved, carriers, owners)
     _parts(connection, pairs)
+    _attachments(connection, pairs)
     _host_use(connection, pairs)
     rows = [
         _change_row(row.network, row.kind, row.id, old, carriers)
@@ -218,6 +221,7 @@ def _columns(row: Row, carriers: dict[int, int], owners: dict[str, int]) -> dict
         columns |= {"tenant": owners[row.tenant] if row.tenant else None, "enabled": True, "revision": 0}
     elif isinstance(row, SegmentRow):
         columns["domain"] = FABRIC  # Flat all the way down.
+        columns["dns"] = json.dumps(list(row.dns))
     elif isinstance(row, LinkRow):
         columns["router"], columns["other"] = row.between
     elif isinstance(row, PortRow):
@@ -292,6 +296,37 @@ def _part_rows(row: Row | None) -> dict[Table, list[dict[str, Any]]]:
             t.port_group: [{"port": row.id, "group": group} for group in row.groups],
         }
     return {}
+
+
+def _attachments(connection: Connection, pairs: Sequence[Pair]) -> None:
+    """What ports hang on, and on which machine: also of those above a host that moves."""
+    a, p = tables.attachment, tables.port.c
+    given: dict[int, tuple[str, str] | None] = {}
+    moved: list[int] = []
+    for old, new in pairs:
+        if not isinstance(new, PortRow):
+            continue
+        before = old if isinstance(old, PortRow) else None
+        if new.attach != (before.attach if before else None) or (new.attach and before and before.host != new.host):
+            given[new.id] = (new.attach.kind, new.attach.name) if new.attach else None
+        if before is not None and before.host != new.host:
+            moved.append(new.id)
+    while moved:  # up, level by level
+        above: list[int] = []
+        for chunk in chunks(moved):
+            above += connection.scalars(select(p.id).where(p.host_port.in_(chunk))).all()
+        for chunk in chunks(above):
+            for row in connection.execute(select(a).where(a.c.port.in_(chunk))):
+                given.setdefault(row.port, (row.kind, row.name))
+        moved = above
+    _many(connection, delete(a).where(a.c.port == bindparam("row")), [{"row": port} for port in given])
+    machines = machines_of(connection, [port for port, what in given.items() if what is not None])
+    rows = [
+        {"port": port, "machine": machines[port], "kind": what[0], "name": what[1]}
+        for port, what in given.items()
+        if what is not None
+    ]
+    _many(connection, insert(a), rows)
 
 
 def _host_use(connection: Connection, pairs: Sequence[Pair]) -> None:

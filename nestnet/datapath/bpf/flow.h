@@ -157,7 +157,7 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 		bpf_skb_store_bytes(skb, 0, f->leaves, 12, 0);
 		take_hops(skb, ETH_BYTES, key.tuple.family, ttl, f->hops);
 	}
-	return to_workload(skb, f->target, f->ifindex);
+	return to_workload(skb, f->target, f->ifindex, f->out == TO_TAP);
 }
 
 /* Is this the source address in the outer header? What comes here is of the family that this machine's address is of. */
@@ -180,7 +180,7 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct flow_key key;
 	struct flow *f;
-	u32 headers = 0, now, slot, ifindex;
+	u32 headers = 0, now, slot, ifindex, is_tap;
 	u64 at;
 	u8 ttl, ecn, inner[ETH_BYTES];
 	u16 ether_type;
@@ -208,9 +208,10 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
 	slot = f->target;
 	ifindex = f->ifindex;
+	is_tap = f->out == TO_TAP;
 	if (decapsulate(skb, outer, inner, ether_type))
 		return drop(skb, slot, REASON_ERROR);
-	return to_workload(skb, slot, ifindex);
+	return to_workload(skb, slot, ifindex, is_tap);
 }
 
 /* Twice, for either length of the outer headers: each knows its offsets when it is built. */

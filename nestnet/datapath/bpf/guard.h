@@ -2,7 +2,8 @@
 #pragma once
 #include "answer.h"
 
-/* What a port may send before it has an address: DHCP discovery; DAD and multicast listener reports. */
+/* What a port may send before it has an address: DHCP discovery; DAD, multicast listener reports, solicitations of
+ * routers. */
 INLINE int may_be_unspecified(const struct packet *p)
 {
 	if (p->fragment == LATER_FRAGMENT)
@@ -14,7 +15,7 @@ INLINE int may_be_unspecified(const struct packet *p)
 		return 0;
 	if (p->icmp_type == 135)
 		return 1;
-	return ((p->icmp_type >= 130 && p->icmp_type <= 132) || p->icmp_type == 143) && p->tuple.target.bytes[0] == 0xff;
+	return ((p->icmp_type >= 130 && p->icmp_type <= 133) || p->icmp_type == 143) && p->tuple.target.bytes[0] == 0xff;
 }
 
 ONCE int guard(struct packet *p, u32 by_router)

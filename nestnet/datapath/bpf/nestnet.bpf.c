@@ -7,6 +7,7 @@
  */
 #include "flood.h"
 #include "icmp.h"
+#include "inquiry.h"
 
 /* Line 9 and 10: whose frame it is. Reads rows only, so that it can be asked twice. */
 enum { NOBODY = 0, SWITCHED, ROUTED, GATEWAY, ROUTER, NO_ROUTE_TO, NOBODY_THERE, HAIRPIN };
@@ -168,7 +169,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	memset(f, 0, sizeof(*f));
 	memcpy(f->leaves, p->leaves, 12);
 	if (!p->way.machine || p->way.machine == me->machine) {
-		f->out = TO_WORKLOAD;
+		f->out = q->flags & TAP ? TO_TAP : TO_WORKLOAD;
 		f->ifindex = q->ifindex;
 		if (!q->ifindex)
 			return drop(skb, p->source, REASON_NOT_ATTACHED);
@@ -187,12 +188,12 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	if (next_hop == HAS_NEIGHBOUR && is_cacheable(p))
 		keep(p, f, mtu);
 	count_out(p->source, skb->len);
-	if (f->out == TO_WORKLOAD) {
+	if (f->out != TO_WIRE) {
 		if (p->hops) {
 			bpf_skb_store_bytes(skb, 0, p->leaves, 12, 0);
 			take_hops(skb, ETH_BYTES, p->tuple.family, p->ttl, p->hops);
 		}
-		return to_workload(skb, p->target, f->ifindex);
+		return to_workload(skb, p->target, f->ifindex, f->out == TO_TAP);
 	}
 	if (encapsulate(skb, f, p->ecn, p->ether_type))
 		return drop(skb, p->source, REASON_ERROR);
@@ -245,7 +246,7 @@ INLINE int from_workload(struct __sk_buff *skb)
 		return drop(skb, p->source, reason);
 	if (p->ether_type == ETH_ARP) {
 		reason = answer_arp(skb, p);
-		return reason ? drop(skb, p->source, reason) : to_workload(skb, p->source, ifindex);
+		return reason ? drop(skb, p->source, reason) : back(skb, p);
 	}
 	reason = parse_ip(skb, p);
 	if (!reason)
@@ -253,8 +254,10 @@ INLINE int from_workload(struct __sk_buff *skb)
 	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
 	    (p->icmp_type == 135 || p->icmp_type == 136)) {
 		reason = answer_nd(skb, p);
-		return reason ? drop(skb, p->source, reason) : to_workload(skb, p->source, ifindex);
+		return reason ? drop(skb, p->source, reason) : back(skb, p);
 	}
+	if (!reason && is_inquiry(p))
+		return to_agent(skb, p);
 	if (!reason)
 		reason = reassemble(p);
 	if (reason)
@@ -268,7 +271,7 @@ INLINE int from_workload(struct __sk_buff *skb)
 	if (reason)
 		return refused(skb, p, reason, n->mtu);
 	if (p->answered)
-		return to_workload(skb, p->source, ifindex);
+		return back(skb, p);
 	return forward(skb, p, n->mtu, n->underlay);
 }
 
@@ -365,6 +368,8 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
 	    (p->icmp_type == 135 || p->icmp_type == 136))
 		reason = REASON_ND_SPOOF;
+	if (!reason && is_inquiry(p))
+		reason = REASON_ASKED_ELSEWHERE;
 	if (!reason)
 		reason = reassemble(p);
 	if (reason)
@@ -396,11 +401,11 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	remember(p);
 	remember_fragment(p);
 	memset(f, 0, sizeof(*f));
-	f->out = TO_WORKLOAD;
+	f->out = q->flags & TAP ? TO_TAP : TO_WORKLOAD;
 	f->ifindex = q->ifindex;
 	if (is_cacheable(p))
 		keep(p, f, n->mtu);
-	return to_workload(skb, p->target, q->ifindex);
+	return to_workload(skb, p->target, q->ifindex, q->flags & TAP);
 }
 
 #define NOT_VXLAN (~0u)

@@ -2,14 +2,14 @@
 #pragma once
 #include "carriage.h"
 
-/* Under test: write down what would be sent. */
+/* For the agent, or under test: write down what was asked, or would be sent. 1: there is no room. */
 ONCE int record(struct __sk_buff *skb, u32 kind, u32 slot, u32 what)
 {
 	struct record *r = bpf_ringbuf_reserve(&emitted, sizeof(*r), 0);
 	u32 length = skb->len;
 
 	if (!r)
-		return 0;
+		return 1;
 	r->kind = kind;
 	r->slot = slot;
 	r->what = what;
@@ -57,18 +57,28 @@ INLINE void count_in(u32 slot, u32 bytes)
 	}
 }
 
-/* Into the workload's namespace, past its queue. The frame is as it shall arrive. */
-INLINE int to_workload(struct __sk_buff *skb, u32 slot, u32 ifindex)
+/* Into the workload's namespace, past its queue; or out to who has the tap open. The frame is as it shall arrive. */
+INLINE int to_workload(struct __sk_buff *skb, u32 slot, u32 ifindex, u32 is_tap)
 {
 	count_in(slot, skb->len);
 	if (recording) {
 		record(skb, RECORD_WORKLOAD, slot, ifindex);
 		return TC_ACT_SHOT;
 	}
+	if (is_tap)
+		return bpf_redirect(ifindex, 0);
 	/* It came addressed to a router or another port, so the kernel took it for somebody else's. */
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
 	return bpf_redirect_peer(ifindex, 0);
+}
+
+/* What its own machine answers a workload. */
+INLINE int back(struct __sk_buff *skb, struct packet *p)
+{
+	struct port *asker = bpf_map_lookup_elem(&port, &p->source);
+
+	return to_workload(skb, p->source, p->where, asker ? asker->flags & TAP : 0);
 }
 
 /* TTL or hop limit less one for each router, of an IP header at this offset (RFC 1624 by the kernel's helper). */

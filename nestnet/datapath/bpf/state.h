@@ -20,7 +20,7 @@ struct flow_key {
 };
 #define FROM_WIRE 0x80000000u
 
-enum { TO_WORKLOAD = 1, TO_WIRE = 2 };
+enum { TO_WORKLOAD = 1, TO_WIRE = 2, TO_TAP = 3 };
 enum { UNTRACKED = 0, FORWARD = 1, REPLY = 2 };
 
 /* What goes in front of a frame: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8. */
@@ -93,9 +93,11 @@ COUNTER(opened, 1024);
 COUNTER(closed, 1024);
 /* What routers tell each port: a bucket (rates.h). */
 COUNTER(told, 1024);
+/* The bucket of a port's inquiries (inquiry.h). */
+COUNTER(asked, 1024);
 
-/* Under test (`recording`) nothing is sent: what would be is written here. */
-enum { RECORD_WORKLOAD = 1, RECORD_WIRE = 2, RECORD_DROP = 3, RECORD_COMPOSED = 4 };
+/* What the agent is asked. Under test (`recording`) nothing is sent, and what would be is written here too. */
+enum { RECORD_WORKLOAD = 1, RECORD_WIRE = 2, RECORD_DROP = 3, RECORD_COMPOSED = 4, RECORD_ASKED = 5 };
 #define RECORD_BYTES 2048
 struct record {
 	u32 kind;
