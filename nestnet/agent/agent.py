@@ -271,7 +271,7 @@ class Agent:
         for index in left if attached else ():
             self.kernel.detach(index)
             del self._attached[index]
-        underlay.settle(found.links, machine.address.version)
+        links.set_sysctls(links.sysctls_of_nics(found.links, machine.address.version))
         self._nics = found.links
         self._warnings = flaws if attached else []
         problems += [] if attached else flaws
