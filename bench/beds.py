@@ -11,6 +11,7 @@
     bare    no overlay: from machine to machine, with an MTU of 1450 on the machines so that segments are as large
     peer    a Linux bridge and a kernel VXLAN device for each network on each machine
     ours    `nestnet up`, with two networks
+    ours6   the same with machines that have IPv6 addresses, and 20 bytes more MTU
 
 Every device has the offloads that it is made with. Look while it runs: `ip netns | grep nnbench`.
 """
@@ -21,7 +22,7 @@ import contextlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +36,7 @@ NESTNET = (sys.executable, "-m", "nestnet")
 
 FILE = """\
 apiVersion: nestnet/v1
-machines: {m1: {}, m2: {}}
+machines: MACHINES
 networks:
   bench:
     segments: {lan: {cidr: 10.7.0.0/24}}
@@ -47,6 +48,12 @@ networks:
     ports:
       x: {segment: lan, host: m2, address: 10.7.0.3}
 """
+
+
+MACHINES = {
+    4: "{m1: {}, m2: {}}",
+    6: '{m1: {address: "2001:db8::1", mtu: 1520}, m2: {address: "2001:db8::2", mtu: 1520}}',
+}
 
 
 def run(*command: str) -> str:
@@ -161,9 +168,9 @@ def peer() -> Iterator[Bed]:
         )
 
 
-def namespace_of(port: str) -> Path:
+def namespace_of(lab: str, port: str) -> Path:
     """The namespace of a port's workload, whatever the lab calls it: the one that a command run there is in."""
-    link = run(*NESTNET, "exec", "--lab", LAB, port, "--", "readlink", "/proc/self/ns/net").strip()
+    link = run(*NESTNET, "exec", "--lab", lab, port, "--", "readlink", "/proc/self/ns/net").strip()
     for name in netns.names():
         if link == f"net:[{netns.inode(netns.path(name))}]":
             return netns.path(name)
@@ -171,21 +178,27 @@ def namespace_of(port: str) -> Path:
 
 
 @contextlib.contextmanager
-def ours() -> Iterator[Bed]:
-    run(*NESTNET, "down", "--name", LAB)
+def ours(family: int = 4) -> Iterator[Bed]:
+    lab = f"{LAB}6" if family == 6 else LAB
+    run(*NESTNET, "down", "--name", lab)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "bench.yaml")
-        file.write_text(FILE)
+        file.write_text(FILE.replace("MACHINES", MACHINES[family]))
         try:
-            run(*NESTNET, "up", str(file), "--name", LAB)
-            unfiltered(f"nn-{LAB}")
+            run(*NESTNET, "up", str(file), "--name", lab)
+            unfiltered(f"nn-{lab}")
             yield Bed(
-                Place(namespace_of("bench/a"), "10.7.0.2"),
-                Place(namespace_of("bench/b"), "10.7.0.3"),
-                namespace_of("foreign/x"),
+                Place(namespace_of(lab, "bench/a"), "10.7.0.2"),
+                Place(namespace_of(lab, "bench/b"), "10.7.0.3"),
+                namespace_of(lab, "foreign/x"),
             )
         finally:
-            run(*NESTNET, "down", "--name", LAB)
+            run(*NESTNET, "down", "--name", lab)
 
 
-BEDS = {"bare": bare, "peer": peer, "ours": ours}
+BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
+    "bare": bare,
+    "peer": peer,
+    "ours": ours,
+    "ours6": partial(ours, 6),
+}

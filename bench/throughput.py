@@ -31,6 +31,7 @@ LABELS = {
     "bare": "machine to machine, no overlay",
     "peer": "Linux bridge + kernel VXLAN",
     "ours": "nestnet",
+    "ours6": "nestnet, machines with IPv6 addresses",
 }
 A_A = (0.95, 1.05)  # outside of this the run is void
 STEAL = 0.02  # of all CPU time
@@ -180,7 +181,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=80, help="windows of each path (80)")
     parser.add_argument("--window", type=float, default=0.2, help="seconds of a window (0.2)")
-    parser.add_argument("--paths", default="bare,peer,ours", help="which beds to make (bare,peer,ours)")
+    parser.add_argument("--paths", default="bare,peer,ours", help="which beds to make (bare,peer,ours); ours6")
     parser.add_argument("--reference", default="peer", help="what ratios are to (peer)")
     parser.add_argument("--cpus", choices=("one", "all"), help="where all traffic runs (streams: all, requests: one)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON file (bench/results)")

@@ -23,7 +23,7 @@ from nestnet.api.client import Client
 from nestnet.lab import state
 from nestnet.lab.addresses import seats
 from nestnet.lab.down import down, end
-from nestnet.lab.state import Lab, Process
+from nestnet.lab.state import Lab, Process, Seat
 from nestnet.model.errors import Conflict, Exhausted
 from nestnet.model.manifest import MachineSpec
 
@@ -84,6 +84,8 @@ def test_machines_get_the_next_free_addresses() -> None:
     assert [seat.address for seat in seats(specs)] == ["192.0.2.1/24", "192.0.2.3/24", "192.0.2.4/24", "192.0.2.2/24"]
     many = seats({f"m{i}": MachineSpec() for i in range(300)})
     assert (many[0].address, many[299].address) == ("198.18.0.1/15", "198.18.1.44/15")
+    six = seats({"a": MachineSpec.model_validate({"nic": ["x", "y"]}), "b": MachineSpec(mtu=9000)}, 6)
+    assert six == [Seat("a", "2001:db8::1/64", 1500, ("x", "y")), Seat("b", "2001:db8::2/64", 9000)]
     with pytest.raises(Exhausted, match="at most 131070"):
         seats(dict.fromkeys((f"m{i}" for i in range(131071)), MachineSpec()))
 

@@ -25,7 +25,7 @@ from sqlalchemy import create_engine
 
 from nestnet.model.errors import Ambiguous, Conflict, Exhausted, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import Manifest, parse
-from nestnet.model.values import Attach, Link, Port, Value, World
+from nestnet.model.values import Attach, Link, Machine, Port, Value, World
 from nestnet.model.wire import from_wire, to_wire
 from nestnet.store import Store, tables
 from nestnet.store.identity import Identity
@@ -261,6 +261,67 @@ def test_an_mtu_follows_the_smallest_machine(store: Store) -> None:
     with pytest.raises(Invalid) as told:
         store.join("m3", "192.0.2.3", mtu=1320)
     assert told.value.problems[0].code == "mtu_too_small"
+
+
+def machines_of(**machines: Any) -> Manifest:
+    return parse({"apiVersion": "nestnet/v1", "machines": machines})
+
+
+def test_a_fabric_has_one_family_and_networks_follow_it() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "store.db")
+        store.apply(manifest(early={}))
+        store.join("m1", "2001:DB8::1", nics=["eth0", "eth1"])
+        assert items(store, "machine")["m1"]["address"] == "2001:db8::1"
+        store.apply(manifest(acme={"ports": {}}, said={"underlay": 6}))
+        networks = items(store, "network")
+        assert {n["name"]: (n["underlay"], n["mtu"]) for n in networks.values()} == dict.fromkeys(
+            ("early", "acme", "said"), (6, 1430)
+        )
+        with pytest.raises(Invalid) as told:
+            store.join("m2", "192.0.2.2")
+        assert told.value.problems[0].code == "mixed_families"
+        with pytest.raises(Invalid) as told:
+            store.apply(manifest(acme={"underlay": 4}))
+        assert told.value.problems[0].code == "host_family"
+        store.join("m1", "192.0.2.1")  # the only one may change
+        assert {(n["underlay"], n["mtu"]) for n in items(store, "network").values()} == {(4, 1450)}
+        store.close()
+
+
+def test_a_manifest_moves_machines_that_have_joined(store: Store) -> None:
+    store.apply(manifest(acme=acme()))
+    before = store.revision
+    moved = machines_of(m1={"address": "192.0.2.2", "nic": ["eth0", "eth1"]}, m2={"address": "192.0.2.1"}, m3={})
+    plan = store.plan(moved)
+    assert [(c.op, c.kind, c.path, c.fields, c.pointer) for c in plan.changes] == [
+        ("~", "machine", "m1", {"address": ["192.0.2.1", "192.0.2.2"], "nic": [[], ["eth0", "eth1"]]}, "/machines/m1"),
+        ("~", "machine", "m2", {"address": ["192.0.2.2", "192.0.2.1"]}, "/machines/m2"),
+    ]
+    assert plan.machines == MACHINES
+    assert "machine m1: address 192.0.2.1 becomes 192.0.2.2" in plan.disturbs[0]
+    store.apply(moved)
+    assert not store.plan(moved)
+    assert items(store, "machine")["m1"]["nics"] == ["eth0", "eth1"]
+    batch = store.changes_since(1, before)
+    assert batch is not None
+    # Whose it is gets the names of its NICs; others do not.
+    own = {value.id: value.nics for _, _, value in batch.rows if isinstance(value, Machine)}
+    assert own == {1: ("eth0", "eth1"), 2: ()}
+    other = store.changes_since(2, before)
+    assert other is not None
+    assert not any(value.nics for _, _, value in other.rows if isinstance(value, Machine))
+    for wrong, code in (
+        ({"m1": {"address": "192.0.2.3"}}, "duplicate_address"),
+        ({"m1": {"address": "2001:db8::1"}}, "mixed_families"),
+        ({"m1": {"mtu": 1310}}, "mtu_too_small"),
+        ({"m9": {}}, "missing_machine"),
+    ):
+        with pytest.raises(Invalid) as told:
+            store.apply(machines_of(**wrong))
+        assert [p.code for p in told.value.problems] == [code], wrong
+    store.apply(machines_of(m1={"mtu": 1400}))
+    assert items(store, "network")["acme"]["mtu"] == 1350
 
 
 # Numbers

@@ -196,6 +196,47 @@ def test_mtu_of_the_machines() -> None:
     assert codes({"machines": {"m": {"mtu": 1330}}, "networks": network}) == []
 
 
+def test_machines_have_addresses_of_one_family() -> None:
+    four, six = {"address": "192.0.2.1"}, {"address": "2001:db8::1"}
+    assert codes({"machines": {"a": four, "b": six, "c": {}}}) == ["mixed_families"]
+    assert codes({"machines": {"a": six, "b": {"address": "2001:db8::1"}}}) == ["duplicate_address"]
+    assert codes({"machines": {"a": {**six, "mtu": 1279}}}) == ["mtu_too_small"]
+    # A network on the wire is carried in the machines' family, so it need not say which; and costs 20 bytes more.
+    for underlay, wrong in ((None, []), (6, []), (4, ["host_family"])):
+        network = {} if underlay is None else {"underlay": underlay}
+        assert codes({"machines": {"a": six}, "networks": {"n": network}}) == wrong
+    assert codes({"networks": {"n": {"underlay": 6}, "o": {"underlay": 4}}}) == ["host_family"]
+    for mtu, wrong in ((1430, []), (1431, ["mtu_too_large"])):
+        assert (
+            codes({"machines": {"a": six}, "networks": {"n": {"mtu": mtu, "networks": {"o": {"mtu": mtu}}}}})
+            == wrong * 2
+        )
+
+
+@pytest.mark.parametrize(
+    ("nic", "wrong"),
+    [
+        ("eth0", []),
+        (["eth0", "enp3s0.100"], []),
+        ("x" * 15, []),
+        ("x" * 16, ["bad_name"]),
+        ("", ["bad_name"]),
+        ("..", ["bad_name"]),
+        ("a/b", ["bad_name"]),
+        ("eth 0", ["bad_name"]),
+        ("lo", ["bad_name"]),
+        ("p17", ["bad_name"]),
+        ("p4p1", []),
+        ([], ["bad_value"]),
+        (["eth0", "eth0"], ["duplicate_item"]),
+        ([f"eth{n}" for n in range(9)], ["limit_exceeded"]),
+        (7, ["wrong_type"]),
+    ],
+)
+def test_names_of_nics(nic: object, wrong: list[str]) -> None:
+    assert codes({"machines": {"a": {"nic": nic}}}) == wrong
+
+
 def test_a_tenant_that_only_a_network_names_is_a_parent() -> None:
     assert codes({"tenants": {"b": {"parent": "a"}}, "networks": {"n": {"tenant": "a"}}}) == []
 

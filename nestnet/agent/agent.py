@@ -75,8 +75,8 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None)
         desired = Desired()
         due = follow = 0.0  # monotonic seconds
         while not stopped:
-            now = time.monotonic()
-            news = feed.take(max(0.0, (min(due, follow) if watch.moved.is_set() else due) - now))
+            first = min(due, follow) if desired.whole and watch.moved.is_set() else due
+            news = feed.take(max(0.0, first - time.monotonic()))
             if stopped:
                 break
             now = time.monotonic()
@@ -212,13 +212,15 @@ class Agent:
     def _look(self) -> None:
         """Have flows composed again to each machine whose next hops, or their MACs, are others now (rule 16)."""
         others = {m.id: m.address for m in self._world.machines.values() if m.id != self.machine}
+        ways, self._ways = self._ways, underlay.Ways()  # should this fail, all is news the next time
         with links.netlink() as ipr:
-            changed = self._ways.look(ipr, others)
-            hops = {resolved.hop for id in changed for resolved in self._ways.known[id]}
-            underlay.confirm(ipr, hops)  # floods cannot wait for one that is not known yet
-        slots = sorted(slot for id in changed if (slot := self.slots.get(("machine", id))))
-        if slots:
-            self.kernel.apply([Bump("machine", np.array(slots, "u4")), Epoch()])
+            changed = ways.look(ipr, others)
+            slots = sorted(slot for id in changed if (slot := self.slots.get(("machine", id))))
+            if slots:
+                self.kernel.apply([Bump("machine", np.array(slots, "u4")), Epoch()])
+            self._ways = ways
+            # Floods cannot wait for one that is not known yet.
+            underlay.confirm(ipr, {resolved.hop for id in changed for resolved in ways.known[id]})
 
     @property
     def interest(self) -> underlay.Interest:
@@ -278,7 +280,7 @@ class Agent:
         for index in left if attached else ():
             self.kernel.detach(index)
             del self._attached[index]
-        underlay.settle(found.links, machine.address.version)
+        links.set_sysctls(links.sysctls_of_nics(found.links, machine.address.version))
         self._nics = found.links
         self._warnings = flaws if attached else []
         problems += [] if attached else flaws

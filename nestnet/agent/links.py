@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
@@ -272,6 +272,27 @@ def _route(index: int, prefix: Prefix, gateway: Address | None) -> dict[str, Any
     elif prefix.version == 4:
         route["scope"] = RT_SCOPE_LINK
     return route
+
+
+RETRY = 250  # milliseconds from one question for a neighbour to the next: the kernel's own 1000 are a second lost
+
+
+def sysctls_of_nics(names: Collection[str], version: int) -> dict[str, int]:
+    """What the NICs of the underlay need, for addresses of this version of IP: for `set_sysctls`.
+
+    All announce a new MAC, so that others need not find out by asking. Where there are several, the kernel chooses
+    among routes of equal cost by ports too, since they are all that differs between the flows of two machines, takes
+    none by a NIC without carrier or, in IPv4, by a next hop that does not answer, and asks next hops again soon.
+    """
+    family, notify = ("ipv4", "arp_notify") if version == 4 else ("ipv6", "ndisc_notify")
+    found = {f"net/{family}/conf/{name}/{notify}": 1 for name in names}
+    if len(names) > 1:
+        found |= {f"net/{family}/fib_multipath_hash_policy": 1}
+        found |= {f"net/{family}/conf/{name}/ignore_routes_with_linkdown": 1 for name in names}
+        found |= {f"net/{family}/neigh/{name}/retrans_time_ms": RETRY for name in names}
+        if version == 4:
+            found["net/ipv4/fib_multipath_use_neigh"] = 1  # IPv6 does so anyway
+    return found
 
 
 def set_sysctls(values: Mapping[str, int | str]) -> None:

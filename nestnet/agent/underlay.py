@@ -18,7 +18,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -168,30 +168,6 @@ def _flaws(link: links.Link, machine: Machine) -> Iterator[str]:
         yield f"{link.name} is down"
     if link.mtu < machine.mtu:
         yield f"{link.name} has an MTU of {link.mtu}, the machine one of {machine.mtu}: large packets are lost"
-
-
-RETRY = 250  # milliseconds from one question for a neighbour to the next: the kernel's own 1000 are a second lost
-
-
-def settle(names: Collection[str], version: int) -> None:
-    """Sysctls of these NICs, for machines with addresses of this version of IP: see `settings`."""
-    links.set_sysctls(settings(names, version))
-
-
-def settings(names: Collection[str], version: int) -> dict[str, int]:
-    """All NICs announce a new MAC, so that others need not find out by asking. Where there are several, the kernel
-    chooses among routes of equal cost by ports too, since they are all that differs between the flows of two machines,
-    takes none by a NIC without carrier or, in IPv4, by a next hop that does not answer, and asks next hops again soon.
-    """
-    family, notify = ("ipv4", "arp_notify") if version == 4 else ("ipv6", "ndisc_notify")
-    found = {f"net/{family}/conf/{name}/{notify}": 1 for name in names}
-    if len(names) > 1:
-        found |= {f"net/{family}/fib_multipath_hash_policy": 1}
-        found |= {f"net/{family}/conf/{name}/ignore_routes_with_linkdown": 1 for name in names}
-        found |= {f"net/{family}/neigh/{name}/retrans_time_ms": RETRY for name in names}
-        if version == 4:
-            found["net/ipv4/fib_multipath_use_neigh"] = 1  # IPv6 does so anyway
-    return found
 
 
 # ---- hearing of changes

@@ -1,7 +1,7 @@
 """Labs: machines and workloads as namespaces on this computer, with the real controller and agents.
 
-    nn-LAB             a plain bridge `wire`: what the machines have between them
-    nn-LAB.m1          machine m1: `eth0` on the wire, its agent runs inside
+    nn-LAB             what the machines have between them: a plain bridge `wire`, or a router (wire.py)
+    nn-LAB.m1          machine m1: `eth0` on the wire, unless `nic` says otherwise; its agent runs inside
     nn-LAB.port.17     the workload of a port on m1: `eth0`
 
 Names of labs and machines are DNS labels, so they hold no dot, and the namespaces of one lab are never taken for

@@ -21,7 +21,7 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
-from nestnet.agent import links, netns, underlay
+from nestnet.agent import links, netns
 from nestnet.lab.addresses import pool
 from nestnet.lab.state import Lab, Seat
 
@@ -106,7 +106,7 @@ def _route(lab: Lab) -> None:
         _address(ipr, 1, ROUTER[4], 32)  # answered for on every link
         for seat, ends in _plug(ipr, lab):
             own = ip_interface(seat.address)
-            underlay.settle([end.name for end in ends], own.version)
+            links.set_sysctls(links.sysctls_of_nics([end.name for end in ends], own.version))
             for end in ends:
                 ipr.link("set", index=end.index, state="up")
                 _address(ipr, end.index, ROUTER[6], 64)
