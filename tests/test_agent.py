@@ -50,7 +50,9 @@ class Memory:
 class Silent:
     """Nobody asks anything."""
 
-    def know(self, askers: Mapping[int, Any], now: float) -> None: ...
+    def know(self, askers: Mapping[int, Any]) -> None: ...
+
+    def advertise(self, now: float) -> None: ...
 
 
 @dataclass

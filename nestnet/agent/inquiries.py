@@ -59,10 +59,13 @@ class Inquiries:
         for descriptor in (self._end, self._wake):
             os.close(descriptor)
 
-    def know(self, askers: Mapping[int, Asker], now: float) -> None:
-        """These workloads are there, by the slots of their ports. `now` is in seconds of any clock."""
+    def know(self, askers: Mapping[int, Asker]) -> None:
+        """These workloads are there, by the slots of their ports."""
         self._askers = askers
-        taps = {asker.ifindex: asker.settings for asker in askers.values() if asker.on_tap}
+
+    def advertise(self, now: float) -> None:
+        """Tell those on taps what they do not know, or were told long ago. `now`: in seconds of any clock."""
+        taps = {asker.ifindex: asker.settings for asker in self._askers.values() if asker.on_tap}
         self._told = {index: told for index, told in self._told.items() if index in taps}
         for index, settings in taps.items():
             told, at = self._told.get(index, (None, 0.0))
@@ -70,8 +73,8 @@ class Inquiries:
                 if told is not None and told.server != settings.server:
                     # Who was the router says that it is no more.
                     self._send(index, bootstrap.advertisement(replace(told, gateways=())))
-                self._send(index, bootstrap.advertisement(settings))
-                self._told[index] = settings, now
+                if self._send(index, bootstrap.advertisement(settings)):
+                    self._told[index] = settings, now
 
     def _listen(self) -> None:
         poll = select.poll()
@@ -94,6 +97,9 @@ class Inquiries:
         else:
             self._send(record.what, told)
 
-    def _send(self, ifindex: int, frame: bytes) -> None:
-        with suppress(OSError):  # it is down, or gone: nobody is there to hear it
+    def _send(self, ifindex: int, frame: bytes) -> bool:
+        """False if nobody is there to hear it: the interface is down, or has gone, or nobody has the tap open."""
+        with suppress(OSError):
             self._socket.sendto(frame, (socket.if_indextoname(ifindex), 0))
+            return True
+        return False
