@@ -1,6 +1,6 @@
 """Rate limits: a bucket is one number, the moment from which it will not be empty any more.
 
-    spend(until, cost, burst, now) -> until
+    spend(until, cost(bytes, rate), fill(rate), now) -> until
 
              until            now
     ---------|---------------|--------->  time, ns
@@ -14,6 +14,25 @@ virtual scheduling of the generic cell rate algorithm (ITU-T I.371, annex A), in
 """
 
 from __future__ import annotations
+
+from nestnet.model.clock import SECOND
+
+PATH_BUCKETS = 8  # on the way of one packet (rule 8). Mirrors PATH_BUCKETS in bpf/state.h.
+OVERHEAD = {4: 50, 6: 70}  # bytes that a level adds: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8
+
+_BURST = SECOND // 10  # room for TCP to find its rate between losses
+_LEAST = 10 * 1514  # bytes: the first window of a TCP connection (RFC 6928)
+
+
+def cost(size: int, rate: int) -> int:
+    """How long so many bytes take at a rate in bit/s: whole nanoseconds, rounded up."""
+    return -(-size * 8 * SECOND // rate)
+
+
+def fill(rate: int) -> int:
+    """How long a bucket of this rate takes to fill, in nanoseconds: 100 ms, or what ten full packets take if that is
+    longer."""
+    return max(_BURST, cost(_LEAST, rate))
 
 
 def spend(until: int, cost: int, burst: int, now: int) -> int | None:

@@ -56,6 +56,9 @@ REASONS: dict[str, str] = {
     "no_underlay_route": "the underlay has no route to the machine",
     "error": "the kernel refused an operation on the packet",
     "carrier_ttl": "a carrier has more than 63 routers between the two hosts",
+    "rate": "more than the rate of a port or link of the network allows",
+    "carrier_rate": "more than the rate of a port or link of a carrier allows",
+    "cannot_flatten": "more than 8 rate limits on the way",
 }
 
 NUMBERS: dict[str, int] = {name: number for number, name in enumerate(REASONS, start=1)}

@@ -86,13 +86,15 @@ class Router:
 @dataclass(frozen=True, slots=True)
 class Link:
     """Joins two routers of a network (by id), both ways. Routes follow the least sum of `cost` (1 to 65535) over links
-    that are `up`; several paths of equal cost share the flows (rule 7)."""
+    that are `up`; several paths of equal cost share the flows (rule 7). `rate` is what each machine may send over it in
+    either direction, in bit/s (rule 8); 0: no limit."""
 
     id: int
     network: int
     between: tuple[int, int]
     cost: int = 1
     up: bool = True
+    rate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Port:
     owns       further prefixes it may send from; a router on its segment routes them to it
     groups     ids of the groups it belongs to, rising
     hosts      may networks carried by this one live here?
+    rate       what it may send, and what may be sent to it, each, in bit/s (rule 8); 0: no limit
     """
 
     id: int
@@ -116,6 +119,7 @@ class Port:
     groups: tuple[int, ...] = ()
     hosts: bool = False
     enabled: bool = True
+    rate: int = 0
 
     def address(self, family: int) -> Address | None:
         """Its first address of that family (4 or 6), or None."""

@@ -112,6 +112,16 @@ INLINE int too_long(struct __sk_buff *skb, u32 length, u32 headers, u32 mtu)
 	return skb->gso_size ? skb->gso_size + headers > mtu : length > mtu;
 }
 
+INLINE u32 header_bytes(struct __sk_buff *skb, const struct packet *p)
+{
+	u8 offset = 0;
+
+	if (p->tuple.protocol != TCP || p->fragment == LATER_FRAGMENT)
+		return p->l4 - ETH_BYTES + 8;
+	load(skb, p->l4 + 12, &offset, 1);
+	return p->l4 - ETH_BYTES + (offset >> 4) * 4;
+}
+
 /* A packet from a workload. NOT_KNOWN: take the long way. */
 ONCE int known_from_workload(struct __sk_buff *skb)
 {
@@ -121,6 +131,7 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 	u32 headers = 0, now, length = skb->len - ETH_BYTES;
 	u64 at;
 	u8 ttl, ecn;
+	int reason;
 
 	if (skb->vlan_present || !read_usual(data, end, 0, length, &key.tuple, &ttl, &ecn, &headers))
 		return NOT_KNOWN;
@@ -131,14 +142,20 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
 		return NOT_KNOWN;
+	if (too_long(skb, length, headers, f->mtu) || (f->hops && ttl <= f->hops))
+		return NOT_KNOWN;
 	now = seconds();
 	if (UNLIKELY(f->seen != now)) {
-		if (f->tracked != UNTRACKED && !touch(f, &key, now))
+		/* A connection is not told of what does not leave: the long way pays first. */
+		if (f->tracked != UNTRACKED && (f->tolls || !touch(f, &key, now)))
 			return NOT_KNOWN;
 		f->seen = now;
 	}
-	if (too_long(skb, length, headers, f->mtu) || (f->hops && ttl <= f->hops))
-		return NOT_KNOWN;
+	if (UNLIKELY(f->tolls)) {
+		reason = pay(skb, &f->toll, f->leaving << 16, skb->len, headers);
+		if (reason)
+			return drop(skb, f->source, reason);
+	}
 	count_out(f->source, skb->len);
 	if (f->out == TO_WIRE) {
 		u16 ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
@@ -152,6 +169,11 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 			return TC_ACT_SHOT;
 		}
 		return bpf_redirect(f->ifindex, 0);
+	}
+	if (UNLIKELY(f->tolls)) {
+		reason = pay(skb, &f->toll, f->leaving | f->tolls << 16, skb->len, headers);
+		if (reason)
+			return drop(skb, f->target, reason);
 	}
 	if (f->hops) {
 		bpf_skb_store_bytes(skb, 0, f->leaves, 12, 0);
@@ -170,6 +192,7 @@ ONCE int known_from_wire(struct __sk_buff *skb, u32 label, u32 sender, u32 outer
 	u64 at;
 	u8 ttl, ecn, inner[ETH_BYTES];
 	u16 ether_type;
+	int reason;
 
 	if (data + OUTER + ETH_BYTES > end || outer_ecn == 3)
 		return NOT_KNOWN;
@@ -190,6 +213,11 @@ ONCE int known_from_wire(struct __sk_buff *skb, u32 label, u32 sender, u32 outer
 		if (f->tracked != UNTRACKED && !touch(f, &key, now))
 			return NOT_KNOWN;
 		f->seen = now;
+	}
+	if (UNLIKELY(f->tolls)) {
+		reason = pay(skb, &f->toll, f->tolls << 16, skb->len - OUTER, headers);
+		if (reason)
+			return drop(skb, f->target, reason);
 	}
 	ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
 	slot = f->target;

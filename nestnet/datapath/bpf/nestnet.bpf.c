@@ -129,21 +129,12 @@ INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
 	bpf_map_update_elem(&flow, &key, f, BPF_ANY);
 }
 
-INLINE u32 header_bytes(struct __sk_buff *skb, const struct packet *p)
-{
-	u8 offset = 0;
-
-	if (p->tuple.protocol != TCP || p->fragment == LATER_FRAGMENT)
-		return p->l4 - ETH_BYTES + 8;
-	load(skb, p->l4 + 12, &offset, 1);
-	return p->l4 - ETH_BYTES + (offset >> 4) * 4;
-}
-
 /* Lines 12 to 14, behind `decide`: out to the workload or the wire. */
 ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 {
-	u32 zero = 0, length = skb->len - ETH_BYTES;
+	u32 zero = 0, length = skb->len - ETH_BYTES, headers;
 	struct flow *f = bpf_map_lookup_elem(&composing, &zero);
+	struct path *pays = bpf_map_lookup_elem(&paying, &zero);
 	struct self *me = bpf_map_lookup_elem(&self, &zero);
 	struct port *q;
 	struct segment *s;
@@ -153,12 +144,13 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		return TC_ACT_SHOT;
 	q = bpf_map_lookup_elem(&port, &p->target);
 	s = bpf_map_lookup_elem(&segment, &p->target_segment);
-	if (!f || !me || !q || !s)
+	if (!f || !pays || !me || !q || !s)
 		return drop(skb, p->source, REASON_ERROR);
+	headers = header_bytes(skb, p);
 	/* The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere. */
 	if (p->hops && p->ttl <= 1)
 		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
-	if (skb->gso_size ? too_long(skb, length, header_bytes(skb, p), mtu) : (u32)(p->end - ETH_BYTES) > mtu)
+	if (skb->gso_size ? too_long(skb, length, headers, mtu) : (u32)(p->end - ETH_BYTES) > mtu)
 		return refused(skb, p, REASON_TOO_BIG, mtu);
 	if (p->hops && p->ttl <= p->hops)
 		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
@@ -180,6 +172,15 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		if (next_hop == NO_ROUTE)
 			return drop(skb, p->source, REASON_NO_UNDERLAY_ROUTE);
 	}
+	reason = find_tolls(p, p->b, LEAVES | OWN);
+	if (reason)
+		return drop(skb, p->source, reason);
+	keep_tolls(f, pays, f->out == TO_WORKLOAD);
+	if (f->leaving) {
+		reason = pay(skb, &f->toll, f->leaving << 16, skb->len, headers);
+		if (reason)
+			return drop(skb, p->source, reason);
+	}
 	remember(p);
 	remember_fragment(p);
 	if (recording)
@@ -188,6 +189,11 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		keep(p, f, mtu);
 	count_out(p->source, skb->len);
 	if (f->out == TO_WORKLOAD) {
+		if (f->tolls) {
+			reason = pay(skb, &f->toll, f->leaving | f->tolls << 16, skb->len, headers);
+			if (reason)
+				return drop(skb, p->target, reason);
+		}
 		if (p->hops) {
 			bpf_skb_store_bytes(skb, 0, p->leaves, 12, 0);
 			take_hops(skb, ETH_BYTES, p->tuple.family, p->ttl, p->hops);
@@ -330,9 +336,10 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	struct mac *to;
 	u32 zero = 0;
 	struct flow *f = bpf_map_lookup_elem(&composing, &zero);
+	struct path *pays = bpf_map_lookup_elem(&paying, &zero);
 	int reason;
 
-	if (!p || !f)
+	if (!p || !f || !pays)
 		return TC_ACT_SHOT;
 	label.vni = p->where & 0xffffff;
 	found = bpf_map_lookup_elem(&vni, &label);
@@ -391,6 +398,8 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 		reason = by_ecn(skb, p);
 	if (!reason && !q->ifindex)
 		reason = REASON_NOT_ATTACHED;
+	if (!reason)
+		reason = find_tolls(p, p->b, OWN);
 	if (reason)
 		return drop(skb, p->target, reason);
 	remember(p);
@@ -398,8 +407,14 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	memset(f, 0, sizeof(*f));
 	f->out = TO_WORKLOAD;
 	f->ifindex = q->ifindex;
+	keep_tolls(f, pays, 1);
 	if (is_cacheable(p))
 		keep(p, f, n->mtu);
+	if (f->tolls) {
+		reason = pay(skb, &f->toll, f->tolls << 16, skb->len, header_bytes(skb, p));
+		if (reason)
+			return drop(skb, p->target, reason);
+	}
 	return to_workload(skb, p->target, q->ifindex);
 }
 

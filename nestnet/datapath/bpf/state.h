@@ -23,6 +23,11 @@ struct flow_key {
 enum { TO_WORKLOAD = 1, TO_WIRE = 2 };
 enum { UNTRACKED = 0, FORWARD = 1, REPLY = 2 };
 
+/* What a packet pays on its way (rule 8): each time its bytes and those above it at that level, from a bucket. */
+#define PATH_BUCKETS 8
+struct toll { u32 bucket; u16 above, pad; };
+struct tolls { struct toll each[PATH_BUCKETS]; };
+
 #define OUTER 50 /* Ethernet 14, IPv4 20, UDP 8, VXLAN 8 */
 
 struct flow {
@@ -34,12 +39,14 @@ struct flow {
 	u32 ifindex;
 	u32 sender;         /* IPv4 address that VXLAN must come from, network order; 0 for a workload */
 	u8 out;             /* TO_ */
-	u8 hops, tracked, pad; /* hops: routers on the way, 0 if it is switched */
+	u8 hops, tracked, tolls; /* hops: routers on the way, 0 if it is switched; tolls: how many buckets it pays */
 	u16 mtu;
 	u8 came[12];        /* destination and source MAC it must come with */
 	u8 leaves[12];      /* and those it leaves with */
 	u8 outer[OUTER];    /* what goes in front; lengths, checksum and ECN are filled in for each packet */
 	u16 outer_sum;      /* checksum of the outer IPv4 header with those three at 0, not folded in yet */
+	u32 leaving;        /* how many of its tolls are the sender's; behind them are those of the receiver */
+	struct tolls toll;
 };
 
 /* How host a reaches host b: the walk down the carriers, with all levels' counters in one sum. */
@@ -90,6 +97,8 @@ COUNTER(opened, 1024);
 COUNTER(closed, 1024);
 /* What routers tell each port: a bucket (rates.h). */
 COUNTER(told, 1024);
+/* What is in a bucket: the moment from which it is not empty, in ns. */
+COUNTER(until, 1024);
 
 /* Under test (`recording`) nothing is sent: what would be is written here. */
 enum { RECORD_WORKLOAD = 1, RECORD_WIRE = 2, RECORD_DROP = 3, RECORD_COMPOSED = 4 };
