@@ -31,6 +31,7 @@ from strategies import (
     dialogues,
     own_addresses,
     rounds,
+    torrents,
     tower,
 )
 from twins import Operation, Teller, devices, play, recording
@@ -107,6 +108,13 @@ def test_the_kernel_answers_the_same(steps: list[Step], bed: Bed) -> None:
 @given(steps=crossings())
 def test_the_kernel_does_the_same_over_links(steps: list[Step], bed: Bed) -> None:
     bed.play(bed.teller.tell(steps))
+
+
+@settings(equality, max_examples=max(1, EXAMPLES // 4))
+@given(steps=torrents())
+def test_the_kernel_limits_the_same(steps: list[Step], bed: Bed) -> None:
+    bed.teller.share = CONNECTION_SHARE
+    bed.play(bed.teller.tell(steps, sweep=len(steps) % 2 == 0))
 
 
 @pytest.mark.parametrize("levels", [1, 2, MAX_DEPTH])
