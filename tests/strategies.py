@@ -802,7 +802,7 @@ def some_torrents(rng: random.Random) -> list[Step]:
             own = [a for a in own_addresses(port) if pk.is_mapped(a) == pk.is_mapped(aim.address)]
             if own:
                 frame = _torrent(rng, port, aim.mac, own[0], aim.address)
-                arrived = deliver(free, State(), port.id, frame, 0.0).deliveries
+                arrived = deliver(free, State(), port.id, frame, START).deliveries
                 found += [(port.id, frame, *each) for each in arrived if each[0] != port.id]
         found.sort(key=lambda each: pk.parse(each[3]).ttl)
         # Over as many links as there are, and to all.
@@ -813,7 +813,7 @@ def some_torrents(rng: random.Random) -> list[Step]:
                 back = _torrent(rng, world.ports[receiver], pk.parse(got).source_mac, flow.target, flow.source)
                 flows.append((receiver, back))
     steps: list[Step] = []
-    now = 0.0
+    now = START
     for _ in range(60 if flows else 0):
         now += rng.choice([0, 0, 0, 0.000_001, 0.000_1, 0.001, 0.01, 0.1, 1.003])
         if rng.random() < 0.1:
