@@ -17,11 +17,20 @@ from __future__ import annotations
 
 from nestnet.model.clock import SECOND
 
+RATE = (8_000, 100_000_000_000)  # the range, in bit/s: a byte a millisecond, and what whole nanoseconds still tell
 PATH_BUCKETS = 8  # on the way of one packet (rule 8). Mirrors PATH_BUCKETS in bpf/state.h.
 OVERHEAD = {4: 50, 6: 70}  # bytes that a level adds: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8
 
 _BURST = SECOND // 10  # room for TCP to find its rate between losses
 _LEAST = 10 * 1514  # bytes: the first window of a TCP connection (RFC 6928)
+
+
+def rate_text(rate: int) -> str:
+    """10mbit: in the largest unit of which it is a whole number."""
+    for unit, size in (("gbit", 10**9), ("mbit", 10**6), ("kbit", 10**3)):
+        if rate % size == 0:
+            return f"{rate // size}{unit}"
+    return f"{rate}bit"
 
 
 def cost(size: int, rate: int) -> int:

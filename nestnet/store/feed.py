@@ -284,11 +284,11 @@ def value_of(row: Row, fabric: int) -> Value:
             joined = (Interface(segment, tuple(map(ip_address, texts))) for segment, texts in row.interfaces)
             return Router(row.id, row.network, row.mac or 0, tuple(joined))
         case LinkRow():
-            return Link(row.id, row.network, row.between, row.cost, row.up)
+            return Link(row.id, row.network, row.between, row.cost, row.up, row.rate)
         case PortRow():
             addresses, owns = tuple(map(ip_address, row.addresses)), tuple(map(ip_network, row.owns))
             place = (row.segment, row.host, row.mac or 0)
-            return Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts)
+            return Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts, rate=row.rate)
         case PolicyRow():
             sides = (row.sources, row.targets, row.services)
             return Policy(row.id, row.network, *sides, row.allow, row.priority)

@@ -68,7 +68,7 @@ class RouterRow:
 
 @dataclass(frozen=True, slots=True)
 class LinkRow:
-    """`between` are two routers, in the order in which they were first given."""
+    """`between` are two routers, in the order in which they were first given. `rate` in bit/s; 0: no limit."""
 
     kind: ClassVar[str] = "link"
     id: int
@@ -77,6 +77,7 @@ class LinkRow:
     between: tuple[int, int]
     cost: int
     up: bool
+    rate: int
     labels: str
     description: str
 
@@ -104,6 +105,7 @@ class PortRow:
     owns: tuple[str, ...]
     groups: tuple[int, ...]
     hosts: bool
+    rate: int
     labels: str
     description: str
 

@@ -272,6 +272,7 @@ class Reader:
                 "between": [names[router] for router in row.between],
                 "cost": row.cost,
                 "up": row.up,
+                "rate": row.rate or None,
                 "labels": json.loads(row.labels),
                 "description": row.description,
             }
@@ -307,6 +308,7 @@ class Reader:
                 "owns": list(row.owns),
                 "groups": sorted(groups[group] for group in row.groups),
                 "hosts": row.hosts,
+                "rate": row.rate or None,
                 "attachment": attachments.get(row.id),
                 "labels": json.loads(row.labels),
                 "description": row.description,
