@@ -21,7 +21,10 @@ RATE = (8_000, 100_000_000_000)  # the range, in bit/s: a byte a millisecond, an
 PATH_BUCKETS = 8  # on the way of one packet (rule 8). Mirrors PATH_BUCKETS in bpf/state.h.
 OVERHEAD = {4: 50, 6: 70}  # bytes that a level adds: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8
 
-_BURST = SECOND // 10  # room for TCP to find its rate between losses
+# TCP waits 200 ms when it has lost all that was on its way: what came into the bucket meanwhile must find room in it.
+_BURST = SECOND // 4
+    SECOND // 4
+)  # more than the 200 ms that TCP waits when it has lost everything: else what comes meanwhile is lost too
 _LEAST = 10 * 1514  # bytes: the first window of a TCP connection (RFC 6928)
 
 
@@ -39,7 +42,7 @@ def cost(size: int, rate: int) -> int:
 
 
 def fill(rate: int) -> int:
-    """How long a bucket of this rate takes to fill, in nanoseconds: 100 ms, or what ten full packets take if that is
+    """How long a bucket of this rate takes to fill, in nanoseconds: 250 ms, or what ten full packets take if that is
     longer."""
     return max(_BURST, cost(_LEAST, rate))
 
