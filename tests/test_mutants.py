@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from strategies import some_chatter, some_crossings, some_dialogues, some_rounds
+from strategies import some_chatter, some_crossings, some_dialogues, some_rounds, some_torrents
 from twins import Mismatch, Operation, Teller, devices, play, recording
 
 from nestnet.datapath import build
@@ -23,7 +23,7 @@ from nestnet.datapath import build
 pytestmark = pytest.mark.root
 NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
-ROUNDS, CROSSINGS, CHATTER, DIALOGUES = 30, 10, 20, 400
+ROUNDS, CROSSINGS, CHATTER, TORRENTS, DIALOGUES = 30, 10, 20, 40, 400
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,22 @@ FAULTS = [
         "sum + c.sum != f->sum", "sum - flow_sum(f->source, f->target, f->network)",
     ),
     Fault("a foreign change is never taken", "carriage.h", "if (w->sum == kept->sum)", "if (1)"),
+    Fault("no rates", "rates.h", "if (!spend(left, cost, row->burst, now))", "if (0)"),
+    Fault("a bucket is never full", "rates.h", "(was > full ? was : full) + cost", "was + cost"),
+    Fault("what is refused is paid", "rates.h", "if (was > now)", "if (was > now && (*until += cost))"),
+    Fault("a port is paid the wrong way", "path.h", "&w->arriving, to->in)", "&w->arriving, to->out)"),
+    Fault("a host is paid the wrong way", "path.h", "&w->arriving, pb->in)", "&w->arriving, pb->out)"),
+    Fault("carriers see no headers of theirs", "rates.h", "w.packets * above", "0"),
+    Fault("IPv6 headers are as short as IPv4's", "path.h", "w->family == 6 ? 70 : 50", "50"),
+    Fault("links cost nothing", "path.h", "&w->leaving, found->bucket)", "&w->leaving, 0)"),
+    Fault("carriage takes any link", "path.h", "w->tuple.source_port = w->source_port;", "w->tuple.source_port = 0;"),
+    Fault("nine rates are not too many", "path.h", "w->reason = REASON_CANNOT_FLATTEN;", "w->reason = 0;"),
+    Fault("known flows pay nothing", "flow.h", "pay(skb, &f->toll, f->leaving << 16, skb->len, headers);", "0;"),
+    Fault("known flows arrive unpaid", "flow.h", "skb->len - OUTER, headers);", "0, 0) & 0;"),
+    Fault("known flows pay for outer headers", "flow.h", "skb->len - OUTER, headers);", "skb->len, headers);"),
+    Fault("frames for all cost their sender nothing", "flood.h", "if (from->out && ", "if (0 && "),
+    Fault("hosts pay for each port", "flood.h", "if (is_here && *said >> 8 == *number)", "if (0)"),
+    Fault("copies that cost too much leave", "flood.h", "*gone = c->stamp;\n\t\tdrop(", "drop("),
 ]  # fmt: skip
 
 
@@ -120,6 +136,8 @@ def script() -> Iterator[list[Operation]]:
             operations += teller.tell(some_crossings(rng))
         for _ in range(CHATTER):
             operations += teller.tell(some_chatter(rng))
+        for _ in range(TORRENTS):
+            operations += teller.tell(some_torrents(rng))
         for _ in range(DIALOGUES):
             teller.share = rng.choice([1, 2, 4096])
             operations += teller.tell(some_dialogues(rng), sweep=teller.share < 4096)

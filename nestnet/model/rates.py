@@ -23,8 +23,6 @@ OVERHEAD = {4: 50, 6: 70}  # bytes that a level adds: Ethernet 14, IPv4 20 or IP
 
 # TCP waits 200 ms when it has lost all that was on its way: what came into the bucket meanwhile must find room in it.
 _BURST = SECOND // 4
-    SECOND // 4
-)  # more than the 200 ms that TCP waits when it has lost everything: else what comes meanwhile is lost too
 _LEAST = 10 * 1514  # bytes: the first window of a TCP connection (RFC 6928)
 
 
