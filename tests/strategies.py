@@ -6,6 +6,7 @@
     chatter()                       what hosts say without being asked
     inquiries()                     workloads that ask for their addresses, right and wrong
     dialogues()                     hosts that open, answer, complain, end, and come back too late
+    torrents()                      more than rates allow
     conversations(world)            frames over time: answers, errors about earlier ones, changes of the world
 
 Small things are likely and come first, so failures shrink to few objects with small numbers. Worlds keep
@@ -224,9 +225,9 @@ class _Builder:
                 id = ids_of_routers[number] = max(self.world.routers, default=0) + 1
                 self.add(Router(id, network, 0x060000000000 + number, interfaces))
         for a, b in ends:
-            cost, up = pick(draw, COSTS), not rarely(draw)
+            cost, up, rate = pick(draw, COSTS), not rarely(draw), pick(draw, RATES) if rarely(draw) else 0
             between = ids_of_routers[a], ids_of_routers[b]
-            self.add(Link(len(self.world.links) + 1, network, between, cost, up))
+            self.add(Link(len(self.world.links) + 1, network, between, cost, up, rate))
         return segments
 
     def ends(self, count: int) -> list[tuple[int, int]]:
@@ -260,6 +261,7 @@ class _Builder:
             hosts=upto(draw, 3) != 0,
             enabled=self.on(32),
             attach=Attach("tap", f"t{len(self.world.ports)}") if rarely(draw) else None,
+            rate=pick(draw, RATES) if rarely(draw) else 0,
         )
         self.add(port)
         return port
@@ -304,6 +306,7 @@ class _Builder:
 
 
 COSTS = [1, 1, 1, 2, 3, 65535]
+RATES = [8_000, 64_000, 1_000_000, 10_000_000, 100_000_000_000]
 
 
 def components(routers: Iterable[int], links: Iterable[tuple[int, int]]) -> list[frozenset[int]]:
@@ -751,7 +754,7 @@ class Step:
 START = 1000.0  # Seconds: buckets were filled long ago.
 
 # Never sums to a lifetime exactly: the last instant of one is nobody's business.
-PAUSES = [0.0, 0.001, 0.001, 0.01, 1.003, 11.007, 31.013, 181.017, 7201.019]
+PAUSES = [0.0, 0.001, 0.001, 0.01, 0.13, 1.003, 11.007, 31.013, 181.017, 7201.019]
 
 
 @st.composite
@@ -891,6 +894,57 @@ def some_crossings(rng: random.Random) -> list[Step]:
         last = rng.choice(refused)
         steps += [replace(last, now=START + n / 1000) for n in range(120)]
     return steps
+
+
+@st.composite
+def torrents(draw: st.DrawFn) -> list[Step]:
+    return some_torrents(random.Random(draw(st.integers(0, 1 << 64))))
+
+
+def some_torrents(rng: random.Random) -> list[Step]:
+    """More than rates allow: a few flows of long packets, one way and back, and frames for all, fast and less so, while
+    rates, links and places change."""
+    world = a_world(rng, disabled=False, least=rng.choice([1, 2, 3]), policed=rng.random() < 0.3)
+    often = rng.choice([0.2, 0.5, 1.0])
+    for value in (*world.ports.values(), *world.links.values()):
+        if rng.random() < often:
+            world = world.with_(replace(value, rate=rng.choice(RATES)))
+    free = World.of(replace(value, rate=0) if isinstance(value, Port | Link) else value for value in world)
+    flows: list[tuple[int, bytes]] = []
+    deepest = sorted(world.ports.values(), key=lambda port: (-depth(world, port.network), rng.random()))
+    for port in deepest[:3]:
+        found: list[tuple[int, bytes, int, bytes]] = []  # sent, and what arrives
+        good = aims(world, port)[0]
+        for aim in [*rng.sample(good, min(len(good), 8)), Aim(pk.BROADCAST, pk.LIMITED_BROADCAST)]:
+            own = [a for a in own_addresses(port) if pk.is_mapped(a) == pk.is_mapped(aim.address)]
+            if own:
+                frame = _torrent(rng, port, aim.mac, own[0], aim.address)
+                arrived = deliver(free, State(), port.id, frame, START).deliveries
+                found += [(port.id, frame, *each) for each in arrived if each[0] != port.id]
+        found.sort(key=lambda each: pk.parse(each[3]).ttl)
+        # Over as many links as there are, and to all.
+        for sender, frame, receiver, got in [*found[:1], *found[-1:], *rng.sample(found, min(len(found), 1))]:
+            flows.append((sender, frame))
+            if not pk.parse(got).is_group:
+                flow = pk.parse(frame).flow
+                back = _torrent(rng, world.ports[receiver], pk.parse(got).source_mac, flow.target, flow.source)
+                flows.append((receiver, back))
+    steps: list[Step] = []
+    now = START
+    for _ in range(60 if flows else 0):
+        now += rng.choice([0, 0, 0, 0.000_001, 0.000_1, 0.001, 0.01, 0.1, 1.003])
+        if rng.random() < 0.1:
+            world = a_change(rng, world, moves=False, kinds=["rate", "rate", "rate", "link", "cost"])
+        port_id, frame = rng.choice(flows)
+        steps += [Step(now, world, port_id, frame)] * rng.choice([1, 1, 1, 12])
+    return steps
+
+
+def _torrent(rng: random.Random, port: Port, mac: int, source: bytes, target: bytes) -> bytes:
+    """One packet of a flow that is the same in both directions, a long one most of the time."""
+    ports = rng.choice([(1000, 1000), (50000, 50000), (rng.randrange(49152, 65536), CARRIAGE_PORT)])
+    payload = udp(source, target, *ports, bytes(rng.choice([1, 1200, 1200])))
+    return ip_frame(mac, port.mac, source, target, pk.UDP, payload)
 
 
 @st.composite
@@ -1036,9 +1090,15 @@ def _fragment(
     return ethernet(target_mac, source_mac, pk.IPV6, ipv6(source, target, 44, payload, headers=header))
 
 
-def a_change(draw: Draw, world: World, moves: bool = True) -> World:
-    """The same world after one change that validation lets through."""
-    kind = pick(draw, ["add policy", "remove policy", "move", "link"] * 2 + ["port", "network", "delete", "cost"])
+CHANGES = ["add policy", "remove policy", "move", "link"] * 2 + ["port", "network", "delete", "cost", "rate"]
+
+
+def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] = CHANGES) -> World:
+    """The same world after one change, of one of these kinds, that validation lets through."""
+    kind = pick(draw, kinds)
+    if kind == "rate" and world.ports:
+        limited: Port | Link = pick(draw, [*world.ports.values(), *world.links.values()])
+        return world.with_(replace(limited, rate=pick(draw, [0, *RATES])))
     if kind in ("link", "cost") and world.links:
         link = world.links[pick(draw, sorted(world.links))]
         return world.with_(replace(link, up=not link.up) if kind == "link" else replace(link, cost=pick(draw, COSTS)))
@@ -1100,6 +1160,8 @@ __all__ = [
     "some_dialogues",
     "some_inquiries",
     "some_rounds",
+    "some_torrents",
+    "torrents",
     "tower",
     "worlds",
 ]

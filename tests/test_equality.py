@@ -16,7 +16,7 @@ from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
-from strategies import Step, across, conversations, crossings, dialogues, inquiries, rounds, tower
+from strategies import Step, across, conversations, crossings, dialogues, inquiries, rounds, torrents, tower
 
 from nestnet.compile.compiler import compile
 from nestnet.compile.routes import routes_of
@@ -120,6 +120,13 @@ def test_the_tables_mean_the_same_wherever_frames_get_far(steps: list[Step]) -> 
 @equality
 @given(crossings())
 def test_the_tables_mean_the_same_over_links(steps: list[Step]) -> None:
+    if steps:
+        check(steps)
+
+
+@settings(equality, max_examples=max(1, EXAMPLES // 4))
+@given(torrents())
+def test_the_tables_limit_the_same(steps: list[Step]) -> None:
     if steps:
         check(steps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from frames import echo, icmp_protocol, ip_frame, tcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import worlds
+from strategies import tower, worlds
 
 from nestnet.compile.explain import SOURCE_PORT, TTL, explain
 from nestnet.model import packet as pk
@@ -120,3 +121,23 @@ def test_links_that_are_down_are_named_when_there_is_no_route(links: dict[str, A
     assert routes(square(**links), "10.0.2.2")[-1] == detail
     without = square().without(("link", 1), ("link", 4))
     assert routes(without, "10.0.2.2")[-1] == "router r1 has no route to 10.0.2.2"
+
+
+def test_the_rates_on_the_way() -> None:
+    world = square(l1={"rate": 10**6})
+    world = world.with_(*(replace(world.ports[n], rate=rate) for n, rate in ((1, 64_000), (2, 1_500_000))))
+    told = explain(world, 1, ip_address("10.0.2.2"), "tcp", 80, {**NAMES, ("port", 1): "a", ("port", 2): "b"})
+    assert [step["text"] for step in told["steps"] if step["step"] == "rate"] == [
+        "at most 64kbit from a; at most 1mbit over l1, of what this machine sends; at most 1500kbit to b"
+    ]
+    deep = tower(3)
+    deep = deep.with_(replace(deep.ports[2], rate=10**9))
+    told = explain(deep, 5, deep.ports[6].addresses[0], "icmp", 0, {("port", 2): "b"})
+    assert [step["text"] for step in told["steps"] if step["step"] == "rate"] == [
+        "at most 1gbit to b; counted with 100 bytes more for each packet"
+    ]
+    told = explain(
+        tower(5).with_(*(replace(port, rate=10**9) for port in tower(5).ports.values())),
+        9, deep.ports[6].addresses[0], "icmp", 0, {},
+    )  # fmt: skip
+    assert (told["reason"], told["detail"]) == ("cannot_flatten", "10 rate limits on the way: at most 8")

@@ -203,6 +203,7 @@ def _networks(hosts: list[str], depth: int) -> st.SearchStrategy[dict[str, Any]]
                 link: dict[str, Any] = {"between": list(draw(st.sampled_from(pairs)))}
                 if draw(st.booleans()):
                     link |= {"cost": draw(st.integers(1, 65535)), "up": draw(st.booleans())}
+                    link["rate"] = draw(st.sampled_from([8000, 123456789, "64kbit", "1.5gbit", "99999bit"]))
                 data.setdefault("links", {})[name] = link
         ports: dict[str, Any] = {}
         for number, name in enumerate(draw(st.lists(names, max_size=4, unique=True)), 2):
@@ -217,6 +218,8 @@ def _networks(hosts: list[str], depth: int) -> st.SearchStrategy[dict[str, Any]]
             if draw(st.booleans()):
                 port["groups"] = ["g1", "g2"][: draw(st.integers(1, 2))]
             port["hosts"] = draw(st.booleans())
+            if not port["hosts"] and draw(st.booleans()):
+                port["rate"] = draw(st.sampled_from(["10mbit", 8000]))
             ports[name] = port
         data["ports"] = ports
         if draw(st.booleans()):

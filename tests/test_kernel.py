@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 
 import numpy as np
 import pytest
@@ -33,15 +34,32 @@ from strategies import (
     inquiries,
     own_addresses,
     rounds,
+    torrents,
     tower,
 )
-from twins import Operation, Teller, devices, play, recording
+from twins import Operation, Teller, Wait, devices, play, recording
 
 from nestnet.compile.diff import Bump, Epoch
+from nestnet.compile.tables import PORT_IN, PORT_OUT
 from nestnet.datapath.kernel import Kernel
 from nestnet.model import packet as pk
+from nestnet.model.clock import SECOND, nanoseconds
+from nestnet.model.rates import fill
 from nestnet.model.reasons import NAMES
-from nestnet.model.values import CONNECTION_SHARE, FABRIC, MAX_DEPTH, Machine, Policy, Selector, Service, World
+from nestnet.model.values import (
+    CONNECTION_SHARE,
+    FABRIC,
+    MAX_DEPTH,
+    Interface,
+    Link,
+    Machine,
+    Policy,
+    Router,
+    Segment,
+    Selector,
+    Service,
+    World,
+)
 
 pytestmark = pytest.mark.root
 EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "60"))
@@ -117,6 +135,13 @@ def test_the_kernel_does_the_same_over_links(steps: list[Step], bed: Bed) -> Non
     bed.play(bed.teller.tell(steps))
 
 
+@settings(equality, max_examples=max(1, EXAMPLES // 4))
+@given(steps=torrents())
+def test_the_kernel_limits_the_same(steps: list[Step], bed: Bed) -> None:
+    bed.teller.share = CONNECTION_SHARE
+    bed.play(bed.teller.tell(steps, sweep=len(steps) % 2 == 0))
+
+
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("levels", [1, 2, MAX_DEPTH])
 def test_a_tower_is_as_high_as_a_walk_is_long(levels: int, family: int, bed: Bed) -> None:
@@ -148,6 +173,102 @@ def test_a_gso_packet_counts_by_its_segments(flags: int, known: bool, family: in
     assert dropped(mtu - 40) == ["error"]
     assert dropped(mtu + 1 - 40) == ["too_big"]
     assert dropped(0) == ["too_big"]
+
+
+@pytest.mark.parametrize(("flags", "known"), [(pk.SYN, False), (pk.ACK, True)], ids=["the long way", "a flow"])
+def test_a_gso_packet_pays_for_its_segments(flags: int, known: bool, bed: Bed) -> None:
+    """Each with all of its headers, and at each level with what that adds to them. Between ports of one machine, as
+    BPF_PROG_TEST_RUN cannot encapsulate it."""
+    world = tower(3)
+    rate = 10**6
+    world = world.with_(*(replace(port, rate=rate) for port in world.ports.values()))
+    world = world.with_(replace(world.ports[2], host=1))
+    bed.begin(world)
+    small, frame = (across(world, 3, size)[:47] + bytes([flags]) + across(world, 3, size)[48:] for size in (8, 3001))
+    if known:
+        bed.send(5, small)
+    kernel = bed.kernels[1]
+    kernel._put(kernel._maps["until"], np.arange(1, 13, dtype="u4"), np.zeros(12, "u8"))
+    kernel.run(frame, bed.teller.device(5), "workload", gso_size=1000)
+    until = {
+        (bed.teller.world.ports[int(row["value"]["id"])].id, int(row["value"]["kind"])): int(left)
+        for row, left in zip(kernel.read()["bucket"], kernel.rows("until")["value"][1:], strict=False)
+    }
+    begins = nanoseconds(START) - fill(rate)
+    paid = {key: (left - begins) * rate // (8 * SECOND) for key, left in until.items() if left}
+    size = 3001 + 4 * (14 + 20 + 20)
+    expected = {
+        (5, PORT_OUT): size, (3, PORT_OUT): size + 4 * 50, (1, PORT_OUT): size + 4 * 100,
+        (6, PORT_IN): size, (4, PORT_IN): size + 4 * 50, (2, PORT_IN): size + 4 * 100,
+    }  # fmt: skip
+    assert paid == expected
+
+
+def test_flows_pay_the_links_that_their_carriage_takes(bed: Bed) -> None:
+    """A carrier's two ways cost the same, and only one has a limit: who pays it is a matter of the flow."""
+    world = tower(2)
+    west, east = world.segments[1], Segment(9, 1, 109, (ip_network("10.0.1.0/24"),))
+    routers = [
+        Router(n, 1, 0x060000000000 + n, tuple(Interface(s.id, (s.cidrs[0][1],)) for s in joined))
+        for n, joined in ((1, (west,)), (2, ()), (3, ()), (4, (east,)))
+    ]
+    links = [Link(n, 1, between) for n, between in enumerate([(1, 2), (1, 3), (2, 4), (3, 4)], 1)]
+    links[2] = replace(links[2], rate=8_000)
+    far = replace(world.ports[2], segment=9, addresses=(IPv4Address("10.0.1.2"),))
+    bed.begin(world.with_(east, far, *routers, *links))
+    paid: Counter[bool] = Counter()
+    first, second = (pk.mapped(port.addresses[0]) for port in world.ports_in(2))
+    for source_port in range(1, 41):
+        frame = ip_frame(0x020000000002, 0x020000000001, first, second, pk.UDP, udp(first, second, source_port, 9))
+        before = bed.teller.references[1].until.copy()
+        for _ in range(2):
+            bed.send(3, frame)
+        paid[bed.teller.references[1].until != before] += 1
+    assert min(paid[True], paid[False]) > 10
+
+
+def test_what_a_rate_refuses_keeps_no_connection_alive(bed: Bed) -> None:
+    world = tower(1)
+    world = world.with_(
+        replace(world.ports[1], rate=8_000),
+        Policy(1, 1, (Selector("port", 1),), (Selector("port", 2),), (Service(),), True),
+    )
+    first, second = (pk.mapped(port.addresses[0]) for port in world.ports_in(1))
+
+    def send(port: int, at: int, source_port: int, target_port: int, size: int = 8) -> list[str]:
+        ends = (first, second) if port == 1 else (second, first)
+        frame = ip_frame(
+            world.ports[3 - port].mac, world.ports[port].mac, *ends, pk.UDP,
+            udp(*ends, source_port, target_port, bytes(size)),
+        )  # fmt: skip
+        before = Counter(reason for drops in bed.teller.drops.values() for _, reason in drops.elements())
+        bed.play(iter([Wait(nanoseconds(START + at), False)]))
+        bed.play(bed.teller.through(port, frame, START + at))
+        after = Counter(reason for drops in bed.teller.drops.values() for _, reason in drops.elements())
+        return list((after - before).elements())
+
+    bed.begin(world)
+    assert send(1, 0, 1, 1) == [], "it opens"
+    assert send(2, 1, 1, 1) == [], "and is answered"
+    assert [send(1, 100, 2, 2, 1400) for _ in range(12)][-1] == ["rate"], "another empties the bucket"
+    assert send(1, 100, 1, 1) == ["rate"]
+    assert send(2, 182, 1, 1) == ["policy"], "it had passed last 182 s ago"
+
+
+def test_a_bucket_is_its_owners_alone(bed: Bed) -> None:
+    """Who takes the slot of another finds it full, and so does a rate that comes back."""
+    world = tower(1)
+    frame = across(world, 1, 1000)
+    for limited in (1, 2):
+        bed.begin(world.with_(replace(world.ports[limited], rate=8_000)))
+        for _ in range(20):
+            bed.send(1, frame)
+        assert sum(bed.teller.drops[limited].values()) > 0
+        bed.play(bed.teller.become(world))
+        bed.play(bed.teller.become(world.with_(replace(world.ports[limited], rate=8_001))))
+        before = sum(sum(drops.values()) for drops in bed.teller.drops.values())
+        bed.send(1, frame)
+        assert sum(sum(drops.values()) for drops in bed.teller.drops.values()) == before
 
 
 def test_only_what_changed_is_composed_again(bed: Bed) -> None:

@@ -722,8 +722,8 @@ def test_depth_means_nothing(case: tuple[World, Port, bytes]) -> None:
     assume(carriers)
     free = world.with_(
         *(replace(world.networks[id], enabled=True) for id in carriers),
-        *(replace(p, enabled=True) for p in world.ports.values() if p.network in carriers),
-        *(replace(link, up=True) for link in world.links.values() if link.network in carriers),
+        *(replace(p, enabled=p.enabled or p.network in carriers, rate=0) for p in world.ports.values()),
+        *(replace(link, up=link.up or link.network in carriers, rate=0) for link in world.links.values()),
     ).without(*(("policy", p.id) for p in world.policies.values() if p.network in carriers))
     for carried in chain[:-1]:
         hosts = {p.host for p in free.ports_in(carried.id)}

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from strategies import some_chatter, some_crossings, some_dialogues, some_inquiries, some_rounds
+from strategies import (
+    some_chatter,
+    some_crossings,
+    some_dialogues,
+    some_inquiries,
+    some_rounds,
+    some_torrents,
+)
 from twins import Mismatch, Operation, Teller, devices, play, recording
 
 from nestnet.datapath import build
@@ -23,7 +30,7 @@ from nestnet.datapath import build
 pytestmark = pytest.mark.root
 NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
-ROUNDS, CROSSINGS, CHATTER, INQUIRIES, DIALOGUES = 30, 10, 20, 10, 400
+ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 10, 20, 10, 40, 400
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,16 @@ FAULTS = [
     ),
     Fault("link-local is routed", "nestnet.bpf.c", "if (where == ROUTED && passes_no_router(&p->tuple))", "if (0)"),
     Fault("senders live anywhere", "nestnet.bpf.c", "machine_of(from->host, 0) != p->sender &&", "0 &&"),
-    Fault("flows from any machine", "flow.h", "!is_sender(&f->sender, data, outer) ||", ""),
+    Fault("flows from any machine", "flow.h", "!is_address(&f->sender, data + ETH_BYTES + (outer == OUTER4 ? 12 : 8), outer) ||", ""),
     Fault(
         "flows from any machine with such an end of its IPv6 address", "flow.h",
         "return same_address(sender, &from);", "return sender->words[3] == from.words[3];",
     ),
     Fault(
         "datagrams to any machine", "nestnet.bpf.c",
-        "!same_address((struct address *)own->address, &here)", "0",
+        "if (!is_ours)", "if (0)",
     ),
-    Fault("flows from any MAC", "flow.h", "|| !same_mac(inner + 6, f->came + 6)", ""),
+    Fault("flows from any MAC", "flow.h", "||\n\t    !same_mac(data + outer + 6, f->came + 6)", ""),
     Fault(
         "everybody is a member", "nestnet.bpf.c",
         "return drop(skb, 0, REASON_NOT_A_MEMBER);", "from = &(struct member){ 1 };",
@@ -113,10 +120,10 @@ FAULTS = [
     Fault("congestion is forgotten", "nestnet.bpf.c", "p->outer_ecn == 3 && p->ecn != 3", "0"),
     Fault("hash without ports", "hash.h", "ports ? (u32)t->source_port << 16 | t->target_port : 0", "0"),
     Fault("entropy of the inner tunnel is lost", "hash.h", "return t->source_port;", ";"),
-    Fault("epochs are never compared", "flow.h", "sum + c.sum != f->sum", "sum == 1"),
+    Fault("epochs are never compared", "flow.h", "sum + p->way.sum != f->sum", "sum == 1"),
     Fault(
         "carriers' changes are not seen", "flow.h",
-        "sum + c.sum != f->sum", "sum - flow_sum(f->source, f->target, f->network)",
+        "sum + p->way.sum != f->sum", "sum - flow_sum(f->source, f->target, f->network)",
     ),
     Fault("DHCP is forwarded", "inquiry.h", "t->source_port == 68 && t->target_port == 67", "0"),
     Fault("solicitations of routers are forwarded", "inquiry.h", "return p->icmp_type == 133;", "return 0;"),
@@ -125,6 +132,22 @@ FAULTS = [
     Fault("inquiries of others", "inquiry.h", "u32 slot = p ? p->source : 0;", "u32 slot = 1;"),
     Fault("solicitations only with an address", "guard.h", "p->icmp_type <= 133)", "p->icmp_type <= 132)"),
     Fault("a foreign change is never taken", "carriage.h", "if (w->sum == kept->sum)", "if (1)"),
+    Fault("no rates", "rates.h", "if (!spend(left, cost, row->burst, now))", "if (0)"),
+    Fault("a bucket is never full", "rates.h", "(was > full ? was : full) + cost", "was + cost"),
+    Fault("what is refused is paid", "rates.h", "if (was > now)", "if (was > now && (*until += cost))"),
+    Fault("a port is paid the wrong way", "path.h", "&w->arriving, to->in)", "&w->arriving, to->out)"),
+    Fault("a host is paid the wrong way", "path.h", "&w->arriving, pb->in)", "&w->arriving, pb->out)"),
+    Fault("carriers see no headers of theirs", "rates.h", "w.packets * above", "0"),
+    Fault("IPv6 headers are as short as IPv4's", "path.h", "w->family == 6 ? 70 : 50", "50"),
+    Fault("links cost nothing", "path.h", "&w->leaving, found->bucket)", "&w->leaving, 0)"),
+    Fault("carriage takes any link", "path.h", "w->tuple.source_port = w->source_port;", "w->tuple.source_port = 0;"),
+    Fault("nine rates are not too many", "path.h", "w->reason = REASON_CANNOT_FLATTEN;", "w->reason = 0;"),
+    Fault("known flows pay nothing", "flow.h", "pay(skb, &f->toll, f->leaving << 16, skb->len, headers);", "0;"),
+    Fault("known flows arrive unpaid", "flow.h", "skb->len - outer, headers);", "0, 0) & 0;"),
+    Fault("known flows pay for outer headers", "flow.h", "skb->len - outer, headers);", "skb->len, headers);"),
+    Fault("frames for all cost their sender nothing", "flood.h", "if (from->out && ", "if (0 && "),
+    Fault("hosts pay for each port", "flood.h", "if (is_here && *said >> 8 == *number)", "if (0)"),
+    Fault("copies that cost too much leave", "flood.h", "*gone = c->stamp;\n\t\tdrop(", "drop("),
 ]  # fmt: skip
 
 
@@ -142,6 +165,8 @@ def script() -> Iterator[list[Operation]]:
             operations += teller.tell(some_chatter(rng))
         for _ in range(INQUIRIES):
             operations += teller.tell(some_inquiries(rng))
+        for _ in range(TORRENTS):
+            operations += teller.tell(some_torrents(rng))
         for _ in range(DIALOGUES):
             teller.share = rng.choice([1, 2, 4096])
             operations += teller.tell(some_dialogues(rng), sweep=teller.share < 4096)

@@ -44,11 +44,14 @@ from nestnet.compile.tables import (
     ENABLED,
     HOSTS,
     IDENTITY,
+    LINK_FORTH,
     LOCAL,
     MACHINE,
     OWNER_PORT,
     OWNER_ROUTER,
     PORT,
+    PORT_IN,
+    PORT_OUT,
     PROTOCOL,
     TABLES,
     Tables,
@@ -144,7 +147,7 @@ def spec(here: int) -> Spec:
             flags, host = flags | HOSTS, OWN_HOST[port]
         six = packed(v6(port)) if segment == WEB else bytes(16)
         rows["port"][port] = (
-            1000 + port, network, segment, host, ifindex, flags, 100, packed(address), six, raw(mac(port)), 0
+            1000 + port, network, segment, host, ifindex, flags, 100, 0, 0, packed(address), six, raw(mac(port)), 0
         )  # fmt: skip
         rows["mac"][(segment, raw(mac(port)), 0)] = (OWNER_PORT, port)
         for own in (address, local6(port), *([v6(port)] if segment == WEB else [])):
@@ -285,11 +288,41 @@ def linked(rows: Spec) -> None:
     for (router, ways), hops in zip(nexts.items(), (4, 2, 3, 2, 1), strict=True):
         group = 70 + router if ways else 0
         rows["route"][(32 + 96 + 24, router, there)] = (DB, group, len(ways), hops)
-        rows["hop"] |= {(router, group, index): (to,) for index, to in enumerate(ways)}
+        rows["hop"] |= {(router, group, index): (to, 0) for index, to in enumerate(ways)}
     back = {FAR: (NEAR,), NEAR: (CORE,)}
     for router, ways in back.items():
         rows["route"][(32 + 96 + 24, router, packed("10.0.0.0"))] = (WEB, 80, len(ways), router)
-        rows["hop"] |= {(router, 80, index): (to,) for index, to in enumerate(ways)}
+        rows["hop"] |= {(router, 80, index): (to, 0) for index, to in enumerate(ways)}
+
+
+def limited(port: int, direction: str = "out") -> Callable[[Spec], None]:
+    """A port with a bucket that the first packet empties."""
+
+    def edit(rows: Spec) -> None:
+        bucket = max(rows["bucket"], default=0) + 1
+        with_field(rows, "port", port, **{direction: bucket})
+        rows["bucket"][bucket] = (port, 8000, 0, PORT_OUT if direction == "out" else PORT_IN, 0)
+
+    return edit
+
+
+def limited_links(rows: Spec) -> None:
+    """Every hop has the same bucket, which the first empties."""
+    for key, value in rows["hop"].items():
+        rows["hop"][key] = (value[0], 9)
+    rows["bucket"][9] = (9, 8000, 0, LINK_FORTH, 0)
+
+
+def with_many_buckets(rows: Spec) -> None:
+    """Nine links on the way from a to d."""
+    linked(rows)
+    for router in range(10, 18):
+        rows["router"][router] = (*rows["router"][NEAR][:5], raw(f"06:00:00:00:00:{router:02}"), 0)
+        rows["route"][(32 + 96 + 24, router, packed("10.0.1.0"))] = (DB, 90, 1, 19 - router)
+        rows["hop"][(router, 90, 0)] = (router + 1 if router < 17 else FAR, 0)
+    with_field(rows, "route", TO_DB, count=1, hops=10)
+    rows["hop"][(CORE, 70 + CORE, 0)] = (10, 0)
+    limited_links(rows)
 
 
 def far_host(rows: Spec) -> None:
@@ -447,6 +480,22 @@ CASES: dict[str, Case] = {
     "carrier's policy, from the wire": Case(
         "carrier_policy", wire(udp(Y, X), LAN), edits=(with_rules((0, 0, PROTOCOL + 1, ALLOW)),), port=X
     ),
+    # ---- rates
+    "more than the port may send": Case("rate", udp(A, B), edits=(limited(A),), before=(udp(A, C),)),
+    "more than the port may send, to all": Case(
+        "rate", ether(A, "ff:ff:ff:ff:ff:ff") / ip(A, B) / UDP(), edits=(limited(A),), before=(udp(A, C),)
+    ),
+    "more than may be sent to a port": Case("rate", udp(A, B), edits=(limited(B, "in"),), before=(tcp(A, B),), port=B),
+    "more than may be sent to a port, from the wire": Case(
+        "rate", wire(udp(C, A)), edits=(limited(A, "in"),), before=(wire(tcp(C, A)),), port=A
+    ),
+    "more than a link takes": Case("rate", udp(A, D, ROUTER_MAC), edits=(linked, limited_links)),
+    "more than a host may send": Case("carrier_rate", udp(X, Y), X, (limited(H),), (udp(X, Y),)),
+    "more than may be sent to a host": Case(
+        "carrier_rate", wire(udp(Y, X), LAN), edits=(limited(H, "in"),), before=(wire(udp(Y, X), LAN),), port=X
+    ),
+    "more than a carrier's link takes": Case("carrier_rate", udp(X, Y), X, (linked, far_host, limited_links)),
+    "nine rates": Case("cannot_flatten", udp(A, D, ROUTER_MAC), edits=(with_many_buckets,)),
     "congestion": Case("ecn", wire(udp(C, A), tos=3), port=A),
     "not attached, from the wire": Case("not_attached", wire(udp(C, A)), edits=(edited("port", A, ifindex=0),), port=A),
 }

@@ -577,6 +577,26 @@ def test_which_router_of_a_link_stands_first_is_no_change(store: Store) -> None:
     assert plan.disturbs == ("acme/core-edge: cost 10 becomes 20, routes change",)
 
 
+def test_rates_are_fields_like_others(store: Store) -> None:
+    store.apply(manifest(acme=acme()))
+    rated = acme(links={"core-edge": {"between": ["core", "edge"], "cost": 10, "rate": "1gbit"}})
+    rated["ports"]["web1"]["rate"] = "1.5mbit"
+    plan = store.plan(manifest(acme=rated))
+    assert [(c.op, c.path, c.fields) for c in plan.changes] == [
+        ("~", "acme/core-edge", {"rate": [None, "1gbit"]}),
+        ("~", "acme/web1", {"rate": [None, "1500kbit"]}),
+    ]
+    assert plan.disturbs == ("acme/core-edge: rate none becomes 1gbit", "acme/web1: rate none becomes 1500kbit")
+    store.apply(manifest(acme=rated))
+    assert items(store, "link")["acme/core-edge"]["rate"] == 10**9
+    assert items(store, "port")["acme/web1"]["rate"] == 1_500_000
+    assert store.plan(manifest(acme={"ports": rated["ports"]})).changes == (), "a collection left out stays"
+    values = held(store.snapshot_for(1)).values()
+    assert sorted(v.rate for v in values if isinstance(v, Link | Port) and v.rate) == [1_500_000, 10**9]
+    store.apply(manifest(acme=acme()))
+    assert items(store, "port")["acme/web1"]["rate"] is None
+
+
 def test_a_router_goes_with_its_links_or_not_at_all(store: Store) -> None:
     store.apply(manifest(acme=acme()))
     without = acme(routers={"core": {"segments": ["web", "db"]}})
@@ -709,6 +729,8 @@ def some_network(draw: st.DrawFn, hosts: tuple[str, ...], depth: int) -> dict[st
         if draw(st.booleans()):
             port["groups"] = draw(st.lists(st.sampled_from(("g1", "g2")), unique=True, min_size=1))
         port["hosts"] = draw(st.booleans())
+        if not port["hosts"] and draw(st.booleans()):
+            port["rate"] = draw(st.sampled_from(("1mbit", 64000)))
         spec["ports"][name] = port
     if draw(st.booleans()):
         spec["routers"]["r"] = {"segments": draw(st.lists(st.sampled_from(segments), unique=True))}
@@ -717,6 +739,8 @@ def some_network(draw: st.DrawFn, hosts: tuple[str, ...], depth: int) -> dict[st
         for name in draw(st.lists(st.sampled_from(("l1", "l2")), unique=True)) if others else []:
             between = draw(st.sampled_from(list(permutations(spec["routers"], 2))))
             link = {"between": list(between), "cost": draw(st.integers(1, 3)), "up": draw(st.booleans())}
+            if draw(st.booleans()):
+                link["rate"] = draw(st.sampled_from(("1mbit", 64000)))
             spec["links"][name] = link
     groups = sorted({group for port in spec["ports"].values() for group in port.get("groups", ())})
     selectors = ["any", "inside", "10.0.0.0/8", *(f"segment:{name}" for name in segments)]

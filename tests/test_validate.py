@@ -6,6 +6,7 @@ What each message says is in tests/golden/errors.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator
 from ipaddress import IPv4Network
 from itertools import combinations
 from typing import Any
@@ -17,6 +18,7 @@ from test_file import manifests
 
 from nestnet.model.errors import Invalid, Problem
 from nestnet.model.manifest import parse
+from nestnet.model.paths import most_on_a_way
 from nestnet.model.problems import in_order, join, split
 from nestnet.model.selectors import Names, parse_selector, parse_service
 from nestnet.model.validate import OFFLINE, Known, check, validate
@@ -328,3 +330,68 @@ def test_problems_are_in_the_order_of_the_data() -> None:
     shuffled = [Problem("bad_value", pointer, "") for pointer in reversed(pointers)]
     assert [problem.pointer for problem in in_order(shuffled * 2, data)] == pointers
     assert json.dumps(pointers)
+
+
+# Rates
+
+
+def chain(links: int, **more: Any) -> dict[str, Any]:
+    """Routers in a row, a segment at either end, a rate on every link."""
+    names = [f"r{n}" for n in range(links + 1)]
+    routers: dict[str, Any] = {name: {} for name in names}
+    routers[names[0]], routers[names[-1]] = {"segments": ["a"]}, {"segments": ["z"]}
+    return {
+        "segments": {"a": {"cidr": "10.0.0.0/24"}, "z": {"cidr": "10.0.1.0/24"}},
+        "routers": routers,
+        "links": {f"l{n}": {"between": [f"r{n}", f"r{n + 1}"], "rate": "1mbit"} for n in range(links)},
+        **more,
+    }
+
+
+def test_eight_rates_on_a_way_are_not_too_many() -> None:
+    hosts = {name: {"segment": segment, "host": "m1", "hosts": True} for name, segment in (("p", "a"), ("q", "z"))}
+    limited = {name: {**port, "rate": "1mbit"} for name, port in hosts.items()}
+    inside = {"segments": {"s": {"cidr": "10.0.0.0/24"}}, "ports": {"x": {"segment": "s", "host": "p"}}}
+    rated = {"segments": inside["segments"], "ports": {"x": {"segment": "s", "host": "p", "rate": "1mbit"}}}
+    for network, too_many in [
+        (chain(8), False),
+        (chain(9), True),
+        (chain(6, ports=limited), False),
+        (chain(7, ports=limited), True),
+        (chain(6, ports=limited, networks={"n": inside}), False),
+        (chain(5, ports=limited, networks={"n": rated}), True),
+        (chain(6, ports=hosts, networks={"n": rated}), False),
+        (chain(4, ports=limited, networks={"n": rated}), False),
+    ]:
+        assert codes({"networks": {"n": network}}) == ["cannot_flatten"] * too_many
+    down = chain(9)
+    down["links"]["l4"]["up"] = False
+    assert "cannot_flatten" not in codes({"networks": {"n": down}})
+
+
+@given(st.data())
+def test_the_longest_way_is_what_brute_force_finds(data: st.DataObject) -> None:
+    routers = "abcdef"
+    pair = st.lists(st.sampled_from(routers), min_size=2, max_size=2, unique=True)
+    links = data.draw(st.lists(st.tuples(pair, st.integers(1, 3)), max_size=9))
+    edges = [(a, b, cost) for (a, b), cost in links]
+    counted = data.draw(st.sets(st.sampled_from(range(len(edges))))) if edges else set()
+    joins = st.lists(st.sampled_from(routers), max_size=3, unique=True)
+    segments = data.draw(st.dictionaries(st.sampled_from("xyz"), joins, max_size=3))
+
+    def ways(router: str, passed: tuple[int, ...], to: Collection[str]) -> Iterator[tuple[int, int]]:
+        """Cost and counted links of every way that passes no router twice."""
+        been = {router} | {end for place in passed for end in edges[place][:2]}
+        if router in to:
+            yield sum(edges[place][2] for place in passed), sum(place in counted for place in passed)
+        for place, (a, b, _) in enumerate(edges):
+            if router in (a, b) and (other := b if router == a else a) not in been:
+                yield from ways(other, (*passed, place), to)
+
+    most = 0
+    for joined in segments.values():
+        for router in {router for each in segments.values() for router in each}:
+            found = list(ways(router, (), joined))
+            least = min((cost for cost, _ in found), default=0)
+            most = max([most, *(count for cost, count in found if cost == least)])
+    assert most_on_a_way(segments, edges, counted) == most

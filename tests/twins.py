@@ -43,7 +43,7 @@ LINKS = 32  # of workloads, more than a drawn world ever has
 MACHINES = 4
 SMALL = Capacity(
     networks=128, segments=128, routers=64, ports=256, hosts=256, machines=16, addresses=4096, routes=1024,
-    members=4096, prefixes=4096, rules=16384, flows=4096, connections=4096, fragments=1024,
+    members=4096, prefixes=4096, rules=16384, flows=4096, connections=4096, fragments=1024, buckets=512,
 )  # fmt: skip
 AGAIN = 8  # frames and datagrams that come once more after a change
 

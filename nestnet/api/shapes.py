@@ -87,6 +87,8 @@ class Link(_Resource):
     cost: int
     up: bool
     """Administratively: what `PATCH` says."""
+    rate: int | None
+    """What each machine may send over it in either direction, in bit/s; null: no limit."""
     labels: dict[str, str]
     description: str
 
@@ -110,6 +112,8 @@ class Port(_Resource):
     hosts: bool
     attach: dict[str, str] | None
     """What its workload should hang on, {"netns": NAME} or {"tap": NAME}; null: nothing was chosen. `PATCH` sets it."""
+    rate: int | None
+    """What it may send, and what may be sent to it, each, in bit/s; null: no limit."""
     attachment: Any
     """What the agent of its machine says about it; null: nothing yet."""
     labels: dict[str, str]

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from nestnet.cli.formats import Format
 from nestnet.cli.kinds import KINDS
+from nestnet.model.rates import rate_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +28,11 @@ def _text(key: str, missing: str = "-") -> Cell:
         return plain(resource.get(key), missing)
 
     return cell
+
+
+def _rate(resource: Resource) -> str:
+    rate = resource.get("rate")
+    return rate_text(rate) if rate else "-"
 
 
 def plain(value: object, missing: str = "-") -> str:
@@ -84,6 +90,7 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("PATH", _text("path"), False),
         ("BETWEEN", _text("between"), False),
         ("COST", _text("cost"), False),
+        ("RATE", _rate, False),
         ("STATE", lambda link: "up" if link["up"] else "down", False),
         ("DESCRIPTION", _text("description"), True),
         ("ID", _text("id"), True),
@@ -99,6 +106,7 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("OWNS", _text("owns"), True),
         ("HOSTS", _text("hosts"), True),
         ("ATTACH", _text("attach"), True),
+        ("RATE", _rate, True),
         ("MTU", _text("mtu"), True),
         ("ID", _text("id"), True),
     ),
@@ -203,4 +211,4 @@ def described(resource: Resource) -> None:
             for each in value:
                 print(f"  - {plain(each)}")
         else:
-            print(f"{key + ':':<{width}}{plain(value)}")
+            print(f"{key + ':':<{width}}{_rate(resource) if key == 'rate' else plain(value)}")

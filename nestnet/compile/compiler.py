@@ -18,14 +18,16 @@ import numpy as np
 from nestnet.compile import tables as t
 from nestnet.compile.routes import Route, routes_of
 from nestnet.compile.rules import RuleSet, mapped, rules_of
-from nestnet.compile.slots import Slots
+from nestnet.compile.slots import BUCKETS, Slots
 from nestnet.compile.tables import TABLES, Tables
 from nestnet.model.icmp import DUMMY
+from nestnet.model.rates import fill
 from nestnet.model.values import (
     CONNECTION_SHARE,
     FABRIC,
     MAX_DEPTH,
     Address,
+    Link,
     Network,
     Port,
     Prefix,
@@ -75,6 +77,8 @@ class _Compiler:
         self.slots = slots
         self.rows: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLES}
         self.routes = routes_of(world)
+        self.rated = {port.network for port in world.ports.values() if port.rate}
+        self.rated |= {link.network for link in world.links.values() if link.rate}
         # What is routed to a segment: its own, and what its ports own.
         self.prefixes = {
             segment.id: [*segment.cidrs, *(prefix for port in world.ports_of(segment.id) for prefix in port.owns)]
@@ -97,6 +101,8 @@ class _Compiler:
             self.router(router)
         for port in world.ports.values():
             self.port(port)
+        for link in world.links.values():
+            self.buckets(link, "link_forth", "link_back")
         return {name: _array(name, rows) for name, rows in self.rows.items()}
 
     def put(self, table: str, key: int | tuple[int | bytes, ...], *value: int | bytes) -> None:
@@ -109,9 +115,16 @@ class _Compiler:
     def network(self, network: Network) -> None:
         slot = self.slots["network", network.id]
         rules = rules_of(self.world.policies_of(network.id), self.world.ports_in(network.id))
-        flags = t.ENABLED if network.enabled else 0
+        flags = t.ENABLED * network.enabled | t.RATED * self.is_rated(network)
         self.put("network", slot, network.id, rules.version, rules.combos, flags, network.mtu, network.underlay, 0)
         self.rule_set(slot, rules)
+
+    def is_rated(self, network: Network | None) -> bool:
+        for _ in range(MAX_DEPTH):
+            if network is None or network.id in self.rated:
+                break
+            network = self.world.networks.get(network.carrier)
+        return network is not None
 
     def rule_set(self, network: int, rules: RuleSet) -> None:
         version = rules.version
@@ -127,8 +140,8 @@ class _Compiler:
     def segment(self, segment: Segment) -> None:
         slot = self.slots["segment", segment.id]
         ports = self.world.ports_of(segment.id)
-        hosts = sorted({self.host_of(port) for port in ports} - {0})
-        local = sorted(self.slots["port", port.id] for port in ports if self.is_local(port))
+        hosts = [slot for _, slot in sorted({(port.host, self.host_of(port)) for port in ports}) if slot]
+        local = [self.slots["port", port.id] for port in ports if self.is_local(port)]
         floods, locals_ = _version(hosts), _version(local)
         for index, host in enumerate(hosts):
             self.put("flood", (slot, floods, index), host)
@@ -176,8 +189,9 @@ class _Compiler:
         name = _version(content)
         while groups.setdefault(name, content) != content:
             name = _version((name, content))
-        for index, (_, next_router) in enumerate(content):
-            self.put("hop", (router, name, index), next_router)
+        for index, ((link, other), (_, slot)) in enumerate(zip(route.nexts, content, strict=True)):
+            direction = "link_forth" if self.world.links[link].between[1] == other else "link_back"
+            self.put("hop", (router, name, index), slot, self.slots.get((direction, link)))
         return name
 
     def port(self, port: Port) -> None:
@@ -196,7 +210,8 @@ class _Compiler:
             host = own
         self.put(
             "port", slot, port.id, self.slots.get(("network", port.network)), segment, host, ifindex, flags,
-            CONNECTION_SHARE, *(packed(a) if a is not None else bytes(16) for a in first.values()), mac, 0,
+            CONNECTION_SHARE, *self.buckets(port, "port_out", "port_in"),
+            *(packed(a) if a is not None else bytes(16) for a in first.values()), mac, 0,
         )  # fmt: skip
         if ifindex:
             self.put("attach", (ifindex,), slot)
@@ -206,6 +221,14 @@ class _Compiler:
         for prefix in port.owns:
             for key in _lpm(segment, prefix):
                 self.put("owner", key, t.OWNER_PORT, slot)
+
+    def buckets(self, owner: Port | Link, *kinds: str) -> list[int]:
+        """The slots of its buckets, with their rows; 0 where it has no rate."""
+        slots = [self.slots.get((kind, owner.id)) for kind in kinds]
+        for kind, slot in zip(kinds, slots, strict=True):
+            if slot:
+                self.put("bucket", slot, owner.id, owner.rate, fill(owner.rate), BUCKETS[kind], 0)
+        return slots
 
     # ---- where ports live
 

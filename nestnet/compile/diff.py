@@ -53,7 +53,7 @@ Action = Put | Delete | Bump | Epoch
 # Adding: what nothing points to yet comes first, where frames come in comes last. Removing goes the other way.
 # A network's row switches its rules, a segment's its lists, so both stand behind what they switch to.
 ORDER = (
-    "machine", "host", "rule", "cidr", "service", "peer", "flood", "local", "hop", "face", "router", "port",
+    "machine", "host", "bucket", "rule", "cidr", "service", "peer", "flood", "local", "hop", "face", "router", "port",
     "segment", "network", "owner", "mac", "route", "self", "vni", "attach", "member",
 )  # fmt: skip
 

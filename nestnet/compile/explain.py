@@ -17,6 +17,7 @@ from typing import Any
 from nestnet.compile.routes import neighbours, routes_to
 from nestnet.compile.rules import RuleSet, rules_of
 from nestnet.compile.tables import CIDR, CLASS, DENY, IDENTITY, PROTOCOL
+from nestnet.model import rates
 from nestnet.model.hash import flow_hash, outer_source_port
 from nestnet.model.values import (
     CARRIAGE_PORT,
@@ -62,10 +63,12 @@ class _Way:
 
 @dataclass
 class _Trace:
-    """What has been found out so far. `layer` is the path of the network that is asked."""
+    """What has been found out so far. `layer` is the path of the network that is asked, `rates` how many limits there
+    are on the way."""
 
     names: Names
     layer: str = ""
+    rates: int = 0
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     def say(self, step: str, text: str, **more: Any) -> None:
@@ -97,7 +100,7 @@ def explain(world: World, port: int, destination: Address, protocol: str, number
 
 
 _STAGES = {"policy": "policy", "carrier_policy": "policy", "source_address": "guard"}
-_STAGES |= {"ttl_expired": "ttl", "carrier_ttl": "ttl"}
+_STAGES |= {"ttl_expired": "ttl", "carrier_ttl": "ttl", "cannot_flatten": "rate"}
 
 
 def _deliver(
@@ -169,6 +172,7 @@ def _deliver(
         less = f", less {hops} routers" if way.links else ""
         trace.say("ttl", f"TTL {TTL} becomes {TTL - hops}{less}; source MAC is {whose}, destination MAC the port's")
     assert at is not None
+    _tell_rates(trace, sender, way.links if way is not None else (), target, 0)
     entropy = outer_source_port(_hash(source, destination, protocol, SOURCE_PORT, number))
     return _carry(trace, world, network, sender, target, at, entropy)
 
@@ -176,9 +180,11 @@ def _deliver(
 def _carry(trace: _Trace, world: World, network: Network, sender: Port, target: Port, at: Segment, entropy: int) -> str:
     """Down the carriers, as the datapath walks them: one decision a level, one encapsulation in the end."""
     reached = trace.name("port", target.id)
-    a, b = sender.host, target.host
+    a, b, above = sender.host, target.host, 0
     for _ in range(MAX_DEPTH):
         kind = "machine" if network.carrier == FABRIC else "port"
+        if kind == "machine" or a == b:
+            _few(trace)
         if a == b:
             trace.layer = "the fabric" if kind == "machine" else trace.layer
             where = f"{reached} lives on the same {'machine' if kind == 'machine' else 'host'}, {trace.name(kind, a)}"
@@ -210,6 +216,7 @@ def _carry(trace: _Trace, world: World, network: Network, sender: Port, target: 
             _judge(trace, world, carrier, pa, addresses[0], pb, addresses[1], PROTOCOLS["udp"], CARRIAGE_PORT)
         except _Dropped as drop:
             raise _Dropped("carrier_policy", drop.text, **drop.more) from None
+        links: tuple[Link, ...] = ()
         if pa.segment != pb.segment:
             routers = world.routers_of(pa.segment)
             beyond = _route(world, routers[0], addresses[1]) if routers else None
@@ -224,8 +231,27 @@ def _carry(trace: _Trace, world: World, network: Network, sender: Port, target: 
                 raise _Dropped("carrier_ttl", text)
             subject = f"{addresses[1]} is beyond router {trace.name('router', routers[0].id)}, which"
             _tell_way(trace, subject, way, beyond)
+            links = way.links
+        above += OVERHEAD[network.underlay]
+        _tell_rates(trace, pa, links, pb, above)
         network, a, b = carrier, pa.host, pb.host
     raise _Dropped("carrier_depth", f"the chain of hosts is longer than {MAX_DEPTH}")
+
+
+def _tell_rates(trace: _Trace, sender: Port, links: tuple[Link, ...], target: Port, above: int) -> None:
+    """The limits of one level; `above` is how many bytes more it sees of each packet."""
+    limits = [(sender.rate, f"from {trace.name('port', sender.id)}")]
+    limits += [(link.rate, f"over {trace.name('link', link.id)}, of what this machine sends") for link in links]
+    limits += [(target.rate, f"to {trace.name('port', target.id)}")]
+    told = [f"at most {rates.rate_text(rate)} {what}" for rate, what in limits if rate]
+    trace.rates += len(told)
+    if told:
+        trace.say("rate", "; ".join(told) + (f"; counted with {above} bytes more for each packet" if above else ""))
+
+
+def _few(trace: _Trace) -> None:
+    if trace.rates > rates.PATH_BUCKETS:
+        raise _Dropped("cannot_flatten", f"{trace.rates} rate limits on the way: at most {rates.PATH_BUCKETS}")
 
 
 def _judge(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from nestnet.compile.tables import MACHINE, Tables
+from nestnet.compile.tables import LINK_BACK, LINK_FORTH, MACHINE, PORT_IN, PORT_OUT, Tables
 from nestnet.model.values import World
 
 # What has slots, and in which array. Machines and ports that are hosts share the array `host`.
@@ -22,7 +22,12 @@ SPACES = {
     "machine": "machine",
     "host_machine": "host",
     "host_port": "host",
+    "port_out": "bucket",
+    "port_in": "bucket",
+    "link_forth": "bucket",
+    "link_back": "bucket",
 }
+BUCKETS = {"port_out": PORT_OUT, "port_in": PORT_IN, "link_forth": LINK_FORTH, "link_back": LINK_BACK}
 
 Key = tuple[str, int]  # ("port", id), ("host_machine", id of a machine) ...
 
@@ -53,6 +58,13 @@ def wanted(world: World) -> Iterable[Key]:
     for port in world.ports.values():
         if port.hosts:
             yield "host_port", port.id
+        if port.rate:
+            yield "port_out", port.id
+            yield "port_in", port.id
+    for link in world.links.values():
+        if link.rate:
+            yield "link_forth", link.id
+            yield "link_back", link.id
 
 
 def assign(slots: Slots, world: World) -> Slots:
@@ -82,4 +94,7 @@ def slots_of(tables: Tables) -> Slots:
     for row in tables["host"]:
         kind = "host_machine" if row["value"]["kind"] == MACHINE else "host_port"
         found[kind, int(row["value"]["id"])] = int(row["key"])
+    kinds = {number: kind for kind, number in BUCKETS.items()}
+    for row in tables["bucket"]:
+        found[kinds[int(row["value"]["kind"])], int(row["value"]["id"])] = int(row["key"])
     return Slots(found)

@@ -14,6 +14,7 @@ the arrays; slot 0 is nobody. An array's row is there if its `id` is not 0.
     mac, owner, route, hop                         where it goes
     face                                           who says so if it does not
     peer, cidr, service -> rule                    whether it may
+    bucket                                         how much of it (rule 8)
     flood, local                                   who gets what is for all
 
 **Policy.** A network whose `rules` is 0 has no policies: all may talk. Otherwise `rules` is the
@@ -34,6 +35,9 @@ that no port has has no peer.
 a slot in `machine`. For a port that is itself a host its own row in `host` (kind PORT) says
 where it lives, in `at`, and `port.host` is that row: so moving it is one row. For any other port
 `port.host` is the place itself.
+
+**Rates.** A port that has a rate has two buckets, a link one for each direction: rows of `bucket`, pointed to by `out`
+and `in` of the port and by `bucket` of the hops over the link; 0: no limit. What is in a bucket is the datapath's own.
 """
 
 from __future__ import annotations
@@ -55,6 +59,8 @@ ENABLED = 1  # also network.flags
 LOCAL = 2  # lives on this machine
 HOSTS = 4  # is itself a host: see `port.host`
 TAP = 8  # hangs on a tap: what is for its workload goes out there, and not to the other end of a veth
+# network.flags
+RATED = 2  # a port or a link of it, or of what carries it, has a rate
 
 # host.kind
 MACHINE = 1
@@ -63,6 +69,12 @@ PORT = 2
 # owner.kind, mac.kind
 OWNER_PORT = 1
 OWNER_ROUTER = 2
+
+# bucket.kind
+PORT_OUT = 1
+PORT_IN = 2
+LINK_FORTH = 3  # from the first of the routers that it joins to the second
+LINK_BACK = 4
 
 # rule.source and rule.target
 IDENTITY = 0x40000000
@@ -145,7 +157,7 @@ TABLES: dict[str, Table] = {
             "port",
             "array",
             # ifindex: where its workload hangs on this machine, or 0. share: connections it may open here.
-            # address4, address6: its first of each family, or zeros.
+            # address4, address6: its first of each family, or zeros. out, in: buckets, or 0.
             _struct(
                 ("id", "u8"),
                 ("network", "u4"),
@@ -154,6 +166,8 @@ TABLES: dict[str, Table] = {
                 ("ifindex", "u4"),
                 ("flags", "u4"),
                 ("share", "u4"),
+                ("out", "u4"),
+                ("in", "u4"),
                 ("address4", *ADDRESS),
                 ("address6", *ADDRESS),
                 ("mac", *MAC),
@@ -193,7 +207,13 @@ TABLES: dict[str, Table] = {
             _struct(("segment", "u4"), ("group", "u4"), ("count", "u4"), ("hops", "u4")),
             _struct(("prefixlen", "u4"), ("router", "u4"), ("address", *ADDRESS)),
         ),
-        Table("hop", "hash", _struct(("next", "u4")), _struct(("router", "u4"), ("group", "u4"), ("index", "u4"))),
+        Table(
+            "hop",
+            "hash",
+            # bucket: of the link in this direction, or 0
+            _struct(("next", "u4"), ("bucket", "u4")),
+            _struct(("router", "u4"), ("group", "u4"), ("index", "u4")),
+        ),
         # Where a router speaks from in a segment it joins; for a family it has no address of there, as everywhere.
         Table(
             "face",
@@ -201,7 +221,7 @@ TABLES: dict[str, Table] = {
             _struct(("address4", *ADDRESS), ("address6", *ADDRESS)),
             _struct(("router", "u4"), ("segment", "u4")),
         ),
-        # ---- who gets what is for all: hosts with ports in the segment; ports in it that live here
+        # ---- who gets what is for all: hosts with ports in the segment; ports in it that live here. By rising id.
         Table("flood", "hash", _struct(("host", "u4")), _struct(("segment", "u4"), ("version", "u4"), ("index", "u4"))),
         Table("local", "hash", _struct(("port", "u4")), _struct(("segment", "u4"), ("version", "u4"), ("index", "u4"))),
         # ---- whether it may
@@ -232,6 +252,8 @@ TABLES: dict[str, Table] = {
             _struct(("id", "u8"), ("rank", "u4"), ("pad", "u4")),
             _struct(("network", "u4"), ("rules", "u4"), ("source", "u4"), ("target", "u4"), ("service", "u4")),
         ),
+        # ---- how much: rate in bit/s, and how long it takes to fill, in ns; id is that of the port or link
+        Table("bucket", "array", _struct(("id", "u8"), ("rate", "u8"), ("burst", "u8"), ("kind", "u4"), ("pad", "u4"))),
         # ---- this machine: one row. Which slot in `machine` it is, and the NIC the wire hangs on.
         Table("self", "array", _struct(("machine", "u4"), ("ifindex", "u4"))),
     ]

@@ -53,19 +53,9 @@ FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it 
 
 COUNTERS = tuple(f"generation_{name}" for name in GENERATIONS)
 STATE = (
-    "flow",
-    "carriage",
-    "connection",
-    "fragment",
-    "opened",
-    "closed",
-    "told",
-    "asked",
-    "drops",
-    "stats",
-    "emitted",
-    "clock",
-)
+    "flow", "carriage", "connection", "fragment", "opened", "closed", "told", "asked", "until", "drops", "stats",
+    "emitted", "clock",
+)  # fmt: skip
 PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 
 COUNTER = np.dtype("u8")
@@ -80,7 +70,7 @@ INQUIRIES = 1 << 17  # and else: 63 inquiries that nobody has read yet
 class Capacity:
     """How many objects a machine is made for. Fixed when its maps are made: pinned maps keep their size.
 
-    Arrays are allocated whole (a port costs 72 bytes and 72 for counting), all else as it is used.
+    Arrays are allocated whole (a port costs 80 bytes and 72 for counting), all else as it is used.
     """
 
     networks: int = 4096
@@ -97,6 +87,7 @@ class Capacity:
     flows: int = 131072
     connections: int = 262144
     fragments: int = 4096
+    buckets: int = 32768  # a port that has a rate has two, and so has a link
 
     def entries(self) -> dict[str, int]:
         """`max_entries` of every map. Slot 0 is nobody, so an array has one more."""
@@ -107,6 +98,7 @@ class Capacity:
             "port": self.ports + 1,
             "host": self.hosts + 1,
             "machine": self.machines + 1,
+            "bucket": self.buckets + 1,
             "self": 1,
             "attach": self.ports,
             "vni": self.segments,
@@ -137,9 +129,11 @@ class Capacity:
             "closed": self.ports + 1,
             "told": self.ports + 1,
             "asked": self.ports + 1,
+            "until": self.buckets + 1,
             "drops": 4 * self.ports,
             "stats": self.ports + 1,
             "copied": self.machines + 1,
+            "charged": self.hosts + 1,
         }
 
 
@@ -366,6 +360,8 @@ class Kernel:
                 table = self._maps[name]
                 if table.type == ARRAY:
                     self._put(table, keys, np.zeros(len(keys), table.value))
+                    if name == "bucket":  # the next one's is full
+                        self._put(self._maps["until"], keys, np.zeros(len(keys), COUNTER))
                 else:
                     table.delete(keys)
             case Bump(counter, slots):
@@ -543,13 +539,13 @@ class Kernel:
         return self._programs[program].test_run(frame, Context(ifindex=ifindex), repeat).nanoseconds
 
     def forget(self) -> None:
-        """Forget all flows, carriage, connections and fragments, and what was counted: as after a start of the machine.
+        """Forget all flows, carriage, connections, fragments and buckets, and what was counted: as after a start.
 
         For tests: it cuts connections.
         """
         for name in ("flow", "carriage", "connection", "fragment", "drops"):
             self._maps[name].delete(self._maps[name].items()[0])
-        for name in ("opened", "closed", "told", "asked"):
+        for name in ("opened", "closed", "told", "asked", "until"):
             keys, values = self._maps[name].items()
             used = np.flatnonzero(values)
             self._maps[name].update(keys[used], np.zeros(len(used), COUNTER))
@@ -596,7 +592,7 @@ def check_layout(opened: Object) -> None:
         if name in TABLES:
             table = TABLES[name]
             pairs = [("key", table.key or SLOT, shape.key), ("value", table.value, shape.value)]
-        elif name in (*COUNTERS, "epoch", "opened", "closed", "told", "asked", "clock"):
+        elif name in (*COUNTERS, "epoch", "opened", "closed", "told", "asked", "until", "clock"):
             pairs = [("key", SLOT, shape.key), ("value", COUNTER, shape.value)]
         for what, ours, theirs in pairs:
             if theirs is None:

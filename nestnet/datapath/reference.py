@@ -49,6 +49,7 @@ from nestnet.compile.tables import (
 )
 from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
+from nestnet.model.hash import flow_hash
 from nestnet.model.icmp import BURST_NS, COST_NS, icmp_error, may_be_told
 from nestnet.model.packet import (
     ARP,
@@ -73,17 +74,17 @@ from nestnet.model.packet import (
     discovery,
     echo_reply,
     encapsulate,
+    hashed,
     is_mapped,
     neighbour_advertisement,
     parse,
     quoted,
     routed,
-    spread,
     with_first,
     with_outer_ecn,
 )
-from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, spend
-from nestnet.model.values import CARRIAGE_PORT, MAX_DEPTH, MAX_HOPS
+from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, PATH_BUCKETS, cost, spend
+from nestnet.model.values import CARRIAGE_PORT, MAX_DEPTH, MAX_HOPS, OVERHEAD
 
 Row = SimpleNamespace
 """The value of one row, its fields by name: MACs and addresses as bytes, all else as int."""
@@ -154,6 +155,13 @@ Way = tuple[int, ...]
 """Slots of the routers on a way, both ends among them."""
 
 
+class Toll(NamedTuple):
+    """A packet pays for its bytes and those `above` it, from a bucket."""
+
+    bucket: int
+    above: int
+
+
 class Key(NamedTuple):
     """What a connection is known by: the ports at its ends and the tuple of its first packet."""
 
@@ -195,16 +203,19 @@ class Reference:
         self.fragments: dict[tuple[int, bytes, bytes, int, int], First] = {}
         self.told: dict[int, int] = {}  # by port, the bucket of what routers tell it
         self.asked: dict[int, int] = {}  # buckets of inquiries, by port
+        self.until: dict[int, int] = {}  # by slot of a bucket: the moment from which it is not empty
         self.load(tables)
 
     def load(self, tables: Tables) -> None:
-        """New tables; connections and fragments stay."""
+        """New tables; connections, fragments and what is in buckets stay."""
         self.network = _Array(tables, "network")
         self.segment = _Array(tables, "segment")
         self.router = _Array(tables, "router")
         self.port = _Array(tables, "port")
         self.host = _Array(tables, "host")
         self.machine = _Array(tables, "machine")
+        self.bucket = _Array(tables, "bucket")
+        self.until = {slot: until for slot, until in self.until.items() if slot in self.bucket}
         self.attachments = _hash(tables, "attach")
         self.vnis = _hash(tables, "vni")
         self.members = _hash(tables, "member")
@@ -231,7 +242,7 @@ class Reference:
         try:
             self.from_workload(p, frame, now, out)
         except Drop as drop:
-            out.drops.append((p, drop.reason))
+            out.drops.append((drop.port or p, drop.reason))
         return out
 
     def underlay(self, datagram: bytes, now: float) -> Outputs:
@@ -276,7 +287,7 @@ class Reference:
             return
         packet = self.fragment(p, packet, now)
         if packet.is_group:
-            self.flood(p, port, packet, out)
+            self.flood(p, port, packet, now, out)
             return
         try:
             self.unicast(p, port, packet, now, out)
@@ -368,14 +379,16 @@ class Reference:
             first = First(packet.flow, packet.icmp_type, seconds(now) + FRAGMENT_SECONDS)
             self.fragments[_fragment_key(p, packet)] = first
 
-    def flood(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
+    def flood(self, p: int, port: Row, packet: Packet, now: float, out: Outputs) -> None:
         """Broadcast and multicast: a copy to each port here, and one to each machine with hosts of the segment."""
         network = self.network[port.network]
         if packet.size > network.mtu:
             raise Drop("too_big")
-        self.flood_here(p, port, port.segment, packet, packet.frame, out)
+        self.pay([Toll(port.out, 0)], len(packet.frame), now)
+        self.flood_here(p, port, port.segment, packet, packet.frame, now, out, leaves=True)
         segment = self.segment[port.segment]
-        done = {self.here}
+        # Hosts on other machines that the carriers allow. One that their rates refuse takes the copy from its machine.
+        machines: dict[int, bool] = {}
         for index in range(segment.floods):
             row = self.floods.get((port.segment, segment.flood, index))
             if row is None:
@@ -384,13 +397,25 @@ class Reference:
                 machine = self.carry(port.network, self.place(port), row.host)
             except Drop:
                 continue  # Only copies to ports are counted.
-            if machine not in done:
-                done.add(machine)
+            if machine != self.here and machines.setdefault(machine, True):
+                try:
+                    leaving, arriving = self.tolls_below(port.network, self.place(port), row.host, packet)
+                    few(leaving + arriving)
+                    self.pay(leaving, len(packet.frame), now)
+                except Drop as drop:
+                    machines[machine] = False
+                    out.drops.append((p, drop.reason))
+        for machine, gets in machines.items():
+            if gets:
                 self.to_machine(machine, segment, packet, packet.frame, out)
 
-    def flood_here(self, p: int, port: Row, segment_slot: int, packet: Packet, frame: bytes, out: Outputs) -> None:
-        """A copy to each port of the segment that lives here."""
+    def flood_here(
+        self, p: int, port: Row, segment_slot: int, packet: Packet, frame: bytes, now: float, out: Outputs, leaves: bool
+    ) -> None:
+        """A copy to each port of the segment that lives here. Carriers take their toll once for each host, for both
+        ends if it `leaves` here too."""
         segment = self.segment[segment_slot]
+        refused: dict[int, str] = {}  # by host: why rates refuse it, or nothing
         for index in range(segment.locals):
             row = self.locals.get((segment_slot, segment.local, index))
             q = row.port if row else 0
@@ -398,15 +423,33 @@ class Reference:
                 continue
             to = self.port[q]
             address = to.address4 if packet.family == 4 else to.address6
+            a, b = self.place(port), self.place(to)
             try:
                 if not to.flags & ENABLED:
                     raise Drop("port_disabled")
                 if not self.judge(port.network, p, q, packet.flow, None if address == NO_ADDRESS else address):
                     raise Drop("policy")
-                self.carry(port.network, self.place(port), self.place(to))
+                self.carry(port.network, a, b)
+                self.attached(q)
+                if b not in refused:
+                    refused[b] = self.charge(port, b, packet, now, leaves)
+                if refused[b]:
+                    raise Drop(refused[b])
+                self.pay([Toll(to.__dict__["in"], 0)], len(frame), now)
                 self.to_workload(q, frame, out)
             except Drop as drop:
                 out.drops.append((q, drop.reason))
+
+    def charge(self, port: Row, b: int, packet: Packet, now: float, leaves: bool) -> str:
+        """The carriers' part of a frame for all, to a host that is here. Why not, or nothing."""
+        try:
+            leaving, arriving = self.tolls_below(port.network, self.place(port), b, packet)
+            tolls = leaving * leaves + arriving
+            few(tolls)
+            self.pay(tolls, len(packet.frame), now)
+        except Drop as drop:
+            return drop.reason
+        return ""
 
     def unicast(self, p: int, port: Row, packet: Packet, now: float, out: Outputs) -> None:
         """Lines 9 to 14."""
@@ -438,10 +481,16 @@ class Reference:
             frame = routed(packet, _number(to.mac), _number(self.router[way[-1]].mac), len(way))
         machine = self.carry(port.network, self.place(port), self.place(to))
         if machine == self.here:
+            self.attached(q)
+        leaving, arriving = self.tolls(port, to, packet, way[0] if way else 0)
+        few(leaving + arriving)
+        self.pay(leaving, len(packet.frame), now)
+        self.remember(p, packet, tracked, now)
+        if machine == self.here:
+            self.pay(arriving, len(packet.frame), now, q)
             self.to_workload(q, frame, out)
         else:
             self.to_machine(machine, self.segment[to.segment], packet, frame, out)
-        self.remember(p, packet, tracked, now)
 
     def through(self, router: int, p: int, port: Row, packet: Packet, out: Outputs) -> tuple[int, Way] | None:
         """Line 10: the port behind the router, and the way there. None if a router has answered."""
@@ -605,20 +654,24 @@ class Reference:
 
     def way(self, router: int, packet: Packet) -> Way | None:
         """The way from a router to the packet's destination, as far as a TTL lasts. None if it leads nowhere."""
-        passed = [router]
-        while len(passed) <= MAX_TTL:
-            row = self.to_segment(router, packet.flow.target)
+        taken = self.hops_of(router, hashed(packet))
+        return None if taken is None else (router, *(int(hop.next) for hop in taken))
+
+    def hops_of(self, router: int, flow: FlowTuple) -> list[Row] | None:
+        taken: list[Row] = []
+        while len(taken) < MAX_TTL:
+            row = self.to_segment(router, flow.target)
             if row is None:
                 return None
             if row.count == 0:
                 break
-            choice = spread(packet, seed=self.router[router].id % 2**32) % row.count
+            choice = flow_hash(*flow, seed=self.router[router].id % 2**32) % row.count
             hop = self.hops.get((router, row.group, choice))
             if hop is None:
                 return None
             router = hop.next
-            passed.append(router)
-        return tuple(passed)
+            taken.append(hop)
+        return taken
 
     # ---- what carries it
 
@@ -656,13 +709,58 @@ class Reference:
                 raise Drop("carrier_ttl")
         return int(a.network)
 
+    # ---- what it pays
+
+    def tolls(self, port: Row, to: Row, packet: Packet, router: int) -> tuple[list[Toll], list[Toll]]:
+        """To leave, and to arrive: in the network itself, by this router first, then in what carries it, level by
+        level."""
+        leaving, arriving = self.tolls_below(port.network, self.place(port), self.place(to), packet)
+        links = self.hops_of(router, hashed(packet)) if router else None
+        own = [Toll(bucket, 0) for bucket in (port.out, *(hop.bucket for hop in links or ())) if bucket]
+        in_bucket = to.__dict__["in"]
+        return own + leaving, [Toll(in_bucket, 0)] * (in_bucket != 0) + arriving
+
+    def tolls_below(self, network: int, a: int, b: int, packet: Packet) -> tuple[list[Toll], list[Toll]]:
+        """What carriers take for what goes from host `a` to host `b`, which `carry` allows."""
+        leaving: list[Toll] = []
+        arriving: list[Toll] = []
+        above = 0
+        while a != b and self.host[a].kind != MACHINE:
+            at, to = self.host[a], self.host[b]
+            pa, pb = self.port[at.port], self.port[to.port]
+            underlay = self.network[network].underlay
+            above += OVERHEAD[underlay]
+            leaving.append(Toll(pa.out, above))
+            arriving.append(Toll(pb.__dict__["in"], above))
+            if pa.segment != pb.segment:
+                source, target = (pa.address6, pb.address6) if underlay == 6 else (pa.address4, pb.address4)
+                flow = FlowTuple(source, target, carriage_source_port(packet), CARRIAGE_PORT, UDP)
+                links = self.hops_of(self.segment[pa.segment].router, flow)
+                leaving += [Toll(hop.bucket, above) for hop in links or ()]
+            network, a, b = int(pa.network), int(at.at), int(to.at)
+        return [toll for toll in leaving if toll.bucket], [toll for toll in arriving if toll.bucket]
+
+    def pay(self, tolls: list[Toll], size: int, now: float, q: int | None = None) -> None:
+        """From each bucket in turn. What was paid stays paid when one is empty."""
+        moment = nanoseconds(now)
+        for toll in tolls:
+            row = self.bucket[toll.bucket]
+            if row.rate == 0:
+                continue
+            until = spend(self.until.get(toll.bucket, 0), cost(size + toll.above, row.rate), row.burst, moment)
+            if until is None:
+                raise Drop("carrier_rate" if toll.above else "rate", q)
+            self.until[toll.bucket] = until
+
     # ---- out
 
-    def to_workload(self, q: int, frame: bytes, out: Outputs) -> None:
-        ifindex = self.port[q].ifindex
-        if not ifindex:
+    def attached(self, q: int) -> None:
+        if not self.port[q].ifindex:
             raise Drop("not_attached")
-        out.emitted.append(ToWorkload(ifindex, q, frame))
+
+    def to_workload(self, q: int, frame: bytes, out: Outputs) -> None:
+        self.attached(q)
+        out.emitted.append(ToWorkload(self.port[q].ifindex, q, frame))
 
     def to_machine(self, machine: int, segment: Row, packet: Packet, frame: bytes, out: Outputs) -> None:
         """`packet` is the frame as its workload sent it: a router changes nothing that the flow hash reads."""
@@ -719,7 +817,7 @@ class Reference:
         if packet.is_group:
             if frame is None:
                 raise Drop("ecn")
-            self.flood_here(p, port, vni.segment, packet, frame, out)
+            self.flood_here(p, port, vni.segment, packet, frame, now, out, leaves=False)
             return
         owner = self.at_mac(vni.segment, packet.target_mac)
         q = owner.slot if owner.kind == OWNER_PORT else 0
@@ -733,10 +831,14 @@ class Reference:
             self.carry(port.network, self.place(port), self.place(to))
             if frame is None:
                 raise Drop("ecn")
+            self.attached(q)
+            _, arriving = self.tolls(port, to, packet, 0)
+            few(arriving)
+            self.remember(p, packet, tracked, now)
+            self.pay(arriving, len(frame), now)
             self.to_workload(q, frame, out)
         except Drop as drop:
             raise Drop(drop.reason, q) from drop
-        self.remember(p, packet, tracked, now)
 
     def sender(self, segment: int, machine: int, packet: Packet) -> int:
         """The port that sent what came from the wire: by its MAC, or behind a router's by its address."""
@@ -892,6 +994,11 @@ def _masked(key: bytes, length: int) -> bytes:
 
 
 # ---- small things
+
+
+def few(tolls: list[Toll]) -> None:
+    if len(tolls) > PATH_BUCKETS:
+        raise Drop("cannot_flatten")
 
 
 def _number(mac: bytes) -> int:

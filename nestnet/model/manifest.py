@@ -42,6 +42,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from .errors import Invalid, Problem
 from .problems import Nearest, in_order, join, meant, quote
+from .rates import RATE, rate_text
 from .values import MAX_DEPTH, Address, Attach, Prefix
 
 API_VERSION = "nestnet/v1"
@@ -269,6 +270,38 @@ def mac_text(mac: int) -> str:
     return ":".join(f"{mac:012x}"[i : i + 2] for i in range(0, 12, 2))
 
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_RATE = re.compile(r"([0-9]{1,15})(\.[0-9]{1,9})?([kmg]?)bit\Z")
+
+
+def read_rate(value: object) -> int:
+    """A rate in bit/s: a number, or text as tc writes it. Raises PydanticCustomError."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise _refuse("wrong_type", f"is {_shown(value)}, must be a rate, as 10mbit")
+    rate = value if isinstance(value, int) else _read_rate_text(value)
+    low, high = RATE
+    if not low <= rate <= high:
+        limit = low if rate < low else high
+        message = f"is {_shown(value)}: a rate is {rate_text(low)} to {rate_text(high)}"
+        raise _refuse("out_of_range", message, limit=limit, nearest=rate_text(limit))
+    return rate
+
+
+def _read_rate_text(text: str) -> int:
+    found = _RATE.match(text)
+    if found is None:
+        likely = re.match(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kmgKMG]?)", text)
+        near = f"{likely[1]}{likely[2].lower()}bit" if likely else None
+        message = f"{quote(text)} is no rate: write one as 10mbit, with bit, kbit, mbit or gbit for bit/s{meant(near)}"
+        raise _refuse("bad_rate", message, nearest=near)
+    whole, part, unit = found.groups()
+    digits = (part or ".")[1:]
+    rate, rest = divmod(int(whole + digits) * _UNITS[unit], int("1" + "0" * len(digits)))
+    if rest:
+        raise _refuse("bad_rate", f"{quote(text)} is no whole number of bit/s")
+    return rate
+
+
 def _wrong_text(value: object) -> PydanticCustomError:
     return _refuse("wrong_type", f"is {_shown(value)}, must be text{_quote_hint(value)}")
 
@@ -374,6 +407,20 @@ Mac = Annotated[
     WithJsonSchema({"type": "string", "pattern": "^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$"}),
 ]
 Mtu = Annotated[int, _between(*MTU, " bytes"), _numbers(*MTU)]
+
+Rate = Annotated[
+    int,
+    BeforeValidator(read_rate),
+    PlainSerializer(rate_text),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?[kmg]?bit$"},
+                {"type": "integer", "minimum": RATE[0], "maximum": RATE[1]},
+            ]
+        }
+    ),
+]
 
 Addresses = Annotated[
     tuple[Annotated[Address, BeforeValidator(read_address)], ...],
@@ -531,8 +578,6 @@ def _two_routers(value: tuple[str, ...]) -> tuple[str, ...]:
 class LinkSpec(_Spec):
     """Joins two routers, both ways. Routes follow the least sum of costs over links that are up."""
 
-    later = {"rate": "a limit on what a link carries"}
-
     between: Annotated[
         tuple[Name, ...],
         BeforeValidator(_only_listed),
@@ -543,6 +588,8 @@ class LinkSpec(_Spec):
     """The two routers of this network that it joins."""
     cost: Annotated[int, _between(*COST), _numbers(*COST)] = 1
     """1 to 65535, for each packet in either direction. Paths of equal cost share the flows."""
+    rate: Maybe[Rate] = None
+    """1gbit, 10mbit, 64kbit: what each machine may send over it, in either direction. If absent, no limit."""
     up: Maybe[bool] = None
     """false: nothing is routed over it. If absent, as it is: up when it is made, then as `nestnet link` left it."""
     labels: Maybe[Labels] = None
@@ -579,7 +626,6 @@ class PortSpec(_Spec):
     """An attachment point: a workload's MAC and addresses."""
 
     later = {
-        "rate": "a limit on what it sends and receives",
         "vlan": "a VLAN on a physical NIC",
         "trunk": "several segments by VLAN tag",
         "enabled": "taking a port down",
@@ -620,6 +666,8 @@ class PortSpec(_Spec):
     attach: Maybe[AttachSpec] = None
     """What its workload hangs on: {netns: NAME} or {tap: NAME}, or {} for what a lab makes by itself. If absent, as it
     is: as `nestnet attach` and `detach` left it."""
+    rate: Maybe[Rate] = None
+    """1gbit, 10mbit, 64kbit: what it may send, and what may be sent to it, each. If absent, no limit."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
     description: Maybe[Description] = None

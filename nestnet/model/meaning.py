@@ -7,24 +7,27 @@
     route, way  to which segment, and through which routers
     track       connections: an answer may pass because the opener may
     carry       from host to host, through the network that carries this one, down to the wire
+    pay         rates: what a packet costs on its way, from the buckets of ports and links
 
 Written to be read, next to docs/datapath.md, which has the same checks in the same order. Time and
-memory are arguments. There are no machines here, but for the hosts of networks that the wire
-carries, and no VNIs or tables: those are how a network is made, not what it means. Both ends of a
-wire judge by the same rows, so here each packet is judged once.
+memory are arguments. There are no VNIs or tables here: those are how a network is made, not what it
+means; and no machines, but for the hosts of networks that the wire carries, and as whose buckets are
+whose. Both ends of a wire judge by the same rows, so here each packet is judged once.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
+from typing import NamedTuple
 
-from nestnet.model import bootstrap, icmp
+from nestnet.model import bootstrap, icmp, rates
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
+from nestnet.model.hash import flow_hash
 from nestnet.model.packet import FlowTuple, Packet
 from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, spend
 from nestnet.model.values import (
@@ -33,12 +36,15 @@ from nestnet.model.values import (
     FABRIC,
     MAX_DEPTH,
     MAX_HOPS,
+    OVERHEAD,
+    Link,
     Network,
     Port,
     Router,
     Selector,
     Service,
     World,
+    kind_of,
     link_local,
 )
 
@@ -64,6 +70,16 @@ class FirstFragment:
     seen: float
 
 
+class Bucket(NamedTuple):
+    """Whose rate it is: `kind` is port or link. What the port sends (`forth`) or is sent, what goes over the link from
+    the first of its routers (`forth`) or back; on which machine."""
+
+    kind: str
+    id: int
+    forth: bool
+    machine: int
+
+
 @dataclass(frozen=True)
 class State:
     """What is remembered of the packets that passed.
@@ -72,12 +88,14 @@ class State:
     fragments     by sender, source, destination, protocol and identification
     told          by port, the bucket of what routers tell it
     asked         by port: its bucket of inquiries
+    buckets       the moment from which each is not empty, in ns
     """
 
     connections: Mapping[tuple[int, int, FlowTuple], Connection] = field(default_factory=dict)
     fragments: Mapping[tuple[int, bytes, bytes, int, int], FirstFragment] = field(default_factory=dict)
     told: Mapping[int, int] = field(default_factory=dict)
     asked: Mapping[int, int] = field(default_factory=dict)
+    buckets: Mapping[Bucket, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +116,14 @@ class _Dropped(Exception):
         self.reason, self.at, self.passed = reason, at, passed
 
 
+class _TooMuch(_Dropped):
+    """A rate refuses it. `state`: what is remembered, with what was paid before; `port`: at whom it ends."""
+
+    def __init__(self, reason: str, state: State, port: int | None) -> None:
+        super().__init__(reason)
+        self.state, self.port = state, port
+
+
 class _Answered(Exception):
     """The network itself answers the sender with this frame."""
 
@@ -115,6 +141,7 @@ def deliver(
 ) -> Outcome:
     """A workload sends `frame` from its port, at `now` in seconds. `share` is how many connections a port may
     have open as their opener."""
+    state = _limited(world, state)
     port = world.ports.get(port_id)
     if port is None:
         return Outcome((), ((0, "not_attached"),), state)
@@ -129,7 +156,7 @@ def deliver(
             _answer_inquiry(world, port, packet)
         packet = _whole(state, port, packet, now)
         if packet.is_group:
-            return flood(world, state, port, packet)
+            return flood(world, state, port, packet, now)
         target, routers = switch(world, port, packet)
         _refuse(not target.enabled, "port_disabled")
         after = track(world, state, port, target, packet, now, share)
@@ -141,12 +168,18 @@ def deliver(
         if routers:
             frame = pk.routed(packet, target.mac, routers[-1].mac, len(routers))
         carry(world, network, port.host, target.host)
-        return Outcome(((target.id, frame),), (), _remember(after, port, packet, now))
+        leaving, arriving = tolls(world, port, target, packet, routers)
+        # What has left has been seen, even if it does not arrive: the receiver's rates come after all else.
+        left = pay(state, leaving, now)
+        after = replace(_remember(after, port, packet, now), buckets=left.buckets)
+        return Outcome(((target.id, frame),), (), pay(after, arriving, now, target.id))
+    except _TooMuch as dropped:
+        return Outcome((), ((dropped.port or port.id, dropped.reason),), dropped.state)
     except _Dropped as dropped:
         drops = ((port.id, dropped.reason),)
         if packet is None or dropped.at is None or not icmp.may_be_told(packet, dropped.reason):
             return Outcome((), drops, state)
-        until = spend(state.told.get(port.id, 0), icmp.COST_NS, icmp.BURST_NS, nanoseconds(now))
+        until = rates.spend(state.told.get(port.id, 0), icmp.COST_NS, icmp.BURST_NS, nanoseconds(now))
         if until is None:
             return Outcome((), drops, state)
         answer = complain(world, port, packet, dropped)
@@ -217,17 +250,17 @@ def reached(world: World, router: int) -> set[int]:
     """A router and all others that chains of links which are up join it to."""
     found, ends = {router}, [router]
     while ends:
-        for _, other in _neighbours(world, ends.pop()):
+        for _, other in neighbours(world, ends.pop()):
             if other not in found:
                 found.add(other)
                 ends.append(other)
     return found
 
 
-def _neighbours(world: World, router: int) -> list[tuple[int, int]]:
-    """(cost, router at the other end) of each link of a router that is up, by rising id of the link."""
+def neighbours(world: World, router: int) -> list[tuple[Link, int]]:
+    """(link, router at the other end) of each link of a router that is up, by rising id of the link."""
     return [
-        (link.cost, link.between[1] if link.between[0] == router else link.between[0])
+        (link, link.between[1] if link.between[0] == router else link.between[0])
         for link in world.links_of(router)
         if link.up
     ]
@@ -241,26 +274,34 @@ def distances(world: World, segment: int) -> dict[int, int]:
         cost, router = heapq.heappop(queue)
         if router not in found:
             found[router] = cost
-            for more, other in _neighbours(world, router):
-                heapq.heappush(queue, (cost + more, other))
+            for link, other in neighbours(world, router):
+                heapq.heappush(queue, (cost + link.cost, other))
     return found
 
 
-def next_routers(world: World, router: int, distance: Mapping[int, int]) -> list[int]:
-    """The routers that may come next, one for each link that begins a path of least cost, by rising id of the link.
-    None for a router that joins the segment."""
-    return [other for cost, other in _neighbours(world, router) if cost + distance[other] == distance[router]]
+def next_hops(world: World, router: int, distance: Mapping[int, int]) -> list[tuple[Link, int]]:
+    """The links that begin a path of least cost, by rising id, and the router that each leads to. None for a router
+    that joins the segment."""
+    return [
+        (link, other) for link, other in neighbours(world, router) if link.cost + distance[other] == distance[router]
+    ]
 
 
 def way(world: World, router: Router, segment: int, packet: Packet) -> tuple[Router, ...]:
     """The routers that this packet passes on its way from a router to a segment that it reaches, both ends among
-    them. Where several paths cost the least, each router shares the flows among its links (rule 7)."""
+    them."""
+    return router, *(world.routers[other] for _, other in hops(world, router.id, segment, pk.hashed(packet)))
+
+
+def hops(world: World, router: int, segment: int, flow: FlowTuple) -> list[tuple[Link, int]]:
+    """The links that a flow takes from a router to a segment that it reaches, and the router that each leads to.
+    Where several paths cost the least, each router shares the flows among its links (rule 7)."""
     distance = distances(world, segment)
-    passed = [router]
-    while choices := next_routers(world, passed[-1].id, distance):
-        number = pk.spread(packet, seed=passed[-1].id % 2**32) % len(choices)
-        passed.append(world.routers[choices[number]])
-    return tuple(passed)
+    taken: list[tuple[Link, int]] = []
+    while choices := next_hops(world, router, distance):
+        taken.append(choices[flow_hash(*flow, seed=router % 2**32) % len(choices)])
+        router = taken[-1][1]
+    return taken
 
 
 def longest_way(world: World, router: Router, segment: int) -> int:
@@ -268,7 +309,7 @@ def longest_way(world: World, router: Router, segment: int) -> int:
     distance = distances(world, segment)
     routers: dict[int, int] = {}
     for id in distance:  # Nearest first: whatever may come next is already there.
-        routers[id] = 1 + max((routers[other] for other in next_routers(world, id, distance)), default=0)
+        routers[id] = 1 + max((routers[other] for _, other in next_hops(world, id, distance)), default=0)
     return routers[router.id]
 
 
@@ -466,25 +507,63 @@ def _through(world: World, port: Port, router: Router, packet: Packet) -> tuple[
     raise _Dropped("router_local", routers[-1], before)
 
 
-def flood(world: World, state: State, port: Port, packet: Packet) -> Outcome:
+def flood(world: World, state: State, port: Port, packet: Packet, now: float) -> Outcome:
     """To all other ports of the segment that the policies and the carriers allow. Never tracked. A policy's
-    `to` matches the receiving port, not the address."""
+    `to` matches the receiving port, not the address.
+
+    The port pays once for the frame; then those of its own machine are served, then one copy leaves for each other
+    machine. A carrier is paid once for each host that the frame is for. If it refuses one of a machine that is not
+    this, that machine gets no copy."""
     network = world.networks[port.network]
     _refuse(packet.size > network.mtu, "too_big")
+    state = pay(state, [_toll_of(world, port, True, packet)], now)
+    here = machine_of(world, port)
+    others = [other for other in world.ports_of(port.segment) if other != port]
     deliveries: list[tuple[int, bytes]] = []
     drops: list[tuple[int, str]] = []
-    for other in world.ports_of(port.segment):
-        if other == port:
-            continue
-        address = other.address(packet.family)
-        to = None if address is None else pk.mapped(address)
+
+    def charge(host: int, leaves: bool, arrives: bool) -> str:
+        """Why the rates of the carriers do not let the frame go to this host; empty if they do."""
+        nonlocal state
         try:
-            _refuse(not other.enabled, "port_disabled")
-            _refuse(not judge(world, port.network, port, other, packet.flow, to), "policy")
-            carry(world, network, port.host, other.host)
-            deliveries.append((other.id, packet.frame))
+            leaving, arriving = tolls_below(world, port, host, packet)
+            _refuse(len(leaving) + len(arriving) > rates.PATH_BUCKETS, "cannot_flatten")
+            state = pay(state, leaving * leaves + arriving * arrives, now)
         except _Dropped as dropped:
-            drops.append((other.id, dropped.reason))
+            state = _paid(dropped, state)
+            return dropped.reason
+        return ""
+
+    def serve(ports: Iterable[Port], leaves: bool) -> None:
+        nonlocal state
+        refused: dict[int, str] = {}  # by host
+        for other in ports:
+            address = other.address(packet.family)
+            to = None if address is None else pk.mapped(address)
+            try:
+                _refuse(not other.enabled, "port_disabled")
+                _refuse(not judge(world, port.network, port, other, packet.flow, to), "policy")
+                carry(world, network, port.host, other.host)
+                if other.host not in refused:
+                    refused[other.host] = charge(other.host, leaves, arrives=True)
+                _refuse(refused[other.host] != "", refused[other.host])
+                state = pay(state, [_toll_of(world, other, False, packet)], now)
+                deliveries.append((other.id, packet.frame))
+            except _Dropped as dropped:
+                state = _paid(dropped, state)
+                drops.append((other.id, dropped.reason))
+
+    serve((other for other in others if machine_of(world, other) == here), leaves=True)
+    elsewhere = [other for other in others if machine_of(world, other) != here]
+    without: set[int] = set()  # machines that get no copy
+    for host, machine in sorted({(other.host, machine_of(world, other)) for other in elsewhere}):
+        if machine not in without and _is_carried(world, network, port.host, host):
+            reason = charge(host, leaves=True, arrives=False)
+            if reason:
+                without.add(machine)
+                drops.append((port.id, reason))
+    for machine in sorted({machine_of(world, other) for other in elsewhere} - without):
+        serve((other for other in elsewhere if machine_of(world, other) == machine), leaves=False)
     return Outcome(tuple(deliveries), tuple(drops), state)
 
 
@@ -567,3 +646,110 @@ def _carry_in(world: World, family: int, source: Port, target: Port) -> None:
             raise _Dropped("carrier_no_route")
         # Which of the ways it takes depends on what it carries: the longest must do.
         _refuse(longest_way(world, routers[0], segment) > MAX_HOPS, "carrier_ttl")
+
+
+def _is_carried(world: World, network: Network, a: int, b: int) -> bool:
+    try:
+        carry(world, network, a, b)
+    except _Dropped:
+        return False
+    return True
+
+
+def machine_of(world: World, port: Port) -> int:
+    """The machine where a port lives in the end."""
+    while world.networks[port.network].carrier != FABRIC:
+        port = world.ports[port.host]
+    return port.host
+
+
+# ---- rates
+
+
+class Toll(NamedTuple):
+    """So many bytes, from a bucket of this rate. `reason`: why the packet is dropped if it is empty."""
+
+    bucket: Bucket
+    rate: int
+    size: int
+    reason: str
+
+
+def tolls(
+    world: World, port: Port, target: Port, packet: Packet, routers: Sequence[Router]
+) -> tuple[list[Toll], list[Toll]]:
+    """What a packet pays to leave, and to arrive: the port and the links on its way, then level by level the host port
+    and the links on the way of what carries it. Each level is charged what it sees."""
+    leaving, arriving = tolls_below(world, port, target.host, packet)
+    leaving.insert(0, _toll_of(world, port, True, packet))
+    arriving.insert(0, _toll_of(world, target, False, packet))
+    if routers:
+        here = machine_of(world, port)
+        taken = hops(world, routers[0].id, target.segment, pk.hashed(packet))
+        leaving[1:1] = [_toll_over(*hop, here, len(packet.frame), "rate") for hop in taken]
+    leaving = [toll for toll in leaving if toll.rate]
+    arriving = [toll for toll in arriving if toll.rate]
+    _refuse(len(leaving) + len(arriving) > rates.PATH_BUCKETS, "cannot_flatten")
+    return leaving, arriving
+
+
+def tolls_below(world: World, port: Port, host: int, packet: Packet) -> tuple[list[Toll], list[Toll]]:
+    """The carriers' part, from where a port lives to another host: `carry` allows it."""
+    network, a, b = world.networks[port.network], port.host, host
+    here = machine_of(world, port)
+    there = b if network.carrier == FABRIC else machine_of(world, world.ports[b])
+    leaving: list[Toll] = []
+    arriving: list[Toll] = []
+    size = len(packet.frame)
+    while a != b and network.carrier != FABRIC:
+        source, target = world.ports[a], world.ports[b]
+        size += OVERHEAD[network.underlay]
+        leaving.append(Toll(Bucket("port", a, True, here), source.rate, size, "carrier_rate"))
+        arriving.append(Toll(Bucket("port", b, False, there), target.rate, size, "carrier_rate"))
+        if source.segment != target.segment:
+            ends = _host_address(source, network.underlay), _host_address(target, network.underlay)
+            flow = FlowTuple(*ends, pk.carriage_source_port(packet), CARRIAGE_PORT, pk.UDP)
+            router = world.routers_of(source.segment)[0].id
+            taken = hops(world, router, target.segment, flow)
+            leaving += [_toll_over(*hop, here, size, "carrier_rate") for hop in taken]
+        network, a, b = world.networks[network.carrier], source.host, target.host
+    return [toll for toll in leaving if toll.rate], [toll for toll in arriving if toll.rate]
+
+
+def _host_address(port: Port, family: int) -> bytes:
+    address = port.address(family)
+    assert address is not None  # or `carry` refuses
+    return pk.mapped(address)
+
+
+def _toll_of(world: World, port: Port, forth: bool, packet: Packet) -> Toll:
+    """What a port pays for a packet that it sends (`forth`) or is sent."""
+    return Toll(Bucket("port", port.id, forth, machine_of(world, port)), port.rate, len(packet.frame), "rate")
+
+
+def _toll_over(link: Link, router: int, machine: int, size: int, reason: str) -> Toll:
+    """What a machine pays for a packet over a link to this router."""
+    return Toll(Bucket("link", link.id, router == link.between[1], machine), link.rate, size, reason)
+
+
+def pay(state: State, tolls: Iterable[Toll], now: float, port: int | None = None) -> State:
+    """What is left in the buckets. The first that is empty drops the packet; what was paid before stays paid."""
+    buckets, moment = dict(state.buckets), nanoseconds(now)
+    for toll in tolls:
+        if toll.rate:
+            price, burst = rates.cost(toll.size, toll.rate), rates.fill(toll.rate)
+            until = rates.spend(buckets.get(toll.bucket, 0), price, burst, moment)
+            if until is None:
+                raise _TooMuch(toll.reason, replace(state, buckets=buckets), port)
+            buckets[toll.bucket] = until
+    return replace(state, buckets=buckets)
+
+
+def _paid(dropped: _Dropped, before: State) -> State:
+    return dropped.state if isinstance(dropped, _TooMuch) else before
+
+
+def _limited(world: World, state: State) -> State:
+    """A bucket is there as long as its port or link has a rate."""
+    rated = {(kind_of(value), value.id) for value in world if isinstance(value, Port | Link) and value.rate}
+    return replace(state, buckets={key: until for key, until in state.buckets.items() if key[:2] in rated})

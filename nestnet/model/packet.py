@@ -607,11 +607,14 @@ def carriage_source_port(packet: Packet) -> int:
 
 
 def spread(packet: Packet, seed: int = 0) -> int:
-    """The flow hash of a packet (rule 7): that of a fragment is the same for all of its datagram, and without ports."""
+    """The flow hash of a packet (rule 7)."""
+    return flow_hash(*hashed(packet), seed)
+
+
+def hashed(packet: Packet) -> FlowTuple:
+    """What the flow hash reads: of a fragment the same for all of its datagram, and without ports."""
     flow = packet.flow
-    if packet.fragment != WHOLE:
-        return flow_hash(flow.source, flow.target, 0, 0, flow.protocol, seed)
-    return flow_hash(*flow, seed)
+    return flow if packet.fragment == WHOLE else flow._replace(source_port=0, target_port=0)
 
 
 def encapsulate(

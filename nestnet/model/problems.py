@@ -29,6 +29,7 @@ CODES: dict[str, str] = {
     "wrong_type": "a value is of the type that its key wants: text, number, true or false, list, mapping",
     "bad_value": "a value that is one of a few is one of those",
     "out_of_range": "a number is within its range",
+    "bad_rate": "a rate is a number of bit/s, or has bit, kbit, mbit or gbit behind the number",
     "bad_name": "a name is a DNS label (RFC 1123), in lower case",
     "reserved_name": "no object is called any, inside or hosts: policies use these words",
     "bad_label": "the key of a label is letters, digits, '-', '_', '.' and '/'",
@@ -74,6 +75,7 @@ CODES: dict[str, str] = {
     "port_range": "a range of TCP or UDP ports is 1 to 65535 and does not run backwards",
     "no_ports": "only tcp and udp have ports",
     "too_many_rules": "the policies of a network become at most 65536 rules",
+    "cannot_flatten": "the way of a packet has at most 8 rates, those of all carriers below among them",
     "missing_port": "a check names ports by their path, and they exist",
     "bad_check": "a check sends icmp, tcp/PORT or udp/PORT from one port to another",
 }

@@ -59,6 +59,9 @@ REASONS: dict[str, str] = {
     "ask_limit": "DHCP or router solicitations faster than a machine answers them to one port",
     "unanswerable": "DHCP or a router solicitation that needs no answer, or deserves none: see docs/workloads.md",
     "asked_elsewhere": "DHCP or a router solicitation from the wire: only the sender's own machine answers",
+    "rate": "more than the rate of a port or link of the network allows",
+    "carrier_rate": "more than the rate of a port or link of a carrier allows",
+    "cannot_flatten": "more than 8 rate limits on the way",
 }
 
 NUMBERS: dict[str, int] = {name: number for number, name in enumerate(REASONS, start=1)}

@@ -31,7 +31,9 @@ from .manifest import (
     mac_text,
     parse,
 )
+from .paths import most_on_a_way
 from .problems import Nearest, in_order, join, meant, moved, quote, split
+from .rates import PATH_BUCKETS
 from .selectors import Names, parse_selector, parse_service
 from .values import OVERHEAD, Address, Attach, Prefix, Selector
 
@@ -119,6 +121,7 @@ class _Judge:
         for level in self.levels:
             yield from _Network(self, level)
         yield from self._attached()
+        yield from self._rates()
         yield from self._checks()
 
     def _attached(self) -> Iterator[Problem]:
@@ -177,6 +180,27 @@ class _Judge:
                 yield Problem("tenant_cycle", at, f"{name} ends in a circle of parents: {_some(circle, ' -> ')}")
             rooted.update(chain_, [here])
 
+    def _rates(self) -> Iterator[Problem]:
+        """How many buckets a packet pays at most: those of its own network, and of all that carry it (rule 8). Over
+        links that are up now: one that is taken down may make ways longer, and the datapath then drops."""
+        below: dict[str, int] = {}  # what a network takes as a carrier, with all carriers under it
+        told: set[str] = set()
+        for level in self.levels:
+            carrier = level.path.rpartition("/")[0]
+            ports = [port for port in (level.network.ports or {}).values() if port.rate]
+            links = _limits_on_a_way(level.network)
+            carried = below.get(carrier, 0)
+            below[level.path] = carried + links + min(2, sum(bool(port.hosts) for port in ports))
+            most = carried + links + (2 if ports else 0)
+            if most > PATH_BUCKETS and carrier not in told:
+                told.add(level.path)
+                parts = [(2 if ports else 0, "its ports"), (links, "links on the longest way"), (carried, "carriers")]
+                text = ", ".join(f"{count} of {what}" for count, what in parts if count)
+                message = f"a packet of {level.path} may meet {most} rates on its way ({text}): at most {PATH_BUCKETS}"
+                yield Problem("cannot_flatten", level.at, message, limit=PATH_BUCKETS)
+            elif carrier in told:
+                told.add(level.path)
+
     def _checks(self) -> Iterator[Problem]:
         networks = {level.path: level.network for level in self.levels}
         for index, one in enumerate(self.manifest.checks or ()):
@@ -233,6 +257,19 @@ def _levels(manifest: Manifest) -> Iterator[_Level]:
             _Level(f"{level.at}/networks/{name}", f"{level.path}/{name}", network, level.network)
             for name, network in below
         ][::-1]
+
+
+def _limits_on_a_way(network: NetworkSpec) -> int:
+    """How many links with a rate a packet of this network passes at most."""
+    links = [link for link in (network.links or {}).values() if link.up is not False and len(link.between) == 2]
+    limited = {place for place, link in enumerate(links) if link.rate}
+    if not limited:
+        return 0
+    joins: dict[str, list[str]] = defaultdict(list)
+    for name, router in (network.routers or {}).items():
+        for segment in router.segments or {}:
+            joins[segment].append(name)
+    return most_on_a_way(joins, [(link.between[0], link.between[1], link.cost) for link in links], limited)
 
 
 class _Gateway(NamedTuple):
@@ -633,7 +670,7 @@ def _some(items: list[str], between: str) -> str:
 # Rules that a whole manifest may keep although the rest of it breaks them.
 _NEEDS_ALL = frozenset(
     {"missing_machine", "missing_host", "not_a_host", "host_family", "missing_segment", "missing_tenant"}
-    | {"missing_router"}
+    | {"missing_router", "cannot_flatten"}
     | {"unknown_name", "missing_port", "address_outside", "address_is_gateway", "segment_full", "no_cidr"}
 )
 

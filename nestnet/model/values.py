@@ -91,13 +91,15 @@ class Router:
 @dataclass(frozen=True, slots=True)
 class Link:
     """Joins two routers of a network (by id), both ways. Routes follow the least sum of `cost` (1 to 65535) over links
-    that are `up`; several paths of equal cost share the flows (rule 7)."""
+    that are `up`; several paths of equal cost share the flows (rule 7). `rate` is what each machine may send over it in
+    either direction, in bit/s (rule 8); 0: no limit."""
 
     id: int
     network: int
     between: tuple[int, int]
     cost: int = 1
     up: bool = True
+    rate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class Port:
     groups     ids of the groups it belongs to, rising
     hosts      may networks carried by this one live here?
     attach     what its workload hangs on; None: what the agent makes for it by itself, if it makes any
+    rate       what it may send, and what may be sent to it, each, in bit/s (rule 8); 0: no limit
     """
 
     id: int
@@ -135,6 +138,7 @@ class Port:
     hosts: bool = False
     enabled: bool = True
     attach: Attach | None = None
+    rate: int = 0
 
     def address(self, family: int) -> Address | None:
         """Its first address of that family (4 or 6), or None."""

@@ -12,7 +12,7 @@ the change rows, which keep where each port was; so nothing is remembered for a 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
 from sqlalchemy import Connection, select
@@ -284,11 +284,12 @@ def value_of(row: Row, left: int) -> Value:
             joined = (Interface(segment, tuple(map(ip_address, texts))) for segment, texts in row.interfaces)
             return Router(row.id, row.network, row.mac or 0, tuple(joined))
         case LinkRow():
-            return Link(row.id, row.network, row.between, row.cost, row.up)
+            return Link(row.id, row.network, row.between, row.cost, row.up, row.rate)
         case PortRow():
             addresses, owns = tuple(map(ip_address, row.addresses)), tuple(map(ip_network, row.owns))
             place = (row.segment, row.host, row.mac or 0)
-            return Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts, attach=row.attach)
+            port = Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts)
+            return replace(port, attach=row.attach, rate=row.rate)
         case PolicyRow():
             sides = (row.sources, row.targets, row.services)
             return Policy(row.id, row.network, *sides, row.allow, row.priority)

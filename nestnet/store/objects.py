@@ -69,7 +69,7 @@ class RouterRow:
 
 @dataclass(frozen=True, slots=True)
 class LinkRow:
-    """`between` are two routers, in the order in which they were first given."""
+    """`between` are two routers, in the order in which they were first given. `rate` in bit/s; 0: no limit."""
 
     kind: ClassVar[str] = "link"
     id: int
@@ -78,6 +78,7 @@ class LinkRow:
     between: tuple[int, int]
     cost: int
     up: bool
+    rate: int
     labels: str
     description: str
 
@@ -106,6 +107,7 @@ class PortRow:
     groups: tuple[int, ...]
     hosts: bool
     attach: Attach | None
+    rate: int
     labels: str
     description: str
 

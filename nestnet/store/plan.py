@@ -33,6 +33,7 @@ from nestnet.model.manifest import (
     mac_text,
 )
 from nestnet.model.problems import join
+from nestnet.model.rates import rate_text
 from nestnet.model.selectors import Names, parse_selector, parse_service
 from nestnet.model.validate import Known, given_already, validate
 from nestnet.model.values import CARRIAGE_PORT, FABRIC, Address, Attach, Prefix, Service
@@ -247,6 +248,7 @@ def _link_spec(row: LinkRow, stored: Contents) -> LinkSpec:
         between=tuple(names[router] for router in row.between),
         cost=row.cost,
         up=row.up,
+        rate=row.rate or None,
         labels=json.loads(row.labels),
         description=row.description,
     )
@@ -269,6 +271,7 @@ def _port_spec(row: PortRow, stored: Contents, hosts: dict[int, str]) -> PortSpe
         groups=tuple(groups[group] for group in row.groups),
         hosts=row.hosts,
         attach=_attach_spec(row.attach),
+        rate=row.rate or None,
         labels=json.loads(row.labels),
         description=row.description,
     )
@@ -438,7 +441,7 @@ class _Wanted:
                 between = old.between
             up = one.up if one.up is not None else old is None or old.up
             contents.links[name] = LinkRow(
-                id, network, name, between, one.cost, up, dump(one.labels), one.description or ""
+                id, network, name, between, one.cost, up, one.rate or 0, dump(one.labels), one.description or ""
             )
             self.pointers["link", id] = f"{at}/links/{name}"
 
@@ -472,6 +475,7 @@ class _Wanted:
                 tuple(sorted(contents.groups[group].id for group in one.groups or ())),
                 bool(one.hosts),
                 one.attach.value if one.attach is not None else old.attach if old else None,
+                one.rate or 0,
                 dump(one.labels),
                 one.description or "",
             )
@@ -666,7 +670,8 @@ class _Teller:
         if isinstance(row, RouterRow):
             return {"segments": {names["segment", id]: list(texts) for id, texts in row.interfaces}, **more}
         if isinstance(row, LinkRow):
-            return {"between": [names["router", id] for id in row.between], "cost": row.cost, "up": row.up, **more}
+            between = [names["router", id] for id in row.between]
+            return {"between": between, "cost": row.cost, "rate": _rate_text(row.rate), "up": row.up, **more}
         carrier = (self._wanted.networks if after else self._state.networks)[row.network].carrier
         return {
             "segment": names["segment", row.segment],
@@ -677,8 +682,13 @@ class _Teller:
             "groups": sorted(names["group", group] for group in row.groups),
             "hosts": row.hosts,
             "attach": {row.attach.kind: row.attach.name} if row.attach else {},
+            "rate": _rate_text(row.rate),
             **more,
         }
+
+
+def _rate_text(rate: int) -> str | None:
+    return rate_text(rate) if rate else None
 
 
 def policy_words(spec: str) -> str:
@@ -694,6 +704,9 @@ def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str
     tell = _Teller(wanted, state)
     policies: Counter[int] = Counter()
     for old, new in pairs:
+        if isinstance(old, PortRow | LinkRow) and isinstance(new, PortRow | LinkRow) and old.rate != new.rate:
+            rates = [_rate_text(row.rate) or "none" for row in (old, new)]
+            yield f"{tell.path(new, True)}: rate {rates[0]} becomes {rates[1]}"
         if isinstance(old, PortRow) and new is None:
             yield f"{tell.path(old, False)} goes: its workload is cut off"
         elif isinstance(old, PortRow) and isinstance(new, PortRow):

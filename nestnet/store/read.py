@@ -274,6 +274,7 @@ class Reader:
                 "between": [names[router] for router in row.between],
                 "cost": row.cost,
                 "up": row.up,
+                "rate": row.rate or None,
                 "labels": json.loads(row.labels),
                 "description": row.description,
             }
@@ -310,6 +311,7 @@ class Reader:
                 "groups": sorted(groups[group] for group in row.groups),
                 "hosts": row.hosts,
                 "attach": {row.attach.kind: row.attach.name} if row.attach else None,
+                "rate": row.rate or None,
                 "attachment": attachments.get(row.id),
                 "labels": json.loads(row.labels),
                 "description": row.description,

@@ -12,15 +12,16 @@ INLINE u64 flow_sum(u32 source, u32 target, u32 net)
 /* The epoch has moved: something changed, perhaps not for this flow. If all its counters stand, it takes the new one. */
 ONCE int still_good(struct flow *f, u64 now)
 {
-	struct carriage c = {};
+	u32 zero = 0;
+	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero); /* for room: stacks are short */
 	struct network *n;
 	u64 sum;
 
-	if (!f)
+	if (!f || !p)
 		return 0;
 	sum = flow_sum(f->source, f->target, f->network);
 	n = bpf_map_lookup_elem(&network, &f->network);
-	if (!n || carry(f->a, f->b, n->underlay, now, &c) || sum + c.sum != f->sum)
+	if (!n || carry(f->a, f->b, n->underlay, now, &p->way) || sum + p->way.sum != f->sum)
 		return 0;
 	f->epoch = now;
 	return 1;
@@ -112,6 +113,16 @@ INLINE int too_long(struct __sk_buff *skb, u32 length, u32 headers, u32 mtu)
 	return skb->gso_size ? skb->gso_size + headers > mtu : length > mtu;
 }
 
+INLINE u32 header_bytes(struct __sk_buff *skb, const struct packet *p)
+{
+	u8 offset = 0;
+
+	if (p->tuple.protocol != TCP || p->fragment == LATER_FRAGMENT)
+		return p->l4 - ETH_BYTES + 8;
+	load(skb, p->l4 + 12, &offset, 1);
+	return p->l4 - ETH_BYTES + (offset >> 4) * 4;
+}
+
 /* A packet from a workload. NOT_KNOWN: take the long way. */
 ONCE int known_from_workload(struct __sk_buff *skb)
 {
@@ -121,6 +132,7 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 	u32 headers = 0, now, length = skb->len - ETH_BYTES;
 	u64 at;
 	u8 ttl, ecn;
+	int reason;
 
 	if (skb->vlan_present || !read_usual(data, end, 0, length, &key.tuple, &ttl, &ecn, &headers))
 		return NOT_KNOWN;
@@ -131,14 +143,20 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
 		return NOT_KNOWN;
+	if (too_long(skb, length, headers, f->mtu) || (f->hops && ttl <= f->hops))
+		return NOT_KNOWN;
 	now = seconds();
 	if (UNLIKELY(f->seen != now)) {
-		if (f->tracked != UNTRACKED && !touch(f, &key, now))
+		/* A connection is not told of what does not leave: the long way pays first. */
+		if (f->tracked != UNTRACKED && (f->tolls || !touch(f, &key, now)))
 			return NOT_KNOWN;
 		f->seen = now;
 	}
-	if (too_long(skb, length, headers, f->mtu) || (f->hops && ttl <= f->hops))
-		return NOT_KNOWN;
+	if (UNLIKELY(f->tolls)) {
+		reason = pay(skb, &f->toll, f->leaving << 16, skb->len, headers);
+		if (reason)
+			return drop(skb, f->source, reason);
+	}
 	count_out(f->source, skb->len);
 	if (f->out == TO_WIRE) {
 		u16 ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
@@ -153,6 +171,11 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 		}
 		return bpf_redirect(f->ifindex, 0);
 	}
+	if (UNLIKELY(f->tolls)) {
+		reason = pay(skb, &f->toll, f->leaving | f->tolls << 16, skb->len, headers);
+		if (reason)
+			return drop(skb, f->target, reason);
+	}
 	if (f->hops) {
 		bpf_skb_store_bytes(skb, 0, f->leaves, 12, 0);
 		take_hops(skb, ETH_BYTES, key.tuple.family, ttl, f->hops);
@@ -160,17 +183,21 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 	return to_workload(skb, f->target, f->ifindex, f->out == TO_TAP);
 }
 
-/* Is this the source address in the outer header? What comes here is of the family that this machine's address is of. */
-INLINE int is_sender(const struct address *sender, const u8 *data, const u32 outer)
+/* Is this the address in a field of the outer header, which is of the family that `outer` bytes are for? */
+INLINE int is_address(const struct address *address, const u8 *field, const u32 outer)
 {
-	struct address from = {};
+	u64 first, second, x, y;
+	u32 word;
 
 	if (outer == OUTER4) {
-		memcpy(&from.words[3], data + ETH_BYTES + 12, 4);
-		return sender->words[3] == from.words[3];
+		memcpy(&word, field, 4);
+		return address->words[3] == word && address->words[2] == swap32(0xffff) && !address->words[1] && !address->words[0];
 	}
-	memcpy(&from, data + ETH_BYTES + 8, 16);
-	return same_address(sender, &from);
+	memcpy(&first, field, 8);
+	memcpy(&second, field + 8, 8);
+	memcpy(&x, address->bytes, 8);
+	memcpy(&y, address->bytes + 8, 8);
+	return first == x && second == y;
 }
 
 /* A VXLAN datagram that is for this machine. Reads at fixed places: the caller has looked at the outer headers, which
@@ -182,19 +209,20 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	struct flow *f;
 	u32 headers = 0, now, slot, ifindex, is_tap;
 	u64 at;
-	u8 ttl, ecn, inner[ETH_BYTES];
+	u8 ttl, ecn;
 	u16 ether_type;
+	int reason;
 
 	if (data + outer + ETH_BYTES > end || outer_ecn == 3)
 		return NOT_KNOWN;
-	memcpy(inner, data + outer, ETH_BYTES);
 	if (!read_usual(data, end, outer, skb->len - outer - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers))
 		return NOT_KNOWN;
 	if (ecn == 2 && outer_ecn == 1)
 		return NOT_KNOWN;
 	key.where = FROM_WIRE | label;
 	f = bpf_map_lookup_elem(&flow, &key);
-	if (!f || !is_sender(&f->sender, data, outer) || !same_mac(inner, f->came) || !same_mac(inner + 6, f->came + 6))
+	if (!f || !is_address(&f->sender, data + ETH_BYTES + (outer == OUTER4 ? 12 : 8), outer) || !same_mac(data + outer, f->came) ||
+	    !same_mac(data + outer + 6, f->came + 6))
 		return NOT_KNOWN;
 	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
@@ -205,10 +233,20 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 			return NOT_KNOWN;
 		f->seen = now;
 	}
+	if (UNLIKELY(f->tolls)) {
+		reason = pay(skb, &f->toll, f->tolls << 16, skb->len - outer, headers);
+		if (reason)
+			return drop(skb, f->target, reason);
+	}
 	ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
 	slot = f->target;
 	ifindex = f->ifindex;
 	is_tap = f->out == TO_TAP;
+	u8 inner[ETH_BYTES];
+
+	memcpy(inner, f->came, 12);
+	inner[12] = ether_type >> 8;
+	inner[13] = ether_type;
 	if (decapsulate(skb, outer, inner, ether_type))
 		return drop(skb, slot, REASON_ERROR);
 	return to_workload(skb, slot, ifindex, is_tap);

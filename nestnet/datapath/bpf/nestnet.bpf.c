@@ -130,21 +130,12 @@ INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
 	bpf_map_update_elem(&flow, &key, f, BPF_ANY);
 }
 
-INLINE u32 header_bytes(struct __sk_buff *skb, const struct packet *p)
-{
-	u8 offset = 0;
-
-	if (p->tuple.protocol != TCP || p->fragment == LATER_FRAGMENT)
-		return p->l4 - ETH_BYTES + 8;
-	load(skb, p->l4 + 12, &offset, 1);
-	return p->l4 - ETH_BYTES + (offset >> 4) * 4;
-}
-
 /* Lines 12 to 14, behind `decide`: out to the workload or the wire. */
 ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 {
-	u32 zero = 0, length = skb->len - ETH_BYTES;
+	u32 zero = 0, length = skb->len - ETH_BYTES, headers;
 	struct flow *f = bpf_map_lookup_elem(&composing, &zero);
+	struct path *pays = bpf_map_lookup_elem(&paying, &zero);
 	struct self *me = bpf_map_lookup_elem(&self, &zero);
 	struct port *q;
 	struct segment *s;
@@ -154,12 +145,13 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		return TC_ACT_SHOT;
 	q = bpf_map_lookup_elem(&port, &p->target);
 	s = bpf_map_lookup_elem(&segment, &p->target_segment);
-	if (!f || !me || !q || !s)
+	if (!f || !pays || !me || !q || !s)
 		return drop(skb, p->source, REASON_ERROR);
+	headers = header_bytes(skb, p);
 	/* The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere. */
 	if (p->hops && p->ttl <= 1)
 		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
-	if (skb->gso_size ? too_long(skb, length, header_bytes(skb, p), mtu) : (u32)(p->end - ETH_BYTES) > mtu)
+	if (skb->gso_size ? too_long(skb, length, headers, mtu) : (u32)(p->end - ETH_BYTES) > mtu)
 		return refused(skb, p, REASON_TOO_BIG, mtu);
 	if (p->hops && p->ttl <= p->hops)
 		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
@@ -181,6 +173,15 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		if (next_hop == NO_ROUTE)
 			return drop(skb, p->source, REASON_NO_UNDERLAY_ROUTE);
 	}
+	reason = find_tolls(p, p->b, LEAVES | OWN);
+	if (reason)
+		return drop(skb, p->source, reason);
+	keep_tolls(f, pays, f->out == TO_WORKLOAD);
+	if (f->leaving) {
+		reason = pay(skb, &f->toll, f->leaving << 16, skb->len, headers);
+		if (reason)
+			return drop(skb, p->source, reason);
+	}
 	remember(p);
 	remember_fragment(p);
 	if (recording)
@@ -189,6 +190,11 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		keep(p, f, mtu);
 	count_out(p->source, skb->len);
 	if (f->out != TO_WIRE) {
+		if (f->tolls) {
+			reason = pay(skb, &f->toll, f->leaving | f->tolls << 16, skb->len, headers);
+			if (reason)
+				return drop(skb, p->target, reason);
+		}
 		if (p->hops) {
 			bpf_skb_store_bytes(skb, 0, p->leaves, 12, 0);
 			take_hops(skb, ETH_BYTES, p->tuple.family, p->ttl, p->hops);
@@ -333,9 +339,10 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	struct mac *to;
 	u32 zero = 0;
 	struct flow *f = bpf_map_lookup_elem(&composing, &zero);
+	struct path *pays = bpf_map_lookup_elem(&paying, &zero);
 	int reason;
 
-	if (!p || !f)
+	if (!p || !f || !pays)
 		return TC_ACT_SHOT;
 	label.vni = p->where & 0xffffff;
 	found = bpf_map_lookup_elem(&vni, &label);
@@ -396,6 +403,8 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 		reason = by_ecn(skb, p);
 	if (!reason && !q->ifindex)
 		reason = REASON_NOT_ATTACHED;
+	if (!reason)
+		reason = find_tolls(p, p->b, OWN);
 	if (reason)
 		return drop(skb, p->target, reason);
 	remember(p);
@@ -403,8 +412,14 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	memset(f, 0, sizeof(*f));
 	f->out = q->flags & TAP ? TO_TAP : TO_WORKLOAD;
 	f->ifindex = q->ifindex;
+	keep_tolls(f, pays, 1);
 	if (is_cacheable(p))
 		keep(p, f, n->mtu);
+	if (f->tolls) {
+		reason = pay(skb, &f->toll, f->tolls << 16, skb->len, header_bytes(skb, p));
+		if (reason)
+			return drop(skb, p->target, reason);
+	}
 	return to_workload(skb, p->target, q->ifindex, q->flags & TAP);
 }
 
@@ -464,10 +479,9 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	u32 zero = 0, label, outer_bytes;
 	struct self *me;
 	struct machine *own;
-	struct address here;
 	u8 outer_ecn;
 	u8 *eth, *ip, *udp, *vxlan;
-	int action;
+	int action, is_ours;
 
 	if (data + USUAL_BYTES > end) {
 		bpf_skb_pull_data(skb, skb->len < USUAL_BYTES ? skb->len : USUAL_BYTES);
@@ -484,14 +498,12 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 		udp = ip + 20;
 		outer_bytes = OUTER4;
 		outer_ecn = ip[1] & 3;
-		map_ipv4(&here, ip + 16);
 	} else if (eth[12] == 0x86 && eth[13] == 0xdd) {
 		if (data + OUTER6 - 8 > end || ip[0] >> 4 != 6 || ip[6] != UDP)
 			return TC_ACT_NEXT;
 		udp = ip + 40;
 		outer_bytes = OUTER6;
 		outer_ecn = ip[1] >> 4 & 3;
-		memcpy(&here, ip + 24, 16);
 	} else {
 		return TC_ACT_NEXT;
 	}
@@ -499,7 +511,11 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 		return TC_ACT_NEXT;
 	me = bpf_map_lookup_elem(&self, &zero);
 	own = me ? bpf_map_lookup_elem(&machine, &me->machine) : NULL;
-	if (!own || !same_address((struct address *)own->address, &here))
+	if (!own)
+		return TC_ACT_NEXT;
+	is_ours = outer_bytes == OUTER4 ? is_address((struct address *)own->address, ip + 16, OUTER4) :
+					  is_address((struct address *)own->address, ip + 24, OUTER6);
+	if (!is_ours)
 		return TC_ACT_NEXT;
 	vxlan = udp + 8;
 	if ((void *)vxlan + 8 > end)

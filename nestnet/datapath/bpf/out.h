@@ -1,6 +1,6 @@
 /* How a packet leaves: to a workload, to the wire, or counted as dropped. */
 #pragma once
-#include "carriage.h"
+#include "path.h"
 
 /* For the agent, or under test: write down what was asked, or would be sent. 1: there is no room. */
 ONCE int record(struct __sk_buff *skb, u32 kind, u32 slot, u32 what)

@@ -27,6 +27,11 @@ enum { UNTRACKED = 0, FORWARD = 1, REPLY = 2 };
 #define OUTER4 50
 #define OUTER6 70
 
+/* What a packet pays on its way (rule 8): each time its bytes and those above it at that level, from a bucket. */
+#define PATH_BUCKETS 8
+struct toll { u32 bucket; u16 above, pad; };
+struct tolls { struct toll each[PATH_BUCKETS]; };
+
 struct flow {
 	u64 epoch, sum; /* sum of all counters it was built from: they only rise, so equal sums are equal counters */
 	u32 source, target; /* ports */
@@ -36,13 +41,15 @@ struct flow {
 	u32 ifindex;
 	struct address sender; /* that VXLAN must come from; none for a workload */
 	u8 out;             /* TO_ */
-	u8 hops, tracked;   /* hops: routers on the way, 0 if it is switched */
+	u8 hops, tracked, tolls; /* hops: routers on the way, 0 if it is switched; tolls: how many buckets it pays */
 	u8 outer_bytes;     /* of `outer`: OUTER4 or OUTER6, as the machines' addresses are */
 	u16 mtu;
 	u8 came[12];        /* destination and source MAC it must come with */
 	u8 leaves[12];      /* and those it leaves with */
 	u8 outer[OUTER6];   /* what goes in front; lengths, checksum and ECN are filled in for each packet */
 	u16 outer_sum;      /* checksum of the outer IPv4 header with those three at 0, not folded in yet */
+	u32 leaving;        /* how many of its tolls are the sender's; behind them are those of the receiver */
+	struct tolls toll;
 };
 
 /* How host a reaches host b: the walk down the carriers, with all levels' counters in one sum. */
@@ -95,6 +102,8 @@ COUNTER(closed, 1024);
 COUNTER(told, 1024);
 /* The bucket of a port's inquiries (inquiry.h). */
 COUNTER(asked, 1024);
+/* What is in a bucket: the moment from which it is not empty, in ns. */
+COUNTER(until, 1024);
 
 /* What the agent is asked. Under test (`recording`) nothing is sent, and what would be is written here too. */
 enum { RECORD_WORKLOAD = 1, RECORD_WIRE = 2, RECORD_DROP = 3, RECORD_COMPOSED = 4, RECORD_ASKED = 5 };

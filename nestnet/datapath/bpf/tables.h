@@ -9,6 +9,7 @@
 #define MAX_HOPS 63
 
 enum { ENABLED = 1, LOCAL = 2, HOSTS = 4, TAP = 8 }; /* port.flags; network.flags has ENABLED */
+enum { RATED = 2 };                             /* network.flags */
 enum { KIND_MACHINE = 1, KIND_PORT = 2 };       /* host.kind */
 enum { OWNER_PORT = 1, OWNER_ROUTER = 2 };      /* owner.kind, mac.kind */
 #define IDENTITY 0x40000000u
@@ -29,7 +30,7 @@ struct segment { u64 id; u32 network, vni, flood, floods, local, locals, router,
 struct router { u64 id; u32 network, pad; u8 address4[16], address6[16]; u8 mac[6]; u16 pad2; };
 struct port {
 	u64 id;
-	u32 network, segment, host, ifindex, flags, share;
+	u32 network, segment, host, ifindex, flags, share, out, in;
 	u8 address4[16], address6[16];
 	u8 mac[6];
 	u16 pad;
@@ -50,7 +51,7 @@ struct owner { u32 kind, slot; };
 struct route_key { u32 prefixlen, router; u8 address[16]; };
 struct route { u32 segment, group, count, hops; };
 struct hop_key { u32 router, group, index; };
-struct hop { u32 next; };
+struct hop { u32 next, bucket; };
 struct face_key { u32 router, segment; };
 struct face { u8 address4[16], address6[16]; };
 struct flood_key { u32 segment, version, index; };
@@ -65,6 +66,7 @@ struct service_key { u32 prefixlen, network, rules; u8 protocol, port_be[2], pad
 struct service { u32 class; };
 struct rule_key { u32 network, rules, source, target, service; };
 struct rule { u64 id; u32 rank, pad; };
+struct bucket { u64 id, rate, burst; u32 kind, pad; };
 struct self { u32 machine, ifindex; };
 
 /* max_entries here are for the smallest machine; the loader sets them (Capacity in kernel.py). */
@@ -82,6 +84,7 @@ TABLE_ARRAY(router, 1024);
 TABLE_ARRAY(port, 1024);
 TABLE_ARRAY(host, 1024);
 TABLE_ARRAY(machine, 1024);
+TABLE_ARRAY(bucket, 1024);
 TABLE_ARRAY(self, 1);
 TABLE_HASH(attach, 1024);
 TABLE_HASH(vni, 1024);
