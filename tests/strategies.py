@@ -148,6 +148,20 @@ def tower(depth: int, family: int = 4) -> World:
     return World.of(values)
 
 
+def detour(levels: int = 2) -> World:
+    """A tower whose lowest network has its ports in two segments, and two ways between them that cost the same."""
+    world = tower(levels)
+    west, east = world.segments[1], Segment(levels + 1, 1, 101 + levels, (ip_network("10.0.1.0/24"),))
+    joins = ((west,), (), (), (east,))
+    routers = [
+        Router(n, 1, 0x060000000000 + n, tuple(Interface(s.id, (s.cidrs[0][1],)) for s in joined))
+        for n, joined in enumerate(joins, 1)
+    ]
+    links = [Link(n, 1, between) for n, between in enumerate([(1, 2), (1, 3), (2, 4), (3, 4)], 1)]
+    far = replace(world.ports[2], segment=east.id, addresses=(IPv4Address("10.0.1.2"),))
+    return world.with_(east, far, *routers, *links)
+
+
 def across(world: World, level: int, size: int = 8) -> bytes:
     """What the first port of a level of a tower sends to the second, with so many bytes in it."""
     first, second = world.ports_in(level)
@@ -904,9 +918,15 @@ def torrents(draw: st.DrawFn) -> list[Step]:
 def some_torrents(rng: random.Random) -> list[Step]:
     """More than rates allow: a few flows of long packets, one way and back, and frames for all, fast and less so, while
     rates, links and places change."""
-    world = a_world(rng, disabled=False, least=rng.choice([1, 2, 3]), policed=rng.random() < 0.3)
-    often = rng.choice([0.2, 0.5, 1.0])
-    for value in (*world.ports.values(), *world.links.values()):
+    kind, often = rng.random(), rng.choice([0.2, 0.5, 1.0])
+    if kind < 0.2:
+        world = detour(rng.choice([2, 3]))
+    elif kind < 0.4:
+        world, often = tower(rng.choice([4, 5, 5])), 1.0
+    else:
+        world = a_world(rng, disabled=False, least=rng.choice([1, 2, 3]), policed=rng.random() < 0.3)
+    limitable: list[Port | Link] = [*world.ports.values(), *world.links.values()]
+    for value in limitable:
         if rng.random() < often:
             world = world.with_(replace(value, rate=rng.choice(RATES)))
     free = World.of(replace(value, rate=0) if isinstance(value, Port | Link) else value for value in world)
@@ -942,7 +962,8 @@ def some_torrents(rng: random.Random) -> list[Step]:
 
 def _torrent(rng: random.Random, port: Port, mac: int, source: bytes, target: bytes) -> bytes:
     """One packet of a flow that is the same in both directions, a long one most of the time."""
-    ports = rng.choice([(1000, 1000), (50000, 50000), (rng.randrange(49152, 65536), CARRIAGE_PORT)])
+    some = rng.randrange(49152, 65536)
+    ports = rng.choice([(1000, 1000), (some, some), (some, CARRIAGE_PORT)])
     payload = udp(source, target, *ports, bytes(rng.choice([1, 1200, 1200])))
     return ip_frame(mac, port.mac, source, target, pk.UDP, payload)
 
@@ -1097,8 +1118,8 @@ def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] 
     """The same world after one change, of one of these kinds, that validation lets through."""
     kind = pick(draw, kinds)
     if kind == "rate" and world.ports:
-        limited: Port | Link = pick(draw, [*world.ports.values(), *world.links.values()])
-        return world.with_(replace(limited, rate=pick(draw, [0, *RATES])))
+        limitable: list[Port | Link] = [*world.ports.values(), *world.links.values()]
+        return world.with_(replace(pick(draw, limitable), rate=pick(draw, [0, *RATES])))
     if kind in ("link", "cost") and world.links:
         link = world.links[pick(draw, sorted(world.links))]
         return world.with_(replace(link, up=not link.up) if kind == "link" else replace(link, cost=pick(draw, COSTS)))

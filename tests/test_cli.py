@@ -273,8 +273,8 @@ def test_a_link_goes_down_and_stays_down_until_somebody_says_otherwise(nestnet: 
     ran = nestnet("link", "down", "acme/core-edge", "--no-wait")
     assert re.fullmatch(r"link acme/core-edge is down\nrevision 4 stored in \d+\.\d\d s\n", ran.err)
     assert nestnet("get", "links").out == dedent("""\
-        PATH            BETWEEN     COST  STATE
-        acme/core-edge  core, edge  10    down
+        PATH            BETWEEN     COST  RATE  STATE
+        acme/core-edge  core, edge  10    -     down
         """)
     assert nestnet("plan", "net.yaml").out == "no changes\n"
     with Client(nestnet.url) as client:
@@ -307,6 +307,18 @@ def test_attaching_stays_until_somebody_says_otherwise(nestnet: Command) -> None
     assert late.code == 7
     ran = nestnet("detach", "acme/web1", "--no-wait")
     assert re.fullmatch(r"port acme/web1 is detached\nrevision 6 stored in \d+\.\d\d s\n", ran.err)
+
+
+def test_rates_are_shown_as_they_are_written(nestnet: Command) -> None:
+    nestnet.file(NET.replace("cost: 10", "cost: 10, rate: 1.5mbit"))
+    nestnet("apply", "net.yaml", "--no-wait")
+    nestnet.file(NET.replace("cost: 10", "cost: 10, rate: 2000000"))
+    plan = nestnet("plan", "net.yaml").out
+    assert "~ link acme/core-edge  rate: 1500kbit -> 2mbit\n" in plan
+    assert "acme/core-edge: rate 1500kbit becomes 2mbit\n" in plan
+    assert nestnet("get", "links").out.splitlines()[1].split()[-3:] == ["10", "1500kbit", "up"]
+    assert "rate:        1500kbit" in nestnet("describe", "link", "acme/core-edge").out.splitlines()
+    assert json.loads(nestnet("get", "link", "acme/core-edge", "-o", "json").out)["rate"] == 1_500_000
 
 
 def test_data_for_programs(nestnet: Command) -> None:

@@ -16,11 +16,11 @@ from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
-from strategies import Step, across, conversations, crossings, dialogues, inquiries, rounds, torrents, tower
+from strategies import Step, across, conversations, crossings, dialogues, inquiries, rounds, torrents, tower, worlds
 
 from nestnet.compile.compiler import compile
 from nestnet.compile.routes import routes_of
-from nestnet.compile.slots import Slots, assign
+from nestnet.compile.slots import Slots, assign, slots_of
 from nestnet.compile.tables import Tables
 from nestnet.datapath.reference import Fabric
 from nestnet.model import bootstrap, meaning
@@ -95,6 +95,15 @@ def check(steps: list[Step]) -> None:
             note(f"{number}: {step.now} {step.port} {step.frame.hex()} -> {outcome.deliveries} {outcome.drops}")
         expected = sorted(outcome.deliveries), counted(step.world, step.port, step.frame, outcome)
         assert (sorted(deliveries), Counter(drops)) == expected, (number, step)
+
+
+@equality
+@given(worlds())
+def test_slots_are_found_again_in_the_tables(world: World) -> None:
+    """By an agent that was restarted."""
+    slots = assign(Slots(), world)
+    for machine in world.machines:
+        assert slots_of(compile(world, machine, {}, 2, slots)) == slots
 
 
 @equality

@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from strategies import (
     chatter,
     conversations,
     crossings,
+    detour,
     dialogues,
     inquiries,
     own_addresses,
@@ -50,12 +51,8 @@ from nestnet.model.values import (
     CONNECTION_SHARE,
     FABRIC,
     MAX_DEPTH,
-    Interface,
-    Link,
     Machine,
     Policy,
-    Router,
-    Segment,
     Selector,
     Service,
     World,
@@ -149,6 +146,9 @@ def test_a_tower_is_as_high_as_a_walk_is_long(levels: int, family: int, bed: Bed
     bed.begin(world)
     for _ in range(2):
         bed.send(2 * levels - 1, across(world, levels))
+    bed.begin(world.with_(*(replace(world.ports[n], rate=10**6) for n in (1, 2))))
+    for _ in range(2):
+        bed.send(2 * levels - 1, across(world, levels))
     assert not any(bed.teller.drops.values())
 
 
@@ -187,15 +187,13 @@ def test_a_gso_packet_pays_for_its_segments(flags: int, known: bool, bed: Bed) -
     small, frame = (across(world, 3, size)[:47] + bytes([flags]) + across(world, 3, size)[48:] for size in (8, 3001))
     if known:
         bed.send(5, small)
-    kernel = bed.kernels[1]
-    kernel._put(kernel._maps["until"], np.arange(1, 13, dtype="u4"), np.zeros(12, "u8"))
+    kernel, left = bed.kernels[1], bed.kernels[1]._maps["until"]
+    left.update(left.items()[0], np.zeros(left.max_entries, "u8"))
     kernel.run(frame, bed.teller.device(5), "workload", gso_size=1000)
-    until = {
-        (bed.teller.world.ports[int(row["value"]["id"])].id, int(row["value"]["kind"])): int(left)
-        for row, left in zip(kernel.read()["bucket"], kernel.rows("until")["value"][1:], strict=False)
-    }
+    now = kernel.rows("until")["value"]
+    until = {(int(v["id"]), int(v["kind"])): int(now[slot]) for slot, v in kernel.read()["bucket"]}
     begins = nanoseconds(START) - fill(rate)
-    paid = {key: (left - begins) * rate // (8 * SECOND) for key, left in until.items() if left}
+    paid = {key: (moment - begins) * rate // (8 * SECOND) for key, moment in until.items() if moment}
     size = 3001 + 4 * (14 + 20 + 20)
     expected = {
         (5, PORT_OUT): size, (3, PORT_OUT): size + 4 * 50, (1, PORT_OUT): size + 4 * 100,
@@ -206,16 +204,8 @@ def test_a_gso_packet_pays_for_its_segments(flags: int, known: bool, bed: Bed) -
 
 def test_flows_pay_the_links_that_their_carriage_takes(bed: Bed) -> None:
     """A carrier's two ways cost the same, and only one has a limit: who pays it is a matter of the flow."""
-    world = tower(2)
-    west, east = world.segments[1], Segment(9, 1, 109, (ip_network("10.0.1.0/24"),))
-    routers = [
-        Router(n, 1, 0x060000000000 + n, tuple(Interface(s.id, (s.cidrs[0][1],)) for s in joined))
-        for n, joined in ((1, (west,)), (2, ()), (3, ()), (4, (east,)))
-    ]
-    links = [Link(n, 1, between) for n, between in enumerate([(1, 2), (1, 3), (2, 4), (3, 4)], 1)]
-    links[2] = replace(links[2], rate=8_000)
-    far = replace(world.ports[2], segment=9, addresses=(IPv4Address("10.0.1.2"),))
-    bed.begin(world.with_(east, far, *routers, *links))
+    world = detour()
+    bed.begin(world.with_(replace(world.links[3], rate=8_000)))
     paid: Counter[bool] = Counter()
     first, second = (pk.mapped(port.addresses[0]) for port in world.ports_in(2))
     for source_port in range(1, 41):

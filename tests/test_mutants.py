@@ -30,7 +30,7 @@ from nestnet.datapath import build
 pytestmark = pytest.mark.root
 NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
-ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 10, 20, 10, 40, 400
+ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 400
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ FAULTS = [
     Fault("inquiries of others", "inquiry.h", "u32 slot = p ? p->source : 0;", "u32 slot = 1;"),
     Fault("solicitations only with an address", "guard.h", "p->icmp_type <= 133)", "p->icmp_type <= 132)"),
     Fault("a foreign change is never taken", "carriage.h", "if (w->sum == kept->sum)", "if (1)"),
-    Fault("no rates", "rates.h", "if (!spend(left, cost, row->burst, now))", "if (0)"),
-    Fault("a bucket is never full", "rates.h", "(was > full ? was : full) + cost", "was + cost"),
+    Fault("no rates", "rates.h", "if (!spend(left, cost, row->burst, now))", "if (cost > now)"),
+    Fault("a bucket is never full", "rates.h", "(was > full ? was : full) + cost", "(full ? was : 0) + cost"),
     Fault("what is refused is paid", "rates.h", "if (was > now)", "if (was > now && (*until += cost))"),
     Fault("a port is paid the wrong way", "path.h", "&w->arriving, to->in)", "&w->arriving, to->out)"),
     Fault("a host is paid the wrong way", "path.h", "&w->arriving, pb->in)", "&w->arriving, pb->out)"),

@@ -171,7 +171,7 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 		}
 		return bpf_redirect(f->ifindex, 0);
 	}
-	if (UNLIKELY(f->tolls)) {
+	if (UNLIKELY(f->tolls) && f->leaving < f->tolls) {
 		reason = pay(skb, &f->toll, f->leaving | f->tolls << 16, skb->len, headers);
 		if (reason)
 			return drop(skb, f->target, reason);

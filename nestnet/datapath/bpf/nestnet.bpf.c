@@ -190,7 +190,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		keep(p, f, mtu);
 	count_out(p->source, skb->len);
 	if (f->out != TO_WIRE) {
-		if (f->tolls) {
+		if (f->leaving < f->tolls) {
 			reason = pay(skb, &f->toll, f->leaving | f->tolls << 16, skb->len, headers);
 			if (reason)
 				return drop(skb, p->target, reason);
