@@ -77,7 +77,10 @@ FAULTS = [
     ),
     Fault("link-local is routed", "nestnet.bpf.c", "if (where == ROUTED && passes_no_router(&p->tuple))", "if (0)"),
     Fault("senders live anywhere", "nestnet.bpf.c", "machine_of(from->host, 0) != p->sender &&", "0 &&"),
-    Fault("flows from any machine", "flow.h", "!is_address(&f->sender, data + ETH_BYTES + (outer == OUTER4 ? 12 : 8), outer) ||", ""),
+    Fault(
+        "flows from any machine", "flow.h",
+        "!is_address(&f->sender, data + ETH_BYTES + (outer == OUTER4 ? 12 : 8), outer) ||", "",
+    ),
     Fault(
         "flows from any machine with such an end of its IPv6 address", "flow.h",
         "return same_address(sender, &from);", "return sender->words[3] == from.words[3];",
