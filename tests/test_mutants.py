@@ -83,7 +83,7 @@ FAULTS = [
     ),
     Fault(
         "flows from any machine with such an end of its IPv6 address", "flow.h",
-        "return same_address(sender, &from);", "return sender->words[3] == from.words[3];",
+        "return first == x && second == y;", "return second == y;",
     ),
     Fault(
         "datagrams to any machine", "nestnet.bpf.c",
