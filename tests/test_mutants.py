@@ -66,7 +66,7 @@ FAULTS = [
     Fault("TTL 1 is routed by a flow", "flow.h", "|| (f->hops && ttl <= f->hops)", ""),
     Fault(
         "MTU off by one", "nestnet.bpf.c",
-        "(u32)(p->end - ETH_BYTES) > mtu)", "(u32)(p->end - ETH_BYTES) > mtu + 1)",
+        "skb->gso_size ? header_bytes(skb, p) : 0, mtu)", "skb->gso_size ? header_bytes(skb, p) : 0, mtu + 1)",
     ),
     Fault("link-local is routed", "nestnet.bpf.c", "if (where == ROUTED && passes_no_router(&p->tuple))", "if (0)"),
     Fault("senders live anywhere", "nestnet.bpf.c", "machine_of(from->host, 0) != p->sender &&", "0 &&"),

@@ -446,6 +446,8 @@ def flood(world: World, state: State, port: Port, packet: Packet) -> Outcome:
     """To all other ports of the segment that the policies and the carriers allow. Never tracked. A policy's
     `to` matches the receiving port, not the address."""
     network = world.networks[port.network]
+    # Nobody complains about what was for all, or to all, so this is about nothing (RFC 1122, 3.2.2).
+    _refuse(packet.is_icmp_error_kind, "icmp_unrelated")
     _refuse(packet.size > network.mtu, "too_big")
     deliveries: list[tuple[int, bytes]] = []
     drops: list[tuple[int, str]] = []
