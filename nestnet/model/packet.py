@@ -154,7 +154,7 @@ class Packet:
 
     @property
     def size(self) -> int:
-        """What an MTU is about: bytes behind the Ethernet header, those behind the IP packet too. They travel with it."""
+        """What an MTU is about: bytes behind the Ethernet header. Those behind the IP packet count: they go with it."""
         return len(self.frame) - ETHERNET
 
     @property
