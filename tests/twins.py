@@ -294,7 +294,18 @@ def changed_by_machine(datagram: bytes, world: World, rng: random.Random | None)
                 changed[at : at + 6] = rng.choice(macs).to_bytes(6, "big")
             case 6:
                 changed[1] = rng.randrange(4)  # ECN
-    return bytes(changed)
+    return ended(bytes(changed), rng) if rng.random() < 0.2 else bytes(changed)
+
+
+def ended(datagram: bytes, rng: random.Random) -> bytes:
+    """The same that ends early, by its outer IP length, in what arrives, or both; or with something behind."""
+    size = rng.randrange(VXLAN_AT, min(len(datagram), INNER_AT + 80))
+    match rng.randrange(3):
+        case 0:
+            return datagram[:2] + size.to_bytes(2, "big") + datagram[4:size]
+        case 1:
+            return datagram[:size]
+    return datagram + bytes(rng.randrange(1, 9))
 
 
 # ---- playing

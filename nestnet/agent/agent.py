@@ -215,6 +215,8 @@ class Agent:
         """Workloads of ports that have gone or moved away. Only called when the world is whole."""
         assert self.workloads is not None
         there = self.workloads.actual()
+        # What comes in between detaching and deleting would be for the machine's own stack.
+        self.workloads.close(end for port, end in there.items() if port not in want)
         kept = {end.index for port, end in there.items() if port in want}
         # Also those whose interface is gone: in a lab a port's new machine takes its workload over by itself.
         for index in [i for i, program in self._attached.items() if program == "workload" and i not in kept]:

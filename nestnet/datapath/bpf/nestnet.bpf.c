@@ -346,11 +346,11 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	n = bpf_map_lookup_elem(&network, &p->network);
 	if (!n || !(n->flags & ENABLED))
 		return drop(skb, 0, REASON_NETWORK_DISABLED);
-	reason = parse_ethernet(skb, p);
+	reason = p->cut == BEFORE_IP ? REASON_MALFORMED : parse_ethernet(skb, p);
 	if (!reason && p->ether_type == ETH_ARP)
 		reason = REASON_ETHER_TYPE;
 	if (!reason)
-		reason = parse_ip(skb, p);
+		reason = p->cut ? REASON_MALFORMED : parse_ip(skb, p);
 	if (!reason)
 		reason = find_sender(p);
 	if (reason)
@@ -431,8 +431,18 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 sender, u32 outer_ecn
 	p->sender = from->machine;
 	p->sender_address = sender;
 	p->outer_ecn = outer_ecn;
+	/* Too short to be anything: made longer, so that the outer headers come off. `from_wire` says what it is. */
+	if (skb->len < OUTER + ETH_BYTES)
+		p->cut = BEFORE_IP;
+	if (skb->len < OUTER + ETH_BYTES + 40 && (p->cut || load(skb, OUTER, inner, ETH_BYTES) ||
+						  skb->len < OUTER + ETH_BYTES + (load16(inner + 12) == ETH_IPV6 ? 40 : 20))) {
+		if (!p->cut)
+			p->cut = IN_IP;
+		if (bpf_skb_change_tail(skb, OUTER + ETH_BYTES + 40, 0))
+			return drop(skb, 0, REASON_ERROR);
+	}
 	if (load(skb, OUTER, inner, ETH_BYTES))
-		return drop(skb, 0, REASON_MALFORMED);
+		return drop(skb, 0, REASON_ERROR);
 	if (decapsulate(skb, inner, load16(inner + 12)))
 		return drop(skb, 0, REASON_ERROR);
 	action = from_wire(skb, p);
@@ -452,7 +462,7 @@ SEC("tc") int workload(struct __sk_buff *skb)
 SEC("tc") int underlay(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	u32 zero = 0, sender, here, label, ihl_ok;
+	u32 zero = 0, sender, here, label, ihl_ok, length = skb->len - ETH_BYTES, total;
 	struct self *me;
 	struct machine *own;
 	u8 outer_ecn, flags;
@@ -466,7 +476,8 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	}
 	eth = data;
 	ip = data + ETH_BYTES;
-	if (data + 42 > end || eth[12] != 0x08 || eth[13] || ip[9] != UDP)
+	/* A tag is here for a VLAN of the machine's: another wire, with other neighbours. */
+	if (skb->vlan_present || data + 42 > end || eth[12] != 0x08 || eth[13] || ip[9] != UDP)
 		return TC_ACT_NEXT;
 	ihl_ok = ip[0] == 0x45 && !(ip[6] & 0x3f) && !ip[7];
 	if (!ihl_ok || load16(ip + 22) != CARRIAGE_PORT)
@@ -478,6 +489,16 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	if (!own || *(u32 *)(own->address + 12) != here)
 		return TC_ACT_NEXT;
 	outer_ecn = ip[1] & 3;
+	/* Lengths of a GSO packet are of the whole, which may be more than they can say. */
+	total = skb->gso_size ? length : load16(ip + 2);
+	if (total > length || total < 28)
+		return TC_ACT_NEXT;
+	if (total < length) {
+		if (bpf_skb_change_tail(skb, ETH_BYTES + total, 0))
+			return TC_ACT_SHOT;
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+	}
 	vxlan = data + 42;
 	if (data + OUTER > end)
 		goto unusual;
