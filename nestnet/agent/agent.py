@@ -215,14 +215,13 @@ class Agent:
         """Workloads of ports that have gone or moved away. Only called when the world is whole."""
         assert self.workloads is not None
         there = self.workloads.actual()
-        # What comes in between detaching and deleting would be for the machine's own stack.
-        self.workloads.close(end for port, end in there.items() if port not in want)
         kept = {end.index for port, end in there.items() if port in want}
+        if len(kept) < len(there):
+            # Before their programs come off: what then came in would be for the machine's own stack.
+            self.workloads.remove(want)
         # Also those whose interface is gone: in a lab a port's new machine takes its workload over by itself.
         for index in [i for i, program in self._attached.items() if program == "workload" and i not in kept]:
             self.kernel.detach(index)
             del self._attached[index]
         for end in (end for port, end in there.items() if port not in want):
             self.kernel.detach(end.index)  # attached by an agent before this one
-        if len(kept) < len(there):
-            self.workloads.remove(want)

@@ -113,20 +113,13 @@ class Workloads:
                 for link in closed:
                     ipr.link("set", index=link.index, state="up")
 
-    def close(self, ends: Iterable[links.Link]) -> None:
-        """Let no frame through any more: our ends down. Called before a program is taken off."""
-        with links.netlink() as ipr:
-            for link in ends:
-                ipr.link("set", index=link.index, state="down")
-
     def remove(self, want: Mapping[int, Attachment]) -> list[int]:
         """Take away the workloads of ports that are not wanted here, and end what runs in them. Returns their ids."""
         gone = {port: link for port, link in self.actual().items() if port not in want}
         if not gone:
             return []
         with links.netlink() as ipr:
-            for link in gone.values():
-                links.remove(ipr, link.index)
+            links.remove_all(ipr, [link.index for link in gone.values()])
         # Another machine of the lab may have taken the namespace over: the port moved. Then it has an eth0 again.
         with ExitStack() as stack:
             left = []
