@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +24,17 @@ from strategies import (
     some_rounds,
     some_torrents,
 )
+from test_hostile import Field, bed, change, field_, onslaught
 from twins import Mismatch, Operation, Teller, devices, play, recording
 
 from nestnet.datapath import build
 
+__all__ = ["bed", "field_"]
 pytestmark = pytest.mark.root
 NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
 ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 400
+SHARE = 60  # frames of each hostile row
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ FAULTS = [
     Fault("TTL 1 is routed by a flow", "flow.h", "|| (f->hops && ttl <= f->hops)", ""),
     Fault(
         "MTU off by one", "nestnet.bpf.c",
-        "(u32)(p->end - ETH_BYTES) > mtu)", "(u32)(p->end - ETH_BYTES) > mtu + 1)",
+        "too_long(skb, length, headers, mtu)", "too_long(skb, length, headers, mtu + 1)",
     ),
     Fault("link-local is routed", "nestnet.bpf.c", "if (where == ROUTED && passes_no_router(&p->tuple))", "if (0)"),
     Fault("senders live anywhere", "nestnet.bpf.c", "machine_of(from->host, 0) != p->sender &&", "0 &&"),
@@ -151,6 +155,42 @@ FAULTS = [
     Fault("frames for all cost their sender nothing", "flood.h", "if (from->out && ", "if (0 && "),
     Fault("hosts pay for each port", "flood.h", "if (is_here && *said >> 8 == *number)", "if (0)"),
     Fault("copies that cost too much leave", "flood.h", "*gone = c->stamp;\n\t\tdrop(", "drop("),
+    Fault("errors to all", "nestnet.bpf.c", "if (p->icmp_kind == ICMP_ERROR)", "if (0)"),
+    Fault("what follows a datagram", "nestnet.bpf.c", "if (total < length) {", "if (0) {"),
+    Fault("half a datagram", "nestnet.bpf.c", "if (total > length || total < outer_bytes - ETH_BYTES - 8)", "if (0)"),
+    Fault("half a packet in VXLAN", "nestnet.bpf.c", "reason = p->cut ? REASON_MALFORMED :", "reason ="),
+]  # fmt: skip
+
+# What nobody but hostile frames does, and what no test run shows: there packets have no tags beside their bytes, and
+# what becomes of one that is left to the machine is not seen.
+HOSTILE_FAULTS = [
+    Fault("IPv4 in IPv6", "packet.h", "if (is_mapped(&p->tuple.source) || is_mapped(&p->tuple.target))", "if (0)"),
+    Fault(
+        "errors to all from the wire", "nestnet.bpf.c",
+        "reason = p->icmp_kind == ICMP_ERROR ? REASON_ICMP_UNRELATED :", "reason =",
+    ),
+    Fault(
+        "refused, and left to the machine", "out.h",
+        "reason);\n\treturn TC_ACT_SHOT;", "reason);\n\treturn TC_ACT_NEXT;",
+    ),
+    Fault(
+        "tags beside the bytes", "packet.h",
+        "if (skb->vlan_present || p->ether_type == ETH_VLAN", "if (p->ether_type == ETH_VLAN",
+    ),
+    Fault("tags on a known flow", "flow.h", "if (skb->vlan_present || !read_usual", "if (!read_usual"),
+    Fault(
+        "tagged datagrams", "nestnet.bpf.c",
+        "if (skb->vlan_present || data + OUTER4 - 8 > end", "if (data + OUTER4 - 8 > end",
+    ),
+    Fault(
+        "copies to whoever asks", "flood.h",
+        "bpf_clone_redirect(skb, q->ifindex, 0);", "bpf_clone_redirect(skb, skb->ifindex, 0);",
+    ),
+    Fault("segments of any length", "flow.h", "skb->gso_size ? skb->gso_size + headers > mtu", "skb->gso_size ? 0"),
+    Fault(
+        "segments that shrink", "out.h",
+        "BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP", "BPF_F_ADJ_ROOM_ENCAP_L4_UDP",
+    ),
 ]  # fmt: skip
 
 
@@ -191,8 +231,9 @@ def test_without_a_fault_all_goes_right(script: list[Operation]) -> None:
     assert survives(script, build.object_path()) is None
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_fault_is_found(fault: Fault, script: list[Operation], tmp_path: Path) -> None:
+@contextmanager
+def mutant(fault: Fault, tmp_path: Path) -> Iterator[Path]:
+    """The object with this fault."""
     sources = tmp_path / "bpf"
     shutil.copytree(build.SOURCES, sources)
     source = (sources / fault.file).read_text()
@@ -200,6 +241,27 @@ def test_a_fault_is_found(fault: Fault, script: list[Operation], tmp_path: Path)
     (sources / fault.file).write_text(source.replace(fault.right, fault.wrong))
     object = build.object_path(sources)
     try:
-        assert survives(script, object) is not None, f"nothing found {fault}"
+        yield object
     finally:
         object.unlink()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_is_found(fault: Fault, script: list[Operation], tmp_path: Path) -> None:
+    with mutant(fault, tmp_path) as object:
+        assert survives(script, object) is not None, f"nothing found {fault}"
+
+
+@pytest.mark.parametrize("fault", HOSTILE_FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_that_only_hostile_frames_show_is_found(fault: Fault, field_: Field, tmp_path: Path) -> None:
+    with mutant(fault, tmp_path) as object:
+        try:
+            change(field_, object)
+            with pytest.raises(AssertionError):
+                onslaught(field_, SHARE)
+        finally:
+            change(field_, build.object_path())
+
+
+def test_without_a_fault_hostile_frames_go_right(field_: Field) -> None:
+    onslaught(field_, SHARE)

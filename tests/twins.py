@@ -305,7 +305,22 @@ def changed_by_machine(datagram: bytes, world: World, rng: random.Random | None)
                 changed[1] = ecn if family == 4 else ecn << 4
             case 7:
                 changed[rng.randrange(source_at, outer)] ^= 1 << rng.randrange(8)  # either address
-    return bytes(changed)
+    return ended(bytes(changed), rng) if rng.random() < 0.2 else bytes(changed)
+
+
+def ended(datagram: bytes, rng: random.Random) -> bytes:
+    """The same that ends early, by its outer IP length, in what arrives, or both; or with something behind."""
+    ipv4 = datagram[0] >> 4 == 4
+    vxlan_at = 28 if ipv4 else 48
+    size = rng.randrange(vxlan_at, min(len(datagram), vxlan_at + 88))
+    match rng.randrange(3):
+        case 0 if ipv4:
+            return datagram[:2] + size.to_bytes(2, "big") + datagram[4:size]
+        case 0:
+            return datagram[:4] + (size - 40).to_bytes(2, "big") + datagram[6:size]
+        case 1:
+            return datagram[:size]
+    return datagram + bytes(rng.randrange(1, 9))
 
 
 # ---- playing

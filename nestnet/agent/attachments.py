@@ -165,9 +165,7 @@ class Workloads:
         if not gone:
             return
         with links.netlink() as ipr:
-            for end in gone.values():
-                if end.link.name not in kept:
-                    links.remove(ipr, end.link.index)
+            links.remove_all(ipr, [end.link.index for end in gone.values() if end.link.name not in kept])
         own = sorted(f"{self.prefix}{port}" for port, end in gone.items() if end.attach is None)
         # Another machine of the lab may have taken the namespace over: the port moved. Then it has an eth0 again.
         with ExitStack() as stack:

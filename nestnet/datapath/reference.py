@@ -382,6 +382,8 @@ class Reference:
     def flood(self, p: int, port: Row, packet: Packet, now: float, out: Outputs) -> None:
         """Broadcast and multicast: a copy to each port here, and one to each machine with hosts of the segment."""
         network = self.network[port.network]
+        if packet.is_icmp_error_kind:
+            raise Drop("icmp_unrelated")
         if packet.size > network.mtu:
             raise Drop("too_big")
         self.pay([Toll(port.out, 0)], len(packet.frame), now)
@@ -815,6 +817,8 @@ class Reference:
         port = self.port[p]
         frame = with_outer_ecn(packet, carried.ecn)
         if packet.is_group:
+            if packet.is_icmp_error_kind:
+                raise Drop("icmp_unrelated")
             if frame is None:
                 raise Drop("ecn")
             self.flood_here(p, port, vni.segment, packet, frame, now, out, leaves=False)

@@ -515,6 +515,8 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
     machine. A carrier is paid once for each host that the frame is for. If it refuses one of a machine that is not
     this, that machine gets no copy."""
     network = world.networks[port.network]
+    # Nobody complains about what was for all, or to all, so this is about nothing (RFC 1122, 3.2.2).
+    _refuse(packet.is_icmp_error_kind, "icmp_unrelated")
     _refuse(packet.size > network.mtu, "too_big")
     state = pay(state, [_toll_of(world, port, True, packet)], now)
     here = machine_of(world, port)

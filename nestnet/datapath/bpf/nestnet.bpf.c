@@ -151,7 +151,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	/* The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere. */
 	if (p->hops && p->ttl <= 1)
 		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
-	if (skb->gso_size ? too_long(skb, length, headers, mtu) : (u32)(p->end - ETH_BYTES) > mtu)
+	if (too_long(skb, length, headers, mtu))
 		return refused(skb, p, REASON_TOO_BIG, mtu);
 	if (p->hops && p->ttl <= p->hops)
 		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
@@ -269,7 +269,9 @@ INLINE int from_workload(struct __sk_buff *skb)
 	if (reason)
 		return drop(skb, p->source, reason);
 	if (p->came[0] & 1) {
-		if ((u32)(p->end - ETH_BYTES) > n->mtu)
+		if (p->icmp_kind == ICMP_ERROR)
+			return drop(skb, p->source, REASON_ICMP_UNRELATED);
+		if (skb->len - ETH_BYTES > n->mtu)
 			return drop(skb, p->source, REASON_TOO_BIG);
 		return to_all(skb, p);
 	}
@@ -354,11 +356,11 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	n = bpf_map_lookup_elem(&network, &p->network);
 	if (!n || !(n->flags & ENABLED))
 		return drop(skb, 0, REASON_NETWORK_DISABLED);
-	reason = parse_ethernet(skb, p);
+	reason = p->cut == BEFORE_IP ? REASON_MALFORMED : parse_ethernet(skb, p);
 	if (!reason && p->ether_type == ETH_ARP)
 		reason = REASON_ETHER_TYPE;
 	if (!reason)
-		reason = parse_ip(skb, p);
+		reason = p->cut ? REASON_MALFORMED : parse_ip(skb, p);
 	if (!reason)
 		reason = find_sender(p);
 	if (reason)
@@ -382,7 +384,7 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	if (reason)
 		return drop(skb, 0, reason);
 	if (p->came[0] & 1) {
-		reason = by_ecn(skb, p);
+		reason = p->icmp_kind == ICMP_ERROR ? REASON_ICMP_UNRELATED : by_ecn(skb, p);
 		return reason ? drop(skb, 0, reason) : FOR_ALL;
 	}
 	to = mac_of(p->segment, p->came);
@@ -428,7 +430,7 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 /* A datagram that is no known flow: its sender must be a member; then the outer headers come off. */
 ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 outer_ecn)
 {
-	u32 zero = 0;
+	u32 zero = 0, at_ip;
 	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero);
 	struct member *from;
 	u8 inner[ETH_BYTES], sender[4];
@@ -455,8 +457,19 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 	p->where = FROM_WIRE | label;
 	p->sender = from->machine;
 	p->outer_ecn = outer_ecn;
+	/* Too short to be anything: made longer, so that the outer headers come off. `from_wire` says what it is. */
+	at_ip = outer_bytes + ETH_BYTES;
+	if (skb->len < at_ip)
+		p->cut = BEFORE_IP;
+	if (skb->len < at_ip + 40 && (p->cut || load(skb, outer_bytes, inner, ETH_BYTES) ||
+				      skb->len < at_ip + (load16(inner + 12) == ETH_IPV6 ? 40 : 20))) {
+		if (!p->cut)
+			p->cut = IN_IP;
+		if (bpf_skb_change_tail(skb, at_ip + 40, 0))
+			return drop(skb, 0, REASON_ERROR);
+	}
 	if (load(skb, outer_bytes, inner, ETH_BYTES))
-		return drop(skb, 0, REASON_MALFORMED);
+		return drop(skb, 0, REASON_ERROR);
 	if (decapsulate(skb, outer_bytes, inner, load16(inner + 12)))
 		return drop(skb, 0, REASON_ERROR);
 	action = from_wire(skb, p);
@@ -476,7 +489,7 @@ SEC("tc") int workload(struct __sk_buff *skb)
 SEC("tc") int underlay(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	u32 zero = 0, label, outer_bytes;
+	u32 zero = 0, label, outer_bytes, length = skb->len - ETH_BYTES, total;
 	struct self *me;
 	struct machine *own;
 	u8 outer_ecn;
@@ -490,19 +503,25 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	}
 	eth = data;
 	ip = data + ETH_BYTES;
-	if (data + OUTER4 - 8 > end)
+	/* A tag is here for a VLAN of the machine's: another wire, with other neighbours. */
+	if (skb->vlan_present || data + OUTER4 - 8 > end)
 		return TC_ACT_NEXT;
 	if (eth[12] == 0x08 && !eth[13]) {
 		if (ip[0] != 0x45 || (ip[6] & 0x3f) || ip[7] || ip[9] != UDP)
 			return TC_ACT_NEXT;
 		udp = ip + 20;
 		outer_bytes = OUTER4;
+		total = load16(ip + 2);
 		outer_ecn = ip[1] & 3;
 	} else if (eth[12] == 0x86 && eth[13] == 0xdd) {
 		if (data + OUTER6 - 8 > end || ip[0] >> 4 != 6 || ip[6] != UDP)
 			return TC_ACT_NEXT;
+		/* IPv4 written as IPv6 */
+		if (is_mapped((struct address *)(ip + 8)) || is_mapped((struct address *)(ip + 24)))
+			return TC_ACT_NEXT;
 		udp = ip + 40;
 		outer_bytes = OUTER6;
+		total = load16(ip + 4) + 40;
 		outer_ecn = ip[1] >> 4 & 3;
 	} else {
 		return TC_ACT_NEXT;
@@ -517,7 +536,18 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 					  is_address((struct address *)own->address, ip + 24, OUTER6);
 	if (!is_ours)
 		return TC_ACT_NEXT;
-	vxlan = udp + 8;
+	/* Lengths of a GSO packet are of the whole, which may be more than they can say. */
+	if (skb->gso_size)
+		total = length;
+	if (total > length || total < outer_bytes - ETH_BYTES - 8)
+		return TC_ACT_NEXT;
+	if (total < length) {
+		if (bpf_skb_change_tail(skb, ETH_BYTES + total, 0))
+			return TC_ACT_SHOT;
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+	}
+	vxlan = data + (outer_bytes == OUTER4 ? OUTER4 : OUTER6) - 8;
 	if ((void *)vxlan + 8 > end)
 		goto unusual;
 	label = vxlan[4] << 16 | vxlan[5] << 8 | vxlan[6];

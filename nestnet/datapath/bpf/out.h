@@ -179,13 +179,6 @@ INLINE int decapsulate(struct __sk_buff *skb, u32 outer_bytes, const u8 *inner, 
 	       bpf_skb_store_bytes(skb, 0, inner, ETH_BYTES, 0);
 }
 
-INLINE int is_mapped(const u8 *address)
-{
-	const u32 *words = (const u32 *)address;
-
-	return !words[0] && !words[1] && words[2] == swap32(0xffff);
-}
-
 enum { HAS_NEIGHBOUR = 0, NEEDS_NEIGHBOUR = 1, NO_ROUTE = 2 };
 
 /* The outer header to a machine, for a flow: what every packet of it gets, with the next hop resolved. */
@@ -204,8 +197,8 @@ ONCE int outer_header(struct __sk_buff *skb, struct flow *f, u32 to, u32 label, 
 	here = bpf_map_lookup_elem(&machine, &me->machine);
 	if (!here)
 		return NO_ROUTE;
-	six = !is_mapped(there->address);
-	if (six == is_mapped(here->address))
+	six = !is_mapped((struct address *)there->address);
+	if (six == is_mapped((struct address *)here->address))
 		return NO_ROUTE; /* one of them has just got an address of the other family */
 	fib.family = six ? AF_INET6 : AF_INET;
 	fib.l4_protocol = UDP;

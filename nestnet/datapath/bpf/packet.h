@@ -11,6 +11,7 @@ enum {
 	MAX_EXTENSIONS = 6,
 };
 enum { WHOLE = 0, FIRST_FRAGMENT = 1, LATER_FRAGMENT = 2 };
+enum { BEFORE_IP = 1, IN_IP = 2 };
 enum { NOT_ICMP = 0, ICMP_ECHO = 1, ICMP_ERROR = 2, ICMP_OTHER = 3 };
 
 /* One packet on its way, and what has been found out about it. One for each CPU. */
@@ -24,6 +25,7 @@ struct packet {
 	u8 fragment, icmp_kind;
 	u8 icmp_type, icmp_code, tcp_flags, ttl;
 	u8 ecn, answered, hops, tracked; /* hops: routers on the way, 0 if it is switched */
+	u8 cut, pad[3];     /* where a frame in VXLAN ends too early */
 	u32 fragment_id;
 
 	u32 where;          /* ifindex, or FROM_WIRE | VNI */
@@ -60,6 +62,11 @@ INLINE void map_ipv4(struct address *to, const u8 *from)
 	to->words[1] = 0;
 	to->words[2] = swap32(0xffff);
 	memcpy(&to->words[3], from, 4);
+}
+
+INLINE int is_mapped(const struct address *a)
+{
+	return !a->words[0] && !a->words[1] && a->words[2] == swap32(0xffff);
 }
 
 INLINE int same_address(const struct address *x, const struct address *y)
@@ -152,6 +159,9 @@ INLINE int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	p->ecn = ip[1] >> 4 & 3;
 	memcpy(&p->tuple.source, ip + 8, 16);
 	memcpy(&p->tuple.target, ip + 24, 16);
+	/* Whoever bears an IPv4 address in an IPv6 header would pass for its owner in the other family. */
+	if (is_mapped(&p->tuple.source) || is_mapped(&p->tuple.target))
+		return REASON_MALFORMED;
 	next = ip[6];
 	for (int i = 0; i <= MAX_EXTENSIONS; i++) {
 		if (next != 0 && next != 43 && next != 44 && next != 51 && next != 60)
