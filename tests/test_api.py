@@ -109,12 +109,12 @@ def test_an_apply_can_be_read_back(client: Client) -> None:
     ]
     assert list(client.list("network")) == []
     applied = client.apply(manifest(n=network()))
-    assert applied["plan"] == plan
+    assert {**applied["plan"], "etag": plan["etag"]} == plan
     assert client.apply(manifest(n=network()))["revision"] == applied["revision"] == client.status()["revision"]
     port = client.get("port", "n/p0")
     assert client.get("port", port["id"]) == port
     assert (port["path"], port["machine"], port["addresses"], port["mtu"]) == ("n/p0", "m1", ["10.0.0.2/16"], 1450)
-    assert client.delete("network", "n") == applied["revision"] + 1
+    assert client.delete("network", "n", cascade=True) == applied["revision"] + 1
     assert list(client.list("port")) == []
 
 
@@ -146,7 +146,8 @@ def test_a_link_is_taken_down_and_up(client: Client) -> None:
     assert (link["between"], link["cost"], link["up"]) == (["a", "b"], 1, True)
     revision = client.status()["revision"]
     told = client.set_link("n/ab", False)
-    assert told == {"revision": revision + 1, "machines": ["m1"], "link": {**link, "up": False}}
+    down = {**link, "up": False, "etag": told["link"]["etag"]}
+    assert told == {"revision": revision + 1, "machines": ["m1"], "link": down}
     assert client.set_link(link["id"], False) == told, "twice is once"
     assert [one["up"] for one in client.list("link", network="n")] == [False]
     with pytest.raises(Conflict) as used:
@@ -230,7 +231,7 @@ def test_the_shape_of_every_error(shared: Client, method: str, path: str, body: 
 
 def test_a_key_is_used_once(client: Client) -> None:
     first = client.apply(manifest(n=network()), key="k")
-    client.delete("network", "n")
+    client.delete("network", "n", cascade=True)
     assert client.apply(manifest(n=network()), key="k") == first
     with pytest.raises(Conflict, match="used for another request"):
         client.apply(manifest(n=network(2)), key="k")
@@ -264,7 +265,7 @@ def test_a_feed_follows_and_resumes(client: Client, controller: Controller) -> N
         assert (second["snapshot"], second["revision"]) == (False, applied["revision"])
         assert {row["kind"] for row in second["rows"]} == {"network", "segment", "port"}
         begun = time.monotonic()
-        assert set(next(feed)) == {"revision", "token"}
+        assert set(next(feed)) == {"revision", "token", "store", "confirmed"}
         assert time.monotonic() - begun < 7
     controller.stop()
     controller.start()
@@ -324,7 +325,7 @@ def _cpu(pid: int) -> float:
 
 def test_the_socket_is_private_and_goes(controller: Controller) -> None:
     assert stat.S_IMODE(controller.socket.stat().st_mode) == 0o600
-    with Client(controller.url) as client:
+    with Client(controller.url, patience=0) as client:
         assert client.status()["revision"] == 0
         assert controller.stop() == 0
         assert not controller.socket.exists()

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -34,9 +35,10 @@ T = TypeVar("T")
 
 @dataclass
 class _Turn(Generic[T]):
-    """What one thread wants written, and what came of it."""
+    """What one thread wants written, and what came of it. Whoever does it, does it in that thread's context."""
 
     work: Callable[[Connection], T]
+    context: Context = field(default_factory=copy_context)
     done: bool = False
     result: list[T] = field(default_factory=list)
     error: BaseException | None = None
@@ -114,7 +116,7 @@ class Database:
     def _alone(self, turn: _Turn[Any]) -> BaseException | None:
         try:
             with self._begun() as connection:
-                turn.result.append(turn.work(connection))
+                turn.result.append(turn.context.run(turn.work, connection))
         except Exception as error:
             turn.result.clear()
             return error
@@ -124,7 +126,7 @@ class Database:
     def _attempt(connection: Connection, turn: _Turn[Any]) -> None:
         try:
             with connection.begin_nested():
-                turn.result.append(turn.work(connection))
+                turn.result.append(turn.context.run(turn.work, connection))
         except Exception as error:
             turn.result.clear()
             turn.error = error

@@ -56,25 +56,25 @@ class Identity:
             number = self._permute(number & (1 << 40) - 1, 40, f"mac {kind}")
         return first << 40 | number
 
-    def seal(self, revision: int) -> str:
-        """A resume token: this store and this revision, and nobody can make one up."""
+    def seal(self, revision: int, stream: str = "") -> str:
+        """A resume token: this store, this stream and this revision, and nobody can make one up."""
         body = f"{self._epoch}.{revision}".encode()
-        return base64.urlsafe_b64encode(body + b"." + self._mark(body)).decode().rstrip("=")
+        return base64.urlsafe_b64encode(body + b"." + self._mark(body, stream)).decode().rstrip("=")
 
-    def unseal(self, token: str) -> int | None:
-        """The revision in a token, or None if this store did not make it."""
+    def unseal(self, token: str, stream: str = "") -> int | None:
+        """The revision in a token, or None if this store did not make it for this stream."""
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
             epoch, number, mark = raw.split(b".", 2)
         except ValueError:
             return None
         body = epoch + b"." + number
-        if epoch.decode("latin-1") != self._epoch or not hmac.compare_digest(mark, self._mark(body)):
+        if epoch.decode("latin-1") != self._epoch or not hmac.compare_digest(mark, self._mark(body, stream)):
             return None
         return int(number)
 
-    def _mark(self, body: bytes) -> bytes:
-        return blake2b(body, digest_size=16, key=self._key, person=b"token").digest()
+    def _mark(self, body: bytes, stream: str) -> bytes:
+        return blake2b(body, digest_size=16, key=self._key, person=b"token " + stream.encode()).digest()
 
     def _permute(self, number: int, bits: int, tweak: str) -> int:
         half = bits // 2

@@ -52,11 +52,19 @@ class Store:
         self.identity = Identity(self._database.epoch, self._database.key)
         self.changed: Callable[[int], None] = changed or (lambda _revision: None)
         self.happened: Callable[[], None] = lambda: None
+        with self._database.read() as connection:
+            # May agents remove whatever this store does not know? After a restore, when somebody says so.
+            self.confirmed = bool(connection.scalar(select(tables.store.c.confirmed)))
         self._heard = Heard()
         self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
     def close(self) -> None:
         self._database.close()
+
+    @property
+    def folder(self) -> Path:
+        """Where the file is."""
+        return self._database.path.parent
 
     @property
     def revision(self) -> int:
@@ -423,12 +431,6 @@ class Store:
 
     # The whole store
 
-    @property
-    def confirmed(self) -> bool:
-        """May agents remove whatever this store does not know? (after a restore)"""
-        with self._database.read() as connection:
-            return bool(connection.scalar(select(tables.store.c.confirmed)))
-
     def confirm(self, asked: Asked = NOBODY) -> int:
         """Let agents remove what this store does not know. Returns the revision, a new one so that all hear of it."""
 
@@ -438,7 +440,10 @@ class Store:
             events.audited(connection, asked.who, "confirmed", n, "agents may remove what this store does not know")
             return n
 
-        return int(self._change(asked, {"confirm": True}, turn))
+        n = int(self._change(asked, {"confirm": True}, turn))
+        self.confirmed = True
+        self.changed(n)
+        return n
 
     def backup(self, to: Path) -> None:
         """Write a copy, as it is now, to a file that is not there yet."""
@@ -451,6 +456,7 @@ class Store:
         """
         n = backup.restore(self._database, file, force, asked.who)
         self.identity = Identity(self._database.epoch, self._database.key)
+        self.confirmed = force
         self._heard.forget()
         self._reports.clear()
         self.changed(n)
