@@ -32,6 +32,7 @@ class Memory:
     """A kernel that takes everything."""
 
     actions: list[Any] = field(default_factory=list)
+    store: str | None = None
 
     def read(self) -> Tables:
         return empty()

@@ -30,7 +30,8 @@ SERVE = (
 class Controller:
     """A controller process with a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, code: str = SERVE) -> None:
+        self.code = code
         self.db = folder / "store.db"
         self.socket = folder / "api.sock"
         self.url = f"unix:{self.socket}"
@@ -39,7 +40,7 @@ class Controller:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            command = [sys.executable, "-c", SERVE, str(self.db), self.url]
+            command = [sys.executable, "-c", self.code, str(self.db), self.url]
             self.process = subprocess.Popen(command, stderr=log, cwd=Path(__file__).parent.parent)
         deadline = time.monotonic() + 30
         while True:

@@ -337,6 +337,7 @@ class Store:
                 if kind == "machine":
                     after = self._machine_changed(connection, id)
                     numbers.fence(connection, after)
+                    self._heard.forget(id)
                 else:
                     row = {"network": FABRIC, "kind": kind, "id": id, **write.NOTHING_WAS}
                     after = write.next_revision(connection, [row])
@@ -348,9 +349,6 @@ class Store:
                 events.changed(connection, asked.who, "delete", after, changes)
             return after
 
-        if kind == "machine":
-            with self._database.read() as connection:
-                self._heard.forget(self._reader(connection).find(kind, reference))
         return int(self._change(asked, {"delete": kind, "reference": reference, "cascade": cascade}, turn))
 
     def set_link(self, reference: str, up: bool, asked: Asked = NOBODY) -> tuple[int, Sequence[str], Resource]:

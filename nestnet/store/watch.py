@@ -38,16 +38,15 @@ def changes(
         return None
     c = tables.change.c
     query = select(c.network, c.kind, c.id).where(c.revision > since, c.kind.in_(KINDS))
-    if kind is not None:
-        query = query.where(c.kind == kind)
     if network is not None:
         query = query.where(c.network == network)
     touched: dict[str, set[int]] = defaultdict(set)
     if since != now:
         for row in connection.execute(query):
             touched[row.kind].add(row.id)
+            touched["network"].add(row.network)  # Its revision, and its ETag, are of anything in it.
     told: list[Told] = []
-    for each in KINDS:  # What others stand on comes first.
+    for each in KINDS if kind is None else (kind,):  # What others stand on comes first.
         ids = sorted(touched[each] - ({FABRIC} if each == "network" else set()))
         there = _there(connection, each, ids)
         resources = dict(zip(there, reader.resources(each, there), strict=True))
