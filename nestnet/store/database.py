@@ -94,24 +94,33 @@ class Database:
         return turn.outcome()
 
     def _commit_together(self) -> None:
-        turns: list[_Turn[Any]] = []
-        begun = time.monotonic()
-        try:
-            with self._begun() as connection:
-                while self._waiting and len(turns) < TOGETHER and time.monotonic() - begun < TOGETHER_SECONDS:
-                    turns.append(self._waiting.popleft())
-                    self._attempt(connection, turns[-1])
-        except IntegrityError as error:
-            # Foreign keys are judged at COMMIT. Whose it is, is found out one by one.
-            for turn in turns:
-                turn.result.clear()
-                turn.error = error if len(turns) == 1 else self._alone(turn)
-        except BaseException as error:
-            for turn in turns:
-                turn.error = error
+        turns = [self._waiting.popleft() for _ in range(min(len(self._waiting), TOGETHER))]
+        if len(turns) == 1:
+            turns[0].error = self._alone(turns[0])
+        else:
+            turns = self._share(turns)
         self.commits, self.turns = self.commits + 1, self.turns + len(turns)
         for turn in turns:
             turn.done = True
+
+    def _share(self, turns: list[_Turn[Any]]) -> list[_Turn[Any]]:
+        """Commit them together. Returns those that were taken: the others wait again, first in line."""
+        begun, taken = time.monotonic(), 0
+        try:
+            with self._begun() as connection:
+                while taken < len(turns) and time.monotonic() - begun < TOGETHER_SECONDS:
+                    self._attempt(connection, turns[taken])
+                    taken += 1
+        except IntegrityError:
+            # Foreign keys are judged at COMMIT. Whose it is, is found out one by one.
+            for turn in turns[:taken]:
+                turn.result.clear()
+                turn.error = self._alone(turn)
+        except BaseException as error:
+            for turn in turns[:taken]:
+                turn.error = error
+        self._waiting.extendleft(reversed(turns[taken:]))
+        return turns[:taken]
 
     def _alone(self, turn: _Turn[Any]) -> BaseException | None:
         try:

@@ -107,7 +107,9 @@ def next_revision(connection: Connection, rows: Sequence[dict[str, Any]]) -> int
     oldest = n - KEPT_REVISIONS
     if oldest > 0:
         connection.execute(delete(tables.change).where(tables.change.c.revision <= oldest))
-        connection.execute(update(tables.revision).values(oldest=oldest))
+        # After a restore it is ahead: there are no older changes in this epoch.
+        r = tables.revision
+        connection.execute(update(r).where(r.c.oldest < oldest).values(oldest=oldest))
     return int(n)
 
 
