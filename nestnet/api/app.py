@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -57,6 +58,8 @@ def create_app(store: Store, rates: Rates | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for left in (*store.folder.glob("nestnet-backup-*"), *store.folder.glob("nestnet-restore-*")):
+            shutil.rmtree(left, ignore_errors=True)  # Of one that was killed meanwhile: it has keys in it.
         app.state.counts = counts
         app.state.bell = bell = Doorbell()
         app.state.events = happenings = Doorbell()
