@@ -256,6 +256,8 @@ def test_a_plan_holds_as_long_as_nothing_moves(client: Client) -> None:
     with pytest.raises(Stale):
         client.apply(manifest(planned=hosts), etag=own)
     assert raw(client, "POST", "/v1/apply", json={"manifest": second}, headers={"If-Match": "*"}).is_success
+    absent = {"name": "m7", "address": "192.0.2.7"}
+    assert raw(client, "POST", "/v1/machines", json=absent, headers={"If-Match": "*"}).status_code == 412
     wrong = raw(client, "DELETE", "/v1/networks/planned", headers={"If-Match": "bare"})
     assert (wrong.status_code, wrong.json()["problems"][0]["code"]) == (422, "bad_value")
 

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nestnet import __version__
 from nestnet.api import shapes, streams
-from nestnet.api.asked import Rates, asked, who
+from nestnet.api.asked import Rates, asked, keyed, who
 from nestnet.api.bodies import Bounded, read_json
 from nestnet.api.feed import Doorbell, follow
 from nestnet.api.metrics import Counts, measured
@@ -298,7 +298,7 @@ def _operating(store: Store) -> APIRouter:
         return _stream(request, "events", streams.events(store, request.app.state.events, since, last, follow))
 
     @routes.post("/confirm", response_model=shapes.Confirmed)
-    def confirm(how: How) -> dict[str, Any]:
+    def confirm(how: Annotated[Asked, Depends(keyed)]) -> dict[str, Any]:
         """Let agents remove what this store does not know: after a restore they hold that back."""
         return {"revision": store.confirm(how)}
 
@@ -322,7 +322,6 @@ def _operating(store: Store) -> APIRouter:
     @routes.post("/restore", response_model=shapes.Restored)
     async def restore(
         request: Request,
-        how: How,
         force: Annotated[bool, Query(description="Agents may remove at once what the backup does not know.")] = False,
     ) -> dict[str, Any]:
         """Become what a backup is (the body), as a new store: tokens and ETags from before mean nothing any more."""
@@ -331,7 +330,7 @@ def _operating(store: Store) -> APIRouter:
             with file.open("wb") as copy:
                 async for chunk in request.stream():
                     await run_in_threadpool(copy.write, chunk)
-            return {"revision": await run_in_threadpool(store.restore, file, force, how)}
+            return {"revision": await run_in_threadpool(store.restore, file, force, Asked(who(request).name))}
 
     return routes
 

@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Header, Request
@@ -60,19 +60,27 @@ def _uid(connection: object) -> int | None:
     return int(struct.unpack("iII", raw)[1])  # struct ucred: pid, uid, gid
 
 
+Key = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="Any text of yours: asked again with it, it is done once."),
+]
+
+
+def keyed(request: Request, idempotency_key: Key = None) -> Asked:
+    """How something is asked for that is no object's, so without ETags."""
+    asker = who(request)
+    return Asked(asker.name, asker.tenant, idempotency_key)
+
+
 def asked(
     request: Request,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=255, description="Any text of yours: asked again with it, it is done once."),
-    ] = None,
+    idempotency_key: Key = None,
     if_match: Annotated[
         str | None, Header(max_length=1000, description='ETags, as "a1b2": 412 unless the object has one of them.')
     ] = None,
 ) -> Asked:
     """How a change is asked for."""
-    asker = who(request)
-    return Asked(asker.name, asker.tenant, idempotency_key, None if if_match is None else _etags(if_match))
+    return replace(keyed(request, idempotency_key), etags=None if if_match is None else _etags(if_match))
 
 
 def _etags(header: str) -> tuple[str, ...]:

@@ -178,6 +178,8 @@ class Store:
             row = connection.execute(select(m).where(m.c.name == name)).first()
             if row is not None:
                 self._fresh(connection, asked, "machine", row.id)
+            elif asked.etags is not None:
+                raise Stale(f"machine {name} is not there (any more)")
             other = connection.scalar(select(m.c.name).where(m.c.address == address, m.c.name != name))
             if other is not None:
                 raise Conflict(f"{address} is the address of machine {other} already", "duplicate_address")
