@@ -32,6 +32,7 @@ class Memory:
     """A kernel that takes everything."""
 
     actions: list[Any] = field(default_factory=list)
+    store: str | None = None
 
     def read(self) -> Tables:
         return empty()
@@ -96,3 +97,47 @@ def test_a_turn_that_failed_is_tried_again_with_what_is_wanted_now(agent: Agent)
     agent.converge(after)
     assert (agent.realised, agent.problems) == (2, [])
     assert workloads.wanted == [[40], [], [], []]
+
+
+def of_ports(count: int) -> World:
+    """A machine with so many ports."""
+    ports = [
+        Port(40 + place, 10, 20, 1, 0x020000000001 + place, (IPv4Address("10.0.0.5") + place,))
+        for place in range(count)
+    ]
+    return World.of([value for key, value in BEFORE.values.items() if key[0] != "port"] + ports)
+
+
+def test_what_another_store_does_not_know_is_held_back_until_somebody_agrees(agent: Agent) -> None:
+    whole = Desired(of_ports(5).values, 7, whole=True, store="before")
+    agent.converge(whole)
+    assert (agent.realised, agent.held, agent.kernel.store) == (7, None, "before")
+    actions = len(cast("Memory", agent.kernel).actions)
+    lacking = Desired(of_ports(3).values, 1_000_007, whole=True, store="restored")
+    for _ in range(2):
+        agent.converge(lacking)
+        assert agent.held is not None
+        assert "knows nothing of 2 of the 5 ports here" in agent.held
+        assert (agent.realised, agent.kernel.store) == (7, "before")
+        assert len(cast("Memory", agent.kernel).actions) == actions
+    agent.converge(Desired(lacking.values, 1_000_008, whole=True, store="restored", confirmed=True))
+    assert (agent.realised, agent.held, agent.kernel.store) == (1_000_008, None, "restored")
+
+
+def test_a_store_that_lacks_little_or_has_more_is_taken_as_it_is(agent: Agent) -> None:
+    agent.converge(Desired(of_ports(5).values, 7, whole=True, store="a"))
+    agent.converge(Desired(of_ports(4).values, 8, whole=True, store="b"))
+    assert (agent.realised, agent.held) == (8, None)
+    agent.converge(Desired(of_ports(9).values, 9, whole=True, store="c"))
+    assert (agent.realised, agent.held) == (9, None)
+    agent.converge(Desired(of_ports(1).values, 10, whole=True, store="c"))
+    assert (agent.realised, agent.held) == (10, None), "the same store may take away what it likes"
+
+
+def test_a_storm_of_drops_is_told_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("nestnet.agent.agent.time.monotonic", lambda: now)
+    for packets in (0, 100, 9000, 19000):
+        agent._storms({"policy_denied": packets})
+        now += 2
+    assert agent.noticed == [("drops", "4,450 packets/s dropped: policy_denied")]

@@ -20,7 +20,7 @@ import httpx2
 import pytest
 
 from nestnet.api.client import Client
-from nestnet.model.errors import Ambiguous, Conflict, Exhausted, Invalid, NestnetError, NotFound, Unreachable
+from nestnet.model.errors import Ambiguous, Conflict, Exhausted, Invalid, NestnetError, NotFound, Stale, Unreachable
 
 SERVE = (
     "import sys; from pathlib import Path; from nestnet.api.server import serve; serve(Path(sys.argv[1]), sys.argv[2])"
@@ -30,7 +30,8 @@ SERVE = (
 class Controller:
     """A controller process with a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, code: str = SERVE) -> None:
+        self.code = code
         self.db = folder / "store.db"
         self.socket = folder / "api.sock"
         self.url = f"unix:{self.socket}"
@@ -39,7 +40,7 @@ class Controller:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            command = [sys.executable, "-c", SERVE, str(self.db), self.url]
+            command = [sys.executable, "-c", self.code, str(self.db), self.url]
             self.process = subprocess.Popen(command, stderr=log, cwd=Path(__file__).parent.parent)
         deadline = time.monotonic() + 30
         while True:
@@ -109,12 +110,12 @@ def test_an_apply_can_be_read_back(client: Client) -> None:
     ]
     assert list(client.list("network")) == []
     applied = client.apply(manifest(n=network()))
-    assert applied["plan"] == plan
+    assert {**applied["plan"], "etag": plan["etag"]} == plan
     assert client.apply(manifest(n=network()))["revision"] == applied["revision"] == client.status()["revision"]
     port = client.get("port", "n/p0")
     assert client.get("port", port["id"]) == port
     assert (port["path"], port["machine"], port["addresses"], port["mtu"]) == ("n/p0", "m1", ["10.0.0.2/16"], 1450)
-    assert client.delete("network", "n") == applied["revision"] + 1
+    assert client.delete("network", "n", cascade=True) == applied["revision"] + 1
     assert list(client.list("port")) == []
 
 
@@ -146,7 +147,8 @@ def test_a_link_is_taken_down_and_up(client: Client) -> None:
     assert (link["between"], link["cost"], link["up"]) == (["a", "b"], 1, True)
     revision = client.status()["revision"]
     told = client.set_link("n/ab", False)
-    assert told == {"revision": revision + 1, "machines": ["m1"], "link": {**link, "up": False}}
+    down = {**link, "up": False, "etag": told["link"]["etag"]}
+    assert told == {"revision": revision + 1, "machines": ["m1"], "link": down}
     assert client.set_link(link["id"], False) == told, "twice is once"
     assert [one["up"] for one in client.list("link", network="n")] == [False]
     with pytest.raises(Conflict) as used:
@@ -162,11 +164,14 @@ def test_a_port_is_attached_and_detached(client: Client) -> None:
     assert port["attach"] is None
     revision = client.status()["revision"]
     told = client.set_attach(port["path"], {"tap": "vm1"})
-    assert told == {"revision": revision + 1, "machines": [port["machine"]], "port": {**port, "attach": {"tap": "vm1"}}}
+    now = {**port, "attach": {"tap": "vm1"}, "etag": told["port"]["etag"]}
+    assert told == {"revision": revision + 1, "machines": [port["machine"]], "port": now}
     assert client.set_attach(port["id"], {"tap": "vm1"}) == told, "twice is once"
     with pytest.raises(Invalid) as refused:
         client.set_attach(port["path"], {"tap": "vm1", "netns": "blue"})
     assert [problem.pointer for problem in refused.value.problems] == ["/attach/tap"]
+    with pytest.raises(Stale, match=r"attach null became \{\"tap\": \"vm1\"\}"):
+        client.set_attach(port["path"], {}, etag=port["etag"])
     assert client.set_attach(port["path"], {})["port"]["attach"] is None
 
 
@@ -250,7 +255,7 @@ def test_the_shape_of_every_error(shared: Client, method: str, path: str, body: 
 
 def test_a_key_is_used_once(client: Client) -> None:
     first = client.apply(manifest(n=network()), key="k")
-    client.delete("network", "n")
+    client.delete("network", "n", cascade=True)
     assert client.apply(manifest(n=network()), key="k") == first
     with pytest.raises(Conflict, match="used for another request"):
         client.apply(manifest(n=network(2)), key="k")
@@ -284,7 +289,7 @@ def test_a_feed_follows_and_resumes(client: Client, controller: Controller) -> N
         assert (second["snapshot"], second["revision"]) == (False, applied["revision"])
         assert {row["kind"] for row in second["rows"]} == {"network", "segment", "port"}
         begun = time.monotonic()
-        assert set(next(feed)) == {"revision", "token"}
+        assert set(next(feed)) == {"revision", "token", "store", "confirmed"}
         assert time.monotonic() - begun < 7
     controller.stop()
     controller.start()
@@ -344,7 +349,7 @@ def _cpu(pid: int) -> float:
 
 def test_the_socket_is_private_and_goes(controller: Controller) -> None:
     assert stat.S_IMODE(controller.socket.stat().st_mode) == 0o600
-    with Client(controller.url) as client:
+    with Client(controller.url, patience=0) as client:
         assert client.status()["revision"] == 0
         assert controller.stop() == 0
         assert not controller.socket.exists()

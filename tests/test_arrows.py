@@ -61,6 +61,10 @@ NARROW: dict[str, tuple[set[str], str]] = {
         {"nestnet.model", "nestnet.datapath", "nestnet.compile.tables"},
         "the reference must find the compiler's faults, so it shares nothing with it but the tables",
     ),
+    "nestnet.cli.doctors": (
+        {"nestnet.model", "nestnet.cli", "nestnet.lab", "nestnet.agent.netns", "nestnet.agent.checkup", API_CLIENT},
+        "it looks at this computer as an agent does, and changes nothing",
+    ),
     "nestnet.cli.processes": (
         {"nestnet.agent.agent.run", "nestnet.api.server.serve"},
         "it becomes one of the two processes, and is nothing else",

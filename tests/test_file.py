@@ -408,6 +408,7 @@ KINDS: list[tuple[str, type[Any]]] = [
     ("The file", m.Manifest),
     ("machines: NAME", m.MachineSpec),
     ("tenants: NAME", m.TenantSpec),
+    ("tenants: NAME: quota", m.QuotaSpec),
     ("networks: NAME", m.NetworkSpec),
     ("segments: NAME", m.SegmentSpec),
     ("routers: NAME", m.RouterSpec),

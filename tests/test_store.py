@@ -29,6 +29,7 @@ from nestnet.model.values import Attach, Link, Machine, Port, Value, World
 from nestnet.model.wire import from_wire, to_wire
 from nestnet.store import Store, tables
 from nestnet.store.identity import Identity
+from nestnet.store.once import Asked
 
 MACHINES = ("m1", "m2", "m3")
 KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
@@ -343,8 +344,8 @@ def test_a_vni_space_ends_in_an_error_and_comes_back_when_all_have_realised() ->
             with pytest.raises(Exhausted) as told:
                 attempt(networks_of("i"))
             assert (told.value.code, told.value.limit) == ("vni_exhausted", 8)
-        store.delete("network", "c")
-        store.delete("network", "d")
+        store.delete("network", "c", cascade=True)
+        store.delete("network", "d", cascade=True)
         freed = store.revision
         with pytest.raises(Exhausted):
             store.apply(networks_of("i"))
@@ -365,7 +366,7 @@ def test_a_vni_space_ends_in_an_error_and_comes_back_when_all_have_realised() ->
 def test_ids_are_never_used_again(store: Store) -> None:
     store.apply(networks_of("a"))
     before = store.get("network", "a")["id"]
-    store.delete("network", "a")
+    store.delete("network", "a", cascade=True)
     store.apply(networks_of("a"))
     assert store.get("network", "a")["id"] != before
     with pytest.raises(NotFound):
@@ -376,19 +377,19 @@ def test_ids_are_never_used_again(store: Store) -> None:
 
 
 def test_a_repeated_request_gets_its_first_answer(store: Store) -> None:
-    first = store.apply(manifest(acme=acme()), key="k")
-    store.delete("network", "acme")
-    assert store.apply(manifest(acme=acme()), key="k") == first
+    first = store.apply(manifest(acme=acme()), asked=Asked(key="k"))
+    store.delete("network", "acme", cascade=True)
+    assert store.apply(manifest(acme=acme()), asked=Asked(key="k")) == first
     assert items(store, "network") == {}
     with pytest.raises(Conflict) as told:
-        store.apply(manifest(), key="k")
+        store.apply(manifest(), asked=Asked(key="k"))
     assert told.value.code == "key_reused"
 
 
 def test_a_request_that_failed_may_be_repeated(store: Store) -> None:
     with pytest.raises(Invalid):
-        store.apply(manifest(n={"segments": {}, "ports": {"p": {"segment": "s", "host": "m1"}}}), key="k")
-    assert store.apply(networks_of("n"), key="k").revision == store.revision
+        store.apply(manifest(n={"segments": {}, "ports": {"p": {"segment": "s", "host": "m1"}}}), asked=Asked(key="k"))
+    assert store.apply(networks_of("n"), asked=Asked(key="k")).revision == store.revision
 
 
 # Finding and deleting
@@ -426,7 +427,17 @@ def test_lists_are_paged_by_key(store: Store) -> None:
     [
         ("machine", "m3", ["port acme/db1"]),
         ("tenant", "t", ["network acme", "network acme/staging"]),
-        ("network", "acme", ["network acme/staging"]),
+        (
+            "network",
+            "acme",
+            [
+                "network acme/staging",
+                *("port acme/web1", "port acme/web2", "port acme/db1"),
+                *("segment acme/web", "segment acme/db", "router acme/core", "router acme/edge", "link acme/core-edge"),
+                "policy acme/",
+            ],
+        ),
+        ("network", "acme/staging", ["port acme/staging/a", "segment acme/staging/lan"]),
         ("segment", "acme/db", ["port acme/db1", "router acme/core"]),
         ("router", "acme/edge", ["link acme/core-edge"]),
         ("port", "acme/db1", ["policy acme/"]),
@@ -456,14 +467,18 @@ def test_everything_can_be_deleted_in_order(store: Store) -> None:
         ("link", "acme/core-edge"),
         ("router", "acme/core"),
         ("segment", "acme/db"),
+        ("port", "acme/web1"),
+        ("port", "acme/web2"),
+        ("segment", "acme/web"),
+        ("router", "acme/edge"),
         ("network", "acme"),
         ("tenant", "t"),
         *(("machine", name) for name in MACHINES),
     ):
-        store.delete(kind, path)
+        store.delete(kind, path, cascade=path == "acme/staging")
     assert not any(items(store, kind) for kind in KINDS)
     with store._database.read() as connection:
-        kept = {"store", "revision", "counter", "change", "network", "vni_range", "vni_quarantine"}
+        kept = {"store", "revision", "counter", "change", "network", "vni_range", "vni_quarantine", "event"}
         for table in tables.metadata.sorted_tables:
             rows = connection.execute(table.select()).all()
             assert table.name in kept or rows == []
@@ -700,7 +715,7 @@ def test_twenty_different_networks_all_come(store: Store) -> None:
 
 def test_one_key_asked_twenty_times_is_done_once(store: Store) -> None:
     before = store.revision
-    got = race(lambda _: store.apply(manifest(n=acme()), key="k"))
+    got = race(lambda _: store.apply(manifest(n=acme()), asked=Asked(key="k")))
     assert {one.revision for one in got} == {before + 1} == {store.revision}
 
 
@@ -770,7 +785,7 @@ def content(store: Store) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for kind in ("network", "segment", "router", "link", "port", "policy"):
         for path, item in items(store, kind).items():
-            for name in ("id", "row", "vni", "revision", "mac"):
+            for name in ("id", "row", "vni", "revision", "mac", "etag"):
                 item.pop(name, None)
             if kind == "policy":
                 path = f"{item['network']}/{item['text']}"

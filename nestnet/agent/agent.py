@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from nestnet.agent import links, underlay
 from nestnet.agent.attachments import Attachment, Workloads, wanted
 from nestnet.agent.feed import Desired, Feed
 from nestnet.agent.inquiries import Asker, Inquiries
+from nestnet.agent.metrics import Measured, serve
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Bump, Epoch, diff
 from nestnet.compile.slots import Slots, assign, slots_of
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
     from nestnet.api.client import Client
     from nestnet.datapath.kernel import Kernel, ProgramName
 
+HELD = 0.2  # of the ports that a machine knows: a store that is another than before removes no more unasked
+HEARTBEAT = 5.0  # seconds between two reports when there is nothing new
+WHOLE = 60.0  # seconds between two reports that say everything again
+STORM, STORM_PAUSE = 1000.0, 60.0  # packets a second dropped for one reason that are told, and how often at most
+NOTICED = 100  # events that wait for the controller
 SWEEP = 2.0  # seconds between two looks at what the kernel has aged out, what drifted and what was dropped
 NEIGHBOURS = 20.0  # seconds; the kernel may forget a neighbour that is not used for 60
 AGAIN = 0.2  # seconds from one look at the underlay to the next, at least; more when looking takes long: see SHARE
@@ -47,16 +53,18 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def run(machine: str, controller: str, pins: Path, workloads: str | None = None) -> None:
+def run(machine: str, controller: str, pins: Path, workloads: str | None = None, metrics: str | None = None) -> None:
     """Make this machine what `controller` wants `machine` to be, until SIGTERM or SIGINT.
 
     pins       folder in bpffs for programs, maps and links
     workloads  prefix of the namespaces that are made for local ports which name nothing; None: none are made
+    metrics    where /metrics is answered, unix:PATH or http://127.0.0.1:PORT; None: nowhere
     """
     from nestnet.api.client import Client
     from nestnet.datapath.kernel import Kernel
 
-    with Client(controller) as client, Kernel.open(pins) as kernel:
+    # It never waits: what is reported late is reported better.
+    with Client(controller, patience=0) as client, Kernel.open(pins) as kernel:
         own = client.get("machine", machine)
         agent = Agent(int(own["row"]), kernel, Workloads(workloads), Inquiries(kernel, say))
         feed = Feed(lambda token: Client(controller).feed(machine, token), say)
@@ -69,9 +77,13 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None)
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
         faulthandler.register(signal.SIGUSR1)  # an agent that hangs says where
+        if metrics is not None:
+            serve(metrics, lambda: replace(agent.measured, connected=feed.problem is None))
         feed.start()
         watch = underlay.Watch(feed.wake)
         say(f"agent of {machine}")
+        agent.notice("started", f"{machine}: its agent has started")
+        reports = Reports(client, machine)
         desired = Desired()
         due = follow = 0.0  # monotonic seconds
         while not stopped:
@@ -92,7 +104,8 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None)
                 if desired.whole:
                     agent.converge(desired)
                     agent.sweep()
-                    _report(client, machine, agent)
+                    agent.measure()
+                    reports.turn(agent)
             if watch.interest != (interest := agent.interest):
                 watch.interest = interest
                 watch.moved.set()  # what it was not interested in may have happened since it was looked at
@@ -101,18 +114,40 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None)
         say("ended; the datapath stays")
 
 
-def _report(client: Client, machine: str, agent: Agent) -> None:
-    try:
-        client.report(machine, agent.realised, agent.problems, agent.ports())
-    except NestnetError as error:
-        say(f"report: {error}")  # the next one says the same, and more
+class Reports:
+    """What the controller is told: at once when there is news, that we are here when there is none."""
+
+    def __init__(self, client: Client, machine: str) -> None:
+        self._client = client
+        self._machine = machine
+        self._said: tuple[int, list[str], dict[str, Any]] | None = None
+        self._at = self._whole_at = 0.0
+
+    def turn(self, agent: Agent) -> None:
+        """Report if there is a reason to."""
+        now = time.monotonic()
+        ports, problems = agent.ports(), [*([agent.held] if agent.held else []), *agent.problems]
+        said = (agent.realised, problems, ports)
+        if said == self._said and not agent.noticed and now - self._at < HEARTBEAT:
+            return
+        whole = self._said is None or ports != self._said[2] or now - self._whole_at > WHOLE
+        events = list(agent.noticed)
+        try:
+            self._client.report(self._machine, agent.realised, problems, ports if whole else None, events)
+        except NestnetError as error:
+            say(f"report: {error}")  # the next one says the same, and more
+            self._said = None
+            return
+        del agent.noticed[: len(events)]
+        self._said, self._at, self._whole_at = said, now, now if whole else self._whole_at
 
 
 @dataclass
 class Agent:
     """One machine: what it has, and how it becomes what is desired.
 
-    `realised` is the last revision that is wholly so here, `problems` what is in the way of the next.
+    `realised` is the last revision that is wholly so here, `problems` what is in the way of the next. `held` is why
+    the machine stays as it is although the controller wants something else.
     """
 
     machine: int
@@ -123,6 +158,11 @@ class Agent:
     slots: Slots = field(init=False)
     realised: int = 0
     problems: list[str] = field(default_factory=list)
+    held: str | None = None
+    noticed: list[tuple[str, str]] = field(default_factory=list)
+    measured: Measured = field(default_factory=Measured)
+    _dropped: tuple[float, dict[str, int]] = (0.0, {})  # when, by reason
+    _told: dict[str, float] = field(default_factory=dict)  # reason -> when its storm was told
     _desired: Desired = field(default_factory=Desired)
     _latest: World = field(default_factory=World)  # what is desired
     _world: World = field(default_factory=World)  # what was last made so: another one while a turn fails
@@ -144,6 +184,86 @@ class Agent:
 
     def converge(self, desired: Desired) -> None:
         """One turn: make it so. Cheap when neither the wish nor the links have changed since the last."""
+        begun = time.monotonic()
+        why = self._to_hold_back(desired)
+        if why is not None and why != self.held:
+            say(f"revision {desired.revision}: {why}")
+        self.held = why
+        if why is None:
+            self._turn(desired)
+            if not self._failed and desired.store is not None:
+                self.kernel.store = desired.store
+        elif self._desired.whole:
+            self._turn(self._desired)  # what is here is kept as it should have been
+        took = time.monotonic() - begun
+        was = self.measured
+        self.measured = replace(was, turns=was.turns + 1, turn=took, turns_took=was.turns_took + took)
+
+    def _to_hold_back(self, desired: Desired) -> str | None:
+        """Why the machine must not become so: it is another store than the one that made it what it is, perhaps one
+        restored from a backup, and would remove much of what is here."""
+        known = self.kernel.store
+        if desired.store is None or known in (None, desired.store) or desired.confirmed:
+            return None
+        ports = set(self.slots.ids("port").values())
+        gone = sum(("port", port) not in desired.values for port in ports)
+        if gone <= HELD * len(ports):
+            return None
+        return (
+            f"the controller has another store than before and knows nothing of {gone} of the {len(ports)} ports here: "
+            "held back, traffic goes on; apply what is missing, then `nestnet confirm` lets them go"
+        )
+
+    def notice(self, kind: str, text: str) -> None:
+        """Something happened that the controller should hear of: repaired, drops or started."""
+        say(text)
+        self.noticed.append((kind, text))
+        del self.noticed[:-NOTICED]
+
+    def measure(self) -> None:
+        """What /metrics says, as of now; and a storm of drops is noticed. What cannot be read stays as it was."""
+        try:
+            self._measure()
+        except OSError as error:
+            say(f"measuring: {error}")
+
+    def _measure(self) -> None:
+        of = self.slots.ids("port")
+        traffic = {}
+        for row in self.kernel.stats():
+            names = row["value"].dtype.names or ()
+            traffic[of.get(int(row["key"]), 0)] = {name: int(row["value"][name]) for name in names}
+        drops: dict[int, dict[str, int]] = {}
+        total: dict[str, int] = {}
+        for (slot, number), packets in self.kernel.drops().items():
+            reason = NAMES.get(number, str(number))
+            here = drops.setdefault(of.get(slot, 0), {})
+            here[reason] = here.get(reason, 0) + packets
+            total[reason] = total.get(reason, 0) + packets
+        self._storms(total)
+        self.measured = replace(
+            self.measured,
+            realised=self.realised,
+            problems=len(self.problems),
+            held=self.held is not None,
+            remembered=dict(self.kernel.remembered),
+            traffic=traffic,
+            drops=drops,
+        )
+
+    def _storms(self, total: dict[str, int]) -> None:
+        now = time.monotonic()
+        at, before = self._dropped
+        self._dropped = now, total
+        if not at:
+            return
+        for reason, packets in total.items():
+            rate = (packets - before.get(reason, 0)) / max(now - at, 0.1)
+            if rate >= STORM and now - self._told.get(reason, -STORM_PAUSE) >= STORM_PAUSE:
+                self._told[reason] = now
+                self.notice("drops", f"{rate:,.0f} packets/s dropped: {reason}")
+
+    def _turn(self, desired: Desired) -> None:
         if desired.values is not self._desired.values:
             self._latest = desired.world
         world = self._latest
@@ -154,6 +274,9 @@ class Agent:
             nic = self._underlay(world, problems)
             known = {port: end.index for port, end in self._ends.items()}
             ready = {port: end.index for port, end in ends.items()}
+            if world is self._world:
+                for port in sorted(port for port in ready if known.get(port, ready[port]) != ready[port]):
+                    self.notice("repaired", f"port {port}: its link had gone, it has a new one")
             if world is not self._world or ready != known or self._failed or problems or nic != self._nic:
                 slots = assign(self.slots, world)
                 tables = compile(world, self.machine, ready, nic, slots)

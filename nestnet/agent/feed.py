@@ -27,12 +27,16 @@ Open = Callable[[str | None], Iterable[Batch]]
 
 @dataclass(frozen=True)
 class Desired:
-    """What one machine should be at a revision. `whole` says that nothing is missing from it: before, only add."""
+    """What one machine should be at a revision. `whole` says that nothing is missing from it: before, only add.
+
+    `store` is which store says so, `confirmed` that somebody agreed to what that one does not know being removed."""
 
     values: Mapping[tuple[str, int], Value] = field(default_factory=dict)
     revision: int = 0
     whole: bool = False
     token: str | None = None
+    store: str | None = None
+    confirmed: bool = False
 
     @property
     def world(self) -> World:
@@ -54,7 +58,9 @@ class Desired:
                 else:
                     new[key] = from_wire(key[0], row["value"])
             values = new
-        return Desired(values, int(batch["revision"]), self.whole or snapshot, batch.get("token", self.token))
+        token, store = batch.get("token", self.token), batch.get("store", self.store)
+        confirmed = bool(batch.get("confirmed", self.confirmed))
+        return Desired(values, int(batch["revision"]), self.whole or snapshot, token, store, confirmed)
 
 
 class Feed:
@@ -111,7 +117,9 @@ class Feed:
                         self.problem = None
                     with self._changed:
                         # A heartbeat without news wakes nobody.
-                        if batch.get("rows") or batch.get("snapshot") or desired.revision != self._desired.revision:
+                        news = desired.revision, desired.confirmed
+                        old = self._desired.revision, self._desired.confirmed
+                        if batch.get("rows") or batch.get("snapshot") or news != old:
                             self._desired = desired
                             self._changed.notify_all()
                     if self._stopped.is_set():

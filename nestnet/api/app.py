@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from http import HTTPStatus
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nestnet import __version__
-from nestnet.api import shapes
+from nestnet.api import shapes, streams
+from nestnet.api.asked import Rates, asked, keyed, who
 from nestnet.api.bodies import Bounded, read_json
 from nestnet.api.feed import Doorbell, follow
+from nestnet.api.metrics import Counts, measured
 from nestnet.model import errors
+from nestnet.model.exposition import CONTENT_TYPE, text
 from nestnet.model.manifest import Manifest, parse, read_address
 from nestnet.model.problems import join, moved
 from nestnet.model.values import Attach
+from nestnet.store.once import Asked
 from nestnet.store.read import IN_NETWORK
 from nestnet.store.store import Store
 
@@ -32,22 +42,38 @@ PLURALS = {kind: {"policy": "policies"}.get(kind, f"{kind}s") for kind in shapes
 PROBLEM = "application/problem+json"
 HTTP_CODES = {404: "no_route", 405: "no_method", 413: "too_large"}
 PAGE = 1000  # Items of one page at most.
+LOOK = 5.0  # Seconds between two looks for machines that have fallen silent.
 
 log = logging.getLogger("nestnet.api")
 
 Limit = Annotated[int, Query(ge=1, le=PAGE, description="Items of a page at most.")]
+Since = Annotated[str | None, Query(max_length=200, description="The token of the last line that you have.")]
+How = Annotated[Asked, Depends(asked)]
 Reference = Annotated[str, Path(description="Public id, path, or the end of a path that only it has.")]
 
 
-def create_app(store: Store) -> FastAPI:
-    """The API of a store. `app.state.bell` rings its feeds."""
+def create_app(store: Store, rates: Rates | None = None) -> FastAPI:
+    """The API of a store. `app.state.bell` rings its feeds and watches, `app.state.events` those who follow events."""
+    rates = rates or Rates()
+    counts = Counts()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for left in (*store.folder.glob("nestnet-backup-*"), *store.folder.glob("nestnet-restore-*")):
+            shutil.rmtree(left, ignore_errors=True)  # Of one that was killed meanwhile: it has keys in it.
+        app.state.counts = counts
         app.state.bell = bell = Doorbell()
+        app.state.events = happenings = Doorbell()
         store.changed = lambda _revision: bell.ring()
+        store.happened = happenings.ring
+        looking = asyncio.create_task(_look_around(store))
         yield
+        looking.cancel()
         bell.close()
+        happenings.close()
+
+    def limited(request: Request) -> None:
+        rates.spend(who(request).tenant)
 
     app = FastAPI(
         title="nestnet",
@@ -60,17 +86,33 @@ def create_app(store: Store) -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
         responses={"default": {"model": shapes.Problem, "description": "What went wrong (RFC 9457)."}},
-        dependencies=[Depends(_known_query)],
+        dependencies=[Depends(_known_query), Depends(limited)],
     )
     app.add_middleware(Bounded)
-    app.add_middleware(_Logged)
+    app.add_middleware(_Logged, counts=counts)
     app.add_exception_handler(errors.NestnetError, _told)
     app.add_exception_handler(RequestValidationError, _badly_asked)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _internal)
     app.include_router(_resources(store), prefix="/v1")
     app.include_router(_verbs(store), prefix="/v1")
+    app.include_router(_operating(store), prefix="/v1")
+
+    @app.get("/metrics", response_class=PlainTextResponse, tags=["operating"])
+    def metrics() -> PlainTextResponse:
+        """Numbers of the controller, for Prometheus."""
+        return PlainTextResponse(text(measured(store, counts, rates.refused)), media_type=CONTENT_TYPE)
+
     return app
+
+
+async def _look_around(store: Store) -> None:
+    while True:
+        await asyncio.sleep(LOOK)
+        try:
+            await run_in_threadpool(store.look_around)
+        except Exception:
+            log.exception("looking for silent machines failed")
 
 
 def _resources(store: Store) -> APIRouter:
@@ -122,17 +164,26 @@ def _list(store: Store, kind: str) -> Callable[..., Any]:
 
 
 def _get(store: Store, kind: str) -> Callable[..., Any]:
-    def get(reference: Reference) -> dict[str, Any]:
-        return store.get(kind, reference)
+    def get(reference: Reference, response: Response) -> dict[str, Any]:
+        found = store.get(kind, reference)
+        response.headers["ETag"] = f'"{found["etag"]}"'
+        return found
 
     return get
 
 
 def _delete(store: Store, kind: str) -> Callable[..., Any]:
-    def delete(reference: Reference) -> dict[str, Any]:
-        return {"revision": store.delete(kind, reference)}
+    def delete(reference: Reference, how: How) -> dict[str, Any]:
+        return {"revision": store.delete(kind, reference, asked=how)}
 
-    return delete
+    def delete_network(
+        reference: Reference,
+        how: How,
+        cascade: Annotated[bool, Query(description="With all that is in it, and all that it carries.")] = False,
+    ) -> dict[str, Any]:
+        return {"revision": store.delete(kind, reference, cascade, how)}
+
+    return delete_network if kind == "network" else delete
 
 
 def _verbs(store: Store) -> APIRouter:
@@ -145,39 +196,41 @@ def _verbs(store: Store) -> APIRouter:
     }
 
     @routes.post("/plan", response_model=shapes.Plan, openapi_extra=manifested, tags=["manifests"])
-    async def plan(request: Request) -> dict[str, Any]:
+    async def plan(request: Request, response: Response) -> dict[str, Any]:
         """What apply would do."""
         body = await request.body()
 
         def work() -> dict[str, Any]:
             return asdict(store.plan(*_read_manifest(body)))
 
-        return await run_in_threadpool(work)
+        made = await run_in_threadpool(work)
+        response.headers["ETag"] = f'"{made["etag"]}"'
+        return made
 
     @routes.post("/apply", response_model=shapes.Applied, openapi_extra=manifested, tags=["manifests"])
-    async def apply(
-        request: Request, idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None
-    ) -> dict[str, Any]:
-        """Make the networks that the manifest names as it says: all of it, or nothing."""
+    async def apply(request: Request, how: How) -> dict[str, Any]:
+        """Make the networks that the manifest names as it says: all of it, or nothing.
+
+        `If-Match` takes the ETag of a plan, or that of the one network which the manifest names."""
         body = await request.body()
 
         def work() -> dict[str, Any]:
-            return asdict(store.apply(*_read_manifest(body), key=idempotency_key))
+            return asdict(store.apply(*_read_manifest(body), asked=how))
 
         return await run_in_threadpool(work)
 
     @routes.post("/machines", response_model=shapes.Machine, tags=["machines"])
-    async def join_machine(machine: shapes.Join) -> dict[str, Any]:
+    async def join_machine(machine: shapes.Join, how: How) -> dict[str, Any]:
         """Declare a machine, or change its address, NICs or MTU."""
         _judge_machine(machine)
-        return await run_in_threadpool(
-            store.join, machine.name, machine.address, machine.mtu, machine.labels, machine.nics
-        )
+        spec = (machine.name, machine.address, machine.mtu, machine.labels, machine.nics)
+        return await run_in_threadpool(store.join, *spec, asked=how)
 
     @routes.put("/machines/{reference}/status", status_code=204, tags=["machines"])
     def report(reference: str, said: shapes.Report) -> None:
         """What an agent says of its machine."""
-        store.report(reference, said.revision, said.problems, said.ports)
+        events = [(event.kind, event.text) for event in said.events]
+        store.report(reference, said.revision, said.problems, said.ports, events)
 
     @routes.get("/status", response_model=shapes.Status, tags=["machines"])
     def status() -> dict[str, Any]:
@@ -185,30 +238,22 @@ def _verbs(store: Store) -> APIRouter:
         return {"apiVersion": shapes.API_VERSION, "controller": __version__, **store.status()}
 
     @routes.patch("/links/{reference:path}", response_model=shapes.Linked, tags=["resources"])
-    def patch_link(reference: Reference, state: shapes.LinkState) -> dict[str, Any]:
+    def patch_link(reference: Reference, state: shapes.LinkState, how: How) -> dict[str, Any]:
         """Take a link up or down; doing it twice is doing it once. All else of it is changed by apply."""
-        revision, machines, link = store.set_link(reference, state.up)
+        revision, machines, link = store.set_link(reference, state.up, how)
         return {"revision": revision, "machines": machines, "link": link}
 
     @routes.patch("/ports/{reference:path}", response_model=shapes.Attached, tags=["resources"])
-    def patch_port(reference: Reference, state: shapes.PortState) -> dict[str, Any]:
+    def patch_port(reference: Reference, state: shapes.PortState, how: How) -> dict[str, Any]:
         """Say what a port's workload hangs on; doing it twice is doing it once. All else of it is changed by apply."""
-        revision, machines, port = store.set_attach(reference, _read_attach(state.attach))
+        revision, machines, port = store.set_attach(reference, _read_attach(state.attach), how)
         return {"revision": revision, "machines": machines, "port": port}
 
-    lines: dict[int | str, dict[str, Any]] = {
-        200: {"description": "One JSON object a line.", "content": {"application/x-ndjson": {}}}
-    }
-
-    @routes.get("/feed", response_class=StreamingResponse, responses=lines, tags=["machines"])
+    @routes.get("/feed", response_class=StreamingResponse, responses=LINES, tags=["machines"])
     async def feed(request: Request, machine: str, since: str | None = None) -> StreamingResponse:
         """What a machine needs, as it changes: `FeedLine`s, one at least every 5 s."""
         row = await run_in_threadpool(store.machine_row, machine)
-        return StreamingResponse(
-            follow(store, request.app.state.bell, row, since),
-            media_type="application/x-ndjson",
-            headers={"Cache-Control": "no-store"},
-        )
+        return _stream(request, "feed", follow(store, request.app.state.bell, row, since))
 
     @routes.get("/trace", tags=["traffic"])
     def trace(
@@ -219,6 +264,80 @@ def _verbs(store: Store) -> APIRouter:
     ) -> dict[str, Any]:
         """What would happen to a packet, layer by layer."""
         return _trace(store, port, to, protocol, dport)
+
+    return routes
+
+
+LINES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "One JSON object a line.", "content": {"application/x-ndjson": {}}}
+}
+
+
+def _stream(request: Request, name: str, lines: AsyncIterator[bytes]) -> StreamingResponse:
+    lines = request.app.state.counts.while_open(name, lines)
+    return StreamingResponse(lines, media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
+
+
+def _operating(store: Store) -> APIRouter:
+    """Following what happens, and the store as a whole."""
+    routes = APIRouter(tags=["operating"])
+
+    @routes.get("/watch", response_class=StreamingResponse, responses=LINES)
+    async def watch(
+        request: Request,
+        since: Since = None,
+        kind: Annotated[str | None, Query(pattern=f"^({'|'.join(shapes.RESOURCES)})$")] = None,
+        network: Annotated[str | None, Query(description="Only what is in this network, and itself.")] = None,
+    ) -> StreamingResponse:
+        """Objects as they change, or all of them first: `WatchLine`s, one at least every 5 s."""
+        if network is not None:
+            await run_in_threadpool(store.network_row, network)
+        return _stream(request, "watch", streams.watch(store, request.app.state.bell, since, kind, network))
+
+    @routes.get("/events", response_class=StreamingResponse, responses=LINES)
+    async def events(
+        request: Request,
+        since: Since = None,
+        last: Annotated[int, Query(ge=0, le=PAGE, description="Without a token: begin so many back.")] = 100,
+        follow: Annotated[bool, Query(description="Go on with what is to come, a line at least every 5 s.")] = False,
+    ) -> StreamingResponse:
+        """What happened: who changed what, and what machines noticed. `EventLine`s, oldest first."""
+        return _stream(request, "events", streams.events(store, request.app.state.events, since, last, follow))
+
+    @routes.post("/confirm", response_model=shapes.Confirmed)
+    def confirm(how: Annotated[Asked, Depends(keyed)]) -> dict[str, Any]:
+        """Let agents remove what this store does not know: after a restore they hold that back."""
+        return {"revision": store.confirm(how)}
+
+    @routes.get("/backup", response_class=FileResponse)
+    def backup() -> FileResponse:
+        """The whole store in one file, keys included: keep it as secret as the store."""
+        folder = FilePath(tempfile.mkdtemp(prefix="nestnet-backup-", dir=store.folder))
+        file = folder / "store.backup"
+
+        def remove() -> None:
+            file.unlink(missing_ok=True)
+            folder.rmdir()
+
+        try:
+            store.backup(file)
+        except BaseException:
+            remove()
+            raise
+        return FileResponse(file, media_type="application/vnd.sqlite3", background=BackgroundTask(remove))
+
+    @routes.post("/restore", response_model=shapes.Restored)
+    async def restore(
+        request: Request,
+        force: Annotated[bool, Query(description="Agents may remove at once what the backup does not know.")] = False,
+    ) -> dict[str, Any]:
+        """Become what a backup is (the body), as a new store: tokens and ETags from before mean nothing any more."""
+        with tempfile.TemporaryDirectory(prefix="nestnet-restore-", dir=store.folder) as folder:
+            file = FilePath(folder) / "store.db"
+            with file.open("wb") as copy:
+                async for chunk in request.stream():
+                    await run_in_threadpool(copy.write, chunk)
+            return {"revision": await run_in_threadpool(store.restore, file, force, Asked(who(request).name))}
 
     return routes
 
@@ -304,10 +423,11 @@ def _problem(error: errors.NestnetError) -> JSONResponse:
     if isinstance(error, errors.Invalid):
         fields["problems"] = [asdict(problem) for problem in error.problems]
         fields["detail"] = error.problems[0].message if len(error.problems) == 1 else f"{len(error.problems)} problems"
-    for name in ("dependants", "candidates", "limit", "nearest"):
-        if getattr(error, name, None):
+    for name in ("dependants", "candidates", "changes", "limit", "nearest"):
+        if getattr(error, name, None) not in (None, ()):
             fields[name] = getattr(error, name)
-    return JSONResponse(fields, error.status, media_type=PROBLEM)
+    headers = {"Retry-After": str(math.ceil(error.after))} if isinstance(error, errors.TooFast) else None
+    return JSONResponse(fields, error.status, headers, media_type=PROBLEM)
 
 
 def _told(_request: Request, error: Exception) -> JSONResponse:
@@ -343,10 +463,11 @@ def _internal(_request: Request, _error: Exception) -> JSONResponse:
 
 
 class _Logged:
-    """ASGI: one line for each request, when it ends."""
+    """ASGI: one line for each request, when it ends; and the counts of them."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, counts: Counts) -> None:
         self._app = app
+        self._counts = counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -363,5 +484,11 @@ class _Logged:
         try:
             await self._app(scope, receive, watched)
         finally:
-            took = (time.perf_counter() - begun) * 1000
-            log.info("request method=%s path=%r status=%d ms=%.1f", scope["method"], scope["path"], status, took)
+            took = time.perf_counter() - begun
+            asker = who(Request(scope)).name
+            where = (scope["method"], scope["path"], status, took * 1000, asker)
+            log.info("request method=%s path=%r status=%d ms=%.1f who=%s", *where)
+            # Anybody can send any method and path: what no route has is one series.
+            route = getattr(scope.get("route"), "path", None)
+            method, route = (scope["method"], route) if route is not None else ("other", "none")
+            self._counts.add(method, route, status, took)

@@ -11,23 +11,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nestnet.model.errors import Invalid, Problem
 
 BODY = 32 * 1024 * 1024  # Bytes. A manifest of 20,000 ports with everything has about six million.
+BACKUP = 64 * 1024 * 1024 * 1024  # Bytes of a backup that is restored: it goes to the disk as it comes.
 
 
 class Bounded:
-    """ASGI: a request with a body of more than BODY bytes is answered with 413."""
+    """ASGI: a request with a body of more than BODY bytes, or BACKUP for a restore, is answered with 413."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         read = 0
+        limit = BACKUP if scope.get("path") == "/v1/restore" else BODY
 
         async def bounded() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > BODY:
-                raise HTTPException(413, f"the body is longer than {BODY} bytes: send fewer networks at a time")
+            if read > limit:
+                raise HTTPException(413, f"the body is longer than {limit} bytes: send fewer networks at a time")
             return message
 
         await self._app(scope, bounded if scope["type"] == "http" else receive, send)

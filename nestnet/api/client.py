@@ -6,12 +6,20 @@
             print(port["path"], port["addresses"])
 
 Errors of the API come back as the classes of nestnet.model.errors.
+
+Every change has an idempotency key, so it is done once however often it is asked for. An answer that was lost (the
+connection ended, the controller stopped or starts again, 503) is asked for again, for PATIENCE seconds; so is one that
+was refused for asking too often (429).
 """
 
 from __future__ import annotations
 
+import os
+import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +37,8 @@ from nestnet.model.errors import (
     NotFound,
     NotRealised,
     Problem,
+    Stale,
+    TooFast,
     Unreachable,
 )
 
@@ -36,17 +46,25 @@ KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "p
 PAGE = 1000  # Items asked for at a time.
 SILENCE = 15.0  # Seconds without a line after which a feed is dead: three heartbeats.
 TIMEOUT = 60.0  # Seconds for an answer; an apply of 20,000 objects takes a few.
+PATIENCE = 10.0  # Seconds for which an answer that was lost is asked for again: a controller is back within 5.
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # Seconds between two attempts.
 
 
 class Client:
     """A connection to a controller. `url` is unix:/PATH or http://HOST:PORT. One thread may use it at a time.
 
+    `patience` is how long, in seconds, it asks again for an answer that was lost; who never answered at all is not
+    waited for. `key`, where a method has it, is the idempotency key, a new one unless given; `etag` the object's, or a
+    plan's: then the change is refused (Stale) if it has changed since.
+
     Every method raises Unreachable if no controller answers, and what the API says went wrong: Invalid, NotFound,
     Ambiguous, Conflict, Exhausted. Kinds are singular: 'port', 'policy'.
     """
 
-    def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
+    def __init__(self, url: str, timeout: float = TIMEOUT, patience: float = PATIENCE) -> None:
         self.url = url
+        self.patience = patience
+        self._answered = False  # Has this controller ever?
         path = url.removeprefix("unix:")
         transport = httpx2.HTTPTransport(uds=path) if path != url else None
         base = "http://nestnet" if path != url else url
@@ -79,30 +97,33 @@ class Client:
         """One resource by id, path, or the end of a path that only it has."""
         return self._ask("GET", _member(kind, reference))
 
-    def delete(self, kind: str, reference: str) -> int:
-        """Delete one; returns the revision. Raises Conflict with what depends on it."""
-        return int(self._ask("DELETE", _member(kind, reference))["revision"])
+    def delete(
+        self, kind: str, reference: str, cascade: bool = False, *, key: str | None = None, etag: str | None = None
+    ) -> int:
+        """Delete one; returns the revision. Raises Conflict with what depends on it, or is in it: `cascade` takes that
+        along, of networks only."""
+        query = {"cascade": True} if cascade else {}
+        return int(self._change("DELETE", _member(kind, reference), key, etag, params=query)["revision"])
 
-    def set_link(self, reference: str, up: bool) -> dict[str, Any]:
+    def set_link(self, reference: str, up: bool, *, key: str | None = None, etag: str | None = None) -> dict[str, Any]:
         """Take a link up or down: {"revision", "machines", "link"}. Doing it twice is doing it once."""
-        return self._ask("PATCH", _member("link", reference), json={"up": up})
+        return self._change("PATCH", _member("link", reference), key, etag, json={"up": up})
 
-    def set_attach(self, reference: str, attach: Mapping[str, str]) -> dict[str, Any]:
+    def set_attach(
+        self, reference: str, attach: Mapping[str, str], *, key: str | None = None, etag: str | None = None
+    ) -> dict[str, Any]:
         """Say what a port's workload hangs on: {"netns": NAME}, {"tap": NAME} or {}."""
-        return self._ask("PATCH", _member("port", reference), json={"attach": dict(attach)})
+        return self._change("PATCH", _member("port", reference), key, etag, json={"attach": dict(attach)})
 
     def plan(self, manifest: Mapping[str, Any], prune: bool = False) -> dict[str, Any]:
-        """What apply would do: changes, disturbs, machines. `manifest` is data, as a network file has it."""
+        """What apply would do: changes, disturbs, machines, etag. `manifest` is data, as a network file has it."""
         return self._ask("POST", "/v1/plan", json={"manifest": manifest, "prune": prune})
 
-    def apply(self, manifest: Mapping[str, Any], prune: bool = False, key: str | None = None) -> dict[str, Any]:
-        """Make it so: {"revision", "plan"}. Asks again if the answer is lost; `key` makes sure it is done once."""
-        headers = {"Idempotency-Key": key or uuid4().hex}
-        body = {"manifest": manifest, "prune": prune}
-        try:
-            return self._ask("POST", "/v1/apply", json=body, headers=headers)
-        except Unreachable:
-            return self._ask("POST", "/v1/apply", json=body, headers=headers)
+    def apply(
+        self, manifest: Mapping[str, Any], prune: bool = False, key: str | None = None, etag: str | None = None
+    ) -> dict[str, Any]:
+        """Make it so: {"revision", "plan"}."""
+        return self._change("POST", "/v1/apply", key, etag, json={"manifest": manifest, "prune": prune})
 
     def join(
         self,
@@ -111,11 +132,45 @@ class Client:
         mtu: int = 1500,
         labels: Mapping[str, str] | None = None,
         nics: Sequence[str] = (),
+        *,
+        key: str | None = None,
     ) -> dict[str, Any]:
         """Declare a machine, or change what is known of it; returns it. `nics`: names of its interfaces to the
         underlay; none: the one that has the address."""
         body = {"name": name, "address": address, "mtu": mtu, "labels": dict(labels or {}), "nics": list(nics)}
-        return self._ask("POST", "/v1/machines", json=body)
+        return self._change("POST", "/v1/machines", key, None, json=body)
+
+    def confirm(self, *, key: str | None = None) -> int:
+        """Let agents remove what a restored store does not know; returns the revision."""
+        return int(self._change("POST", "/v1/confirm", key, None)["revision"])
+
+    def backup(self, to: Path) -> int:
+        """Write a copy of the whole store to a file, which others may not read; returns its size in bytes."""
+        part = to.with_name(f"{to.name}.part")
+        try:
+            with self._reaching(), self._http.stream("GET", "/v1/backup") as response:
+                if response.is_error:
+                    response.read()
+                    raise _error(response)
+                part.touch(0o600)
+                with part.open("wb") as file:
+                    for chunk in response.iter_bytes():
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+            part.rename(to)
+        finally:
+            part.unlink(missing_ok=True)
+        return to.stat().st_size
+
+    def restore(self, file: Path, force: bool = False) -> int:
+        """Have the store become what a backup is; returns the revision. It is asked for once: look before again."""
+        query = {"force": True} if force else {}
+        with self._reaching(), file.open("rb") as body:
+            response = self._http.request("POST", "/v1/restore", params=query, content=body, timeout=None)
+        if response.is_error:
+            raise _error(response)
+        return int(msgspec.json.decode(response.content)["revision"])
 
     def status(self) -> dict[str, Any]:
         """{"controller", "revision", "machines": [{"name", "realised", "reported", "problems", ...}]}"""
@@ -132,12 +187,15 @@ class Client:
         revision: int,
         problems: Sequence[str] = (),
         ports: Mapping[str, Any] | None = None,
+        events: Sequence[tuple[str, str]] = (),
     ) -> None:
         """An agent tells that its machine has realised a revision. `ports`, by row id, replaces what it said of
-        them before; None leaves that."""
+        them before; None leaves that. `events` are (kind, text): repaired, drops or started."""
         body: dict[str, Any] = {"revision": revision, "problems": list(problems)}
         if ports is not None:
             body["ports"] = dict(ports)
+        if events:
+            body["events"] = [{"kind": kind, "text": text} for kind, text in events]
         self._ask("PUT", _member("machine", machine) + "/status", json=body)
 
     def feed(self, machine: str, since: str | None = None) -> Iterator[dict[str, Any]]:
@@ -146,21 +204,86 @@ class Client:
         Raises Unreachable when the controller stops, or is silent for 15 s: begin again with the last `token`.
         """
         query = {"machine": machine} | ({"since": since} if since is not None else {})
+        yield from self._lines("/v1/feed", query)
+        raise Unreachable(f"the controller at {self.url} ended the feed")
+
+    def watch(
+        self, since: str | None = None, kind: str | None = None, network: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Objects as they change, without end: lines as `/v1/watch` has them. It goes on by itself when the controller
+        stops and starts again; raises Unreachable when that takes longer than `patience`."""
+        query = {"kind": kind, "network": network}
+        return self._resumed("/v1/watch", {k: v for k, v in query.items() if v is not None}, since)
+
+    def events(self, since: str | None = None, last: int = 100, follow: bool = False) -> Iterator[dict[str, Any]]:
+        """What happened, oldest first: since a token, or the last so many; `follow`: and what is to come, as `watch`.
+        Lines as `/v1/events` has them."""
+        query: dict[str, Any] = {"last": last}
+        if not follow:
+            return self._lines("/v1/events", query | ({"since": since} if since is not None else {}))
+        return self._resumed("/v1/events", {**query, "follow": True}, since)
+
+    def _resumed(self, path: str, query: Mapping[str, Any], since: str | None) -> Iterator[dict[str, Any]]:
+        pauses = self._pauses()
+        while True:
+            try:
+                for line in self._lines(path, {**query, **({"since": since} if since is not None else {})}):
+                    since = line.get("token") or since
+                    pauses = self._pauses()
+                    yield line
+                lost = Unreachable(f"the controller at {self.url} ended the stream")
+            except Unreachable as error:
+                if not self._answered:
+                    raise
+                lost = error
+            if (pause := next(pauses, None)) is None:
+                raise lost
+            time.sleep(pause)  # the pace of asking; the wait is for the answer
+
+    def _lines(self, path: str, query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         timeout = httpx2.Timeout(SILENCE)
-        with self._reaching(), self._http.stream("GET", "/v1/feed", params=query, timeout=timeout) as response:
+        with self._reaching(), self._http.stream("GET", path, params=query, timeout=timeout) as response:
+            self._answered = True
             if response.is_error:
                 response.read()
                 raise _error(response)
             for line in response.iter_lines():
                 yield msgspec.json.decode(line)
-        raise Unreachable(f"the controller at {self.url} ended the feed")
+
+    def _change(self, method: str, path: str, key: str | None, etag: str | None, **more: Any) -> dict[str, Any]:
+        headers = {"Idempotency-Key": key or uuid4().hex}
+        if etag is not None:
+            headers["If-Match"] = f'"{etag}"'
+        return self._ask(method, path, headers=headers, **more)
 
     def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        with self._reaching():
-            response = self._http.request(method, path, **more)
-        if response.is_error:
-            raise _error(response)
-        return msgspec.json.decode(response.content) if response.content else {}
+        pauses = self._pauses()
+        while True:
+            try:
+                with self._reaching():
+                    response = self._http.request(method, path, **more)
+                self._answered = True
+                if response.is_error:
+                    raise _error(response)
+                return msgspec.json.decode(response.content) if response.content else {}
+            except (Unreachable, TooFast) as error:
+                lost = isinstance(error.__cause__, (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError))
+                # Who never answered is not there; who did is away for a moment.
+                if not (self._answered or lost):
+                    raise
+                self._answered = True
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+                # The pace of asking; the wait is for the answer.
+                time.sleep(max(pause, error.after) if isinstance(error, TooFast) else pause)
+
+    def _pauses(self) -> Iterator[float]:
+        """How long to wait before each further attempt, for as long as there is patience."""
+        end, pause = time.monotonic() + self.patience, FIRST_PAUSE
+        while time.monotonic() < end:
+            yield pause * random.uniform(0.5, 1.0)  # many clients must not come back in step
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -187,7 +310,8 @@ def _error(response: httpx2.Response) -> NestnetError:
         data = msgspec.json.decode(response.content)
         detail, code = str(data["detail"]), str(data["code"])
     except (msgspec.DecodeError, KeyError, TypeError):
-        return NestnetError(f"the controller answered {response.status_code}, and nothing that explains it")
+        message = f"the controller answered {response.status_code}, and nothing that explains it"
+        return Unreachable(message) if response.status_code in (502, 503) else NestnetError(message)
     error: NestnetError
     match response.status_code:
         case 422 if data.get("problems"):
@@ -200,7 +324,11 @@ def _error(response: httpx2.Response) -> NestnetError:
             error = Exhausted(detail, code, data["limit"])
         case 409:
             error = Conflict(detail, code, data.get("dependants", ()))
-        case 503:
+        case 412:
+            error = Stale(detail, data.get("changes", ()))
+        case 429:
+            error = TooFast(detail, float(response.headers.get("Retry-After", 1)))
+        case 502 | 503:
             error = Unreachable(detail)
         case 504:
             error = NotRealised(detail)

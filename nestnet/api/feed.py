@@ -1,7 +1,11 @@
 """The stream that an agent follows: batches, and a heartbeat when there are none (rule 23).
 
-    {"snapshot": true, "revision": 7, "token": "...", "rows": [{"kind": "port", "id": 3, "value": {...}}, ...]}
-    {"revision": 9, "token": "..."}
+    {"snapshot": true, "revision": 7, "token": "...", "store": "...", "confirmed": false,
+     "rows": [{"kind": "port", "id": 3, "value": {...}}, ...]}
+    {"revision": 9, "token": "...", "store": "...", "confirmed": false}
+
+`store` is another word after a restore: then an agent asks itself what it would remove (agent/feed.py). `confirmed`
+says that somebody who knows has agreed.
 
 The doorbell carries no data. Whoever it wakes reads what changed since the revision it has, so ten
 commits in a row are one batch. A stream that nothing happens to is one waiting task.
@@ -51,14 +55,18 @@ class Doorbell:
 async def follow(store: Store, bell: Doorbell, machine: int, token: str | None) -> AsyncIterator[bytes]:
     """The lines for a machine, by its row id, since a resume token; everything if that is not valid."""
     loop = asyncio.get_running_loop()
-    known = store.identity.unseal(token) if token is not None else None
+    identity, confirmed = store.identity, store.confirmed
+    known = identity.unseal(token) if token is not None else None
     spoke = 0.0
     while not bell.closed:
         ring = bell.listen()
+        if store.identity is not identity:  # Restored: what it had, it had from another store.
+            identity, known = store.identity, None
         revision, line, gone = await run_in_threadpool(_read, store, machine, known)
-        due = loop.time() - spoke >= HEARTBEAT
+        due = loop.time() - spoke >= HEARTBEAT or store.confirmed != confirmed
         if line is not None or due or known is None:
-            yield line or _line({"revision": revision, "token": store.identity.seal(revision)})
+            confirmed = store.confirmed
+            yield _line({**_head(store, revision), **(line or {})})
             spoke = loop.time()
         known = revision
         if gone:
@@ -70,20 +78,29 @@ async def follow(store: Store, bell: Doorbell, machine: int, token: str | None) 
             pass
 
 
-def _read(store: Store, machine: int, since: int | None) -> tuple[int, bytes | None, bool]:
+def _read(store: Store, machine: int, since: int | None) -> tuple[int, dict[str, Any] | None, bool]:
     """(revision, line or None if nothing changed, whether the machine is gone)."""
     batch = store.changes_since(machine, since) if since is not None else None
     if batch is None:
         batch = store.snapshot_for(machine)
     gone = any((kind, id, value) == ("machine", machine, None) for kind, id, value in batch.rows)
-    line = _encode(store, batch) if batch.rows or batch.snapshot else None
+    line = _encode(batch) if batch.rows or batch.snapshot else None
     return batch.revision, line, gone
 
 
-def _encode(store: Store, batch: Batch) -> bytes:
+def _head(store: Store, revision: int) -> dict[str, Any]:
+    identity = store.identity
+    return {
+        "revision": revision,
+        "token": identity.seal(revision),
+        "store": identity.store,
+        "confirmed": store.confirmed,
+    }
+
+
+def _encode(batch: Batch) -> dict[str, Any]:
     rows = [{"kind": kind, "id": id, "value": value and to_wire(value)} for kind, id, value in batch.rows]
-    token = store.identity.seal(batch.revision)
-    return _line({"snapshot": batch.snapshot, "revision": batch.revision, "token": token, "rows": rows})
+    return {"snapshot": batch.snapshot, "rows": rows}
 
 
 def _line(data: dict[str, Any]) -> bytes:

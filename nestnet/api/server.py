@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from nestnet.api.app import create_app
+from nestnet.api.asked import Peered
 from nestnet.model.errors import Conflict, Invalid, Problem
 from nestnet.store.store import Store
 
@@ -54,6 +55,7 @@ def serve(db: Path, listen: str) -> None:
                 timeout_graceful_shutdown=GRACE,
                 timeout_keep_alive=75,
                 lifespan="on",
+                http=Peered,
                 ws="none",
             )
             log.info("listening on=%s db=%s revision=%d", listen, db, store.revision)
@@ -72,6 +74,7 @@ class _Server(uvicorn.Server):
         bell = getattr(self.config.app.state, "bell", None)  # type: ignore[union-attr]
         if bell is not None:
             bell.close()
+            self.config.app.state.events.close()  # type: ignore[union-attr]
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:

@@ -16,6 +16,8 @@ class Shape(BaseModel):
 class _Resource(Shape):
     id: str
     """Opaque, never used again; stands wherever a path may."""
+    etag: str
+    """What `If-Match` wants, in quotes; another one whenever the object itself changes."""
     kind: str
     name: str
     path: str
@@ -40,8 +42,18 @@ class Machine(_Resource):
     """What keeps it from realising more, in its own words."""
 
 
+class Amounts(Shape):
+    networks: int | None = None
+    segments: int | None = None
+    ports: int | None = None
+
+
 class Tenant(_Resource):
     parent: str | None
+    quota: Amounts
+    """What it may have, with what it hands on; null: what the tenants above it have left."""
+    used: Amounts
+    """What its own networks have."""
 
 
 class Network(_Resource):
@@ -169,6 +181,8 @@ class Plan(Shape):
     """What running traffic would notice."""
     machines: list[str]
     """Machines that get rows."""
+    etag: str
+    """`If-Match` for an apply that is to be refused if any of these networks changes before it."""
 
 
 class Applied(Shape):
@@ -223,6 +237,13 @@ class Join(Shape):
     labels: dict[str, str] = {}
 
 
+class Noticed(Shape):
+    """Something that an agent noticed."""
+
+    kind: Literal["repaired", "drops", "started"]
+    text: Annotated[str, Field(max_length=1000)]
+
+
 class Report(Shape):
     """What an agent says of its machine."""
 
@@ -231,6 +252,8 @@ class Report(Shape):
     problems: list[str] = []
     ports: dict[str, Any] | None = None
     """Port row -> anything it knows of that attachment. Absent: as said before."""
+    events: Annotated[list[Noticed], Field(max_length=100)] = []
+    """What happened since the last report."""
 
 
 class MachineStatus(Shape):
@@ -247,6 +270,8 @@ class Status(Shape):
     controller: str
     """The version that runs."""
     revision: int
+    time: float
+    """Its clock: seconds since 1970."""
     machines: list[MachineStatus]
 
 
@@ -263,8 +288,69 @@ class FeedLine(Shape):
     revision: int
     token: str
     """`since` for the next time."""
+    store: str
+    """Which store this is: another one after a restore."""
+    confirmed: bool
+    """Somebody agrees that what this store does not know is removed."""
     snapshot: bool = False
     rows: list[FeedRow] = []
+
+
+class WatchedObject(Shape):
+    id: str
+    kind: str
+    object: dict[str, Any] | None
+    """As GET has it; null: gone."""
+
+
+class WatchLine(Shape):
+    """Objects that changed; or, without `objects`, a heartbeat."""
+
+    revision: int
+    token: str | None = None
+    """`since` for the next time. Only the last line of a snapshot has one."""
+    snapshot: Literal["new", "other_store", "too_old"] | None = None
+    """Part of everything there is, and why; what no part names is gone."""
+    objects: list[WatchedObject] = []
+
+
+class EventChange(Shape):
+    op: Literal["+", "~", "-"]
+    kind: str
+    path: str
+    fields: dict[str, Any] = {}
+
+
+class Event(Shape):
+    at: float
+    """Seconds since 1970."""
+    kind: str
+    text: str
+    who: str | None
+    """Who asked for it."""
+    machine: str | None
+    revision: int | None
+    count: int | None
+    """Of a change: how many objects."""
+    changes: list[EventChange]
+    """Of a change: the first 50 of them."""
+
+
+class EventLine(Shape):
+    """An event; or, without, a heartbeat."""
+
+    token: str
+    """`since` for the next time."""
+    event: Event | None = None
+
+
+class Confirmed(Shape):
+    revision: int
+
+
+class Restored(Shape):
+    revision: int
+    """Far above all before: agents and clients notice."""
 
 
 class Broken(Shape):
@@ -291,6 +377,8 @@ class Problem(Shape):
     """What stands in the way."""
     candidates: list[str] | None = None
     """What an ambiguous name could mean."""
+    changes: list[str] | None = None
+    """What changed since it was looked at."""
     limit: int | None = None
     nearest: str | None = None
 

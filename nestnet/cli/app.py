@@ -137,14 +137,23 @@ def describe(kind: Kind, path: Path_, lab: Lab = None) -> None:
 
 
 @app.command()
-def delete(kind: Kind, path: Path_, lab: Lab = None, wait: Wait = True, timeout: Timeout = 60) -> None:
+def delete(
+    kind: Kind,
+    path: Path_,
+    lab: Lab = None,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="A network: with all that is in it and all that it carries.")
+    ] = False,
+    wait: Wait = True,
+    timeout: Timeout = 60,
+) -> None:
     """Delete one object.
 
-    Refused, with a list, while others depend on it.
+    Refused, with a list, while others depend on it or, of a network, while anything is in it.
     """
     from nestnet.cli import changes
 
-    changes.delete(kind, path, lab, wait, timeout)
+    changes.delete(kind, path, cascade, lab, wait, timeout)
 
 
 @app.command()
@@ -315,6 +324,89 @@ def status(lab: Lab = None, output: Output = Format.table) -> None:
 
 
 @app.command()
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is to come.")] = False,
+    last: Annotated[int, typer.Option("--last", min=0, max=1000, metavar="N", help="Begin so many back.")] = 20,
+    lab: Lab = None,
+    output: Output = Format.table,
+) -> None:
+    """Show who changed what, and what happened.
+
+    Oldest first. `-o json` prints one object a line.
+    """
+    from nestnet.cli import operating
+
+    operating.events(follow, last, lab, output)
+
+
+@app.command()
+def logs(
+    of: Annotated[
+        str | None, typer.Argument(metavar="MACHINE", help="Only its agent's; `controller`: only that one's.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is to come.")] = False,
+    last: Annotated[int, typer.Option("--last", min=0, metavar="N", help="Begin so many lines back.")] = 20,
+    lab: Lab = None,
+) -> None:
+    """Show what controller and agents of a lab say."""
+    from nestnet.cli import operating
+
+    operating.logs(of, follow, last, lab)
+
+
+@app.command()
+def doctor(lab: Lab = None, output: Output = Format.table) -> None:
+    """Look for what is wrong here, and say how to mend it.
+
+    The kernel, this computer's settings, leftovers, the controller, the agents and their programs. Exit 1 when
+    something is wrong.
+    """
+    from nestnet.cli import doctors
+
+    if not doctors.doctor(lab, output):
+        sys.exit(1)
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it; must not be there.")],
+    lab: Lab = None,
+) -> None:
+    """Write the whole store to a file.
+
+    It has the store's keys: keep it as secret as the store.
+    """
+    from nestnet.cli import operating
+
+    operating.backup(file, lab)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Machines may remove at once what FILE does not have.")
+    ] = False,
+    lab: Lab = None,
+) -> None:
+    """Put the store back to what a backup has.
+
+    A machine that would lose many ports holds that back until `confirm`; its traffic goes on.
+    """
+    from nestnet.cli import operating
+
+    operating.restore(file, force, lab)
+
+
+@app.command()
+def confirm(lab: Lab = None) -> None:
+    """Let machines remove what a restored store lacks."""
+    from nestnet.cli import operating
+
+    operating.confirm(lab)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from nestnet import __version__
@@ -342,6 +434,10 @@ def agent(
         str | None,
         typer.Option("--workloads", metavar="PREFIX", help="Make a namespace of this name for each local port."),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", metavar="URL", help="Answer /metrics: unix:PATH or http://127.0.0.1:PORT."),
+    ] = None,
 ) -> None:
     """Process: make one machine so.
 
@@ -349,4 +445,4 @@ def agent(
     """
     from nestnet.cli import processes
 
-    processes.agent(machine, controller, pins, workloads)
+    processes.agent(machine, controller, pins, workloads, metrics)

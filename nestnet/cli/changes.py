@@ -12,7 +12,7 @@ from nestnet.cli import files, plans
 from nestnet.cli.find import Target, target
 from nestnet.cli.formats import Format
 from nestnet.cli.kinds import singular
-from nestnet.model.errors import Conflict, NestnetError
+from nestnet.model.errors import Conflict, NestnetError, Usage
 
 if TYPE_CHECKING:
     from nestnet.api.client import Client
@@ -110,15 +110,17 @@ def _apply(found: Target, document: Document, prune: bool, wait: bool, timeout: 
     return applied
 
 
-def delete(kind: str, path: str, lab: str | None, wait: bool, timeout: float) -> None:
+def delete(kind: str, path: str, cascade: bool, lab: str | None, wait: bool, timeout: float) -> None:
     """Delete one object, and wait until no machine has it."""
     from nestnet.cli.waiting import until_realised
 
     kind = singular(kind)
+    if cascade and kind != "network":
+        raise Usage(f"--cascade is for networks: delete what needs the {kind} first")
     found = target(lab)
     with found.client() as client:
         concerned = _concerned(client, kind, path) if wait else set()
-        revision = client.delete(kind, path)
+        revision = client.delete(kind, path, cascade)
         until_realised(client, revision, concerned, timeout, found.lab)
     say(f"{kind} {path} deleted, revision {revision}")
 
@@ -167,7 +169,8 @@ def _concerned(client: Client, kind: str, path: str) -> set[str]:
     if kind == "machine":
         return {machine["name"] for machine in client.list("machine")} - {found["name"]}
     network = found["path"] if kind == "network" else found["network"]
-    return {port["machine"] for port in client.list("port", network=network)}
+    ports = list(client.list("port"))
+    return {port["machine"] for port in ports if f"{port['network']}/".startswith(f"{network}/")}
 
 
 def _show(plan: dict[str, Any], kind: str, output: Format) -> None:

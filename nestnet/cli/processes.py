@@ -12,8 +12,8 @@ def controller(listen: str, state: Path) -> None:
     serve(state / "store.db", listen)
 
 
-def agent(machine: str, controller: str, pins: Path, workloads: str | None) -> None:
+def agent(machine: str, controller: str, pins: Path, workloads: str | None, metrics: str | None) -> None:
     """Make this machine what the controller wants it to be, until SIGTERM."""
     from nestnet.agent.agent import run
 
-    run(machine, controller, pins, workloads)
+    run(machine, controller, pins, workloads, metrics)

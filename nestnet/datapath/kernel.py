@@ -7,6 +7,7 @@
         workload, underlay      the programs
         link_IFINDEX            a program on the tcx ingress hook of an interface
         object                  a symbolic link, to the hash of the object that the programs are from
+        store                   another, to the controller's store that the tables are from
         unfinished              another, while rows are written whose counters are not raised yet
 
 Nothing here ends with the process: traffic flows on, and the next agent opens the same maps. When the object has
@@ -176,6 +177,7 @@ class Kernel:
         self._programs: dict[str, Program] = {}
         self._ring: Ring | None = None
         self._driven = False
+        self.remembered: dict[str, int] = {}  # flows and connections that the last sweep left
 
     @classmethod
     def open(
@@ -400,6 +402,16 @@ class Kernel:
             now = counter.items()[1][slots]
         self._put(counter, slots, now.astype(COUNTER) + np.asarray(amounts, COUNTER))
 
+    @property
+    def store(self) -> str | None:
+        """Which store the tables are from; None when nobody has said."""
+        return _link_target(self.folder / "store")
+
+    @store.setter
+    def store(self, name: str) -> None:
+        if self.store != name:
+            _link(self.folder / "store", name)
+
     # ---- where programs are
 
     def attach(self, ifindex: int, program: ProgramName) -> None:
@@ -508,6 +520,7 @@ class Kernel:
         )
         over = rows["key"][idle >= lives]
         gone["connection"] = self._maps["connection"].delete(over)
+        self.remembered["connection"] = len(rows) - len(over)
         slots, amounts = np.unique(over["source"], return_counts=True)
         self._add(self._maps["closed"], slots.astype(SLOT), amounts.astype(COUNTER))
 
@@ -518,6 +531,7 @@ class Kernel:
         rows = self.rows("flow")
         unused = _idle(rows, clock) >= FLOW_SECONDS
         gone["flow"] = self._maps["flow"].delete(rows["key"][unused])
+        self.remembered["flow"] = int(len(rows) - unused.sum())
         using = _pair(rows["value"][~unused])
         gone["carriage"] = self._maps["carriage"].delete(pairs[~np.isin(_pair(pairs), using)])
         return gone

@@ -99,6 +99,11 @@ class Lab:
         """The URL of its controller."""
         return f"unix:{self.socket}"
 
+    def metrics(self, machine: str) -> Path:
+        """The socket where the agent of a machine answers /metrics."""
+        place = [seat.name for seat in self.machines].index(machine)
+        return self.folder / f"metrics-{place + 1}.sock"  # short: the path of a socket has 107 characters at most
+
     @property
     def logs(self) -> Path:
         return self.folder / "logs"

@@ -90,6 +90,7 @@ def start(lab: Lab) -> Lab:
                 "agent",
                 *("--machine", seat.name, "--controller", lab.controller),
                 *("--pins", str(lab.pins / seat.name), "--workloads", lab.workloads),
+                *("--metrics", f"unix:{lab.metrics(seat.name)}"),
             ],
             netns.path(lab.machine(seat.name)),
         )

@@ -7,6 +7,8 @@
     +- Ambiguous            exit 1, HTTP 400   a name that fits several things, with the candidates
     +- Conflict             exit 1, HTTP 409   something depends on it, or somebody was faster
     |  +- Exhausted         exit 1, HTTP 409   a number space, segment or quota is full
+    +- Stale                exit 1, HTTP 412   it has changed since it was looked at, with what changed
+    +- TooFast              exit 1, HTTP 429   a tenant asks too often: come back after so many seconds
     +- NotRealised          exit 7, HTTP 504   not done by all machines before --timeout
     +- Unreachable          exit 8, HTTP 503   no controller, or no agent, answers
 
@@ -96,6 +98,26 @@ class Exhausted(Conflict):
     def __init__(self, message: str, code: str, limit: int) -> None:
         self.limit = limit
         super().__init__(message, code)
+
+
+class Stale(NestnetError):
+    """`changes` says what changed since, a sentence each, newest first."""
+
+    status = 412
+
+    def __init__(self, message: str, changes: Sequence[str] = ()) -> None:
+        self.changes = tuple(changes)
+        super().__init__(message, "stale")
+
+
+class TooFast(NestnetError):
+    """`after` is how many seconds to wait."""
+
+    status = 429
+
+    def __init__(self, message: str, after: float) -> None:
+        self.after = after
+        super().__init__(message, "too_fast")
 
 
 class NotRealised(NestnetError):

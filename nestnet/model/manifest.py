@@ -3,6 +3,7 @@
     Manifest
       machines   {name: MachineSpec}
       tenants    {name: TenantSpec}
+        quota      QuotaSpec
       networks   {name: NetworkSpec}
         segments   {name: SegmentSpec}
         routers    {name: RouterSpec}
@@ -66,6 +67,7 @@ PRIORITY = (0, 65535)
 LABELS = 64
 LABEL = 63  # characters of a label's key; its value may have LABEL_VALUE
 LABEL_VALUE = 256
+QUOTA = (0, 1_000_000_000)
 DESCRIPTION = 1000  # characters
 MTU = (576, 65535)  # bytes of IP: RFC 791's smallest, and what a length field holds
 MACHINE_MTU = (MTU[0] + 50, MTU[1])  # room for VXLAN around the smallest
@@ -468,13 +470,28 @@ class MachineSpec(_Spec):
     """Any words of yours."""
 
 
+class QuotaSpec(_Spec):
+    """How much a tenant may have, with what it hands on to tenants below it. What is absent is not limited by it."""
+
+    later = {"rate": "a limit on what its ports may send"}
+
+    networks: Maybe[Annotated[int, _between(*QUOTA), _numbers(*QUOTA)]] = None
+    """Networks, on whatever carries them."""
+    segments: Maybe[Annotated[int, _between(*QUOTA), _numbers(*QUOTA)]] = None
+    """Segments of all its networks."""
+    ports: Maybe[Annotated[int, _between(*QUOTA), _numbers(*QUOTA)]] = None
+    """Ports of all its networks."""
+
+
 class TenantSpec(_Spec):
     """Somebody who owns networks."""
 
-    later = {"quota": "a limit on networks, segments, ports and rate", "members": "people of the tenant"}
+    later = {"members": "people of the tenant"}
 
     parent: Maybe[Name] = None
     """The tenant that this one is a part of."""
+    quota: Maybe[QuotaSpec] = None
+    """How much it may have. Absent: as it was; `{}`: no limits of its own, only those of the tenants above it."""
 
 
 class SegmentSpec(_Spec):
@@ -922,6 +939,8 @@ def _spec_at(path: Sequence[int | str]) -> type[_Spec]:
         if below is None:
             break
         spec = below
+    if spec is TenantSpec and len(path) > 3 and path[2] == "quota":
+        return QuotaSpec
     return AttachSpec if spec is PortSpec and len(path) > 2 and path[-2] == "attach" else spec
 
 

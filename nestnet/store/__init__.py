@@ -8,6 +8,12 @@
     write.py        the changes as rows, under the next revision
     read.py         rows as values (for agents) and as resources (for people)
     feed.py         what one machine needs, and what of it changed since a revision
+    once.py         idempotency keys: a request is done once
+    quotas.py       what tenants may have
+    events.py       the audit log, and what machines noticed
+    heard.py        what machines say every few seconds, in memory
+    watch.py        objects that changed since a revision
+    backup.py       a copy in one file, and the way back
     store.py        Store: all of this behind a few methods
 
 Look at it from a shell with `sqlite3 -readonly FILE`: addresses, prefixes and labels are text.

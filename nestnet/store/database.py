@@ -1,38 +1,71 @@
 """SQLite, opened so that an acknowledged write is on the disk and a reader never waits for a writer.
 
 WAL with synchronous=FULL: a commit survives a power cut (with NORMAL the last ones may not).
-Writers begin with BEGIN IMMEDIATE, one at a time; a reader sees one state for its whole transaction.
+Writers begin with BEGIN IMMEDIATE, one at a time; a reader sees one state for its whole transaction. What waits
+for the writer is committed together, with a savepoint each: a commit costs a flush of the disk, however much is in it.
 """
 
 from __future__ import annotations
 
 import secrets
+import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, create_engine, event, insert, select
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import IntegrityError
 
 from nestnet.store import numbers, tables
 
 BUSY_SECONDS = 30  # How long a writer waits for another process before it gives up.
+TOGETHER, TOGETHER_SECONDS = 100, 0.1  # A commit takes no more turns after so many, or when they took so long.
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Turn(Generic[T]):
+    """What one thread wants written, and what came of it. Whoever does it, does it in that thread's context."""
+
+    work: Callable[[Connection], T]
+    context: Context = field(default_factory=copy_context)
+    done: bool = False
+    result: list[T] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def outcome(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return self.result[0]
 
 
 class Database:
     """An SQLite file with the tables of this version. Threads may share it."""
 
     def __init__(self, path: Path, vnis: int) -> None:
-        self.engine = _engine(path)
+        self.path = path
+        self.engine = open_engine(path)
         self._writer = threading.Lock()
+        self._waiting: deque[_Turn[Any]] = deque()
+        self.commits = self.turns = 0
         migrate(self.engine)
         with self.write() as connection:
             if connection.execute(select(tables.store)).first() is None:
                 _first_rows(connection, vnis)
+        self._know()
+
+    def _know(self) -> None:
+        with self.read() as connection:
             self.epoch, self.key = connection.execute(select(tables.store.c.epoch, tables.store.c.key)).one()
 
     @contextmanager
@@ -44,7 +77,85 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that may write: committed when the block ends, undone when it raises."""
-        with self._writer, self.engine.connect() as plain:
+        with self._writer, self._begun() as connection:
+            yield connection
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """What `work` returns, when what it wrote is committed; what it raises, when that is undone.
+
+        It may share its commit with others' work, and may be called again when one of theirs breaks the commit.
+        """
+        turn = _Turn(work)
+        self._waiting.append(turn)
+        with self._writer:
+            # Whoever comes first writes for all who wait; the others find it done.
+            while not turn.done:
+                self._commit_together()
+        return turn.outcome()
+
+    def _commit_together(self) -> None:
+        turns = [self._waiting.popleft() for _ in range(min(len(self._waiting), TOGETHER))]
+        if len(turns) == 1:
+            turns[0].error = self._alone(turns[0])
+        else:
+            turns = self._share(turns)
+        self.commits, self.turns = self.commits + 1, self.turns + len(turns)
+        for turn in turns:
+            turn.done = True
+
+    def _share(self, turns: list[_Turn[Any]]) -> list[_Turn[Any]]:
+        """Commit them together. Returns those that were taken: the others wait again, first in line."""
+        begun, taken = time.monotonic(), 0
+        try:
+            with self._begun() as connection:
+                while taken < len(turns) and time.monotonic() - begun < TOGETHER_SECONDS:
+                    self._attempt(connection, turns[taken])
+                    taken += 1
+        except IntegrityError:
+            # Foreign keys are judged at COMMIT. Whose it is, is found out one by one.
+            for turn in turns[:taken]:
+                turn.result.clear()
+                turn.error = self._alone(turn)
+        except BaseException as error:
+            for turn in turns[:taken]:
+                turn.error = error
+        self._waiting.extendleft(reversed(turns[taken:]))
+        return turns[:taken]
+
+    def _alone(self, turn: _Turn[Any]) -> BaseException | None:
+        try:
+            with self._begun() as connection:
+                turn.result.append(turn.context.run(turn.work, connection))
+        except Exception as error:
+            turn.result.clear()
+            return error
+        return None
+
+    @staticmethod
+    def _attempt(connection: Connection, turn: _Turn[Any]) -> None:
+        try:
+            with connection.begin_nested():
+                turn.result.append(turn.context.run(turn.work, connection))
+        except Exception as error:
+            turn.result.clear()
+            turn.error = error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody writes meanwhile."""
+        with self._writer:
+            yield
+
+    def become(self, file: Path) -> None:
+        """Take over everything that another file has, in one transaction. Called by who is `alone`."""
+        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(self.path)) as target:
+            target.execute("PRAGMA synchronous = FULL")
+            source.backup(target)
+        self._know()
+
+    @contextmanager
+    def _begun(self) -> Iterator[Connection]:
+        with self.engine.connect() as plain:
             connection = plain.execution_options(begin="BEGIN IMMEDIATE")
             with connection.begin():
                 yield connection
@@ -62,7 +173,8 @@ def migrate(engine: Engine) -> None:
         command.upgrade(config, "head")
 
 
-def _engine(path: Path) -> Engine:
+def open_engine(path: Path) -> Engine:
+    """An engine whose connections are as this module says."""
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS}, pool_size=8, max_overflow=32)
 
     @event.listens_for(engine, "connect")

@@ -94,8 +94,8 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
     for network in before.keys() | after.keys():
         wanted |= _differing(connection, network, before.get(network), after.get(network), changed[network])
     values = dict(_values(connection, wanted, after))
-    if changed[FABRIC]:
-        wanted |= changed[FABRIC]
+    if fabric := {key for key in changed[FABRIC] if key[0] == "machine"}:  # Tenants are no agent's affair.
+        wanted |= fabric
         values.update({key: value for key, value in machines(connection, machine) if key in wanted})
     rows = tuple((kind, id, values.get((kind, id))) for kind, id in sorted(wanted))
     return Batch(False, now, rows)

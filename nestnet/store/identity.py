@@ -22,25 +22,30 @@ class Identity:
     def __init__(self, epoch: str, key: bytes) -> None:
         self._epoch = epoch
         self._key = key
+        # For agents: which store this is, in a word that tells nothing else.
+        self.store = blake2b(epoch.encode(), digest_size=8, key=key, person=b"store").hexdigest()
 
     def public(self, kind: str, row: int) -> str:
         """The public id of a row."""
-        number = self._permute(row, 64, kind)
-        digits = (DIGITS[number >> 5 * place & 31] for place in reversed(range(ID_DIGITS)))
-        return f"{kind}_{''.join(digits)}"
+        return f"{kind}_{_digits(self._permute(row, 64, kind))}"
 
     def row(self, kind: str, public: str) -> int | None:
         """The row a public id stands for; None if it is not one of this kind."""
         head, _, digits = public.rpartition("_")
-        if head != kind or len(digits) != ID_DIGITS or not set(digits) <= set(DIGITS):
-            return None
-        number = 0
-        for digit in digits:
-            number = number << 5 | DIGITS.index(digit)
-        if number >> 64:
+        number = _number(digits) if head == kind else None
+        if number is None:
             return None
         row = self._unpermute(number, 64, kind)
         return row if row < 1 << 63 else None
+
+    def etag(self, kind: str, row: int, revision: int) -> str:
+        """What an object's revision is called: as opaque as a public id, and another one after a restore."""
+        return _digits(self._permute(revision, 64, f"etag {self._epoch} {kind} {row}"))
+
+    def revision_in(self, etag: str, kind: str, row: int) -> int | None:
+        """The revision of an ETag of this object; None if it is none. Of a forged one it is any number at all."""
+        number = _number(etag)
+        return None if number is None else self._unpermute(number, 64, f"etag {self._epoch} {kind} {row}")
 
     def mac(self, kind: str, row: int, attempt: int = 0) -> int:
         """A locally administered MAC for a row: 02 for a port, 06 for a router. Another `attempt` gives another
@@ -51,25 +56,25 @@ class Identity:
             number = self._permute(number & (1 << 40) - 1, 40, f"mac {kind}")
         return first << 40 | number
 
-    def seal(self, revision: int) -> str:
-        """A resume token: this store and this revision, and nobody can make one up."""
+    def seal(self, revision: int, stream: str = "") -> str:
+        """A resume token: this store, this stream and this revision, and nobody can make one up."""
         body = f"{self._epoch}.{revision}".encode()
-        return base64.urlsafe_b64encode(body + b"." + self._mark(body)).decode().rstrip("=")
+        return base64.urlsafe_b64encode(body + b"." + self._mark(body, stream)).decode().rstrip("=")
 
-    def unseal(self, token: str) -> int | None:
-        """The revision in a token, or None if this store did not make it."""
+    def unseal(self, token: str, stream: str = "") -> int | None:
+        """The revision in a token, or None if this store did not make it for this stream."""
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
             epoch, number, mark = raw.split(b".", 2)
         except ValueError:
             return None
         body = epoch + b"." + number
-        if epoch.decode("latin-1") != self._epoch or not hmac.compare_digest(mark, self._mark(body)):
+        if epoch.decode("latin-1") != self._epoch or not hmac.compare_digest(mark, self._mark(body, stream)):
             return None
         return int(number)
 
-    def _mark(self, body: bytes) -> bytes:
-        return blake2b(body, digest_size=16, key=self._key, person=b"token").digest()
+    def _mark(self, body: bytes, stream: str) -> bytes:
+        return blake2b(body, digest_size=16, key=self._key, person=b"token " + stream.encode()).digest()
 
     def _permute(self, number: int, bits: int, tweak: str) -> int:
         half = bits // 2
@@ -88,3 +93,17 @@ class Identity:
     def _mix(self, number: int, bits: int, turn: int, tweak: str) -> int:
         data = f"{turn} {tweak} {number}".encode()
         return int.from_bytes(blake2b(data, digest_size=8, key=self._key).digest()) & (1 << bits) - 1
+
+
+def _digits(number: int) -> str:
+    return "".join(DIGITS[number >> 5 * place & 31] for place in reversed(range(ID_DIGITS)))
+
+
+def _number(digits: str) -> int | None:
+    """The 64 bits that these digits are; None if they are none."""
+    if len(digits) != ID_DIGITS or not set(digits) <= set(DIGITS):
+        return None
+    number = 0
+    for digit in digits:
+        number = number << 5 | DIGITS.index(digit)
+    return None if number >> 64 else number

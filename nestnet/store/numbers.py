@@ -29,7 +29,9 @@ def open_domain(connection: Connection, domain: int, size: int = VNIS) -> None:
 
 def free(connection: Connection, domain: int) -> int:
     """How many could be cut now, those counted whose quarantine is over."""
-    ranges = select(func.coalesce(func.sum(vni_range.c.hi - vni_range.c.lo + 1), 0)).where(vni_range.c.domain == domain)
+    ranges = select(func.coalesce(func.sum(vni_range.c.hi - vni_range.c.lo + 1), 0)).where(
+        vni_range.c.domain == domain, vni_range.c.after <= _realised_by_all(connection)
+    )
     over = select(func.count()).where(
         vni_quarantine.c.domain == domain, vni_quarantine.c.revision <= _realised_by_all(connection)
     )
@@ -41,12 +43,15 @@ def cut(connection: Connection, domain: int, count: int) -> list[int]:
 
     Raises Exhausted (vni_exhausted) if there are not so many.
     """
+    if count == 0:
+        return []
     _end_quarantine(connection, domain)
+    realised = _realised_by_all(connection)
     taken: list[int] = []
     while len(taken) < count:
         row = connection.execute(
             select(vni_range.c.lo, vni_range.c.hi)
-            .where(vni_range.c.domain == domain)
+            .where(vni_range.c.domain == domain, vni_range.c.after <= realised)
             .order_by(vni_range.c.lo)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -87,6 +92,26 @@ def fence(connection: Connection, revision: int) -> None:
     connection.execute(update(vni_quarantine).values(revision=revision))
 
 
+def hold_back(connection: Connection, count: int, revision: int) -> None:
+    """The next `count` free VNIs of every domain wait until all machines have realised `revision`.
+
+    After a restore: the store that was there before may have given them out since the backup, lowest first."""
+    for domain in connection.scalars(select(vni_range.c.domain).distinct()).all():
+        in_domain, left = vni_range.c.domain == domain, count
+        rows = connection.execute(select(vni_range.c.lo, vni_range.c.hi).where(in_domain).order_by(vni_range.c.lo))
+        for row in rows.all():
+            last = min(row.hi, row.lo + left - 1)
+            connection.execute(
+                update(vni_range).where(in_domain, vni_range.c.lo == row.lo).values(hi=last, after=revision)
+            )
+            if last < row.hi:
+                connection.execute(insert(vni_range).values(domain=domain, lo=last + 1, hi=row.hi))
+            left -= last - row.lo + 1
+            if left <= 0:
+                break
+    connection.execute(update(vni_quarantine).values(revision=revision))
+
+
 def _realised_by_all(connection: Connection) -> int:
     """The revision that every machine has realised. A machine that never reported holds nothing older than
     the revision it joined at."""
@@ -104,7 +129,7 @@ def _end_quarantine(connection: Connection, domain: int) -> None:
         in_domain = vni_range.c.domain == domain
         for row in connection.execute(
             select(vni_range.c.lo, vni_range.c.hi).where(
-                in_domain, (vni_range.c.hi == vni - 1) | (vni_range.c.lo == vni + 1)
+                in_domain, vni_range.c.after == 0, (vni_range.c.hi == vni - 1) | (vni_range.c.lo == vni + 1)
             )
         ).all():
             lo, hi = min(lo, row.lo), max(hi, row.hi)

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, RowMapping, Table, select
 
 from nestnet.model.values import FABRIC, OVERHEAD, Attach, Selector, Service
 from nestnet.store import tables
+from nestnet.store.quotas import Quota
 
 CHUNK = 10_000  # Parameters of one statement; SQLite takes 32,766.
 
@@ -170,6 +171,7 @@ class State:
     machines: dict[str, int]
     tenants: dict[str, int]
     parents: dict[str, str | None]
+    quotas: dict[str, Quota]
     networks: dict[int, NetworkRow]
     carried: dict[int, dict[str, NetworkRow]]
     contents: dict[int, Contents] = field(default_factory=dict)
@@ -207,6 +209,7 @@ def load_state(connection: Connection) -> State:
         machines={name: row.id for name, row in joined.items()},
         tenants={row.name: row.id for row in tenants},
         parents={row.name: names.get(row.parent) for row in tenants},
+        quotas={row.name: Quota(row.networks, row.segments, row.ports) for row in tenants},
         networks=networks,
         carried=carried,
     )

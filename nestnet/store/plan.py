@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
 from typing import Any
@@ -56,6 +56,7 @@ from nestnet.store.objects import (
     ports,
     selector_order,
 )
+from nestnet.store.quotas import QUOTAS, Quota, Uses, judge, uses
 
 UDP = 17
 
@@ -74,11 +75,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an apply would do. `disturbs` says what running traffic would notice, `machines` who gets rows."""
+    """What an apply would do. `disturbs` says what running traffic would notice, `machines` who gets rows; an apply
+    with `etag` is refused if any network that the plan looked at has changed since."""
 
     changes: tuple[Change, ...]
     disturbs: tuple[str, ...]
     machines: tuple[str, ...]
+    etag: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.changes)
@@ -88,14 +91,24 @@ Pair = tuple[Row | None, Row | None]
 
 
 @dataclass(frozen=True, slots=True)
+class TenantWish:
+    """A tenant to make, or to give another parent or quota."""
+
+    name: str
+    parent: str | None
+    quota: Quota
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """A plan with the rows that carry it out, made for `revision`."""
 
     plan: Plan
     revision: int
     pairs: tuple[Pair, ...]
-    tenants: tuple[tuple[str, str | None], ...]  # to make or to give another parent
+    tenants: tuple[TenantWish, ...]
     machines: tuple[MachineRow, ...]  # as they should be, where that is new
+    networks: tuple[int, ...]  # Those that it looked at and may change; what it makes is not among them.
 
 
 def make(connection: Connection, manifest: Manifest, prune: bool) -> Work:
@@ -113,14 +126,16 @@ def make(connection: Connection, manifest: Manifest, prune: bool) -> Work:
         raise Invalid(problems)
     pairs = list(_pairs(wanted, state, roots))
     _enough_vnis(connection, pairs)
-    changes = (*_told_of_machines(moved, state), *_told(pairs, wanted, state))
+    wishes = _tenants(manifest, wanted, state)
+    _judge_quotas(connection, pairs, wishes, wanted, state)
+    changes = (*_told_of_machines(moved, state), *_tenants_told(wishes, state), *_told(pairs, wanted, state))
     touched = {row.network for pair in pairs for row in pair if row is not None}
     plan = Plan(
         changes,
         (*_disturbed_by_machines(moved, state), *_disturbed(pairs, wanted, state)),
         tuple(sorted(state.machines)) if moved else _machines(touched, wanted, state, roots),
     )
-    return Work(plan, state.revision, tuple(pairs), _tenants(manifest, wanted, state), tuple(moved))
+    return Work(plan, state.revision, tuple(pairs), wishes, tuple(moved), tuple(state.above(roots)))
 
 
 def _roots(manifest: Manifest, state: State, prune: bool) -> list[int]:
@@ -607,10 +622,54 @@ def _pairs(wanted: _Wanted, state: State, roots: Iterable[int]) -> Iterator[Pair
             yield state.networks[id], None
 
 
-def _tenants(manifest: Manifest, wanted: _Wanted, state: State) -> tuple[tuple[str, str | None], ...]:
+def _tenants(manifest: Manifest, wanted: _Wanted, state: State) -> tuple[TenantWish, ...]:
+    """Those that are only named are made; a quota that the manifest leaves out stays."""
     parents = {name: spec.parent for name, spec in (manifest.tenants or {}).items()}
     wished = {**dict.fromkeys(name for name in wanted.tenants if name not in state.parents), **parents}
-    return tuple((name, up) for name, up in wished.items() if name not in state.parents or state.parents[name] != up)
+    wishes = []
+    for name, up in wished.items():
+        spec = (manifest.tenants or {}).get(name)
+        had = state.quotas.get(name, Quota())
+        given = spec.quota if spec is not None else None
+        quota = Quota(given.networks, given.segments, given.ports) if given is not None else had
+        if name not in state.parents or (state.parents[name], had) != (up, quota):
+            wishes.append(TenantWish(name, up, quota))
+    return tuple(wishes)
+
+
+def _judge_quotas(
+    connection: Connection, pairs: Iterable[Pair], wishes: Iterable[TenantWish], wanted: _Wanted, state: State
+) -> None:
+    parents, limits = dict(state.parents), dict(state.quotas)
+    for wish in wishes:
+        parents[wish.name], limits[wish.name] = wish.parent, wish.quota
+    if all(quota == Quota() for quota in limits.values()):
+        return
+    more: Uses = {what: Counter() for what in QUOTAS}
+    for old, new in pairs:
+        for row, sign in ((old, -1), (new, 1)):
+            what = f"{row.kind}s" if row is not None else ""
+            if row is None or what not in QUOTAS:
+                continue
+            networks = wanted.networks if sign == 1 else state.networks
+            if (tenant := networks[row.network].tenant) is not None:
+                more[what][tenant] += sign
+    if any(count > 0 for each in more.values() for count in each.values()) or wishes:
+        judge(parents, limits, uses(connection), more)
+
+
+def _tenants_told(wishes: Iterable[TenantWish], state: State) -> Iterator[Change]:
+    """Tenants that change. One that is made comes with the network that names it, and is told if it has a quota."""
+    for wish in wishes:
+        quota = {what: n for what, n in asdict(wish.quota).items() if n is not None}
+        at = join("tenants", wish.name)
+        if wish.name not in state.parents:
+            if quota:
+                yield Change("+", "tenant", wish.name, {"parent": wish.parent, "quota": quota}, at)
+            continue
+        had = {what: n for what, n in asdict(state.quotas[wish.name]).items() if n is not None}
+        fields: dict[str, list[Any]] = {"parent": [state.parents[wish.name], wish.parent], "quota": [had, quota]}
+        yield Change("~", "tenant", wish.name, {k: v for k, v in fields.items() if v[0] != v[1]}, at)
 
 
 def _told(pairs: Iterable[Pair], wanted: _Wanted, state: State) -> Iterator[Change]:

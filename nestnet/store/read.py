@@ -13,16 +13,19 @@ from difflib import get_close_matches
 from ipaddress import ip_network
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, select
+from sqlalchemy import Connection, Select, Table, func, select
 
 from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
 from nestnet.model.values import FABRIC
 from nestnet.store import objects, tables
+from nestnet.store.events import Happened
 from nestnet.store.feed import network_mtu
+from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
 from nestnet.store.objects import chunks
 from nestnet.store.plan import policy_words
+from nestnet.store.quotas import QUOTAS, uses
 
 KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
 IN_NETWORK = ("segment", "router", "link", "port", "policy")
@@ -44,9 +47,10 @@ Resource = dict[str, Any]
 class Reader:
     """One transaction's look at the store."""
 
-    def __init__(self, connection: Connection, identity: Identity) -> None:
+    def __init__(self, connection: Connection, identity: Identity, heard: Heard | None = None) -> None:
         self._connection = connection
         self._identity = identity
+        self._heard = heard if heard is not None else Heard()
 
     # Finding
 
@@ -177,7 +181,23 @@ class Reader:
             "port": self._ports,
             "policy": self._policies,
         }
-        return makers[kind](ids) if ids else []
+        if not ids:
+            return []
+        c = TABLES[kind].c
+        revisions: dict[int, int] = {}
+        for chunk in chunks(sorted(ids)):
+            revisions.update(
+                (r.id, r.revision) for r in self._connection.execute(select(c.id, c.revision).where(c.id.in_(chunk)))
+            )
+        found = makers[kind](ids)
+        for id, resource in zip(sorted(ids), found, strict=True):
+            resource["etag"] = self._identity.etag(kind, id, revisions[id])
+        return found
+
+    def revision(self, kind: str, id: int) -> int:
+        """The last revision that changed an object; a network: anything in it."""
+        c = TABLES[kind].c
+        return int(self._connection.execute(select(c.revision).where(c.id == id)).scalar_one())
 
     def _head(self, kind: str, row: int, name: str, path: str) -> Resource:
         return {"id": self._identity.public(kind, row), "kind": kind, "name": name, "path": path}
@@ -194,7 +214,7 @@ class Reader:
                 "nics": json.loads(row.nics),
                 "labels": json.loads(row.labels),
                 "realised": row.realised,
-                "reported": round(time.time() - row.at, 3) if row.at is not None else None,
+                "reported": self._heard.age(row.id) if self._heard.age(row.id) is not None else _age(row.at),
                 "problems": json.loads(row.problems) if row.problems is not None else [],
             }
             for row in self._connection.execute(query)
@@ -203,8 +223,14 @@ class Reader:
     def _tenants(self, ids: Sequence[int]) -> list[Resource]:
         t, up = tables.tenant, tables.tenant.alias()
         query = select(t, up.c.name.label("up")).outerjoin(up, t.c.parent == up.c.id).where(t.c.id.in_(ids))
+        used = uses(self._connection)
         return [
-            {**self._head("tenant", row.id, row.name, row.name), "parent": row.up}
+            {
+                **self._head("tenant", row.id, row.name, row.name),
+                "parent": row.up,
+                "quota": {what: getattr(row, what) for what in QUOTAS},
+                "used": {what: used[what][row.name] for what in QUOTAS},
+            }
             for row in self._connection.execute(query.order_by(t.c.id))
         ]
 
@@ -350,6 +376,21 @@ class Reader:
                     addresses.append(row.address)
         return {segment: addresses for segment, (_, addresses) in found.items()}
 
+    def realised_by_all(self) -> Happened | None:
+        """The event that every machine has realised the current revision, unless one has not or it was told before."""
+        e, m, r = tables.event.c, tables.machine, tables.report
+        n = objects.current_revision(self._connection)
+        behind = select(func.count()).select_from(m.outerjoin(r)).where(func.coalesce(r.c.realised, -1) < n)
+        if self._connection.scalar(behind):
+            return None
+        known = self._connection.execute(select(e.kind, e.at).where(e.revision == n)).all()
+        if any(row.kind == "realised" for row in known):
+            return None
+        count = self._connection.scalar(select(func.count()).select_from(m))
+        after = min((time.time() - row.at for row in known), default=None)
+        took = f", {after:.2f} s after it was stored" if after is not None else ""
+        return Happened("realised", f"all {count} machines have realised revision {n}{took}", revision=n)
+
     def machines_holding(self, network: int) -> list[str]:
         """The names of the machines that get a network's rows: where its ports live, and those of what it carries."""
         c, p = tables.network.c, tables.port.c
@@ -373,7 +414,16 @@ class Reader:
         for chunk in chunks(wanted):
             rows = self._connection.execute(select(r.machine, r.ports).where(r.machine.in_(chunk)))
             said.update({row.machine: json.loads(row.ports) for row in rows})
-        return {port: said.get(machine, {}).get(str(port)) for port, machine in places.items()}
+        found: dict[int, Any] = {}
+        for port, machine in places.items():
+            found[port] = said.get(machine, {}).get(str(port))
+            if (drops := self._heard.drops(machine).get(str(port))) is not None:
+                found[port] = {**(found[port] or {}), "drops": drops}
+        return found
+
+
+def _age(at: float | None) -> float | None:
+    return round(time.time() - at, 3) if at is not None else None
 
 
 def _bad_value(message: str) -> Invalid:

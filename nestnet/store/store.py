@@ -6,27 +6,31 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from nestnet.model.errors import Conflict, Invalid, Problem
+from nestnet.model.errors import Conflict, Invalid, Problem, Stale
 from nestnet.model.manifest import Manifest, to_data
 from nestnet.model.validate import SMALLEST_MTU, given_already
 from nestnet.model.values import FABRIC, Attach, World
-from nestnet.store import feed, numbers, objects, plan, read, tables, write
+from nestnet.store import backup, events, feed, heard, numbers, objects, once, plan, read, tables, watch, write
 from nestnet.store.database import Database
+from nestnet.store.events import Happened
 from nestnet.store.feed import Batch
+from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
 from nestnet.store.objects import Fabric, MachineRow
-from nestnet.store.plan import Change, Plan
+from nestnet.store.once import Asked
+from nestnet.store.plan import Change, Plan, Work
 from nestnet.store.read import Resource
+from nestnet.store.watch import Changes
 
-KEPT_ANSWERS = 24 * 3600  # Seconds for which a repeated request gets its first answer.
-LISTED = 20  # Dependants that an error lists at most.
+LISTED = 20  # Dependants that the text of an error lists at most; the error itself has DEPENDANTS.
+DEPENDANTS = 1000
+NOBODY = Asked()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,58 +44,134 @@ class Applied:
 class Store:
     """Desired state in an SQLite file.
 
-    `vnis` is the size of a domain's VNI space; it counts when the file is made. `changed` is called after
-    every commit that machines need to know of, with the revision, in the thread that committed.
+    `vnis` is the size of a domain's VNI space; it counts when the file is made. `changed` is called after every commit
+    that machines need to know of, with the revision, in the thread that committed; `happened` after every commit that
+    wrote events.
     """
 
     def __init__(self, path: Path | str, *, vnis: int = numbers.VNIS, changed: Callable[[int], None] | None = None):
         self._database = Database(Path(path), vnis)
         self.identity = Identity(self._database.epoch, self._database.key)
         self.changed: Callable[[int], None] = changed or (lambda _revision: None)
+        self.happened: Callable[[], None] = lambda: None
+        with self._database.read() as connection:
+            # May agents remove whatever this store does not know? After a restore, when somebody says so.
+            self.confirmed = bool(connection.scalar(select(tables.store.c.confirmed)))
+        self._heard = Heard()
+        self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
     def close(self) -> None:
         self._database.close()
+
+    @property
+    def folder(self) -> Path:
+        """Where the file is."""
+        return self._database.path.parent
 
     @property
     def revision(self) -> int:
         with self._database.read() as connection:
             return objects.current_revision(connection)
 
+    def _change(self, asked: Asked, request: Any, work: Callable[[Connection], Any]) -> Any:
+        """What `work` answers, which JSON can say, or what it answered when this was first asked for."""
+        wanted = once.digest(request)
+
+        def turn(connection: Connection) -> tuple[Any, int, int]:
+            if (said := once.claim(connection, asked, wanted)) is not None:
+                return said, 0, 0
+            before = objects.current_revision(connection)
+            answer = work(connection)
+            once.keep(connection, asked, answer)
+            return answer, before, objects.current_revision(connection)
+
+        answer, before, after = self._database.transact(turn)
+        if after != before:
+            self.changed(after)
+            self.happened()
+        return answer
+
     # Manifests
 
     def plan(self, manifest: Manifest, prune: bool = False) -> Plan:
         """What `apply` would do. Raises what `apply` would raise."""
         with self._database.read() as connection:
-            return plan.make(connection, manifest, prune).plan
+            work = plan.make(connection, manifest, prune)
+            return replace(work.plan, etag=self.identity.etag("plan", 0, work.revision))
 
-    def apply(self, manifest: Manifest, prune: bool = False, key: str | None = None) -> Applied:
+    def apply(self, manifest: Manifest, prune: bool = False, asked: Asked = NOBODY) -> Applied:
         """Make the networks that the manifest names as it says, in one transaction.
 
-        With `key`, asking again within 24 hours gives the first answer again and does nothing. Raises Invalid,
-        Conflict (also for a key that was used for something else) or Exhausted; then nothing is stored.
+        With a key, asking again within 24 hours gives the first answer again and does nothing. With ETags, of a plan
+        or of the one network that the manifest names, it raises Stale if a network concerned has changed since. Raises
+        Invalid, Conflict (also for a key that was used for something else) or Exhausted; then nothing is stored.
         """
-        request = _digest({"manifest": to_data(manifest), "prune": prune})
+        request = {"manifest": to_data(manifest), "prune": prune}
         # The comparing is done before the writer's turn comes; it counts if nobody was faster.
         with self._database.read() as connection:
-            if (answer := _answered(connection, key, request)) is not None:
-                return answer
-            work = plan.make(connection, manifest, prune)
-        with self._database.write() as connection:
-            if (answer := _answered(connection, key, request)) is not None:
-                return answer
+            if (said := once.said(connection, asked, once.digest(request))) is not None:
+                return _applied(said)
+            planned = plan.make(connection, manifest, prune)
+
+        def turn(connection: Connection) -> Any:
             before = objects.current_revision(connection)
-            if before != work.revision:
-                work = plan.make(connection, manifest, prune)
+            work = planned if before == planned.revision else plan.make(connection, manifest, prune)
+            self._unchanged(connection, asked, work)
             revision = before
             if work.machines:
                 revision = self._move_machines(connection, work.machines)
             if work.pairs or work.tenants:
                 revision = write.write(connection, self.identity, work.pairs, work.tenants)
-            applied = Applied(revision, work.plan)
-            _remember(connection, key, request, applied)
-        if revision != before:
-            self.changed(revision)
-        return applied
+                events.changed(connection, asked.who, "apply", revision, work.plan.changes)
+            etag = self.identity.etag("plan", 0, revision)
+            return asdict(Applied(revision, replace(work.plan, etag=etag)))
+
+        return _applied(self._change(asked, request, turn))
+
+    def _unchanged(self, connection: Connection, asked: Asked, work: Work) -> None:
+        """Raise Stale unless all that the plan looked at is as it was for one of the ETags."""
+        if asked.etags is None or "*" in asked.etags:
+            return
+        c, g = tables.network.c, tables.change.c
+        oldest = connection.scalar(select(tables.revision.c.oldest)) or 0
+        moved = {
+            row.id: row.revision
+            for chunk in objects.chunks(sorted(work.networks))
+            for row in connection.execute(select(c.id, c.revision).where(c.id.in_(chunk)))
+        }
+        m = tables.machine.c
+        machines = {
+            row.name: row.revision
+            for row in connection.execute(
+                select(m.name, m.revision).where(m.id.in_([machine.id for machine in work.machines]))
+            )
+        }
+        since = work.revision
+        for etag in asked.etags:
+            seen = self.identity.revision_in(etag, "plan", 0)
+            if seen is not None and oldest <= seen <= work.revision:
+                since = min(since, seen)
+                # A network that is gone is in nobody's list; its change says what carried it.
+                carriers = (*work.networks, FABRIC)
+                gone = select(g.id).where(g.revision > seen, g.kind == "network", g.was_carrier.in_(carriers))
+                fewer = connection.scalar(
+                    select(func.count()).select_from(gone.where(g.id.not_in(select(c.id))).subquery())
+                )
+                if all(revision <= seen for revision in (*moved.values(), *machines.values())) and not fewer:
+                    return
+            elif len(moved) == 1:
+                ((id, revision),) = moved.items()
+                if etag == self.identity.etag("network", id, revision):
+                    return
+        reader = self._reader(connection)
+        paths = reader.paths(id for id, revision in moved.items() if revision > since)
+        changes = [
+            one for path in paths.values() if path for one in events.what_changed(connection, "network", path, since)
+        ]
+        for name in (name for name, revision in machines.items() if revision > since):
+            changes += events.what_changed(connection, "machine", name, since)
+        what = f": {changes[0]}" if changes else ""
+        raise Stale(f"something of this has changed since it was looked at{what}; plan again", changes)
 
     # Machines
 
@@ -102,32 +182,44 @@ class Store:
         mtu: int = 1500,
         labels: Mapping[str, str] | None = None,
         nics: Sequence[str] = (),
+        asked: Asked = NOBODY,
     ) -> Resource:
         """Declare a machine, or change what is known of it. Raises Conflict if another one has the address, Invalid if
         others' are of another family."""
         m = tables.machine
         address = str(ip_address(address))
-        with self._database.write() as connection:
+        wanted = {"address": address, "mtu": mtu, "nics": json.dumps(list(nics)), "labels": objects.dump(labels)}
+
+        def turn(connection: Connection) -> Any:
             row = connection.execute(select(m).where(m.c.name == name)).first()
+            if row is not None:
+                self._fresh(connection, asked, "machine", row.id)
+            elif asked.etags is not None:
+                raise Stale(f"machine {name} is not there (any more)")
             others = [other for other in objects.machines(connection) if other.name != name]
             if other := next((other.name for other in others if other.address == address), None):
                 raise Conflict(f"{address} is the address of machine {other} already", "duplicate_address")
             _family_fits(address, others)
-            nics_text = json.dumps(list(nics))
-            wanted = {"address": address, "mtu": mtu, "nics": nics_text, "labels": objects.dump(labels)}
-            before = after = objects.current_revision(connection)
-            if row is None or any(getattr(row, field) != value for field, value in wanted.items()):
+            fields = {
+                key: [getattr(row, key, None), value]
+                for key, value in wanted.items()
+                if row is None or getattr(row, key) != value
+            }
+            if fields:
                 id = row.id if row is not None else write.reserve(connection, "machine", 1)
                 if row is None:
-                    connection.execute(insert(m).values(id=id, name=name, joined=before, **wanted))
+                    joined = objects.current_revision(connection)
+                    connection.execute(insert(m).values(id=id, name=name, joined=joined, **wanted))
                 else:
                     connection.execute(update(m).where(m.c.id == id).values(**wanted))
                 after = self._machines_changed(connection, [id])
-            (resource,) = self._reader(connection).resources(
-                "machine", [self._reader(connection).find("machine", name)]
-            )
-        if after != before:
-            self.changed(after)
+                change = Change("+" if row is None else "~", "machine", name, fields)
+                events.changed(connection, asked.who, "join", after, [change])
+            reader = self._reader(connection)
+            (resource,) = reader.resources("machine", [reader.find("machine", name)])
+            return resource
+
+        resource: Resource = self._change(asked, {"join": name, **wanted}, turn)
         return resource
 
     def _move_machines(self, connection: Connection, machines: Sequence[MachineRow]) -> int:
@@ -142,7 +234,7 @@ class Store:
 
     def _machines_changed(self, connection: Connection, ids: Sequence[int]) -> int:
         """The revision in which machines came, changed or went, and with them perhaps the fabric's MTU and family."""
-        rows = [{"network": FABRIC, "kind": "machine", "id": id, **_NOTHING_WAS} for id in ids]
+        rows = [{"network": FABRIC, "kind": "machine", "id": id, **write.NOTHING_WAS} for id in ids]
         now = objects.machines(connection)
         was = objects.fabric(connection)
         family = ip_address(now[0].address).version if now else was.family
@@ -153,7 +245,9 @@ class Store:
             connection.execute(update(n).where(n.c.id == FABRIC).values(mtu=fabric.mtu))
             connection.execute(update(n).where(n.c.carrier == FABRIC).values(underlay=fabric.family))
             networks = connection.scalars(select(n.c.id).where(n.c.id != FABRIC)).all()
-            rows += [{"network": network, "kind": "network", "id": network, **_NOTHING_WAS} for network in networks]
+            rows += [
+                {"network": network, "kind": "network", "id": network, **write.NOTHING_WAS} for network in networks
+            ]
         return write.next_revision(connection, rows)
 
     def report(
@@ -162,16 +256,72 @@ class Store:
         revision: int,
         problems: Sequence[str] = (),
         ports: Mapping[str, Any] | None = None,
+        noticed: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """An agent has realised `revision`; `ports` is what it says about its ports, by row id. Raises NotFound."""
-        r = tables.report
-        with self._database.write() as connection:
+        """An agent has realised `revision`; `ports` is what it says about its ports, by row id, and `noticed` what
+        happened, (kind, text). Raises NotFound.
+
+        Only news is written: that the machine is there and what it drops is kept in memory."""
+        with self._database.read() as connection:
             id = self._reader(connection).find("machine", machine)
-            values = {"realised": revision, "at": time.time(), "problems": json.dumps(list(problems))}
-            if ports is not None:
-                values["ports"] = json.dumps(dict(ports))
-            if connection.execute(update(r).where(r.c.machine == id).values(**values)).rowcount == 0:
-                connection.execute(insert(r).values(machine=id, **{"ports": "{}", **values}))
+        stored, drops = heard.split(ports) if ports is not None else (None, None)
+        back = self._heard.say(id, drops)
+        news = [Happened(kind, text, machine) for kind, text in noticed[: events.TOLD] if kind in events.MACHINE_KINDS]
+        if back:
+            news.append(Happened("back", f"{machine} speaks again", machine))
+        said = json.dumps([revision, list(problems)])
+        known = self._reports.get(id, "")
+        what = json.dumps(stored) if stored is not None else known.partition("\n")[2]
+        if not news and known == f"{said}\n{what}":
+            return
+        self._database.transact(lambda connection: self._write_report(connection, id, revision, problems, stored, news))
+        self._reports[id] = f"{said}\n{what}"
+        self.happened()
+
+    def _write_report(
+        self,
+        connection: Connection,
+        id: int,
+        revision: int,
+        problems: Sequence[str],
+        ports: Mapping[str, Any] | None,
+        news: Sequence[Happened],
+    ) -> None:
+        r = tables.report
+        reader = self._reader(connection)
+        name = connection.scalar(select(tables.machine.c.name).where(tables.machine.c.id == id))
+        if name is None:
+            return  # It was deleted just now.
+        row = connection.execute(select(r.c.realised, r.c.problems).where(r.c.machine == id)).first()
+        before = json.loads(row.problems) if row is not None else []
+        values = {"realised": revision, "at": time.time(), "problems": json.dumps(list(problems))}
+        if ports is not None:
+            values["ports"] = json.dumps(dict(ports))
+        if connection.execute(update(r).where(r.c.machine == id).values(**values)).rowcount == 0:
+            connection.execute(insert(r).values(machine=id, **{"ports": "{}", **values}))
+        found = list(news)
+        found += [Happened("problem", f"{name}: {text}", name) for text in problems if text not in before]
+        found += [Happened("solved", f"{name}: no longer: {text}", name) for text in before if text not in problems]
+        if (row is None or row.realised != revision) and (told := reader.realised_by_all()) is not None:
+            found.append(told)
+        events.happened(connection, found[: events.TOLD])
+
+    def look_around(self) -> None:
+        """Notice machines that have fallen silent. Called every few seconds by whoever runs the store."""
+        late = self._heard.fallen_silent()
+        if not late:
+            return
+        m = tables.machine.c
+
+        def turn(connection: Connection) -> None:
+            names = {row.id: row.name for row in connection.execute(select(m.id, m.name).where(m.id.in_(late)))}
+            for machine in set(late) - names.keys():
+                self._heard.forget(machine)
+            silent = f"has said nothing for {heard.SILENT:.0f} s: what it forwards it forwards on"
+            events.happened(connection, [Happened("silent", f"{name} {silent}", name) for name in names.values()])
+
+        self._database.transact(turn)
+        self.happened()
 
     def status(self) -> dict[str, Any]:
         """The revision, and for each machine what it has realised and how long ago it said so, in seconds."""
@@ -181,6 +331,7 @@ class Store:
             fields = ("name", "id", "address", "realised", "reported", "problems")
             return {
                 "revision": objects.current_revision(connection),
+                "time": time.time(),
                 "machines": [{field: machine[field] for field in fields} for machine in machines],
             }
 
@@ -200,60 +351,78 @@ class Store:
             (resource,) = reader.resources(kind, [reader.find(kind, reference)])
             return resource
 
-    def delete(self, kind: str, reference: str) -> int:
-        """Delete one object and what is part of it: with a network go its segments, routers, links, ports and policies.
-        Returns the revision. Raises Conflict with the dependants if anything else needs it."""
-        with self._database.write() as connection:
-            before = objects.current_revision(connection)
-            id = self._reader(connection).find(kind, reference)
-            if dependants := _dependants(connection, self._reader(connection), kind, id):
-                listed = ", ".join(dependants[:LISTED]) + (", ..." if len(dependants) > LISTED else "")
-                raise Conflict(f"{kind} {reference} is needed by {listed}", "in_use", dependants)
-            if kind == "machine":
-                connection.execute(delete(tables.machine).where(tables.machine.c.id == id))
-                after = self._machines_changed(connection, [id])
-                numbers.fence(connection, after)
-            elif kind == "tenant":
-                connection.execute(delete(tables.tenant).where(tables.tenant.c.id == id))
-                after = before
-            else:
-                after = write.write(connection, self.identity, _with_parts(connection, kind, id))
-        if after != before:
-            self.changed(after)
-        return after
+    def delete(self, kind: str, reference: str, cascade: bool = False, asked: Asked = NOBODY) -> int:
+        """Delete one object. Returns the revision. Raises Conflict with the dependants if anything needs it or, of a
+        network, if anything is in it or carried by it; with `cascade` a network takes all of that along."""
 
-    def set_link(self, reference: str, up: bool) -> tuple[int, Sequence[str], Resource]:
+        def turn(connection: Connection) -> Any:
+            before = objects.current_revision(connection)
+            reader = self._reader(connection)
+            id = reader.find(kind, reference)
+            self._fresh(connection, asked, kind, id)
+            whole = kind == "network" and cascade
+            if not whole and (dependants := _dependants(connection, reader, kind, id)):
+                listed = ", ".join(dependants[:LISTED]) + (", ..." if len(dependants) > LISTED else "")
+                more = "; --cascade deletes them, too" if kind == "network" else ""
+                raise Conflict(f"{kind} {reference} is needed by {listed}{more}", "in_use", dependants[:DEPENDANTS])
+            if kind in ("machine", "tenant"):
+                table = tables.metadata.tables[kind]
+                changes = [Change("-", kind, str(connection.scalar(select(table.c.name).where(table.c.id == id))), {})]
+                connection.execute(delete(table).where(table.c.id == id))
+                if kind == "machine":
+                    after = self._machines_changed(connection, [id])
+                    numbers.fence(connection, after)
+                    self._heard.forget(id)
+                else:
+                    row = {"network": FABRIC, "kind": kind, "id": id, **write.NOTHING_WAS}
+                    after = write.next_revision(connection, [row])
+            else:
+                pairs = _with_parts(connection, kind, id)
+                changes = _deleted(reader, pairs)
+                after = write.write(connection, self.identity, pairs)
+            if after != before:
+                events.changed(connection, asked.who, "delete", after, changes)
+            return after
+
+        return int(self._change(asked, {"delete": kind, "reference": reference, "cascade": cascade}, turn))
+
+    def set_link(self, reference: str, up: bool, asked: Asked = NOBODY) -> tuple[int, Sequence[str], Resource]:
         """Take a link up or down. Returns the revision since which it is so, the names of the machines that get it,
         and the link. Raises NotFound or Ambiguous."""
-        with self._database.write() as connection:
+
+        def turn(connection: Connection) -> Any:
             reader = self._reader(connection)
             (row,) = objects.links(connection, "id", [reader.find("link", reference)])
+            self._fresh(connection, asked, "link", row.id)
             n = tables.network.c
-            before = objects.current_revision(connection)
             if row.up == up:
-                after = before
                 revision = int(connection.execute(select(n.revision).where(n.id == row.network)).scalar_one())
             else:
-                revision = after = write.write(connection, self.identity, [(row, replace(row, up=up))])
+                revision = write.write(connection, self.identity, [(row, replace(row, up=up))])
             (resource,) = reader.resources("link", [row.id])
-            machines = reader.machines_holding(row.network)
-        if after != before:
-            self.changed(after)
+            if row.up != up:
+                change = Change("~", "link", resource["path"], {"up": [row.up, up]})
+                events.changed(connection, asked.who, "link", revision, [change])
+            return revision, reader.machines_holding(row.network), resource
+
+        revision, machines, resource = self._change(asked, {"link": reference, "up": up}, turn)
         return revision, machines, resource
 
-    def set_attach(self, reference: str, attach: Attach | None) -> tuple[int, Sequence[str], Resource]:
+    def set_attach(
+        self, reference: str, attach: Attach | None, asked: Asked = NOBODY
+    ) -> tuple[int, Sequence[str], Resource]:
         """Say what a port's workload hangs on; None: on nothing that was chosen. Returns the revision since which it is
         so, the name of the machine that has to make it so, and the port. Raises NotFound, Ambiguous, or Conflict when
         it is given to another port already."""
         a, n = tables.attachment.c, tables.network.c
-        with self._database.write() as connection:
+
+        def turn(connection: Connection) -> Any:
             reader = self._reader(connection)
             (row,) = objects.ports(connection, "id", [reader.find("port", reference)])
+            self._fresh(connection, asked, "port", row.id)
             (machine,) = objects.machines_of(connection, [row.id]).values()
             (name,) = [one["name"] for one in reader.resources("machine", [machine])]
-            before = objects.current_revision(connection)
             if row.attach == attach:
-                after = before
                 revision = int(connection.execute(select(n.revision).where(n.id == row.network)).scalar_one())
             else:
                 if attach is not None:
@@ -262,11 +431,31 @@ class Store:
                     if other is not None:
                         (path,) = [one["path"] for one in reader.resources("port", [other])]
                         raise Conflict(given_already(attach, name, path), "duplicate_attach")
-                revision = after = write.write(connection, self.identity, [(row, replace(row, attach=attach))])
+                revision = write.write(connection, self.identity, [(row, replace(row, attach=attach))])
             (resource,) = reader.resources("port", [row.id])
-        if after != before:
-            self.changed(after)
-        return revision, [name], resource
+            if row.attach != attach:
+                fields = {"attach": [_attach_data(row.attach), _attach_data(attach)]}
+                change = Change("~", "port", resource["path"], fields)
+                events.changed(connection, asked.who, "attach", revision, [change])
+            return revision, [name], resource
+
+        revision, machines, resource = self._change(asked, {"port": reference, "attach": _attach_data(attach)}, turn)
+        return revision, machines, resource
+
+    def _fresh(self, connection: Connection, asked: Asked, kind: str, id: int) -> None:
+        """Raise Stale, with what changed, unless the object has one of the ETags that the request wants."""
+        if asked.etags is None or "*" in asked.etags:
+            return
+        reader = self._reader(connection)
+        now = reader.revision(kind, id)
+        if self.identity.etag(kind, id, now) in asked.etags:
+            return
+        seen = [self.identity.revision_in(etag, kind, id) for etag in asked.etags]
+        since = max((n for n in seen if n is not None and n <= now), default=0)
+        (resource,) = reader.resources(kind, [id])
+        changes = events.what_changed(connection, kind, resource["path"], since)
+        what = f": {changes[0]}" if changes else ""
+        raise Stale(f"{kind} {resource['path']} has changed since it was looked at{what}", changes)
 
     # The feed
 
@@ -285,6 +474,76 @@ class Store:
         with self._database.read() as connection:
             return feed.changes(connection, machine, revision)
 
+    # Watching
+
+    def changes_of_objects(self, since: int, kind: str | None = None, network: int | None = None) -> Changes | None:
+        """The objects that changed since a revision, as they are now; None if that is too long ago or yet to come."""
+        with self._database.read() as connection:
+            return watch.changes(connection, self._reader(connection), since, kind, network)
+
+    def network_row(self, reference: str) -> int:
+        """The row id of a network. Raises NotFound."""
+        with self._database.read() as connection:
+            return self._reader(connection).find("network", reference)
+
+    def events_after(self, seq: int, limit: int) -> Sequence[tuple[int, events.Event]]:
+        """Up to `limit` events after one, with their numbers, oldest first."""
+        with self._database.read() as connection:
+            return events.after(connection, seq, limit)
+
+    def last_events(self, count: int) -> int:
+        """The number of the event after which there are `count` at most."""
+        with self._database.read() as connection:
+            return events.before_last(connection, count)
+
+    # The whole store
+
+    def confirm(self, asked: Asked = NOBODY) -> int:
+        """Let agents remove what this store does not know. Returns the revision, a new one so that all hear of it."""
+
+        def turn(connection: Connection) -> Any:
+            connection.execute(update(tables.store).values(confirmed=True))
+            n = write.next_revision(connection, [])
+            events.audited(connection, asked.who, "confirmed", n, "agents may remove what this store does not know")
+            return n
+
+        n = int(self._change(asked, {"confirm": True}, turn))
+        self.confirmed = True
+        self.changed(n)
+        return n
+
+    def backup(self, to: Path) -> None:
+        """Write a copy, as it is now, to a file that is not there yet."""
+        backup.write(self._database, to)
+
+    def restore(self, file: Path, force: bool = False, asked: Asked = NOBODY) -> int:
+        """Become what the copy in `file` is, which this uses up, under a new epoch. Returns the revision.
+
+        What there was stays beside the store, as *.before-restore. Raises Invalid if the file is no copy of a store.
+        """
+        n = backup.restore(self._database, file, force, asked.who)
+        self.identity = Identity(self._database.epoch, self._database.key)
+        self.confirmed = force
+        self._heard.forget()
+        self._reports.clear()
+        self.changed(n)
+        self.happened()
+        return n
+
+    def counts(self) -> dict[str, int]:
+        """How many objects of each kind there are."""
+        with self._database.read() as connection:
+            found = {}
+            for kind in read.KINDS:
+                found[kind] = int(connection.scalar(select(func.count()).select_from(read.TABLES[kind])) or 0)
+            found["network"] -= 1  # The fabric is everybody's.
+            return found
+
+    @property
+    def commits(self) -> tuple[int, int]:
+        """How many commits there were since the start, and how many requests they were for."""
+        return self._database.commits, self._database.turns
+
     # For trace
 
     def world(self, port: str) -> tuple[World, int, dict[tuple[str, int], str]]:
@@ -296,39 +555,18 @@ class Store:
             return feed.world(connection, id), id, _names(connection, reader)
 
     def _reader(self, connection: Connection) -> read.Reader:
-        return read.Reader(connection, self.identity)
+        return read.Reader(connection, self.identity, self._heard)
 
 
-_NOTHING_WAS = {"was_machine": None, "was_port": None, "was_carrier": None}
+def _applied(data: Mapping[str, Any]) -> Applied:
+    made = data["plan"]
+    changes = tuple(Change(**change) for change in made["changes"])
+    found = Plan(changes, tuple(made["disturbs"]), tuple(made["machines"]), made.get("etag", ""))
+    return Applied(data["revision"], found)
 
 
-def _digest(request: Any) -> str:
-    return sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-
-
-def _answered(connection: Connection, key: str | None, request: str) -> Applied | None:
-    """The first answer to a request that was asked before."""
-    if key is None:
-        return None
-    i = tables.idempotency.c
-    row = connection.execute(select(i.request, i.answer).where(i.tenant == "", i.key == key)).first()
-    if row is None:
-        return None
-    if row.request != request:
-        raise Conflict("this idempotency key was used for another request: use a new one", "key_reused")
-    data = json.loads(row.answer)
-    changes = tuple(Change(**change) for change in data["plan"]["changes"])
-    return Applied(data["revision"], Plan(changes, tuple(data["plan"]["disturbs"]), tuple(data["plan"]["machines"])))
-
-
-def _remember(connection: Connection, key: str | None, request: str, applied: Applied) -> None:
-    if key is None:
-        return
-    i = tables.idempotency
-    now = time.time()
-    connection.execute(delete(i).where(i.c.at < now - KEPT_ANSWERS))
-    answer = json.dumps(asdict(applied))
-    connection.execute(insert(i).values(tenant="", key=key, request=request, answer=answer, at=now))
+def _attach_data(attach: Attach | None) -> dict[str, str] | None:
+    return {attach.kind: attach.name} if attach is not None else None
 
 
 def _family_fits(address: str, others: Sequence[MachineRow]) -> None:
@@ -381,6 +619,10 @@ def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int)
             return [f"tenant {name}" for name in children] + _written(found, reader)
         case "network":
             ask("network", t.network, (t.network.c.carrier == id) & (t.network.c.id != FABRIC), t.network.c.carrier)
+            for each in ("port", "segment", "router", "link"):
+                table = t.metadata.tables[each]
+                ask(each, table, table.c.network == id, table.c.network)
+            policies = [row.id for row in objects.policies(connection, "network", [id])]
         case "segment":
             ask("port", t.port, t.port.c.segment == id, t.port.c.network)
             joined = select(t.router_interface.c.router).where(t.router_interface.c.segment == id)
@@ -413,8 +655,10 @@ def _policies_naming(connection: Connection, table: Any, kind: str, id: int) -> 
 def _with_parts(connection: Connection, kind: str, id: int) -> list[plan.Pair]:
     """The pairs that delete an object with what is part of it."""
     if kind == "network":
-        parts = reversed([*objects.networks(connection, "id", [id]), *objects.load_contents(connection, [id])[id]])
-        return [(row, None) for row in parts]
+        ids = objects.load_state(connection).above([id])  # Carriers first, so reversed: what is carried goes first.
+        contents = objects.load_contents(connection, ids)
+        rows = {row.id: row for row in objects.networks(connection, "id", ids)}
+        return [(row, None) for each in reversed(ids) for row in (*reversed(list(contents[each])), rows[each])]
     loaders: dict[str, Callable[[Connection, str, Sequence[int]], Sequence[objects.Row]]] = {
         "segment": objects.segments,
         "router": objects.routers,
@@ -430,6 +674,21 @@ def _with_parts(connection: Connection, kind: str, id: int) -> list[plan.Pair]:
             kept = set(connection.scalars(others))
             pairs += [(group, None) for group in objects.groups(connection, "id", sorted(set(row.groups) - kept))]
     return pairs
+
+
+def _deleted(reader: read.Reader, pairs: Sequence[plan.Pair]) -> list[Change]:
+    """What goes, in people's words."""
+    gone = [row for row, _ in pairs if row is not None and not isinstance(row, objects.GroupRow)]
+    paths = reader.paths(row.network for row in gone)
+    changes = []
+    for row in gone:
+        path = paths[row.network]
+        if isinstance(row, objects.PolicyRow):
+            path = f"{path}/{plan.policy_words(row.spec)}"
+        elif not isinstance(row, objects.NetworkRow):
+            path = f"{path}/{row.name}"
+        changes.append(Change("-", row.kind, path, {}))
+    return changes
 
 
 def _names(connection: Connection, reader: read.Reader) -> dict[tuple[str, int], str]:

@@ -46,6 +46,11 @@ def _refers(target: str) -> ForeignKey:
     return ForeignKey(target, deferrable=True, initially="DEFERRED")
 
 
+def _revision() -> Column[int]:
+    """The last one that changed the object itself: what its ETag is made of."""
+    return Column("revision", Id, nullable=False, server_default="0")
+
+
 def _part_of(target: str) -> ForeignKey:
     """Goes when its owner goes."""
     return ForeignKey(target, ondelete="CASCADE", deferrable=True, initially="DEFERRED")
@@ -57,6 +62,8 @@ store = Table(
     Column("id", Integer, CheckConstraint("id = 1", name="single"), primary_key=True),
     Column("epoch", Text, nullable=False),  # Another database has another epoch: its tokens mean nothing here.
     Column("key", LargeBinary, nullable=False),
+    # Did somebody say that agents may remove all that this store does not know? (a restored one: DESIGN, I6)
+    Column("confirmed", Boolean(create_constraint=False), nullable=False, server_default="0"),
 )
 
 revision = Table(
@@ -95,6 +102,10 @@ tenant = Table(
     Column("id", Id, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("parent", Id, _refers("tenant.id")),
+    Column("networks", Id),  # Quotas; none: what the nearest tenant above has left.
+    Column("segments", Id),
+    Column("ports", Id),
+    _revision(),
 )
 
 machine = Table(
@@ -107,6 +118,7 @@ machine = Table(
     Column("nics", Text, nullable=False, server_default="[]"),  # JSON: names; none: the one that has the address.
     Column("labels", Text, nullable=False),
     Column("joined", Id, nullable=False),  # The revision at which it was declared.
+    _revision(),
 )
 
 report = Table(
@@ -146,6 +158,7 @@ segment = Table(
     Column("dns", Text, nullable=False, server_default="[]"),  # JSON: addresses, in the order given.
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
+    _revision(),
     UniqueConstraint("network", "name"),
     UniqueConstraint("domain", "vni"),
 )
@@ -167,6 +180,7 @@ router = Table(
     Column("mac", Id, nullable=False),
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
+    _revision(),
     UniqueConstraint("network", "name"),
 )
 
@@ -191,6 +205,7 @@ link = Table(
     Column("rate", BigInteger, nullable=False, server_default="0"),
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
+    _revision(),
     UniqueConstraint("network", "name"),
     CheckConstraint("router <> other", name="two_routers"),
     Index(None, "router"),
@@ -212,6 +227,7 @@ port = Table(
     Column("enabled", Boolean(create_constraint=False), nullable=False),
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
+    _revision(),
     UniqueConstraint("network", "name"),
     UniqueConstraint("segment", "mac"),
     CheckConstraint("(host_machine IS NULL) <> (host_port IS NULL)", name="one_host"),
@@ -278,6 +294,7 @@ policy = Table(
     Column("network", Id, _refers("network.id"), nullable=False),
     Column("spec", Text, nullable=False),
     Column("value", Text, nullable=False),
+    _revision(),
     UniqueConstraint("network", "value"),
 )
 
@@ -287,6 +304,8 @@ vni_range = Table(
     Column("domain", Id, _part_of("network.id"), primary_key=True),
     Column("lo", Integer, primary_key=True),
     Column("hi", Integer, nullable=False),
+    # Usable when every machine has realised this one: numbers that a store before a restore may have given out.
+    Column("after", Id, nullable=False, server_default="0"),
     CheckConstraint("lo <= hi", name="order"),
 )
 
@@ -317,4 +336,21 @@ idempotency = Table(
     Column("answer", Text, nullable=False),
     Column("at", Float, nullable=False),
     Index(None, "at"),
+)
+
+# What happened: `audit` is who changed what, all else is what machines and the controller noticed.
+event = Table(
+    "event",
+    metadata,
+    Column("seq", Id, primary_key=True),
+    Column("at", Float, nullable=False),  # Seconds since 1970.
+    Column("audit", Boolean(create_constraint=False), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("revision", Id, nullable=False),
+    Column("who", Text, nullable=False),  # Who asked for it; '' for what nobody did.
+    Column("machine", Text, nullable=False),  # Its name, for it may go; '' for what is no machine's.
+    Column("text", Text, nullable=False),
+    Column("data", Text, nullable=False),  # JSON: the changes of a change.
+    Index(None, "audit", "seq"),
+    Index(None, "revision"),
 )

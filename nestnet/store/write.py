@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -29,7 +29,8 @@ from nestnet.store.objects import (
     meaning_text,
     selector_order,
 )
-from nestnet.store.plan import Pair
+from nestnet.store.plan import Pair, TenantWish
+from nestnet.store.quotas import QUOTAS
 
 KEPT_REVISIONS = 10_000  # Of change rows: an agent that is further behind gets a snapshot.
 FED = ("network", "segment", "router", "link", "port", "policy")  # Kinds that agents see.
@@ -42,11 +43,16 @@ TABLES: dict[str, Table] = {
     "port": tables.port,
     "policy": tables.policy,
 }
+# Kinds whose rows keep the revision of the object itself; a network's is of anything in it.
+OWN_REVISION: dict[str, Table] = {
+    **{kind: table for kind, table in TABLES.items() if kind not in ("network", "group")},
+    "machine": tables.machine,
+    "tenant": tables.tenant,
+}
+NOTHING_WAS = {"was_machine": None, "was_port": None, "was_carrier": None}
 
 
-def write(
-    connection: Connection, identity: Identity, pairs: Sequence[Pair], tenants: Iterable[tuple[str, str | None]] = ()
-) -> int:
+def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], tenants: Sequence[TenantWish] = ()) -> int:
     """Make it so, under the next revision; that is returned, or the current one if nothing changes."""
     owners = write_tenants(connection, tenants)
     pairs = _settle(connection, identity, pairs)
@@ -77,6 +83,7 @@ def write(
         for row in (new or old,)
         if row is not None and row.kind in FED
     ]
+    rows += [{"network": FABRIC, "kind": "tenant", "id": owners[wish.name], **NOTHING_WAS} for wish in tenants]
     if not rows:
         return current_revision(connection)
     n = next_revision(connection, rows)
@@ -90,6 +97,10 @@ def next_revision(connection: Connection, rows: Sequence[dict[str, Any]]) -> int
         update(tables.revision).values(n=tables.revision.c.n + 1).returning(tables.revision.c.n)
     ).scalar_one()
     _many(connection, insert(tables.change), [{**row, "revision": n} for row in rows])
+    for kind in sorted({row["kind"] for row in rows} & OWN_REVISION.keys()):
+        table = OWN_REVISION[kind]
+        mine = select(tables.change.c.id).where(tables.change.c.revision == n, tables.change.c.kind == kind)
+        connection.execute(update(table).where(table.c.id.in_(mine)).values(revision=n))
     networks = sorted({row["network"] for row in rows} - {FABRIC})
     _many(
         connection,
@@ -99,7 +110,9 @@ def next_revision(connection: Connection, rows: Sequence[dict[str, Any]]) -> int
     oldest = n - KEPT_REVISIONS
     if oldest > 0:
         connection.execute(delete(tables.change).where(tables.change.c.revision <= oldest))
-        connection.execute(update(tables.revision).values(oldest=oldest))
+        # After a restore it is ahead: there are no older changes in this epoch.
+        r = tables.revision
+        connection.execute(update(r).where(r.c.oldest < oldest).values(oldest=oldest))
     return int(n)
 
 
@@ -115,18 +128,21 @@ def reserve(connection: Connection, kind: str, count: int) -> int:
     return int(last) - count + 1
 
 
-def write_tenants(connection: Connection, tenants: Iterable[tuple[str, str | None]]) -> dict[str, int]:
-    """Make tenants or give them another parent. Returns all tenants' ids by name."""
-    wished = list(tenants)
+def write_tenants(connection: Connection, wishes: Sequence[TenantWish]) -> dict[str, int]:
+    """Make tenants, or give them another parent or quota. Returns all tenants' ids by name."""
     t = tables.tenant
     ids: dict[str, int] = {row.name: row.id for row in connection.execute(select(t.c.name, t.c.id))}
-    fresh = [name for name, _ in wished if name not in ids]
+    fresh = [wish.name for wish in wishes if wish.name not in ids]
     if fresh:
         first = reserve(connection, "tenant", len(fresh))
         ids.update({name: first + place for place, name in enumerate(fresh)})
         _many(connection, insert(t), [{"id": ids[name], "name": name, "parent": None} for name in fresh])
-    parents = [{"row": ids[name], "up": ids[up] if up is not None else None} for name, up in wished]
-    _many(connection, update(t).where(t.c.id == bindparam("row")).values(parent=bindparam("up")), parents)
+    rows = [
+        {"row": ids[wish.name], "up": ids[wish.parent] if wish.parent is not None else None, **asdict(wish.quota)}
+        for wish in wishes
+    ]
+    limits: dict[str, Any] = {limit: bindparam(limit) for limit in QUOTAS}
+    _many(connection, update(t).where(t.c.id == bindparam("row")).values(parent=bindparam("up"), **limits), rows)
     return ids
 
 

@@ -1,0 +1,123 @@
+"""Who asks, how a change is asked for, and how often somebody may ask.
+
+`request.state.who` is who asks; whatever tells identities apart sets it before a route runs. Where nothing did, it is
+the process at the other end of the unix socket, by its user (SO_PEERCRED), or 'local' over loopback.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from fastapi import Header, Request
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nestnet.model.errors import Invalid, Problem, TooFast
+from nestnet.store.once import Asked
+
+RATE, BURST = 100.0, 500.0  # Requests of one tenant: so many a second in the long run, so many at once.
+BUCKETS = 10_000  # Of tenants that are remembered; who is forgotten begins with a full one.
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Somebody who asks. `name` is for the audit log: 'uid:1000', 'token:ci', 'machine:m1'.
+
+    `tenant` is whose idempotency keys and rate they use; '' is the operator, who has no limit."""
+
+    name: str
+    tenant: str = ""
+
+
+def who(request: Request) -> Who:
+    """Who asks."""
+    found = getattr(request.state, "who", None)
+    if isinstance(found, Who):
+        return found
+    uid = getattr(request.state, "uid", None)
+    return Who(f"uid:{uid}" if uid is not None else "local")
+
+
+class Peered(H11Protocol):
+    """HTTP that knows who is at the other end of a unix socket: `request.state.uid`."""
+
+    def connection_made(self, transport: object) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        uid = _uid(transport.get_extra_info("socket"))  # type: ignore[attr-defined]
+        if uid is not None:
+            self.app_state = {**self.app_state, "uid": uid}
+
+
+def _uid(connection: object) -> int | None:
+    if not isinstance(getattr(connection, "family", None), int) or connection.family != socket.AF_UNIX:  # type: ignore[attr-defined]
+        return None
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)  # type: ignore[attr-defined]
+    return int(struct.unpack("iII", raw)[1])  # struct ucred: pid, uid, gid
+
+
+Key = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="Any text of yours: asked again with it, it is done once."),
+]
+
+
+def keyed(request: Request, idempotency_key: Key = None) -> Asked:
+    """How something is asked for that is no object's, so without ETags."""
+    asker = who(request)
+    return Asked(asker.name, asker.tenant, idempotency_key)
+
+
+def asked(
+    request: Request,
+    idempotency_key: Key = None,
+    if_match: Annotated[
+        str | None, Header(max_length=1000, description='ETags, as "a1b2": 412 unless the object has one of them.')
+    ] = None,
+) -> Asked:
+    """How a change is asked for."""
+    return replace(keyed(request, idempotency_key), etags=None if if_match is None else _etags(if_match))
+
+
+def _etags(header: str) -> tuple[str, ...]:
+    """RFC 9110, 13.1.1. A weak ETag matches nothing."""
+    found = []
+    for each in (part.strip() for part in header.split(",")):
+        if each == "*":
+            found.append(each)
+        elif len(each) > 2 and each[0] == each[-1] == '"':
+            found.append(each[1:-1])
+        elif not each.startswith('W/"'):
+            message = f'If-Match is * or ETags in quotes, as "{each.strip(chr(34))[:40]}"'
+            raise Invalid([Problem("bad_value", "/if-match", message)])
+    return tuple(found)
+
+
+class Rates:
+    """A bucket of requests for each tenant. Threads may share it."""
+
+    def __init__(self, rate: float = RATE, burst: float = BURST) -> None:
+        self._rate, self._burst = rate, burst
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tenant -> left, when; oldest first
+        self.refused = 0
+
+    def spend(self, tenant: str) -> None:
+        """One request. Raises TooFast when the bucket is empty."""
+        if not tenant:
+            return
+        now = time.monotonic()
+        with self._lock:
+            left, at = self._buckets.pop(tenant, (self._burst, now))
+            left = min(self._burst, left + (now - at) * self._rate)
+            self._buckets[tenant] = (left - 1 if left >= 1 else left, now)
+            if len(self._buckets) > BUCKETS:
+                self._buckets.popitem(last=False)
+            if left < 1:
+                self.refused += 1
+                after = (1 - left) / self._rate
+                raise TooFast(f"tenant {tenant} asks more than {self._rate:g} times a second: wait", after)

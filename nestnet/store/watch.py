@@ -1,0 +1,62 @@
+"""What changed since a revision, as resources: for those who keep a picture of what is stored.
+
+Like the feed it remembers nobody: the change rows say which objects, and what is told is what they are now. Two changes
+of one object are told as one; an object that came and went again in between is told as gone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from nestnet.model.values import FABRIC
+from nestnet.store import tables
+from nestnet.store.objects import chunks
+from nestnet.store.read import KINDS, TABLES, Reader
+
+Told = tuple[str, int, dict[str, Any] | None]
+"""Kind, row and resource; None: gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Everything that changed up to `revision`, whole: what was done in one transaction is in one of these."""
+
+    revision: int
+    objects: tuple[Told, ...]
+
+
+def changes(
+    connection: Connection, reader: Reader, since: int, kind: str | None = None, network: int | None = None
+) -> Changes | None:
+    """What changed after `since`; only of a kind, only in a network (itself included). None if it cannot be told."""
+    now, oldest = connection.execute(select(tables.revision.c.n, tables.revision.c.oldest)).one()
+    if not oldest <= since <= now:
+        return None
+    c = tables.change.c
+    query = select(c.network, c.kind, c.id).where(c.revision > since, c.kind.in_(KINDS))
+    if network is not None:
+        query = query.where(c.network == network)
+    touched: dict[str, set[int]] = defaultdict(set)
+    if since != now:
+        for row in connection.execute(query):
+            touched[row.kind].add(row.id)
+            touched["network"].add(row.network)  # Its revision, and its ETag, are of anything in it.
+    told: list[Told] = []
+    for each in KINDS if kind is None else (kind,):  # What others stand on comes first.
+        ids = sorted(touched[each] - ({FABRIC} if each == "network" else set()))
+        there = _there(connection, each, ids)
+        resources = dict(zip(there, reader.resources(each, there), strict=True))
+        told += [(each, id, resources.get(id)) for id in ids]
+    return Changes(now, tuple(told))
+
+
+def _there(connection: Connection, kind: str, ids: list[int]) -> list[int]:
+    table = TABLES[kind]
+    found: list[int] = []
+    for chunk in chunks(ids):
+        found += connection.scalars(select(table.c.id).where(table.c.id.in_(chunk)).order_by(table.c.id)).all()
+    return found
