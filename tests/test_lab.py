@@ -275,7 +275,7 @@ def test_routes_follow_a_link_within_a_second(name: str, tmp_path: Path) -> None
             ping.wait(20)
     # The file says nothing of states: applying it again leaves west-north down.
     assert nestnet("plan", str(RING), "--lab", name).stdout == b"no changes\n"
-    assert "west-north  west, north  1     down" in nestnet("get", "links", "--lab", name).stdout.decode()
+    assert "west-north  west, north  1     -     down" in nestnet("get", "links", "--lab", name).stdout.decode()
     nestnet("test", "--lab", name)
 
 

@@ -87,7 +87,7 @@ FAULTS = [
     ),
     Fault(
         "datagrams to any machine", "nestnet.bpf.c",
-        "if (!is_ours)", "if (0)",
+        "if (!is_ours)", "if (!is_ours && !own->id)",
     ),
     Fault("flows from any MAC", "flow.h", "||\n\t    !same_mac(data + outer + 6, f->came + 6)", ""),
     Fault(
