@@ -24,6 +24,9 @@ from pathlib import Path
 
 import pytest
 
+from nestnet.lab.down import tear_down
+from nestnet.lab.state import labs, locked
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SECONDS = 300  # for a page
@@ -139,6 +142,15 @@ def run(page: list[Step], folder: Path, seconds: float = SECONDS) -> str | None:
                 f"line {step.line} printed something else:\n{step.code}\n--- page:\n{step.prints}\n--- got:\n{printed}"
             )
     return None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_over() -> None:
+    """Pages name their labs: what a killed run has left of them is taken away, and labs in which something runs stay."""
+    for name in labs():
+        with locked(name) as lab:
+            if not any(process.alive() for process in lab.processes):
+                tear_down(lab)
 
 
 @pytest.mark.root

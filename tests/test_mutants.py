@@ -35,6 +35,7 @@ NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
 ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 400
 SHARE = 60  # frames of each hostile row
+RARE = (54,)  # seeds of torrents in which hosts of one frame for all have ports that hear it together
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ FAULTS = [
     ),
     Fault(
         "datagrams to any machine", "nestnet.bpf.c",
-        "if (!is_ours)", "if (0)",
+        "if (!is_ours)", "if (!is_ours && !own->id)",
     ),
     Fault("flows from any MAC", "flow.h", "||\n\t    !same_mac(data + outer + 6, f->came + 6)", ""),
     Fault(
@@ -210,6 +211,8 @@ def script() -> Iterator[list[Operation]]:
             operations += teller.tell(some_inquiries(rng))
         for _ in range(TORRENTS):
             operations += teller.tell(some_torrents(rng))
+        for seed in RARE:
+            operations += teller.tell(some_torrents(random.Random(seed)))
         for _ in range(DIALOGUES):
             teller.share = rng.choice([1, 2, 4096])
             operations += teller.tell(some_dialogues(rng), sweep=teller.share < 4096)

@@ -41,6 +41,11 @@ def up(manifest: Manifest, name: str, file: str, apply: Callable[[Lab], None], s
         )
     with locked(name) as found:
         if (found.folder / "lab.json").exists() or found.namespaces():
+            if not any(process.alive() for process in found.processes):
+                raise Conflict(
+                    f"lab {name} is left over, and nothing of it runs: `nestnet down --name {name}` takes it away",
+                    "lab_is_up",
+                )
             raise Conflict(
                 f"lab {name} is up: `nestnet apply {file or 'FILE'} --lab {name}` changes it, "
                 f"`nestnet down --name {name}` takes it away",

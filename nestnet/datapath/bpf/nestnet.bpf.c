@@ -176,7 +176,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	reason = find_tolls(p, p->b, LEAVES | OWN);
 	if (reason)
 		return drop(skb, p->source, reason);
-	keep_tolls(f, pays, f->out == TO_WORKLOAD);
+	keep_tolls(f, pays, f->out != TO_WIRE);
 	if (f->leaving) {
 		reason = pay(skb, &f->toll, f->leaving << 16, skb->len, headers);
 		if (reason)
