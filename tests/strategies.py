@@ -511,7 +511,7 @@ def packets(draw: st.DrawFn, world: World, port: Port) -> bytes:
     ttl = pick(draw, [64] * 8 + [255, 2, 1, 0, 3, 4, 5])
     tos = pick(draw, [0, 0, 1, 2, 3, 0xB8])
     identification = 1 + upto(draw, 1)
-    padding = bytes(6) if rarely(draw, 10) else b""
+    padding = bytes(pick(draw, [6, 6, 1500])) if rarely(draw, 10) else b""
     shape = pick(draw, ["whole"] * 10 + ["first", "later", "headers"])
     more = {"first": 0x2000, "later": pick(draw, [1, 0x2001])}.get(shape, 0) if shape != "headers" else 0
     if shape == "later":
@@ -530,7 +530,10 @@ def packets(draw: st.DrawFn, world: World, port: Port) -> bytes:
             bits = (more & 0x1FFF) << 3 | more >> 13
         headers = extension(header, following, identification, bits) + headers
         following = header
-    body = ipv6(source, aim.address, following, payload, ttl, tos, headers)
+    ends = [source, aim.address]
+    if rarely(draw, 12):  # IPv4 written as IPv6
+        ends[upto(draw, 1)] = pick(draw, [*(mapped(a) for a in port.addresses if a.version == 4), GROUP4])
+    body = ipv6(ends[0], ends[1], following, payload, ttl, tos, headers)
     return ethernet(target_mac, source_mac, pk.IPV6, body + padding)
 
 
@@ -749,7 +752,8 @@ def errors(draw: Draw, port: Port, heard: bytes) -> bytes:
     type = pick(draw, [3, 11, 12, 5, 4] if packet.family == 4 else [1, 3, 2, 4])
     source, target = packet.flow.target, packet.flow.source
     body = icmp(source, target, type, payload=bytes(quote[:512]))
-    return ip_frame(packet.source_mac, port.mac, source, target, icmp_protocol(target), body)
+    target_mac = pk.BROADCAST if rarely(draw) else packet.source_mac
+    return ip_frame(target_mac, port.mac, source, target, icmp_protocol(target), body)
 
 
 # ---- conversations

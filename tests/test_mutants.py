@@ -74,7 +74,7 @@ FAULTS = [
     Fault("TTL 1 is routed by a flow", "flow.h", "|| (f->hops && ttl <= f->hops)", ""),
     Fault(
         "MTU off by one", "nestnet.bpf.c",
-        "(u32)(p->end - ETH_BYTES) > mtu)", "(u32)(p->end - ETH_BYTES) > mtu + 1)",
+        "if (too_long(skb, length, headers, mtu))", "if (too_long(skb, length, headers, mtu + 1))",
     ),
     Fault("link-local is routed", "nestnet.bpf.c", "if (where == ROUTED && passes_no_router(&p->tuple))", "if (0)"),
     Fault("senders live anywhere", "nestnet.bpf.c", "machine_of(from->host, 0) != p->sender &&", "0 &&"),

@@ -382,7 +382,9 @@ class Reference:
     def flood(self, p: int, port: Row, packet: Packet, now: float, out: Outputs) -> None:
         """Broadcast and multicast: a copy to each port here, and one to each machine with hosts of the segment."""
         network = self.network[port.network]
-        if packet.size > network.mtu:
+        if packet.is_icmp_error_kind:
+            raise Drop("icmp_unrelated")
+        if packet.length > network.mtu:
             raise Drop("too_big")
         self.pay([Toll(port.out, 0)], len(packet.frame), now)
         self.flood_here(p, port, port.segment, packet, packet.frame, now, out, leaves=True)
@@ -473,7 +475,7 @@ class Reference:
         tracked = self.connection(port.network, p, q, packet, now)
         # The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere.
         self.expire(way[:1], packet)
-        if packet.size > network.mtu:
+        if packet.length > network.mtu:
             raise Drop("too_big", router=way[0] if way else self.segment[port.segment].router)
         self.expire(way, packet)
         frame = packet.frame
@@ -815,6 +817,8 @@ class Reference:
         port = self.port[p]
         frame = with_outer_ecn(packet, carried.ecn)
         if packet.is_group:
+            if packet.is_icmp_error_kind:
+                raise Drop("icmp_unrelated")
             if frame is None:
                 raise Drop("ecn")
             self.flood_here(p, port, vni.segment, packet, frame, now, out, leaves=False)

@@ -7,8 +7,8 @@ where in the order of checks it counts is for the reader to say (docs/datapath.m
     flaw         lines 3 and 4: ARP or IP headers that do not add up
 
 Fields are only meaningful behind a check that both are None. MACs are 48-bit numbers, addresses 16
-bytes in network order, IPv4 as ::ffff:a.b.c.d: so an IPv6 packet that bears such an address bears
-an IPv4 one. Trailing bytes behind an IP packet (Ethernet padding) are no part of it.
+bytes in network order, IPv4 as ::ffff:a.b.c.d, which is why no IPv6 packet may bear such an address.
+Trailing bytes behind an IP packet (Ethernet padding) are no part of it.
 """
 
 from __future__ import annotations
@@ -156,8 +156,13 @@ class Packet:
 
     @property
     def size(self) -> int:
-        """Bytes of the IP packet: what an MTU is about."""
+        """Bytes of the IP packet."""
         return self.end - ETHERNET
+
+    @property
+    def length(self) -> int:
+        """What an MTU is about: bytes behind the Ethernet header. Those behind the IP packet count: they go with it."""
+        return len(self.frame) - ETHERNET
 
     @property
     def protocol(self) -> int:
@@ -355,7 +360,9 @@ def _parse_ipv6(packet: Packet) -> Packet:
     if len(frame) < at + 40 or frame[at] >> 4 != 6:
         return _malformed(packet)
     end = at + 40 + (frame[at + 4] << 8 | frame[at + 5])
-    if end > len(frame):
+    source, target = frame[at + 8 : at + 24], frame[at + 24 : at + 40]
+    # Whoever bears an IPv4 address in an IPv6 header would pass for its owner in the other family.
+    if end > len(frame) or is_mapped(source) or is_mapped(target):
         return _malformed(packet)
     protocol, offset = frame[at + 6], at + 40
     fragment, identification, extensions = WHOLE, 0, 0
@@ -383,8 +390,8 @@ def _parse_ipv6(packet: Packet) -> Packet:
         ecn=frame[at + 1] >> 4 & 3,
         fragment=fragment,
         identification=identification,
-        source=frame[at + 8 : at + 24],
-        target=frame[at + 24 : at + 40],
+        source=source,
+        target=target,
         protocol=protocol,
     )
 

@@ -15,7 +15,7 @@ struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type
 
 INLINE int is_for_many(const struct address *a)
 {
-	if (!a->words[0] && !a->words[1] && a->words[2] == swap32(0xffff)) /* IPv4 */
+	if (is_mapped(a))
 		return (a->bytes[12] & 0xf0) == 224 || a->words[3] == 0xffffffff;
 	return a->bytes[0] == 0xff;
 }

@@ -151,7 +151,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	/* The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere. */
 	if (p->hops && p->ttl <= 1)
 		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
-	if (skb->gso_size ? too_long(skb, length, headers, mtu) : (u32)(p->end - ETH_BYTES) > mtu)
+	if (too_long(skb, length, headers, mtu))
 		return refused(skb, p, REASON_TOO_BIG, mtu);
 	if (p->hops && p->ttl <= p->hops)
 		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
@@ -269,7 +269,9 @@ INLINE int from_workload(struct __sk_buff *skb)
 	if (reason)
 		return drop(skb, p->source, reason);
 	if (p->came[0] & 1) {
-		if ((u32)(p->end - ETH_BYTES) > n->mtu)
+		if (p->icmp_kind == ICMP_ERROR)
+			return drop(skb, p->source, REASON_ICMP_UNRELATED);
+		if (skb->len - ETH_BYTES > n->mtu)
 			return drop(skb, p->source, REASON_TOO_BIG);
 		return to_all(skb, p);
 	}
@@ -382,7 +384,7 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	if (reason)
 		return drop(skb, 0, reason);
 	if (p->came[0] & 1) {
-		reason = by_ecn(skb, p);
+		reason = p->icmp_kind == ICMP_ERROR ? REASON_ICMP_UNRELATED : by_ecn(skb, p);
 		return reason ? drop(skb, 0, reason) : FOR_ALL;
 	}
 	to = mac_of(p->segment, p->came);

@@ -62,6 +62,11 @@ INLINE void map_ipv4(struct address *to, const u8 *from)
 	memcpy(&to->words[3], from, 4);
 }
 
+INLINE int is_mapped(const struct address *a)
+{
+	return !a->words[0] && !a->words[1] && a->words[2] == swap32(0xffff);
+}
+
 INLINE int same_address(const struct address *x, const struct address *y)
 {
 	return x->words[0] == y->words[0] && x->words[1] == y->words[1] && x->words[2] == y->words[2] &&
@@ -152,6 +157,9 @@ INLINE int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	p->ecn = ip[1] >> 4 & 3;
 	memcpy(&p->tuple.source, ip + 8, 16);
 	memcpy(&p->tuple.target, ip + 24, 16);
+	/* Whoever bears an IPv4 address in an IPv6 header would pass for its owner in the other family. */
+	if (is_mapped(&p->tuple.source) || is_mapped(&p->tuple.target))
+		return REASON_MALFORMED;
 	next = ip[6];
 	for (int i = 0; i <= MAX_EXTENSIONS; i++) {
 		if (next != 0 && next != 43 && next != 44 && next != 51 && next != 60)
