@@ -1,0 +1,249 @@
+"""Hostile packets through the real datapath: nothing gets where it may not, and every drop is counted with its reason.
+
+The world, and what is sent, is in hostile.py; docs/hostile.md lists the rows. Machines, links and workloads are those of
+test_namespaces.py. Everybody listens: all workloads, what the machines' own stacks get, and the wire. Of every frame
+
+    meaning says exactly who hears it and what is counted; and that is what is heard and counted
+    the row says what may become of it at all, whatever meaning says
+    the canary in it is heard by its own network, and on the wire in VXLAN between the two machines alone
+
+    NESTNET_SEED=7 NESTNET_FRAMES=1000000 .venv/bin/python -m pytest tests/test_hostile.py
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hostile import ANSWERED, CANARY, DELIVERED, GUARDED, NOBODY, ROWS, TAG, UNLISTED, Place, Row, stage
+from test_equality import counted, machine_of
+from test_namespaces import IGNORE_OUTGOING, MACHINES, PREFIX, Bed, bed, packet_socket, pending
+from twins import START
+
+from nestnet.agent import netns
+from nestnet.model import packet as pk
+from nestnet.model.clock import nanoseconds
+from nestnet.model.meaning import Outcome, State, deliver
+from nestnet.model.values import World
+
+__all__ = ["bed"]
+pytestmark = pytest.mark.root
+SEED = int(os.environ.get("NESTNET_SEED", "1"))
+FRAMES = int(os.environ.get("NESTNET_FRAMES", "100000"))  # of all rows
+BATCH = 250  # frames between two looks: what queues hold
+BUFFER = 1 << 26
+SO_RCVBUFFORCE = 33
+FOREIGN = (pk.IPV4, pk.IPV6, pk.ARP, *pk.TAGS, 0x0004, 0x0001, *UNLISTED)  # what a machine's stack might take
+
+
+@dataclass
+class Shot:
+    """A frame of a port, and what must become of it."""
+
+    port: int
+    frame: bytes
+    outcome: Outcome
+    hostile: bool
+
+    @property
+    def ends(self) -> set[str]:
+        others = {DELIVERED for port, _ in self.outcome.deliveries if port != self.port}
+        if self.outcome.deliveries and not others and not self.outcome.drops:
+            return {ANSWERED}
+        return others | {reason for _, reason in self.outcome.drops} or {NOBODY}
+
+
+@dataclass
+class Field:
+    """The bed, and listeners where nobody should hear anything."""
+
+    bed: Bed
+    world: World
+    stacks: dict[int, list[socket.socket]]  # by machine
+    wires: dict[int, socket.socket]  # what each machine sends
+    lost: dict[int, int]  # frames that went up a stack and that nobody took there, by machine
+    state: State = field(default_factory=State)
+    now: float = float(START)
+    number: int = 0
+
+    def forget(self) -> None:
+        """Time has passed, and nothing is remembered."""
+        self.state = State()
+        self.now += 1.003
+        for kernel in self.bed.kernels.values():
+            kernel.forget()
+            kernel.set_clock(nanoseconds(self.now))
+        for channel in self.wires.values():
+            pending(channel)
+
+    def aim(self, port: int, frame: bytes, hostile: bool = True) -> Shot:
+        outcome = deliver(self.world, self.state, port, frame, self.now)
+        self.state = outcome.state
+        return Shot(port, frame, outcome, hostile)
+
+    def fire(self, shots: list[Shot]) -> None:
+        """All of them, and all that comes of them."""
+        before = self.bed.drops()
+        for shot in shots:
+            machine = machine_of(self.world, shot.port)
+            self.bed.sockets[machine, self.bed.numbers[shot.port]].send(shot.frame)
+        heard = Counter(each for m in range(1, MACHINES + 1) for each in self.bed.heard_before_marker(m))
+        drops = self.bed.drops() - before
+        expected = Counter(each for shot in shots for each in shot.outcome.deliveries)
+        assert heard == expected, self.differ(shots, heard, expected)
+        told = sum((counted(self.world, s.port, s.frame, s.outcome) for s in shots), Counter())
+        assert drops == told, (drops - told, told - drops)
+        self.add_up(shots, sum(heard.values()), sum(drops.values()))
+        self.isolated(shots, heard)
+        self.on_the_wire(shots)
+        assert self.in_stacks() == []
+
+    def differ(self, shots: list[Shot], heard: Counter[tuple[int, bytes]], expected: Counter[tuple[int, bytes]]) -> str:
+        lines = []
+        for what, some in (("leaked", heard - expected), ("missing", expected - heard)):
+            for port, frame in list(some)[:3]:
+                at = frame.find(TAG)
+                sent = [s for s in shots if at >= 0 and frame[at : at + CANARY] in s.frame]
+                lines.append(f"{what} at port {port}: {frame.hex()}")
+                lines += [f"   sent by port {s.port}: {s.frame.hex()} {s.outcome.drops}" for s in sent]
+        return "\n".join([f"seed {SEED}", *lines])
+
+    def add_up(self, shots: list[Shot], heard: int, drops: int) -> None:
+        """Frames sent = delivered + answered + dropped; of one for all, each copy. What routers tell comes on top."""
+        sent = 0
+        for shot in shots:
+            port = self.world.ports[shot.port]
+            at_once = shot.outcome.drops[:1] and shot.outcome.drops[0][0] == port.id
+            if pk.parse(shot.frame).is_group and not at_once:
+                # Copies that no carrier takes have nobody to count them: their machine does not hear of them.
+                unseen = len(shot.outcome.drops) - sum(counted(self.world, port.id, shot.frame, shot.outcome).values())
+                is_answered = any(q == port.id for q, _ in shot.outcome.deliveries)
+                sent += 1 if is_answered else len(self.world.ports_of(port.segment)) - 1 - unseen
+            else:
+                sent += 1
+                sent += bool(at_once and shot.outcome.deliveries)
+        assert heard + drops == sent
+
+    def isolated(self, shots: list[Shot], heard: Counter[tuple[int, bytes]]) -> None:
+        """I1, without meaning: a canary is heard in the network it comes from, and nowhere else."""
+        senders = {shot.frame[at : at + CANARY]: shot for shot in shots if (at := shot.frame.find(TAG)) >= 0}
+        for port, frame in heard:
+            at = frame.find(TAG)
+            if 0 <= at <= len(frame) - CANARY:  # else it was cut
+                shot = senders[frame[at : at + CANARY]]
+                assert self.world.ports[shot.port].network == self.world.ports[port].network, (shot, port)
+
+    def on_the_wire(self, shots: list[Shot]) -> None:
+        """What machines send to each other: VXLAN, once for each machine that hears of a frame, with its own label."""
+        expected: Counter[tuple[int, int, int, bytes]] = Counter()
+        for shot in shots:
+            here = machine_of(self.world, shot.port)
+            copies = set()
+            for port, frame in shot.outcome.deliveries:
+                there = machine_of(self.world, port)
+                if there != here:
+                    segment = self.world.ports[port].segment
+                    copies.add((here, there, self.world.segments[segment].vni, frame))
+            expected.update(copies)
+        found: Counter[tuple[int, int, int, bytes]] = Counter()
+        for machine, channel in self.wires.items():
+            for frame in pending(channel):
+                outer = pk.parse(frame)
+                carried = pk.decapsulate(outer) if outer.is_carriage else None
+                if carried is None:
+                    assert TAG not in frame, (machine, frame.hex())
+                elif TAG in carried.frame:
+                    from_, to = (int(a[-1]) for a in (outer.flow.source, outer.flow.target))
+                    assert from_ == machine
+                    found[from_, to, carried.vni, carried.frame] += 1
+        # Of a frame for all, a machine may get a copy that none of its ports may have: then it is dropped there.
+        surplus = {each for each in found - expected if not pk.parse(each[3]).is_group}
+        tagged = Counter({each: n for each, n in expected.items() if TAG in each[3]})
+        assert not surplus, surplus
+        assert not tagged - found
+
+    def in_stacks(self) -> list[str]:
+        """What the machines' own stacks got of what workloads sent."""
+        found = []
+        for machine, channels in self.stacks.items():
+            for channel in channels:
+                while True:
+                    try:
+                        frame, (device, *_) = channel.recvfrom(65536)
+                    except BlockingIOError:
+                        break
+                    if device.startswith("p") or TAG in frame:
+                        found.append(f"machine {machine}, {device}: {frame.hex()}")
+            lost = unclaimed(machine)
+            if lost != self.lost[machine]:
+                found.append(f"machine {machine}: {lost - self.lost[machine]} frames that nobody wanted")
+        return found
+
+
+def unclaimed(machine: int) -> int:
+    """Frames that came past our programs on links of workloads, up to where nobody took them."""
+    lines = netns.run_in(netns.path(f"{PREFIX}m{machine}"), Path("/proc/thread-self/net/dev").read_text)
+    # Bytes, packets, errors, drops.
+    return sum(int(drops) for drops in re.findall(r"^\s*p\d+:(?:\s*\d+){3}\s+(\d+)", lines, re.MULTILINE))
+
+
+def stack_socket(ether_type: int) -> socket.socket:
+    """Hears what is handed to the stack, behind our programs: a socket for one EtherType does, one for all is before."""
+    found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(ether_type))
+    found.setsockopt(263, IGNORE_OUTGOING, 1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def field_(bed: Bed) -> Iterator[Field]:
+    world = stage()
+    bed.become(world)
+    stacks = {}
+    wires = {}
+    for machine in range(1, MACHINES + 1):
+        name = netns.path(f"{PREFIX}m{machine}")
+        stacks[machine] = [netns.run_in(name, partial(stack_socket, ether_type)) for ether_type in FOREIGN]
+        wires[machine] = netns.run_in(netns.path(f"{PREFIX}wire"), partial(packet_socket, f"m{machine}"))
+    for channel in (*bed.sockets.values(), *wires.values()):
+        channel.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+    yield Field(bed, bed.world, stacks, wires, {m: unclaimed(m) for m in stacks})
+    for channel in (*wires.values(), *(each for some in stacks.values() for each in some)):
+        channel.close()
+
+
+def shots(field: Field, row: Row, rng: random.Random, count: int, ends: Counter[str]) -> Iterator[Shot]:
+    """Frames of a row, from all ports in turn, and among them others that are in order."""
+    ports = list(stage().ports.values())
+    for number in range(count):
+        field.number += 1
+        port = ports[number % len(ports)]
+        place = Place(field.world, port, rng, field.number)
+        if number % 8 == 7:
+            shot = field.aim(port.id, place.legal(), hostile=False)
+            assert shot.ends == {DELIVERED}, shot
+        else:
+            shot = field.aim(port.id, row.make(place))
+            may = (row.guarded if port.network == GUARDED else row.ends) | row.rare
+            assert shot.ends <= may, (shot.ends - may, shot)
+            ends.update(shot.ends)
+        yield shot
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row(field_: Field, name: str) -> None:
+    rng, row, left = random.Random(f"{SEED} {name}"), ROWS[name], FRAMES // len(ROWS)
+    ends: Counter[str] = Counter()
+    while left > 0:
+        field_.forget()
+        field_.fire(list(shots(field_, row, rng, min(BATCH, left), ends)))
+        left -= BATCH
+    print(f"seed {SEED}, {name}: {dict(ends)}")
+    assert row.ends | row.guarded <= set(ends), "an end that none of its frames came to"
