@@ -35,6 +35,7 @@ from frames import (
 from nestnet.model import packet as pk
 from nestnet.model.packet import mapped
 from nestnet.model.values import (
+    Address,
     Interface,
     Machine,
     Network,
@@ -720,4 +721,159 @@ ROWS = {
         "router_advertisement dhcp_server",
     ),
     "A24": row(a24, f"delivered nobody {QUESTIONS}", f"policy nobody {QUESTIONS}", "answered"),
+}
+
+
+# ---- what machines send, row by row
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Where a datagram ends: a machine, and who may send to it. `inner`: a frame that `sender` may carry to `machine`,
+    and its VNI."""
+
+    world: World
+    machine: int
+    sender: int
+    rng: random.Random
+    number: int
+    inner: bytes
+    vni: int
+
+    @property
+    def canary(self) -> bytes:
+        return TAG + self.number.to_bytes(4, "big")
+
+    def datagram(
+        self, frame: bytes | None = None, vni: int | None = None, source: Address | None = None, ecn: int = 0
+    ) -> bytes:
+        """An outer IP packet to the machine; with everything in order unless given."""
+        frame, vni = self.inner if frame is None else frame, self.vni if vni is None else vni
+        machines = self.world.machines
+        source = machines[self.sender].address if source is None else source
+        port = 49152 + self.number % 16384
+        return pk.encapsulate(frame, vni, source, machines[self.machine].address, port, ecn)[pk.ETHERNET :]
+
+    def elsewhere(self) -> Port:
+        """A port that does not live at the sender."""
+        ports = [p for p in self.world.ports.values() if p.address(6) is not None]  # not those of markers
+        return self.rng.choice([p for p in ports if home(self.world, p) != self.sender])
+
+
+def home(world: World, port: Port) -> int:
+    """The machine where a port lives in the end."""
+    while world.networks[port.network].carrier:
+        port = world.ports[port.host]
+    return port.host
+
+
+VXLAN_AT = 28  # behind outer IPv4 and UDP
+
+
+def b1(at: Wire) -> bytes:
+    texts = ["192.0.2.99", "10.0.0.10", "127.0.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "203.0.113.5"]
+    # From itself: what lives here sends nothing over the wire to here.
+    own = str(at.world.machines[at.machine].address)
+    return at.datagram(source=IPv4Address(at.rng.choice([*texts, own, str(IPv4Address(at.rng.getrandbits(32)))])))
+
+
+def b3(at: Wire) -> bytes:
+    known = {segment.vni for segment in at.world.segments.values()}
+    vni = at.rng.choice([0, 1, 0xFFFFFF, 0x800000, at.vni ^ 0x10000, at.vni << 8 & 0xFFFFFF, at.rng.getrandbits(24)])
+    return at.datagram(vni=vni if vni not in known else 0)
+
+
+def b4(at: Wire) -> bytes:
+    """In the name of a port that lives elsewhere, at the machine it is for even; of nobody; of one behind a router."""
+    rng, victim = at.rng, at.elsewhere()
+    segment = at.world.segments[victim.segment]
+    family = rng.choice([4, 6])
+    source = victim.address(family)
+    mates = [p for p in at.world.ports_of(segment.id) if p != victim] or [victim]
+    target = rng.choice(mates)
+    address = target.address(family)
+    assert source is not None
+    assert address is not None
+    a, b, mac = mapped(source), mapped(address), victim.mac
+    match rng.randrange(4):
+        case 0:
+            mac = rng.choice([0, pk.BROADCAST, rng.getrandbits(48), 0x02DEADBEEF00])
+        case 1:
+            routers = at.world.routers_of(segment.id)
+            mac = routers[0].mac if routers else mac
+        case 2:  # a port of the sender, with another's address
+            here = [p for p in at.world.ports_of(segment.id) if home(at.world, p) == at.sender]
+            mac = here[0].mac if here else mac
+    body = udp(a, b, 1000, 80, at.canary)
+    return at.datagram(ip_frame(target.mac, mac, a, b, pk.UDP, body), segment.vni)
+
+
+def b7(at: Wire) -> bytes:
+    """Header bits, headers that end early, and frames that no workload may send."""
+    rng, frame = at.rng, at.inner
+    good = bytearray(at.datagram())
+    match rng.randrange(6):
+        case 0:
+            good[VXLAN_AT] = rng.choice([0, 0x09, 0x0C, 0x88, 0x48, 0xFF, 0x04])
+            return bytes(good)
+        case 1:
+            good[VXLAN_AT + rng.choice([1, 2, 3, 7])] ^= rng.randrange(1, 256)
+            return bytes(good)
+        case 2:  # the outer packet ends in the VXLAN header, or in the inner Ethernet header
+            return resized(bytes(good), rng.randrange(VXLAN_AT, VXLAN_AT + 22))
+        case 3:  # the inner packet ends early
+            return at.datagram(frame[: rng.randrange(14, 14 + 40)])
+        case 4:
+            tag = rng.choice([b"\x81\x00", b"\x88\xa8"]) + rng.choice([0, 1, 17]).to_bytes(2, "big")
+            return at.datagram(frame[:12] + tag + frame[12:])
+    head = rng.choice([frame[:6], b"\x01\x80\xc2\x00\x00" + bytes([rng.randrange(16)])])
+    types = [b"\x08\x06", b"\x88\xcc", b"\x80\x35", b"\x00\x26", b"\x88\x47"]
+    return at.datagram(head + frame[6:12] + rng.choice(types) + frame[14:])
+
+
+def resized(datagram: bytes, size: int) -> bytes:
+    """So many bytes of it, with outer lengths that say so."""
+    cut = bytearray(datagram[:size])
+    cut[2:4], cut[24:26] = size.to_bytes(2, "big"), (size - 20).to_bytes(2, "big")
+    cut[10:12] = b"\0\0"
+    cut[10:12] = pk.checksum(bytes(cut[:20])).to_bytes(2, "big")
+    return bytes(cut)
+
+
+def b8(at: Wire) -> bytes:
+    """VXLAN in VXLAN, to our own address: whoever opens twice would believe anybody."""
+    rng, packet = at.rng, pk.parse(at.inner)
+    a, b = packet.flow.source, packet.flow.target
+    victim = at.elsewhere()
+    frame = ip_frame(victim.mac, 0x02000000000A, *addresses("10.0.0.12", "10.0.0.11"), pk.UDP, bytes(8) + at.canary)
+    for _ in range(rng.choice([1, 1, 2, 20])):
+        target = rng.choice([b, mapped(at.world.machines[at.machine].address)]) if packet.family == 4 else b
+        body = udp(a, target, 49152, 4789, _vxlan(frame, rng.choice([at.vni, at.world.segments[victim.segment].vni])))
+        frame = ip_frame(packet.target_mac, packet.source_mac, a, target, pk.UDP, body)
+        if len(frame) > 1300:
+            break
+    return at.datagram(frame)
+
+
+def b20(at: Wire) -> bytes:
+    """Anything: bits flipped in what was in order, cut, stretched, or never in order."""
+    rng = at.rng
+    good = bytearray(at.datagram(source=rng.choice([None, None, IPv4Address("192.0.2.99")]), ecn=rng.randrange(4)))
+    for _ in range(rng.choice([0, 1, 1, 2, 8])):
+        good[rng.randrange(len(good))] = rng.randrange(256)
+    if rng.random() < 0.3:
+        good = bytearray(resized(bytes(good), rng.randrange(VXLAN_AT, len(good))))
+    if rng.random() < 0.1:
+        good[VXLAN_AT + 8 :] = rng.randbytes(rng.randrange(200))
+    return bytes(good)
+
+
+WIRE_LINK = "tagged ether_type control_frame malformed"
+WIRE_ROWS = {
+    "B1": Row(b1, frozenset({"not_a_member"}), frozenset(), frozenset()),
+    "B3": Row(b3, frozenset({"unknown_vni"}), frozenset(), frozenset()),
+    "B4": Row(b4, frozenset(["sender_location", "unknown_source", "source_address"]), frozenset(), frozenset()),
+    "B7": Row(b7, frozenset(f"vxlan_header {WIRE_LINK}".split()), frozenset(), frozenset()),
+    "B8": Row(b8, frozenset({"delivered", "policy"}), frozenset(), frozenset()),
+    "B20": Row(b20, frozenset({"delivered"}), frozenset(), frozenset()),
 }

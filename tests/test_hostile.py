@@ -1,7 +1,7 @@
 """Hostile packets through the real datapath: nothing gets where it may not, and every drop is counted with its reason.
 
-The world, and what is sent, is in hostile.py; docs/hostile.md lists the rows. Machines, links and workloads are those of
-test_namespaces.py. Everybody listens: all workloads, what the machines' own stacks get, and the wire. Of every frame
+The world, and what is sent, is in hostile.py; docs/hostile.md lists the rows. Machines, links and workloads are those
+of test_namespaces.py. Everybody listens: all workloads, what the machines' own stacks get, and the wire. Of every frame
 
     meaning says exactly who hears it and what is counted; and that is what is heard and counted
     the row says what may become of it at all, whatever meaning says
@@ -23,12 +23,27 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hostile import ANSWERED, CANARY, DELIVERED, GUARDED, NOBODY, ROWS, TAG, UNLISTED, Place, Row, stage
+from hostile import (
+    ANSWERED,
+    CANARY,
+    DELIVERED,
+    GUARDED,
+    NOBODY,
+    ROWS,
+    TAG,
+    UNLISTED,
+    WIRE_ROWS,
+    Place,
+    Row,
+    Wire,
+    stage,
+)
 from test_equality import counted, machine_of
 from test_namespaces import IGNORE_OUTGOING, MACHINES, PREFIX, Bed, bed, packet_socket, pending
 from twins import START
 
 from nestnet.agent import netns
+from nestnet.datapath.reference import Outputs, Reference, ToWorkload
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds
 from nestnet.model.meaning import Outcome, State, deliver
@@ -38,9 +53,11 @@ __all__ = ["bed"]
 pytestmark = pytest.mark.root
 SEED = int(os.environ.get("NESTNET_SEED", "1"))
 FRAMES = int(os.environ.get("NESTNET_FRAMES", "100000"))  # of all rows
+SHARE = FRAMES // (len(ROWS) + len(WIRE_ROWS))
 BATCH = 250  # frames between two looks: what queues hold
 BUFFER = 1 << 26
 SO_RCVBUFFORCE = 33
+MACS: dict[int, bytes] = {}  # of the machines' NICs
 FOREIGN = (pk.IPV4, pk.IPV6, pk.ARP, *pk.TAGS, 0x0004, 0x0001, *UNLISTED)  # what a machine's stack might take
 
 
@@ -62,6 +79,19 @@ class Shot:
 
 
 @dataclass
+class Arrival:
+    """A datagram for a machine, and what must become of it there."""
+
+    machine: int
+    datagram: bytes
+    outputs: Outputs
+
+    @property
+    def ends(self) -> set[str]:
+        return {reason for _, reason in self.outputs.drops} | {DELIVERED for _ in self.outputs.emitted}
+
+
+@dataclass
 class Field:
     """The bed, and listeners where nobody should hear anything."""
 
@@ -70,13 +100,16 @@ class Field:
     stacks: dict[int, list[socket.socket]]  # by machine
     wires: dict[int, socket.socket]  # what each machine sends
     lost: dict[int, int]  # frames that went up a stack and that nobody took there, by machine
+    intruder: socket.socket  # sends into the wire
     state: State = field(default_factory=State)
+    references: dict[int, Reference] = field(default_factory=dict)
     now: float = float(START)
     number: int = 0
 
     def forget(self) -> None:
         """Time has passed, and nothing is remembered."""
         self.state = State()
+        self.references = {machine: Reference(tables) for machine, tables in self.bed.have.items()}
         self.now += 1.003
         for kernel in self.bed.kernels.values():
             kernel.forget()
@@ -115,6 +148,23 @@ class Field:
                 lines.append(f"{what} at port {port}: {frame.hex()}")
                 lines += [f"   sent by port {s.port}: {s.frame.hex()} {s.outcome.drops}" for s in sent]
         return "\n".join([f"seed {SEED}", *lines])
+
+    def receive(self, arrivals: list[Arrival]) -> None:
+        """All of these from the wire, sent by who knows whom, and all that comes of them."""
+        before = self.bed.drops()
+        for arrival in arrivals:
+            head = MACS[arrival.machine] + pk.mac_bytes(0x02FFFFFFFF00)
+            self.intruder.send(head + b"\x08\x00" + arrival.datagram)
+        heard = Counter(each for m in range(1, MACHINES + 1) for each in self.bed.heard_before_marker(m))
+        drops = self.bed.drops() - before
+        ports = {m: slots.ids("port") for m, slots in self.bed.slots.items()}
+        emitted = [(a, out) for a in arrivals for out in a.outputs.emitted]
+        assert all(isinstance(out, ToWorkload) for _, out in emitted), "what came from the wire goes back to it"
+        expected = Counter((ports[a.machine][out.port], out.frame) for a, out in emitted)
+        assert heard == expected, (heard - expected, expected - heard)
+        told = Counter(reason for arrival in arrivals for _, reason in arrival.outputs.drops)
+        assert drops == told, (drops - told, told - drops)
+        assert [line for line in self.in_stacks() if "eth0" not in line] == []
 
     def add_up(self, shots: list[Shot], heard: int, drops: int) -> None:
         """Frames sent = delivered + answered + dropped; of one for all, each copy. What routers tell comes on top."""
@@ -195,8 +245,15 @@ def unclaimed(machine: int) -> int:
     return sum(int(drops) for drops in re.findall(r"^\s*p\d+:(?:\s*\d+){3}\s+(\d+)", lines, re.MULTILINE))
 
 
+def mac_of(device: str) -> bytes:
+    """In the calling thread's namespace."""
+    with packet_socket(device) as channel:
+        found: bytes = channel.getsockname()[4]
+    return found
+
+
 def stack_socket(ether_type: int) -> socket.socket:
-    """Hears what is handed to the stack, behind our programs: a socket for one EtherType does, one for all is before."""
+    """Hears what is handed to the stack, behind our programs. A socket for all EtherTypes hears what is before them."""
     found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(ether_type))
     found.setsockopt(263, IGNORE_OUTGOING, 1)
     return found
@@ -212,10 +269,12 @@ def field_(bed: Bed) -> Iterator[Field]:
         name = netns.path(f"{PREFIX}m{machine}")
         stacks[machine] = [netns.run_in(name, partial(stack_socket, ether_type)) for ether_type in FOREIGN]
         wires[machine] = netns.run_in(netns.path(f"{PREFIX}wire"), partial(packet_socket, f"m{machine}"))
+        MACS[machine] = netns.run_in(name, partial(mac_of, "eth0"))
     for channel in (*bed.sockets.values(), *wires.values()):
         channel.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
-    yield Field(bed, bed.world, stacks, wires, {m: unclaimed(m) for m in stacks})
-    for channel in (*wires.values(), *(each for some in stacks.values() for each in some)):
+    intruder = netns.run_in(netns.path(f"{PREFIX}wire"), partial(packet_socket, "wire"))
+    yield Field(bed, bed.world, stacks, wires, {m: unclaimed(m) for m in stacks}, intruder)
+    for channel in (intruder, *wires.values(), *(each for some in stacks.values() for each in some)):
         channel.close()
 
 
@@ -239,7 +298,7 @@ def shots(field: Field, row: Row, rng: random.Random, count: int, ends: Counter[
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row(field_: Field, name: str) -> None:
-    rng, row, left = random.Random(f"{SEED} {name}"), ROWS[name], FRAMES // len(ROWS)
+    rng, row, left = random.Random(f"{SEED} {name}"), ROWS[name], SHARE
     ends: Counter[str] = Counter()
     while left > 0:
         field_.forget()
@@ -247,3 +306,47 @@ def test_a_row(field_: Field, name: str) -> None:
         left -= BATCH
     print(f"seed {SEED}, {name}: {dict(ends)}")
     assert row.ends | row.guarded <= set(ends), "an end that none of its frames came to"
+
+
+def arrivals(field: Field, row: Row, rng: random.Random, count: int, ends: Counter[str]) -> Iterator[Arrival]:
+    """Datagrams of a row, from all machines to all others in turn, and among them others that are in order."""
+    crossings = [
+        (port, machine_of(field.world, port.id))
+        for port in stage().ports.values()
+        if any(
+            machine_of(field.world, other.id) != machine_of(field.world, port.id)
+            for other in field.world.ports_in(port.network)
+        )
+    ]
+    made = 0
+    while made < count:
+        field.number += 1
+        port, sender = rng.choice(crossings)
+        outcome = deliver(field.world, State(), port.id, Place(field.world, port, rng, field.number).legal(), field.now)
+        for target, frame in outcome.deliveries:
+            machine = machine_of(field.world, target)
+            if machine != sender:
+                made += 1
+                vni = field.world.segments[field.world.ports[target].segment].vni
+                wire = Wire(field.world, machine, sender, rng, field.number, frame, vni)
+                hostile = made % 8 != 7
+                datagram = row.make(wire) if hostile else wire.datagram()
+                arrival = Arrival(machine, datagram, field.references[machine].underlay(datagram, field.now))
+                if hostile:
+                    ends.update(arrival.ends)
+                else:
+                    assert arrival.ends == {DELIVERED}, arrival
+                yield arrival
+
+
+@pytest.mark.parametrize("name", WIRE_ROWS)
+def test_a_row_from_the_wire(field_: Field, name: str) -> None:
+    rng, row, left = random.Random(f"{SEED} {name}"), WIRE_ROWS[name], SHARE
+    ends: Counter[str] = Counter()
+    while left > 0:
+        field_.forget()
+        field_.receive(list(arrivals(field_, row, rng, min(BATCH, left), ends)))
+        left -= BATCH
+    print(f"seed {SEED}, {name}: {dict(ends)}")
+    if name != "B20":
+        assert set(ends) == row.ends
