@@ -855,7 +855,7 @@ def b8(at: Wire) -> bytes:
     return at.datagram(frame)
 
 
-def b20(at: Wire) -> bytes:
+def fuzzed(at: Wire) -> bytes:
     """Anything: bits flipped in what was in order, cut, stretched, or never in order."""
     rng = at.rng
     good = bytearray(at.datagram(source=rng.choice([None, None, IPv4Address("192.0.2.99")]), ecn=rng.randrange(4)))
@@ -875,5 +875,5 @@ WIRE_ROWS = {
     "B4": Row(b4, frozenset(["sender_location", "unknown_source", "source_address"]), frozenset(), frozenset()),
     "B7": Row(b7, frozenset(f"vxlan_header {WIRE_LINK}".split()), frozenset(), frozenset()),
     "B8": Row(b8, frozenset({"delivered", "policy"}), frozenset(), frozenset()),
-    "B20": Row(b20, frozenset({"delivered"}), frozenset(), frozenset()),
+    "fuzzed": Row(fuzzed, frozenset({"delivered"}), frozenset(), frozenset()),
 }

@@ -348,5 +348,5 @@ def test_a_row_from_the_wire(field_: Field, name: str) -> None:
         field_.receive(list(arrivals(field_, row, rng, min(BATCH, left), ends)))
         left -= BATCH
     print(f"seed {SEED}, {name}: {dict(ends)}")
-    if name != "B20":
+    if name != "fuzzed":
         assert set(ends) == row.ends

@@ -305,7 +305,20 @@ def changed_by_machine(datagram: bytes, world: World, rng: random.Random | None)
                 changed[1] = ecn if family == 4 else ecn << 4
             case 7:
                 changed[rng.randrange(source_at, outer)] ^= 1 << rng.randrange(8)  # either address
-    return bytes(changed)
+    return ended(bytes(changed), rng) if rng.random() < 0.2 else bytes(changed)
+
+
+def ended(datagram: bytes, rng: random.Random) -> bytes:
+    """The same that ends early, by its outer IP length, in what arrives, or both; or with something behind."""
+    head, length_at = (20, 2) if datagram[0] >> 4 == 4 else (40, 4)
+    size = rng.randrange(head + 8, min(len(datagram), head + 100))
+    match rng.randrange(3):
+        case 0:
+            length = size if head == 20 else size - head
+            return datagram[:length_at] + length.to_bytes(2, "big") + datagram[length_at + 2 : size]
+        case 1:
+            return datagram[:size]
+    return datagram + bytes(rng.randrange(1, 9))
 
 
 # ---- playing

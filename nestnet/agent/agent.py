@@ -295,10 +295,11 @@ class Agent:
         """Workloads of ports that have gone or moved away. Only called when the world is whole."""
         there = self.workloads.actual()
         kept = {end.link.index for port, end in there.items() if port in want} | {end.index for end in ends.values()}
+        if any(port not in want for port in there):
+            # Before their programs come off: what then came in would be for the machine's own stack.
+            self.workloads.remove(want)
         # Also those whose interface is gone: in a lab a port's new machine takes its workload over by itself.
         for index in [i for i, program in self._attached.items() if program == "workload" and i not in kept]:
             self.workloads.release(index)
             self.kernel.detach(index)
             del self._attached[index]
-        if any(port not in want for port in there):
-            self.workloads.remove(want)

@@ -144,6 +144,12 @@ class Workloads:
                 for link in closed:
                     ipr.link("set", index=link.index, state="up")
 
+    def close(self, ends: Iterable[links.Link]) -> None:
+        """Let no frame through any more: our ends down. Called before a program is taken off."""
+        with links.netlink() as ipr:
+            for link in ends:
+                ipr.link("set", index=link.index, state="down")
+
     def remove(self, want: Mapping[int, Attachment]) -> list[int]:
         """Take away the workloads of ports that are not wanted here, and end what runs in those that were made for
         them. Returns their ids."""

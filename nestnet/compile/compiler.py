@@ -91,7 +91,8 @@ class _Compiler:
         for m in world.machines.values():
             slot = self.slots["machine", m.id]
             self.put("machine", slot, m.id, packed(m.address), m.mtu, 0)
-            self.put("member", (packed(m.address),), slot)
+            if m.id != self.machine:  # what lives here comes over no wire, whatever its sender calls itself
+                self.put("member", (packed(m.address),), slot)
             self.put("host", self.slots["host_machine", m.id], m.id, t.MACHINE, 0, slot, 0)
         for network in world.networks.values():
             self.network(network)

@@ -356,11 +356,11 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	n = bpf_map_lookup_elem(&network, &p->network);
 	if (!n || !(n->flags & ENABLED))
 		return drop(skb, 0, REASON_NETWORK_DISABLED);
-	reason = parse_ethernet(skb, p);
+	reason = p->cut == BEFORE_IP ? REASON_MALFORMED : parse_ethernet(skb, p);
 	if (!reason && p->ether_type == ETH_ARP)
 		reason = REASON_ETHER_TYPE;
 	if (!reason)
-		reason = parse_ip(skb, p);
+		reason = p->cut ? REASON_MALFORMED : parse_ip(skb, p);
 	if (!reason)
 		reason = find_sender(p);
 	if (reason)
@@ -440,7 +440,7 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 		return TC_ACT_SHOT;
 	memset(p, 0, sizeof(*p));
 	if (outer_bytes == OUTER6) {
-		if (load(skb, ETH_BYTES + 8, &p->sender_address, 16))
+		if (load(skb, ETH_BYTES + 8, &p->sender_address, 16) || is_mapped(&p->sender_address))
 			return TC_ACT_NEXT;
 	} else {
 		if (load(skb, ETH_BYTES + 12, sender, 4))
@@ -457,8 +457,19 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 	p->where = FROM_WIRE | label;
 	p->sender = from->machine;
 	p->outer_ecn = outer_ecn;
+	/* Too short to be anything: made longer, so that the outer headers come off. `from_wire` says what it is. */
+	if (skb->len < outer_bytes + ETH_BYTES)
+		p->cut = BEFORE_IP;
+	if (skb->len < outer_bytes + ETH_BYTES + 40 &&
+	    (p->cut || load(skb, outer_bytes, inner, ETH_BYTES) ||
+	     skb->len < outer_bytes + ETH_BYTES + (load16(inner + 12) == ETH_IPV6 ? 40 : 20))) {
+		if (!p->cut)
+			p->cut = IN_IP;
+		if (bpf_skb_change_tail(skb, outer_bytes + ETH_BYTES + 40, 0))
+			return drop(skb, 0, REASON_ERROR);
+	}
 	if (load(skb, outer_bytes, inner, ETH_BYTES))
-		return drop(skb, 0, REASON_MALFORMED);
+		return drop(skb, 0, REASON_ERROR);
 	if (decapsulate(skb, outer_bytes, inner, load16(inner + 12)))
 		return drop(skb, 0, REASON_ERROR);
 	action = from_wire(skb, p);
@@ -478,7 +489,7 @@ SEC("tc") int workload(struct __sk_buff *skb)
 SEC("tc") int underlay(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	u32 zero = 0, label, outer_bytes;
+	u32 zero = 0, label, outer_bytes, length = skb->len - ETH_BYTES, total;
 	struct self *me;
 	struct machine *own;
 	u8 outer_ecn;
@@ -492,7 +503,8 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	}
 	eth = data;
 	ip = data + ETH_BYTES;
-	if (data + OUTER4 - 8 > end)
+	/* A tag is here for a VLAN of the machine's: another wire, with other neighbours. */
+	if (skb->vlan_present || data + OUTER4 - 8 > end)
 		return TC_ACT_NEXT;
 	if (eth[12] == 0x08 && !eth[13]) {
 		if (ip[0] != 0x45 || (ip[6] & 0x3f) || ip[7] || ip[9] != UDP)
@@ -516,10 +528,23 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	if (!own)
 		return TC_ACT_NEXT;
 	is_ours = outer_bytes == OUTER4 ? is_address((struct address *)own->address, ip + 16, OUTER4) :
-					  is_address((struct address *)own->address, ip + 24, OUTER6);
+					  is_address((struct address *)own->address, ip + 24, OUTER6) &&
+						  !is_mapped((struct address *)own->address);
 	if (!is_ours)
 		return TC_ACT_NEXT;
-	vxlan = udp + 8;
+	/* Lengths of a GSO packet are of the whole, which may be more than they can say. */
+	if (!skb->gso_size) {
+		total = outer_bytes == OUTER4 ? load16(ip + 2) : load16(ip + 4) + 40;
+		if (total > length || total < outer_bytes - ETH_BYTES - 8)
+			return TC_ACT_NEXT;
+		if (total < length) {
+			if (bpf_skb_change_tail(skb, ETH_BYTES + total, 0))
+				return TC_ACT_SHOT;
+			data = (void *)(long)skb->data;
+			end = (void *)(long)skb->data_end;
+		}
+	}
+	vxlan = outer_bytes == OUTER4 ? data + OUTER4 - 8 : data + OUTER6 - 8;
 	if ((void *)vxlan + 8 > end)
 		goto unusual;
 	label = vxlan[4] << 16 | vxlan[5] << 8 | vxlan[6];

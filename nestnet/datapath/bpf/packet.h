@@ -11,6 +11,7 @@ enum {
 	MAX_EXTENSIONS = 6,
 };
 enum { WHOLE = 0, FIRST_FRAGMENT = 1, LATER_FRAGMENT = 2 };
+enum { BEFORE_IP = 1, IN_IP = 2 };
 enum { NOT_ICMP = 0, ICMP_ECHO = 1, ICMP_ERROR = 2, ICMP_OTHER = 3 };
 
 /* One packet on its way, and what has been found out about it. One for each CPU. */
@@ -24,6 +25,7 @@ struct packet {
 	u8 fragment, icmp_kind;
 	u8 icmp_type, icmp_code, tcp_flags, ttl;
 	u8 ecn, answered, hops, tracked; /* hops: routers on the way, 0 if it is switched */
+	u8 cut, pad[3];     /* where a frame in VXLAN ends too early */
 	u32 fragment_id;
 
 	u32 where;          /* ifindex, or FROM_WIRE | VNI */
