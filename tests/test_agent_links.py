@@ -245,3 +245,25 @@ def test_routes_of_others_stay(machine: Path) -> None:
 
     netns.run_in(machine, work)
     assert "192.0.2.0/24" in inside(machine, "ip", "route")
+
+
+@pytest.mark.root
+def test_links_go_together_and_may_be_gone() -> None:
+    name = f"nnt-group-{os.getpid()}"
+    netns.create(name)
+
+    def work() -> None:
+        with links.netlink() as ipr:
+            for n in range(3):
+                ipr.link("add", ifname=f"a{n}", kind="veth", peer={"ifname": f"b{n}"})
+            found = links.links(ipr)
+            # Both ends of a pair, one that is not there, and once more when nothing is.
+            for _ in range(2):
+                links.remove_all(ipr, [found["a0"].index, found["b0"].index, 9999, found["a1"].index])
+                assert set(links.links(ipr)) == {"lo", "a2", "b2"}
+            links.remove_all(ipr, [])
+
+    try:
+        netns.run_in(netns.path(name), work)
+    finally:
+        netns.delete(name)

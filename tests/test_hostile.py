@@ -16,6 +16,7 @@ import os
 import random
 import re
 import socket
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from frames import ip_frame, tcp, udp
 from hostile import (
     ANSWERED,
     CANARY,
@@ -39,7 +41,7 @@ from hostile import (
     stage,
 )
 from test_equality import counted, machine_of
-from test_namespaces import IGNORE_OUTGOING, MACHINES, PREFIX, Bed, bed, packet_socket, pending
+from test_namespaces import IGNORE_OUTGOING, MACHINES, PREFIX, WORKLOADS, Bed, bed, ip, packet_socket, pending
 from twins import START
 
 from nestnet.agent import netns
@@ -47,6 +49,7 @@ from nestnet.datapath.reference import Outputs, Reference, ToWorkload
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds
 from nestnet.model.meaning import Outcome, State, deliver
+from nestnet.model.packet import mapped
 from nestnet.model.values import World
 
 __all__ = ["bed"]
@@ -350,3 +353,159 @@ def test_a_row_from_the_wire(field_: Field, name: str) -> None:
     print(f"seed {SEED}, {name}: {dict(ends)}")
     if name != "fuzzed":
         assert set(ends) == row.ends
+
+
+# ---- what only the kernel can say of a packet: tags that it took off, segments that it has not cut yet
+
+
+def a_mate(field: Field, port: int) -> Shot:
+    """A frame in order, from a port to one on another machine."""
+    rng = random.Random(SEED)
+    while True:
+        field.number += 1
+        shot = field.aim(port, Place(field.world, field.world.ports[port], rng, field.number).legal())
+        here = machine_of(field.world, port)
+        if any(machine_of(field.world, to) != here for to, _ in shot.outcome.deliveries):
+            return shot
+
+
+def test_a_tag_on_a_flow_that_is_known(field_: Field) -> None:
+    """A8. A veth takes the first tag off and hands it over beside the bytes: they are then those of a known flow, with
+    one more tag in them or none."""
+    field_.forget()
+    known = a_mate(field_, 1)
+    field_.fire([known])
+    out = field_.bed.sockets[1, field_.bed.numbers[1]]
+    before = field_.bed.drops()
+    tags = (b"\x81\x00\x00\x11", b"\x81\x00\x00\x00", b"\x88\xa8\x00\x11", b"\x88\xa8\x00\x11\x81\x00\x00\x00")
+    for tag in tags:
+        out.send(known.frame[:12] + tag + known.frame[12:])
+    assert field_.bed.heard_before_marker(1) == []
+    assert field_.bed.drops() - before == Counter({"tagged": len(tags)})
+    assert field_.in_stacks() == []
+
+
+def test_a_tagged_datagram_is_for_another_wire(field_: Field) -> None:
+    """B1. With the address of a member, on a VLAN of the NIC: whoever is there is no machine of this domain. The
+    machine may have it; no workload does, nor is it counted as if it had been for us."""
+    field_.forget()
+    shot = a_mate(field_, 1)
+    ((target, frame),) = shot.outcome.deliveries
+    machine = machine_of(field_.world, target)
+    vni = field_.world.segments[field_.world.ports[target].segment].vni
+    datagram = Wire(field_.world, machine, 1, random.Random(SEED), field_.number, frame, vni).datagram()
+    head = MACS[machine] + pk.mac_bytes(0x02FFFFFFFF00)
+    before = field_.bed.drops()
+    for tag in (b"\x81\x00\x00\x11", b"\x81\x00\x00\x00", b"\x88\xa8\x00\x11"):
+        field_.intruder.send(head + tag + b"\x08\x00" + datagram)
+    assert field_.bed.heard_before_marker(1) == []
+    assert field_.bed.drops() - before == Counter()
+    field_.intruder.send(head + b"\x08\x00" + datagram)
+    assert field_.bed.heard_before_marker(1) == [(target, frame)]
+    field_.in_stacks()
+
+
+VNET_HDR = 15  # <linux/if_packet.h>
+NEEDS_SUM = 1  # <linux/virtio_net.h>
+GSO = {4: 1, 6: 4, "uso": 5}  # TCP over IPv4 and IPv6; UDP
+
+
+def offloaded(frame: bytes, kind: int, size: int, start: int, offset: int) -> bytes:
+    """A frame with the header that says what is left to do: its checksum from `start`, segments of `size` bytes."""
+    headers = start + (20 if offset == 16 else 8)
+    return struct.pack("<BBHHHH", NEEDS_SUM, kind, headers, size, start, offset) + frame
+
+
+def long_frame(field: Field, port: int, target: int, family: int, protocol: int, size: int) -> tuple[bytes, int, int]:
+    """A packet of so many bytes of IP, from a port to one in its segment; where its checksum is."""
+    field.number += 1
+    sender, receiver = field.world.ports[port], field.world.ports[target]
+    a, b = (mapped(p.address(family) or p.addresses[0]) for p in (sender, receiver))
+    header = 20 if family == 4 else 40
+    data = (TAG + field.number.to_bytes(4, "big")).ljust(size - header - (20 if protocol == pk.TCP else 8), b"x")
+    body = tcp(a, b, 1000, 80, pk.ACK, data) if protocol == pk.TCP else udp(a, b, 1000, 80, data)
+    return ip_frame(receiver.mac, sender.mac, a, b, protocol, body), 14 + header, 16 if protocol == pk.TCP else 6
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("target", [2, 3], ids=["another machine", "this machine"])
+def test_what_is_longer_than_a_segment(field_: Field, target: int, family: int) -> None:
+    """A26. Of a large packet with segments that fit, all bytes arrive; one whose segments do not fit, or that has none,
+    is counted, and its sender told. None goes anywhere else, whatever its header says about itself."""
+    port, machine, mtu = 1, 1, field_.world.networks[1].mtu
+    header = 20 if family == 4 else 40
+    number = field_.bed.numbers[port]
+    room = f"{PREFIX}w{number}"
+    out = netns.run_in(netns.path(room), partial(packet_socket, f"m{machine}"))
+    ip(room, f"link set m{machine} mtu 65535")
+    ip(f"{PREFIX}m{machine}", f"link set p{number} mtu 65535")
+    out.setsockopt(263, VNET_HDR, 1)
+
+    def send(protocol: int, size: int, kind: int, segment: int) -> tuple[list[tuple[int, bytes]], Counter[str]]:
+        frame, start, offset = long_frame(field_, port, target, family, protocol, size)
+        before = field_.bed.drops()
+        out.send(offloaded(frame, kind, segment, start, offset))
+        heard = field_.bed.heard_before_marker(machine)
+        assert field_.in_stacks() == []
+        return heard, field_.bed.drops() - before
+
+    try:
+        field_.forget()
+        tcp_gso, fits = GSO[family], mtu - header - 20
+        for size in (fits * 3 + header + 20, 30_000, 60_000):
+            heard, drops = send(pk.TCP, size, tcp_gso, fits)
+            assert not drops
+            assert {to for to, _ in heard} == {target}
+            # It comes whole, or in segments: each byte once.
+            assert sum(pk.parse(frame).size - header - 20 for _, frame in heard) == size - header - 20
+        for size, kind, segment in (
+            (30_000, tcp_gso, fits + 1),
+            (mtu + 1, 0, 0),
+            (9000, 0, 0),
+            (30_000, tcp_gso, 8000),
+        ):
+            field_.forget()
+            heard, drops = send(pk.TCP, size, kind, segment)
+            assert drops == Counter({"too_big": 1}), (size, kind, segment, heard)
+            ((to, told),) = heard
+            packet = pk.parse(told)
+            assert to == port
+            assert packet.is_icmp_error
+            assert int.from_bytes(told[packet.offset + 4 : packet.offset + 8], "big") == mtu
+        # What no host sends: segments of one byte, other protocols' segments, headers that are elsewhere.
+        for protocol, kind, segment in ((pk.TCP, tcp_gso, 1), (pk.UDP, GSO["uso"], 100), (pk.UDP, GSO["uso"], 2000)):
+            heard, drops = send(protocol, 4000, kind, segment)
+            assert {to for to, _ in heard} <= {target, port}
+            assert set(drops) <= {"too_big"}
+    finally:
+        out.close()
+        ip(f"{PREFIX}m{machine}", f"link set p{number} mtu 3000")
+        ip(room, f"link set m{machine} mtu 3000")
+
+
+def test_what_follows_a_packet_is_no_way_around_its_size(field_: Field) -> None:
+    """A26. A small packet in a large frame would be too large for the wire, and nobody would have counted it."""
+    for size in (1451, 1500, 2900):
+        field_.forget()
+        shot = a_mate(field_, 1)
+        long = field_.aim(1, shot.frame + bytes(size - len(shot.frame) + 14))
+        assert {reason for _, reason in long.outcome.drops} == {"too_big"}
+        field_.forget()
+        field_.fire([field_.aim(1, long.frame)])
+
+
+def test_a_link_without_a_port_is_a_wall(field_: Field) -> None:
+    """A28. The program is there, and the tables do not know it: nothing passes, whoever the sender says it is."""
+    field_.forget()
+    free = next(n for n in range(1, WORKLOADS) if n not in field_.bed.numbers.values())
+    before = field_.bed.drops()
+    sent = 0
+    for port in stage().ports.values():
+        machine = machine_of(field_.world, port.id)
+        place = Place(field_.world, port, random.Random(SEED), sent)
+        for make in (Place.legal, *(row.make for row in ROWS.values())):
+            field_.bed.sockets[machine, free].send(make(place))
+            sent += 1
+    assert [each for m in range(1, MACHINES + 1) for each in field_.bed.heard_before_marker(m)] == []
+    assert field_.bed.drops() - before == Counter({"not_attached": sent})
+    assert field_.in_stacks() == []

@@ -144,12 +144,6 @@ class Workloads:
                 for link in closed:
                     ipr.link("set", index=link.index, state="up")
 
-    def close(self, ends: Iterable[links.Link]) -> None:
-        """Let no frame through any more: our ends down. Called before a program is taken off."""
-        with links.netlink() as ipr:
-            for link in ends:
-                ipr.link("set", index=link.index, state="down")
-
     def remove(self, want: Mapping[int, Attachment]) -> list[int]:
         """Take away the workloads of ports that are not wanted here, and end what runs in those that were made for
         them. Returns their ids."""
@@ -171,9 +165,7 @@ class Workloads:
         if not gone:
             return
         with links.netlink() as ipr:
-            for end in gone.values():
-                if end.link.name not in kept:
-                    links.remove(ipr, end.link.index)
+            links.remove_all(ipr, [end.link.index for end in gone.values() if end.link.name not in kept])
         own = sorted(f"{self.prefix}{port}" for port, end in gone.items() if end.attach is None)
         # Another machine of the lab may have taken the namespace over: the port moved. Then it has an eth0 again.
         with ExitStack() as stack:

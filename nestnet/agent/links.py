@@ -31,6 +31,7 @@ RT_SCOPE_LINK = 253
 TUNSETIFF, TUNSETPERSIST, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x400454CB, 2, 0x1000  # <linux/if_tun.h>
 IFNAMSIZ = 15  # characters in the name of an interface
 IFA_F_NODAD = 0x02  # <linux/if_addr.h>: usable at once, no duplicate address detection
+LEAVING = 0x6E6E7421  # a number that no group of interfaces has: who is in it goes
 EUI64, NO_ADDRESS = 0, 1  # <linux/if_link.h>: in6_addr_gen_mode
 
 
@@ -112,6 +113,23 @@ def remove(ipr: IPRoute, index: int) -> None:
     try:
         ipr.link("del", index=index)
     except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+
+
+def remove_all(ipr: IPRoute, indexes: Sequence[int]) -> None:
+    """Delete interfaces, in about the time that one takes: the kernel waits once for all who may be using them."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    for index in indexes:
+        try:
+            ipr.link("set", index=index, group=LEAVING)
+        except NetlinkError as error:  # it goes with the other end of its pair, too
+            if error.code != errno.ENODEV:
+                raise
+    try:
+        ipr.link("del", index=0, group=LEAVING)
+    except NetlinkError as error:  # nobody is left
         if error.code != errno.ENODEV:
             raise
 
