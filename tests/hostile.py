@@ -812,7 +812,8 @@ def b7(at: Wire) -> bytes:
     """Header bits, headers that end early, and frames that no workload may send."""
     rng, frame = at.rng, at.inner
     good = bytearray(at.datagram())
-    match rng.randrange(6):
+    packet = pk.parse(frame)
+    match rng.randrange(7):
         case 0:
             good[VXLAN_AT] = rng.choice([0, 0x09, 0x0C, 0x88, 0x48, 0xFF, 0x04])
             return bytes(good)
@@ -826,6 +827,10 @@ def b7(at: Wire) -> bytes:
         case 4:
             tag = rng.choice([b"\x81\x00", b"\x88\xa8"]) + rng.choice([0, 1, 17]).to_bytes(2, "big")
             return at.datagram(frame[:12] + tag + frame[12:])
+        case 5:  # a complaint to all
+            a, b = packet.flow.source, packet.flow.target
+            body = icmp(a, b, rng.choice(sorted(pk.ERRORS[packet.family])), payload=frame[14:70] + at.canary)
+            return at.datagram(ip_frame(pk.BROADCAST, packet.source_mac, a, b, icmp_protocol(b), body))
     head = rng.choice([frame[:6], b"\x01\x80\xc2\x00\x00" + bytes([rng.randrange(16)])])
     types = [b"\x08\x06", b"\x88\xcc", b"\x80\x35", b"\x00\x26", b"\x88\x47"]
     return at.datagram(head + frame[6:12] + rng.choice(types) + frame[14:])
@@ -873,7 +878,7 @@ WIRE_ROWS = {
     "B1": Row(b1, frozenset({"not_a_member"}), frozenset(), frozenset()),
     "B3": Row(b3, frozenset({"unknown_vni"}), frozenset(), frozenset()),
     "B4": Row(b4, frozenset(["sender_location", "unknown_source", "source_address"]), frozenset(), frozenset()),
-    "B7": Row(b7, frozenset(f"vxlan_header {WIRE_LINK}".split()), frozenset(), frozenset()),
+    "B7": Row(b7, frozenset(f"vxlan_header icmp_unrelated {WIRE_LINK}".split()), frozenset(), frozenset()),
     "B8": Row(b8, frozenset({"delivered", "policy"}), frozenset(), frozenset()),
     "fuzzed": Row(fuzzed, frozenset({"delivered"}), frozenset(), frozenset()),
 }

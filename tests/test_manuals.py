@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import hostile
 import pytest
 from golden_files import ROOT, same
 
@@ -65,6 +66,20 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_test_is_in_the_list_of_tests() -> None:
     text = (ROOT / "tests" / "README.md").read_text()
     assert not [path.name for path in sorted((ROOT / "tests").glob("test_*.py")) if f"`{path.name}`" not in text]
+
+
+def test_every_hostile_row_has_a_test_that_exists_or_says_why_not() -> None:
+    rows = re.findall(r"^\| ([A-F]\d+) \| .+ \| (.+) \|$", (ROOT / "docs" / "hostile.md").read_text(), re.MULTILINE)
+    many = {"A": 28, "B": 13, "C": 20, "D": 20, "E": 14, "F": 13}
+    assert [name for name, _ in rows] == [f"{part}{n}" for part, count in many.items() for n in range(1, count + 1)]
+    for name, where in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)", where)
+        assert named or "later: " in where or "not promised: " in where, name
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), (name, file, test)
+    # And the other way round: what is made for a row is shown there.
+    for name in (*hostile.ROWS, *hostile.WIRE_ROWS.keys() - {"fuzzed"}):
+        assert f"[{name}]" in dict(rows)[name]
 
 
 def test_every_decision_is_in_the_list_of_decisions() -> None:
