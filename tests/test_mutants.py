@@ -162,8 +162,8 @@ FAULTS = [
     Fault("half a packet in VXLAN", "nestnet.bpf.c", "reason = p->cut ? REASON_MALFORMED :", "reason ="),
 ]  # fmt: skip
 
-# What nobody but hostile frames does, and what no test run shows: there packets have no tags beside their bytes, and what
-# becomes of one that is left to the machine is not seen.
+# What nobody but hostile frames does, and what no test run shows: there packets have no tags beside their bytes, and
+# what becomes of one that is left to the machine is not seen.
 HOSTILE_FAULTS = [
     Fault("IPv4 in IPv6", "packet.h", "if (is_mapped(&p->tuple.source) || is_mapped(&p->tuple.target))", "if (0)"),
     Fault(
