@@ -34,6 +34,7 @@ from nestnet.agent import netns
 from nestnet.agent.agent import Agent
 from nestnet.agent.attachments import Workloads
 from nestnet.agent.feed import Desired
+from nestnet.agent.inquiries import Inquiries
 from nestnet.datapath.kernel import BPFFS, Kernel
 from nestnet.model import packet as pk
 from nestnet.model.packet import mapped
@@ -151,12 +152,15 @@ def farm() -> Iterator[Farm]:
             )
             ip(wire, f"link set m{machine} master wire up")
             made.kernels[machine] = Kernel.open(pins / str(machine), SMALL)
-            made.agents[machine] = Agent(machine, made.kernels[machine], Workloads(f"{prefix}w"))
+            inquiries = netns.run_in(made.machine(machine), partial(Inquiries, made.kernels[machine], print))
+            made.agents[machine] = Agent(machine, made.kernels[machine], Workloads(f"{prefix}w"), inquiries)
         made.become(world())
         ping = ["ping", "-n", "-c", "1", "-W", "2", "192.0.2.2"]
         netns.run_in(made.machine(1), partial(subprocess.run, ping, capture_output=True, check=True))
         yield made
     finally:
+        for agent in made.agents.values():
+            agent.inquiries.close()
         for number, kernel in made.kernels.items():
             kernel.unpin()
             (pins / str(number)).rmdir()

@@ -158,14 +158,17 @@ FAULTS = [
     Fault("copies that cost too much leave", "flood.h", "*gone = c->stamp;\n\t\tdrop(", "drop("),
     Fault("errors to all", "nestnet.bpf.c", "if (p->icmp_kind == ICMP_ERROR)", "if (0)"),
     Fault("what follows a datagram", "nestnet.bpf.c", "if (total < length) {", "if (0) {"),
-    Fault("half a datagram", "nestnet.bpf.c", "if (total > length || total < 28)", "if (0)"),
+    Fault("half a datagram", "nestnet.bpf.c", "if (total > length || total < outer_bytes - ETH_BYTES - 8)", "if (0)"),
     Fault("half a packet in VXLAN", "nestnet.bpf.c", "reason = p->cut ? REASON_MALFORMED :", "reason ="),
 ]  # fmt: skip
 
 # What nobody but hostile frames does, and what no test run shows: there packets have no tags beside their bytes, and
 # what becomes of one that is left to the machine is not seen.
 HOSTILE_FAULTS = [
-    Fault("IPv4 in IPv6", "packet.h", "if (is_mapped(&p->tuple.source) || is_mapped(&p->tuple.target))", "if (0)"),
+    Fault(
+        "IPv4 in IPv6", "packet.h",
+        "if (is_mapped(p->tuple.source.bytes) || is_mapped(p->tuple.target.bytes))", "if (0)",
+    ),
     Fault(
         "errors to all from the wire", "nestnet.bpf.c",
         "reason = p->icmp_kind == ICMP_ERROR ? REASON_ICMP_UNRELATED :", "reason =",
@@ -179,7 +182,7 @@ HOSTILE_FAULTS = [
         "if (skb->vlan_present || p->ether_type == ETH_VLAN", "if (p->ether_type == ETH_VLAN",
     ),
     Fault("tags on a known flow", "flow.h", "if (skb->vlan_present || !read_usual", "if (!read_usual"),
-    Fault("tagged datagrams", "nestnet.bpf.c", "if (skb->vlan_present || data + 42 > end", "if (data + 42 > end"),
+    Fault("tagged datagrams", "nestnet.bpf.c", "if (skb->vlan_present || data + OUTER4", "if (data + OUTER4"),
     Fault(
         "copies to whoever asks", "flood.h",
         "bpf_clone_redirect(skb, q->ifindex, 0);", "bpf_clone_redirect(skb, skb->ifindex, 0);",
@@ -187,7 +190,7 @@ HOSTILE_FAULTS = [
     Fault("segments of any length", "flow.h", "skb->gso_size ? skb->gso_size + headers > mtu", "skb->gso_size ? 0"),
     Fault(
         "segments that shrink", "out.h",
-        "BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4", "BPF_F_ADJ_ROOM_ENCAP_L3_IPV4",
+        "BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP", "BPF_F_ADJ_ROOM_ENCAP_L4_UDP",
     ),
 ]  # fmt: skip
 

@@ -440,7 +440,7 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 		return TC_ACT_SHOT;
 	memset(p, 0, sizeof(*p));
 	if (outer_bytes == OUTER6) {
-		if (load(skb, ETH_BYTES + 8, &p->sender_address, 16) || is_mapped(&p->sender_address))
+		if (load(skb, ETH_BYTES + 8, &p->sender_address, 16) || is_mapped(p->sender_address.bytes))
 			return TC_ACT_NEXT;
 	} else {
 		if (load(skb, ETH_BYTES + 12, sender, 4))
@@ -529,7 +529,7 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 		return TC_ACT_NEXT;
 	is_ours = outer_bytes == OUTER4 ? is_address((struct address *)own->address, ip + 16, OUTER4) :
 					  is_address((struct address *)own->address, ip + 24, OUTER6) &&
-						  !is_mapped((struct address *)own->address);
+						  !is_mapped(own->address);
 	if (!is_ours)
 		return TC_ACT_NEXT;
 	/* Lengths of a GSO packet are of the whole, which may be more than they can say. */

@@ -179,13 +179,6 @@ INLINE int decapsulate(struct __sk_buff *skb, u32 outer_bytes, const u8 *inner, 
 	       bpf_skb_store_bytes(skb, 0, inner, ETH_BYTES, 0);
 }
 
-INLINE int is_mapped(const u8 *address)
-{
-	const u32 *words = (const u32 *)address;
-
-	return !words[0] && !words[1] && words[2] == swap32(0xffff);
-}
-
 enum { HAS_NEIGHBOUR = 0, NEEDS_NEIGHBOUR = 1, NO_ROUTE = 2 };
 
 /* The outer header to a machine, for a flow: what every packet of it gets, with the next hop resolved. */
