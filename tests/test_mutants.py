@@ -255,6 +255,7 @@ def test_a_fault_is_found(fault: Fault, script: list[Operation], tmp_path: Path)
         assert survives(script, object) is not None, f"nothing found {fault}"
 
 
+@pytest.mark.parametrize("field_", [6], indirect=True, ids=["over-ipv6"])
 @pytest.mark.parametrize("fault", HOSTILE_FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_that_only_hostile_frames_show_is_found(fault: Fault, field_: Field, tmp_path: Path) -> None:
     with mutant(fault, tmp_path) as object:
@@ -266,5 +267,6 @@ def test_a_fault_that_only_hostile_frames_show_is_found(fault: Fault, field_: Fi
             change(field_, build.object_path())
 
 
+@pytest.mark.parametrize("field_", [6], indirect=True, ids=["over-ipv6"])
 def test_without_a_fault_hostile_frames_go_right(field_: Field) -> None:
     onslaught(field_, SHARE)
