@@ -31,10 +31,12 @@ from frames import (
     tcp,
     udp,
 )
+from strategies import LEAVES, on_the_wire
 
 from nestnet.model import packet as pk
 from nestnet.model.packet import mapped
 from nestnet.model.values import (
+    FABRIC,
     Address,
     Interface,
     Machine,
@@ -59,15 +61,16 @@ DELIVERED, ANSWERED, NOBODY = "delivered", "answered", "nobody"  # the last: for
 GUARDED = 5  # the network whose policies allow tcp/80 and nothing else
 
 
-def stage() -> World:
-    """Five networks with the same MACs, addresses and gateways, side by side and in each other, on the same machines.
+def stage(family: int = 4) -> World:
+    """Machines with addresses of this family, and on them five networks with the same MACs, addresses and gateways,
+    side by side and in each other.
 
     1, 2   carried by the wire. In 2 there is a segment with the machines' own addresses
     3      carried by 1, and 4 by 3
     5      carried by the wire: tcp/80 is allowed, all else is denied
     """
     values: list[Machine | Network | Segment | Router | Port | Policy] = [
-        Machine(m, IPv4Address(f"192.0.2.{m}")) for m in (1, 2, 3, 4)
+        Machine(m, on_the_wire(m, family)) for m in (1, 2, 3, 4)
     ]
     cidrs = {
         "lan": (ip_network("10.0.0.0/24"), ip_network("fd00::/64")),
@@ -76,7 +79,7 @@ def stage() -> World:
     }
 
     def network(id: int, carrier: int, *segments: str) -> None:
-        values.append(Network(id, carrier))
+        values.append(Network(id, carrier, family if carrier == FABRIC else 4, LEAVES[family]))
         here = [Segment(10 * id + n, id, 100 * id + n, cidrs[name]) for n, name in enumerate(segments)]
         values.extend(here)
         if len(here) > 1:
@@ -754,6 +757,16 @@ class Wire:
         port = 49152 + self.number % 16384
         return pk.encapsulate(frame, vni, source, machines[self.machine].address, port, ecn)[pk.ETHERNET :]
 
+    @property
+    def family(self) -> int:
+        """Of the outer header."""
+        return self.world.machines[self.machine].address.version
+
+    @property
+    def vxlan_at(self) -> int:
+        """Where the VXLAN header begins: behind the outer IP and UDP headers."""
+        return 28 if self.family == 4 else 48
+
     def elsewhere(self) -> Port:
         """A port that does not live at the sender."""
         ports = [p for p in self.world.ports.values() if p.address(6) is not None]  # not those of markers
@@ -767,14 +780,16 @@ def home(world: World, port: Port) -> int:
     return port.host
 
 
-VXLAN_AT = 28  # behind outer IPv4 and UDP
-
-
 def b1(at: Wire) -> bytes:
-    texts = ["192.0.2.99", "10.0.0.10", "127.0.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "203.0.113.5"]
+    if at.family == 4:
+        texts = ["192.0.2.99", "10.0.0.10", "127.0.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "203.0.113.5"]
+        other: Address = IPv4Address(at.rng.getrandbits(32))
+    else:
+        texts = ["2001:db8::99", "fd00::a", "::1", "::", "ff02::1", "fe80::1", "2001:db8:1::1"]
+        other = IPv6Address(at.rng.getrandbits(128))
     # From itself: what lives here sends nothing over the wire to here.
-    own = str(at.world.machines[at.machine].address)
-    return at.datagram(source=IPv4Address(at.rng.choice([*texts, own, str(IPv4Address(at.rng.getrandbits(32)))])))
+    own = at.world.machines[at.machine].address
+    return at.datagram(source=at.rng.choice([*map(ip_address, texts), own, other]))
 
 
 def b3(at: Wire) -> bytes:
@@ -815,13 +830,13 @@ def b7(at: Wire) -> bytes:
     packet = pk.parse(frame)
     match rng.randrange(7):
         case 0:
-            good[VXLAN_AT] = rng.choice([0, 0x09, 0x0C, 0x88, 0x48, 0xFF, 0x04])
+            good[at.vxlan_at] = rng.choice([0, 0x09, 0x0C, 0x88, 0x48, 0xFF, 0x04])
             return bytes(good)
         case 1:
-            good[VXLAN_AT + rng.choice([1, 2, 3, 7])] ^= rng.randrange(1, 256)
+            good[at.vxlan_at + rng.choice([1, 2, 3, 7])] ^= rng.randrange(1, 256)
             return bytes(good)
         case 2:  # the outer packet ends in the VXLAN header, or in the inner Ethernet header
-            return resized(bytes(good), rng.randrange(VXLAN_AT, VXLAN_AT + 22))
+            return resized(bytes(good), rng.randrange(at.vxlan_at, at.vxlan_at + 22))
         case 3:  # the inner packet ends early
             return at.datagram(frame[: rng.randrange(14, 14 + 40)])
         case 4:
@@ -839,6 +854,9 @@ def b7(at: Wire) -> bytes:
 def resized(datagram: bytes, size: int) -> bytes:
     """So many bytes of it, with outer lengths that say so."""
     cut = bytearray(datagram[:size])
+    if datagram[0] >> 4 == 6:
+        cut[4:6] = cut[44:46] = (size - 40).to_bytes(2, "big")
+        return bytes(cut)
     cut[2:4], cut[24:26] = size.to_bytes(2, "big"), (size - 20).to_bytes(2, "big")
     cut[10:12] = b"\0\0"
     cut[10:12] = pk.checksum(bytes(cut[:20])).to_bytes(2, "big")
@@ -852,7 +870,8 @@ def b8(at: Wire) -> bytes:
     victim = at.elsewhere()
     frame = ip_frame(victim.mac, 0x02000000000A, *addresses("10.0.0.12", "10.0.0.11"), pk.UDP, bytes(8) + at.canary)
     for _ in range(rng.choice([1, 1, 2, 20])):
-        target = rng.choice([b, mapped(at.world.machines[at.machine].address)]) if packet.family == 4 else b
+        ours = mapped(at.world.machines[at.machine].address)
+        target = rng.choice([b, ours]) if packet.family == at.family else b
         body = udp(a, target, 49152, 4789, _vxlan(frame, rng.choice([at.vni, at.world.segments[victim.segment].vni])))
         frame = ip_frame(packet.target_mac, packet.source_mac, a, target, pk.UDP, body)
         if len(frame) > 1300:
@@ -863,13 +882,13 @@ def b8(at: Wire) -> bytes:
 def fuzzed(at: Wire) -> bytes:
     """Anything: bits flipped in what was in order, cut, stretched, or never in order."""
     rng = at.rng
-    good = bytearray(at.datagram(source=rng.choice([None, None, IPv4Address("192.0.2.99")]), ecn=rng.randrange(4)))
+    good = bytearray(at.datagram(source=rng.choice([None, None, on_the_wire(99, at.family)]), ecn=rng.randrange(4)))
     for _ in range(rng.choice([0, 1, 1, 2, 8])):
         good[rng.randrange(len(good))] = rng.randrange(256)
     if rng.random() < 0.3:
-        good = bytearray(resized(bytes(good), rng.randrange(VXLAN_AT, len(good))))
+        good = bytearray(resized(bytes(good), rng.randrange(at.vxlan_at, len(good))))
     if rng.random() < 0.1:
-        good[VXLAN_AT + 8 :] = rng.randbytes(rng.randrange(200))
+        good[at.vxlan_at + 8 :] = rng.randbytes(rng.randrange(200))
     return bytes(good)
 
 

@@ -40,10 +40,10 @@ from hostile import (
     Wire,
     stage,
 )
-from strategies import START
+from strategies import wire_family
 from test_equality import counted, machine_of
 from test_namespaces import IGNORE_OUTGOING, MACHINES, PREFIX, WORKLOADS, Bed, bed, ip, packet_socket, pending
-from twins import SMALL
+from twins import SMALL, START
 
 from nestnet.agent import netns
 from nestnet.datapath.kernel import BPFFS, Kernel
@@ -59,7 +59,7 @@ pytestmark = pytest.mark.root
 SEED = int(os.environ.get("NESTNET_SEED", "1"))
 PINS = BPFFS / "nestnet" / f"{PREFIX}pins"
 FRAMES = int(os.environ.get("NESTNET_FRAMES", "100000"))  # of all rows
-SHARE = FRAMES // (len(ROWS) + len(WIRE_ROWS))
+SHARE = FRAMES // (len(ROWS) + len(WIRE_ROWS)) // 2  # of each row, over IPv4 and over IPv6
 BATCH = 250  # frames between two looks: what queues hold
 BUFFER = 1 << 26
 SO_RCVBUFFORCE = 33
@@ -112,6 +112,11 @@ class Field:
     now: float = float(START)
     number: int = 0
 
+    @property
+    def ether_type(self) -> bytes:
+        """Of what machines send to each other."""
+        return b"\x08\x00" if wire_family(self.world) == 4 else b"\x86\xdd"
+
     def forget(self) -> None:
         """Time has passed, and nothing is remembered."""
         self.state = State()
@@ -160,7 +165,7 @@ class Field:
         before = self.bed.drops()
         for arrival in arrivals:
             head = MACS[arrival.machine] + pk.mac_bytes(0x02FFFFFFFF00)
-            self.intruder.send(head + b"\x08\x00" + arrival.datagram)
+            self.intruder.send(head + self.ether_type + arrival.datagram)
         heard = Counter(each for m in range(1, MACHINES + 1) for each in self.bed.heard_before_marker(m))
         drops = self.bed.drops() - before
         ports = {m: slots.ids("port") for m, slots in self.bed.slots.items()}
@@ -265,10 +270,9 @@ def stack_socket(ether_type: int) -> socket.socket:
     return found
 
 
-@pytest.fixture(scope="module")
-def field_(bed: Bed) -> Iterator[Field]:
-    world = stage()
-    bed.become(world)
+@pytest.fixture(scope="module", params=[4, 6], ids=["over-ipv4", "over-ipv6"])
+def field_(bed: Bed, request: pytest.FixtureRequest) -> Iterator[Field]:
+    bed.become(stage(request.param))
     stacks = {}
     wires = {}
     for machine in range(1, MACHINES + 1):
@@ -403,10 +407,10 @@ def test_a_tagged_datagram_is_for_another_wire(field_: Field) -> None:
     head = MACS[machine] + pk.mac_bytes(0x02FFFFFFFF00)
     before = field_.bed.drops()
     for tag in (b"\x81\x00\x00\x11", b"\x81\x00\x00\x00", b"\x88\xa8\x00\x11"):
-        field_.intruder.send(head + tag + b"\x08\x00" + datagram)
+        field_.intruder.send(head + tag + field_.ether_type + datagram)
     assert field_.bed.heard_before_marker(1) == []
     assert field_.bed.drops() - before == Counter()
-    field_.intruder.send(head + b"\x08\x00" + datagram)
+    field_.intruder.send(head + field_.ether_type + datagram)
     assert field_.bed.heard_before_marker(1) == [(target, frame)]
     field_.in_stacks()
 
@@ -491,7 +495,7 @@ def test_what_is_longer_than_a_segment(field_: Field, target: int, family: int) 
 
 def test_what_follows_a_packet_is_no_way_around_its_size(field_: Field) -> None:
     """A26. A small packet in a large frame would be too large for the wire, and nobody would have counted it."""
-    for size in (1451, 1500, 2900):
+    for size in (field_.world.networks[1].mtu + 1, 1500, 2900):
         field_.forget()
         shot = a_mate(field_, 1)
         long = field_.aim(1, shot.frame + bytes(size - len(shot.frame) + 14))

@@ -152,8 +152,8 @@ def farm() -> Iterator[Farm]:
             )
             ip(wire, f"link set m{machine} master wire up")
             made.kernels[machine] = Kernel.open(pins / str(machine), SMALL)
-            asked = netns.run_in(made.machine(machine), partial(Inquiries, made.kernels[machine], print))
-            made.agents[machine] = Agent(machine, made.kernels[machine], Workloads(f"{prefix}w"), asked)
+            inquiries = netns.run_in(made.machine(machine), partial(Inquiries, made.kernels[machine], print))
+            made.agents[machine] = Agent(machine, made.kernels[machine], Workloads(f"{prefix}w"), inquiries)
         made.become(world())
         ping = ["ping", "-n", "-c", "1", "-W", "2", "192.0.2.2"]
         netns.run_in(made.machine(1), partial(subprocess.run, ping, capture_output=True, check=True))

@@ -34,7 +34,7 @@ from nestnet.lab.up import up
 from nestnet.model.manifest import parse
 
 pytestmark = pytest.mark.root
-EXAMPLES = int(os.environ.get("NESTNET_POISON", "600"))
+EXAMPLES = int(os.environ.get("NESTNET_POISON", "1000"))
 BOUND = 2.0  # seconds
 poisonous = settings(max_examples=EXAMPLES, database=None, suppress_health_check=list(HealthCheck))
 

@@ -310,14 +310,12 @@ def changed_by_machine(datagram: bytes, world: World, rng: random.Random | None)
 
 def ended(datagram: bytes, rng: random.Random) -> bytes:
     """The same that ends early, by its outer IP length, in what arrives, or both; or with something behind."""
-    ipv4 = datagram[0] >> 4 == 4
-    vxlan_at = 28 if ipv4 else 48
-    size = rng.randrange(vxlan_at, min(len(datagram), vxlan_at + 88))
+    head, length_at = (20, 2) if datagram[0] >> 4 == 4 else (40, 4)
+    size = rng.randrange(head + 8, min(len(datagram), head + 100))
     match rng.randrange(3):
-        case 0 if ipv4:
-            return datagram[:2] + size.to_bytes(2, "big") + datagram[4:size]
         case 0:
-            return datagram[:4] + (size - 40).to_bytes(2, "big") + datagram[6:size]
+            length = size if head == 20 else size - head
+            return datagram[:length_at] + length.to_bytes(2, "big") + datagram[length_at + 2 : size]
         case 1:
             return datagram[:size]
     return datagram + bytes(rng.randrange(1, 9))

@@ -384,7 +384,7 @@ class Reference:
         network = self.network[port.network]
         if packet.is_icmp_error_kind:
             raise Drop("icmp_unrelated")
-        if packet.size > network.mtu:
+        if packet.length > network.mtu:
             raise Drop("too_big")
         self.pay([Toll(port.out, 0)], len(packet.frame), now)
         self.flood_here(p, port, port.segment, packet, packet.frame, now, out, leaves=True)
@@ -475,7 +475,7 @@ class Reference:
         tracked = self.connection(port.network, p, q, packet, now)
         # The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere.
         self.expire(way[:1], packet)
-        if packet.size > network.mtu:
+        if packet.length > network.mtu:
             raise Drop("too_big", router=way[0] if way else self.segment[port.segment].router)
         self.expire(way, packet)
         frame = packet.frame

@@ -163,7 +163,7 @@ def deliver(
         # The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere.
         _expire(routers[:1], packet)
         gateways = routers or world.routers_of(port.segment)
-        _refuse(packet.size > network.mtu, "too_big", next(iter(gateways), None))
+        _refuse(packet.length > network.mtu, "too_big", next(iter(gateways), None))
         _expire(routers, packet)
         if routers:
             frame = pk.routed(packet, target.mac, routers[-1].mac, len(routers))
@@ -517,7 +517,7 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
     network = world.networks[port.network]
     # Nobody complains about what was for all, or to all, so this is about nothing (RFC 1122, 3.2.2).
     _refuse(packet.is_icmp_error_kind, "icmp_unrelated")
-    _refuse(packet.size > network.mtu, "too_big")
+    _refuse(packet.length > network.mtu, "too_big")
     state = pay(state, [_toll_of(world, port, True, packet)], now)
     here = machine_of(world, port)
     others = [other for other in world.ports_of(port.segment) if other != port]

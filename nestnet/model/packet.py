@@ -44,7 +44,7 @@ _FRAGMENT, _AUTHENTICATION = 44, 51
 
 ROUTER_SOLICITATION = 133
 SOLICITATION, ADVERTISEMENT = 135, 136
-INQUIRY_BYTES = 1500  # behind the Ethernet header: what one inquiry may have. Mirrors bpf/inquiry.h.
+INQUIRY_BYTES = 1500  # of IP: what one inquiry may have. Mirrors bpf/inquiry.h.
 ERRORS = {4: frozenset((3, 4, 5, 11, 12)), 6: frozenset((1, 2, 3, 4))}  # ICMP errors of each family
 ROUTER_TTL = 255  # of what routers send themselves: it reaches back over any way
 ECHO = {4: (8, 0), 6: (128, 129)}  # request and reply
@@ -156,6 +156,11 @@ class Packet:
 
     @property
     def size(self) -> int:
+        """Bytes of the IP packet."""
+        return self.end - ETHERNET
+
+    @property
+    def length(self) -> int:
         """What an MTU is about: bytes behind the Ethernet header. Those behind the IP packet count: they go with it."""
         return len(self.frame) - ETHERNET
 

@@ -15,7 +15,7 @@ struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type
 
 INLINE int is_for_many(const struct address *a)
 {
-	if (is_mapped(a))
+	if (is_mapped(a->bytes))
 		return (a->bytes[12] & 0xf0) == 224 || a->words[3] == 0xffffffff;
 	return a->bytes[0] == 0xff;
 }

@@ -4,7 +4,7 @@
 #include "guard.h"
 #include "rates.h"
 
-#define INQUIRY_BYTES 1500 /* behind the Ethernet header. Mirrors model/packet.py; a record has room for more */
+#define INQUIRY_BYTES 1500 /* of IP. Mirrors model/packet.py; a record has room for more */
 /* ns: 20 at once, then two in a second. Mirrors model/rates.py. */
 #define INQUIRY_COST 500000000ull
 #define INQUIRY_BURST 10000000000ull
@@ -30,7 +30,7 @@ ONCE int to_agent(struct __sk_buff *skb, struct packet *p)
 
 	if (!p || !until)
 		return TC_ACT_SHOT;
-	if (p->fragment != WHOLE || skb->len - ETH_BYTES > INQUIRY_BYTES)
+	if (p->fragment != WHOLE || p->end - ETH_BYTES > INQUIRY_BYTES)
 		return drop(skb, p->source, REASON_MALFORMED);
 	if (!spend(until, INQUIRY_COST, INQUIRY_BURST, now_ns()))
 		return drop(skb, p->source, REASON_ASK_LIMIT);

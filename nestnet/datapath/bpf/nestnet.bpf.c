@@ -430,7 +430,7 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 /* A datagram that is no known flow: its sender must be a member; then the outer headers come off. */
 ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 outer_ecn)
 {
-	u32 zero = 0, at_ip;
+	u32 zero = 0;
 	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero);
 	struct member *from;
 	u8 inner[ETH_BYTES], sender[4];
@@ -440,7 +440,7 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 		return TC_ACT_SHOT;
 	memset(p, 0, sizeof(*p));
 	if (outer_bytes == OUTER6) {
-		if (load(skb, ETH_BYTES + 8, &p->sender_address, 16))
+		if (load(skb, ETH_BYTES + 8, &p->sender_address, 16) || is_mapped(p->sender_address.bytes))
 			return TC_ACT_NEXT;
 	} else {
 		if (load(skb, ETH_BYTES + 12, sender, 4))
@@ -458,14 +458,14 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 	p->sender = from->machine;
 	p->outer_ecn = outer_ecn;
 	/* Too short to be anything: made longer, so that the outer headers come off. `from_wire` says what it is. */
-	at_ip = outer_bytes + ETH_BYTES;
-	if (skb->len < at_ip)
+	if (skb->len < outer_bytes + ETH_BYTES)
 		p->cut = BEFORE_IP;
-	if (skb->len < at_ip + 40 && (p->cut || load(skb, outer_bytes, inner, ETH_BYTES) ||
-				      skb->len < at_ip + (load16(inner + 12) == ETH_IPV6 ? 40 : 20))) {
+	if (skb->len < outer_bytes + ETH_BYTES + 40 &&
+	    (p->cut || load(skb, outer_bytes, inner, ETH_BYTES) ||
+	     skb->len < outer_bytes + ETH_BYTES + (load16(inner + 12) == ETH_IPV6 ? 40 : 20))) {
 		if (!p->cut)
 			p->cut = IN_IP;
-		if (bpf_skb_change_tail(skb, at_ip + 40, 0))
+		if (bpf_skb_change_tail(skb, outer_bytes + ETH_BYTES + 40, 0))
 			return drop(skb, 0, REASON_ERROR);
 	}
 	if (load(skb, outer_bytes, inner, ETH_BYTES))
@@ -511,17 +511,12 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 			return TC_ACT_NEXT;
 		udp = ip + 20;
 		outer_bytes = OUTER4;
-		total = load16(ip + 2);
 		outer_ecn = ip[1] & 3;
 	} else if (eth[12] == 0x86 && eth[13] == 0xdd) {
 		if (data + OUTER6 - 8 > end || ip[0] >> 4 != 6 || ip[6] != UDP)
 			return TC_ACT_NEXT;
-		/* IPv4 written as IPv6 */
-		if (is_mapped((struct address *)(ip + 8)) || is_mapped((struct address *)(ip + 24)))
-			return TC_ACT_NEXT;
 		udp = ip + 40;
 		outer_bytes = OUTER6;
-		total = load16(ip + 4) + 40;
 		outer_ecn = ip[1] >> 4 & 3;
 	} else {
 		return TC_ACT_NEXT;
@@ -533,21 +528,23 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	if (!own)
 		return TC_ACT_NEXT;
 	is_ours = outer_bytes == OUTER4 ? is_address((struct address *)own->address, ip + 16, OUTER4) :
-					  is_address((struct address *)own->address, ip + 24, OUTER6);
+					  is_address((struct address *)own->address, ip + 24, OUTER6) &&
+						  !is_mapped(own->address);
 	if (!is_ours)
 		return TC_ACT_NEXT;
 	/* Lengths of a GSO packet are of the whole, which may be more than they can say. */
-	if (skb->gso_size)
-		total = length;
-	if (total > length || total < outer_bytes - ETH_BYTES - 8)
-		return TC_ACT_NEXT;
-	if (total < length) {
-		if (bpf_skb_change_tail(skb, ETH_BYTES + total, 0))
-			return TC_ACT_SHOT;
-		data = (void *)(long)skb->data;
-		end = (void *)(long)skb->data_end;
+	if (!skb->gso_size) {
+		total = outer_bytes == OUTER4 ? load16(ip + 2) : load16(ip + 4) + 40;
+		if (total > length || total < outer_bytes - ETH_BYTES - 8)
+			return TC_ACT_NEXT;
+		if (total < length) {
+			if (bpf_skb_change_tail(skb, ETH_BYTES + total, 0))
+				return TC_ACT_SHOT;
+			data = (void *)(long)skb->data;
+			end = (void *)(long)skb->data_end;
+		}
 	}
-	vxlan = data + (outer_bytes == OUTER4 ? OUTER4 : OUTER6) - 8;
+	vxlan = outer_bytes == OUTER4 ? data + OUTER4 - 8 : data + OUTER6 - 8;
 	if ((void *)vxlan + 8 > end)
 		goto unusual;
 	label = vxlan[4] << 16 | vxlan[5] << 8 | vxlan[6];

@@ -197,8 +197,8 @@ ONCE int outer_header(struct __sk_buff *skb, struct flow *f, u32 to, u32 label, 
 	here = bpf_map_lookup_elem(&machine, &me->machine);
 	if (!here)
 		return NO_ROUTE;
-	six = !is_mapped((struct address *)there->address);
-	if (six == is_mapped((struct address *)here->address))
+	six = !is_mapped(there->address);
+	if (six == is_mapped(here->address))
 		return NO_ROUTE; /* one of them has just got an address of the other family */
 	fib.family = six ? AF_INET6 : AF_INET;
 	fib.l4_protocol = UDP;

@@ -64,9 +64,12 @@ INLINE void map_ipv4(struct address *to, const u8 *from)
 	memcpy(&to->words[3], from, 4);
 }
 
-INLINE int is_mapped(const struct address *a)
+/* IPv4, as tables write it: ::ffff:a.b.c.d */
+INLINE int is_mapped(const u8 *address)
 {
-	return !a->words[0] && !a->words[1] && a->words[2] == swap32(0xffff);
+	const u32 *words = (const u32 *)address;
+
+	return !words[0] && !words[1] && words[2] == swap32(0xffff);
 }
 
 INLINE int same_address(const struct address *x, const struct address *y)
@@ -160,7 +163,7 @@ INLINE int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	memcpy(&p->tuple.source, ip + 8, 16);
 	memcpy(&p->tuple.target, ip + 24, 16);
 	/* Whoever bears an IPv4 address in an IPv6 header would pass for its owner in the other family. */
-	if (is_mapped(&p->tuple.source) || is_mapped(&p->tuple.target))
+	if (is_mapped(p->tuple.source.bytes) || is_mapped(p->tuple.target.bytes))
 		return REASON_MALFORMED;
 	next = ip[6];
 	for (int i = 0; i <= MAX_EXTENSIONS; i++) {
