@@ -146,7 +146,7 @@ def run(page: list[Step], folder: Path, seconds: float = SECONDS) -> str | None:
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left_over() -> None:
-    """Pages name their labs: what a killed run has left of them is taken away, and labs in which something runs stay."""
+    """Pages name their labs: what a killed run has left is taken away; labs in which something runs stay."""
     for name in labs():
         with locked(name) as lab:
             if not any(process.alive() for process in lab.processes):
