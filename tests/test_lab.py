@@ -387,7 +387,7 @@ def test_a_failure_in_the_middle_takes_everything_away_again(name: str, tmp_path
     netns.create(blocked)
     try:
         ran = nestnet("up", str(QUICKSTART), "--name", name, code=1)
-        assert "is up" in ran.stderr.decode()
+        assert "is left over" in ran.stderr.decode()
         assert netns.exists(blocked)
     finally:
         netns.delete(blocked)
