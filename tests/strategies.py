@@ -761,12 +761,14 @@ def errors(draw: Draw, port: Port, heard: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Step:
-    """At `now` (seconds) the workload of `port` sends `frame`, in this world."""
+    """At `now` (seconds) the workload of `port` sends `frame`, in this world; while it moves perhaps from where else
+    it lives."""
 
     now: float
     world: World
     port: int
     frame: bytes
+    elsewhere: bool = False
 
 
 START = 1000.0  # Seconds: buckets were filled long ago.
@@ -802,7 +804,7 @@ def conversations(
             again = pick(draw, done)
             if again.port in world.ports:
                 id, frame = again.port, again.frame
-        done.append(Step(now, world, id, frame))
+        done.append(Step(now, world, id, frame, elsewhere=sends_elsewhere(draw, world)))
         outcome = deliver(world, state, id, frame, now)
         state = outcome.state
         for receiver, got in outcome.deliveries:
@@ -1040,7 +1042,7 @@ def some_dialogues(rng: random.Random, moves: bool = True) -> list[Step]:
         nonlocal state
         if port not in world.ports:
             return []
-        steps.append(Step(now, world, port, frame))
+        steps.append(Step(now, world, port, frame, elsewhere=sends_elsewhere(rng, world)))
         outcome = deliver(world, state, port, frame, now)
         state = outcome.state
         return [(receiver, got) for receiver, got in outcome.deliveries if receiver != port]
@@ -1115,7 +1117,9 @@ def _fragment(
     return ethernet(target_mac, source_mac, pk.IPV6, ipv6(source, target, 44, payload, headers=header))
 
 
-CHANGES = ["add policy", "remove policy", "move", "link"] * 2 + ["port", "network", "delete", "cost", "rate"]
+CHANGES = ["add policy", "remove policy", "move", "live", "live", "link"] * 2 + [
+    "port", "network", "delete", "cost", "rate",
+]  # fmt: skip
 
 
 def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] = CHANGES) -> World:
@@ -1127,6 +1131,9 @@ def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] 
     if kind in ("link", "cost") and world.links:
         link = world.links[pick(draw, sorted(world.links))]
         return world.with_(replace(link, up=not link.up) if kind == "link" else replace(link, cost=pick(draw, COSTS)))
+    moving = next((port for port in world.ports.values() if port.other), None)
+    if kind == "live" and moving is not None:
+        return world.with_(further(draw, moving))
     network = world.networks[pick(draw, sorted(world.networks))]
     ports = world.ports_in(network.id)
     if kind == "add policy":
@@ -1141,10 +1148,25 @@ def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] 
     if kind == "port":
         return world.with_(replace(port, enabled=not port.enabled))
     if kind == "move" and moves:
-        return world.with_(replace(port, host=pick(draw, homes(world, network))))
+        return world.with_(replace(port, host=pick(draw, homes(world, network)), other=0, leaving=False))
+    if kind == "live" and (others := [home for home in homes(world, network) if home != port.host]):
+        return world.with_(replace(port, other=pick(draw, others)))
     if kind == "delete" and not _is_needed(world, port):
         return world.without(("port", port.id))
     return world
+
+
+def further(draw: Draw, port: Port) -> Port:
+    """A port that moves (rule 15), one phase on: prepared, it leaves, or is given up; then it is flipped; settled."""
+    if port.leaving:
+        return replace(port, host=port.other, other=port.host, leaving=False)
+    return replace(port, leaving=True) if upto(draw, 1) else replace(port, other=0)
+
+
+def sends_elsewhere(draw: Draw, world: World) -> bool:
+    """Rates are of a machine: what there is of those is sent from where a port lives."""
+    rated = any(value.rate for value in (*world.ports.values(), *world.links.values()))
+    return not rated and any(port.other for port in world.ports.values()) and upto(draw, 1) == 1
 
 
 def homes(world: World, network: Network) -> list[int]:
@@ -1156,7 +1178,7 @@ def homes(world: World, network: Network) -> list[int]:
 
 def _is_needed(world: World, port: Port) -> bool:
     carried = any(
-        other.host == port.id and world.networks[other.network].carrier == port.network
+        port.id in (other.host, other.other) and world.networks[other.network].carrier == port.network
         for other in world.ports.values()
     )
     named = any(

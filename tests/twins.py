@@ -178,8 +178,8 @@ class Teller:
                 self.references[machine] = Reference(want)
             yield Load(machine, actions)
 
-    def workload(self, port: int, frame: bytes, now: float) -> tuple[Send, Outputs]:
-        machine, ifindex = machine_of(self.world, port), self.device(port)
+    def workload(self, port: int, frame: bytes, now: float, elsewhere: bool = False) -> tuple[Send, Outputs]:
+        machine, ifindex = machine_of(self.world, port, elsewhere), self.device(port)
         outputs = self.references[machine].workload(ifindex, frame, now)
         return self._told(machine, "workload", ifindex, frame, outputs), outputs
 
@@ -191,11 +191,11 @@ class Teller:
         self.drops.setdefault(machine, Counter()).update(outputs.drops)
         return Send(machine, program, ifindex, frame, told(outputs))
 
-    def through(self, port: int, frame: bytes, now: float) -> Iterator[Send]:
+    def through(self, port: int, frame: bytes, now: float, elsewhere: bool = False) -> Iterator[Send]:
         """A frame from its workload, and what comes of it on other machines."""
         if not is_runnable(frame):
             return
-        sent, outputs = self.workload(port, frame, now)
+        sent, outputs = self.workload(port, frame, now, elsewhere)
         yield sent
         for out in outputs.emitted:
             if isinstance(out, ToMachine):
@@ -225,7 +225,7 @@ class Teller:
             frames.append((step.port, step.frame))
             for time in range(4 if hostile else 2):
                 frame = step.frame if time < 2 else changed_by_workload(step.frame, hostile)
-                for send in self.through(step.port, frame, now):
+                for send in self.through(step.port, frame, now, step.elsewhere):
                     yield send
                     if send.program == "underlay":
                         datagram = send.frame[14:]

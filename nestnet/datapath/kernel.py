@@ -55,7 +55,7 @@ FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it 
 COUNTERS = tuple(f"generation_{name}" for name in GENERATIONS)
 STATE = (
     "flow", "carriage", "connection", "fragment", "opened", "closed", "told", "asked", "until", "drops", "stats",
-    "emitted", "clock",
+    "composed", "emitted", "clock",
 )  # fmt: skip
 PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 
@@ -133,6 +133,7 @@ class Capacity:
             "until": self.buckets + 1,
             "drops": 4 * self.ports,
             "stats": self.ports + 1,
+            "composed": 1,
             "copied": self.machines + 1,
             "charged": self.hosts + 1,
         }
@@ -484,6 +485,11 @@ class Kernel:
         for name in values.dtype.names or ():
             total["value"][name] = values[name].sum(axis=1)
         return total[_not_zero(total["value"])]
+
+    def composed(self) -> dict[str, int]:
+        """How often a flow, or how a host reaches another, was composed, at first or again: `flows`, `carriages`."""
+        (row,) = self.rows("composed")
+        return {name: int(row["value"][name].sum()) for name in row["value"].dtype.names or ()}
 
     def flows(self) -> Rows:
         """Every flow that is composed now: struct flow_key and struct flow of bpf/state.h."""

@@ -684,12 +684,13 @@ class Reference:
     def carry(self, network: int, a: int, b: int) -> int:
         """May what this network sends go from host `a` to host `b`, of which one is here? The machine it is for."""
         for _ in range(MAX_DEPTH):
-            if a == b:
-                return int(self.here)
             at, to = self.host[a], self.host[b]
-            if at.kind == MACHINE and to.kind == MACHINE:
+            if not at.id or not to.id or at.kind != to.kind:
+                raise Drop("carrier_down")
+            if at.kind == MACHINE:
                 return int(to.at)
-            network = self.carrier(self.network[network].underlay, at.port, to.port)
+            if a != b:  # else it is there; but that may be on another machine, while it moves
+                network = self.carrier(self.network[network].underlay, at.port, to.port)
             a, b = at.at, to.at
         raise Drop("carrier_depth")
 
@@ -898,17 +899,22 @@ class Fabric:
             if machine in machines:
                 machines[machine].load(rows)
             self.machines[machine] = machines.get(machine) or Reference(rows)
-        self.attachments: dict[int, tuple[int, int]] = {}
+        self.attachments: dict[tuple[int, int], int] = {}
         for machine, reference in self.machines.items():
             for (ifindex,), row in reference.attachments.items():
-                self.attachments[reference.port[row.port].id] = machine, ifindex
+                self.attachments[machine, reference.port[row.port].id] = ifindex
 
-    def send(self, port: int, frame: bytes, now: float) -> tuple[list[tuple[int, bytes]], list[str]]:
-        """What becomes of a frame from the workload of a port: (port, frame) of each delivery, and the reason of
-        each drop, on all machines. KeyError if the port has no workload."""
+    def send(
+        self, port: int, frame: bytes, now: float, machine: int | None = None
+    ) -> tuple[list[tuple[int, bytes]], list[str]]:
+        """What becomes of a frame from the workload of a port: (port, frame) of each delivery, and the reason of each
+        drop, on all machines. `machine`: where it is sent from, of two while the port moves. KeyError if the port has
+        no workload there."""
         deliveries: list[tuple[int, bytes]] = []
         drops: list[str] = []
-        machine, ifindex = self.attachments[port]
+        if machine is None:
+            (machine,) = (at for at, attached in self.attachments if attached == port)
+        ifindex = self.attachments[machine, port]
         pending = deque([(machine, self.machines[machine].workload(ifindex, frame, now))])
         while pending:
             machine, outputs = pending.popleft()

@@ -4,7 +4,7 @@
  *     |  policies,  |
  *     |  routes ... |        each level asks its own rows
  *     v             v
- *     a' ---------- b'       where those ports live; until it is one host, or the wire
+ *     a' ---------- b'       where those ports live; down to the machine, and until it is one host each is asked
  */
 #pragma once
 #include "connection.h"
@@ -69,10 +69,6 @@ static long step_down(u32 index, void *nothing)
 
 	if (!w)
 		return 1;
-	if (w->a == w->b) {
-		w->done = 1;
-		return 1;
-	}
 	a = bpf_map_lookup_elem(&host, &w->a);
 	b = bpf_map_lookup_elem(&host, &w->b);
 	/* Other places have other counters, which may come to the same sum: so the places are in it too, and in order. */
@@ -89,6 +85,10 @@ static long step_down(u32 index, void *nothing)
 		return 1;
 	}
 	from = a->port, to = b->port, below_a = a->at, below_b = b->at;
+	if (w->a == w->b) { /* it is there, and nobody is asked; but that may be on another machine, while it moves */
+		w->a = w->b = below_a;
+		return 0;
+	}
 	pa = bpf_map_lookup_elem(&port, &from);
 	net = pa ? pa->network : 0;
 	w->sum += COUNTER_OF(port, from) + COUNTER_OF(port, to) + COUNTER_OF(policy, net) + COUNTER_OF(route, net);
@@ -137,6 +137,7 @@ ONCE int carry(u32 a, u32 b, u32 family, u64 now, struct carriage *out)
 		return out->reason;
 	}
 	walk_down(w, a, b, family, 1);
+	count_composed(1);
 	out->epoch = now;
 	out->sum = w->sum;
 	out->reason = w->reason;
