@@ -59,7 +59,6 @@ class Machines:
         attachments = {id: FIRST_IFINDEX + id for id in self.world.ports}
         return {id: compile(self.world, id, attachments, 2, slots) for id, slots in self.slots.items()}
 
-
     def copy(self) -> None:
         """What two machines remember of a port that moves from one to the other, each gets from the other, as agents
         copy it; here at once, and fragments too."""

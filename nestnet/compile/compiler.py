@@ -217,7 +217,8 @@ class _Compiler:
         local = self.is_local(port)
         ifindex = self.attachments.get(port.id, 0) if local else 0
         is_tap = ifindex and port.attach is not None and port.attach.kind == "tap"
-        flags = t.ENABLED * port.enabled | t.LOCAL * local | t.HOSTS * bool(port.hosts or port.other) | t.TAP * bool(is_tap)
+        flags = t.ENABLED * port.enabled | t.LOCAL * local | t.TAP * bool(is_tap)
+        flags |= t.HOSTS * bool(port.hosts or port.other)
         first = {family: port.address(family) for family in (4, 6)}
         host = self.host_of(port)
         if own := self.slots.get(("host_port", port.id)):
@@ -248,7 +249,7 @@ class _Compiler:
     # ---- where ports live
 
     def host_of(self, port: Port, id: int | None = None) -> int:
-        """The slot of the host a port lives on, or of another one of its network; 0 if this machine does not know it."""
+        """The slot of the host a port lives on, or of another one; 0 if this machine does not know it."""
         network = self.world.networks.get(port.network)
         kind = "host_machine" if network is not None and network.carrier == FABRIC else "host_port"
         return self.slots.get((kind, port.host if id is None else id))
