@@ -1031,9 +1031,11 @@ def dialogues(draw: st.DrawFn, moves: bool = True) -> list[Step]:
     return some_dialogues(random.Random(draw(st.integers(0, 1 << 64))), moves)
 
 
-def some_dialogues(rng: random.Random, moves: bool = True) -> list[Step]:
+def some_dialogues(rng: random.Random, moves: bool = True, live: bool = True) -> list[Step]:
     """Two that talk, as hosts do: one opens, the other answers and complains; fragments, ends, pauses that are longer
-    than lifetimes, and changes of the world in between."""
+    than lifetimes, and changes of the world in between. `moves`: ports may be elsewhere all at once, without what was
+    known of their connections; `live`: phase by phase."""
+    kinds = CHANGES if live else [kind for kind in CHANGES if kind != "live"]
     world = a_world(rng, disabled=False, least=rng.choice([1, 3]), policed=rng.random() < 0.7)
     state, now = State(), START
     steps: list[Step] = []
@@ -1070,7 +1072,7 @@ def some_dialogues(rng: random.Random, moves: bool = True) -> list[Step]:
             if turn:
                 now += rng.choice(PAUSES)
                 if rng.random() < 0.4:
-                    world = a_change(rng, world, moves)
+                    world = a_change(rng, world, moves, kinds)
             for receiver, got in heard[:1]:
                 if receiver in world.ports:
                     other = world.ports[receiver]

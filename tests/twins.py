@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from hypothesis import currently_in_test_context, note
@@ -28,6 +29,8 @@ from strategies import START, Step, on_the_wire
 from test_equality import machine_of
 
 from nestnet.agent import netns
+from nestnet.agent.moves import Moves
+from nestnet.api.client import Client
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Action, diff
 from nestnet.compile.slots import Slots, assign
@@ -46,6 +49,23 @@ SMALL = Capacity(
     members=4096, prefixes=4096, rules=16384, flows=4096, connections=4096, fragments=1024, buckets=512,
 )  # fmt: skip
 AGAIN = 8  # frames and datagrams that come once more after a change
+
+
+class Copies:
+    """What agents without a controller give each other of ports that move."""
+
+    def __init__(self) -> None:
+        self.given: dict[int, bytes] = {}
+
+    def give_connections(self, _machine: str, port: int, connections: bytes) -> None:
+        self.given[port] = connections
+
+    def take_connections(self, _machine: str, port: int) -> bytes:
+        return self.given.get(port, b"")
+
+    def moves(self) -> Moves:
+        """For one agent."""
+        return Moves(cast("Client", self), "", say)
 
 
 # ---- what is told

@@ -25,6 +25,7 @@ from nestnet.agent.attachments import Attachment, Workloads, wanted
 from nestnet.agent.feed import Desired, Feed
 from nestnet.agent.inquiries import Asker, Inquiries
 from nestnet.agent.metrics import Measured, serve
+from nestnet.agent.moves import Moves
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Bump, Epoch, diff
 from nestnet.compile.slots import Slots, assign, slots_of
@@ -66,7 +67,8 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None,
     # It never waits: what is reported late is reported better.
     with Client(controller, patience=0) as client, Kernel.open(pins) as kernel:
         own = client.get("machine", machine)
-        agent = Agent(int(own["row"]), kernel, Workloads(workloads), Inquiries(kernel, say))
+        moves = Moves(client, machine, say)
+        agent = Agent(int(own["row"]), kernel, Workloads(workloads), Inquiries(kernel, say), moves)
         feed = Feed(lambda token: Client(controller).feed(machine, token), say)
         stopped: list[int] = []
 
@@ -154,6 +156,7 @@ class Agent:
     kernel: Kernel
     workloads: Workloads
     inquiries: Inquiries
+    moves: Moves
     have: Tables = field(init=False)
     slots: Slots = field(init=False)
     realised: int = 0
@@ -247,6 +250,7 @@ class Agent:
             problems=len(self.problems),
             held=self.held is not None,
             remembered=dict(self.kernel.remembered),
+            composed=self.kernel.composed(),
             traffic=traffic,
             drops=drops,
         )
@@ -270,6 +274,7 @@ class Agent:
         problems: list[str] = []
         want = wanted(world, self.machine, own=self.workloads.prefix is not None)
         try:
+            self.moves.before(world, self.machine, self.kernel, self.slots)  # before workloads speak from here
             ends = self._prepare(want, problems)
             nic = self._underlay(world, problems)
             known = {port: end.index for port, end in self._ends.items()}
@@ -292,6 +297,7 @@ class Agent:
             self.workloads.open(ends.values())
             self.inquiries.advertise(time.monotonic())
             self._remove(want, ends)
+            self.moves.behind(self.kernel, self.slots)
             self._world, self._ends, self._nic = world, ends, nic
         except (OSError, NestnetError) as error:
             problems.append(str(error))

@@ -102,8 +102,15 @@ def links(ipr: IPRoute) -> dict[str, Link]:
 
 def find(ipr: IPRoute, name: str) -> Link | None:
     """One interface, or None."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
     index = ipr.link_lookup(ifname=name)
-    return read(ipr.get_links(index[0])[0]) if index else None
+    try:
+        return read(ipr.get_links(index[0])[0]) if index else None
+    except NetlinkError as error:  # it has just gone
+        if error.code != errno.ENODEV:
+            raise
+        return None
 
 
 def remove(ipr: IPRoute, index: int) -> None:
@@ -183,11 +190,11 @@ def is_tap(ipr: IPRoute, index: int) -> bool:
     return data is not None and data.get_attr("IFLA_TUN_TYPE") == IFF_TAP
 
 
-def has_default_route(ipr: IPRoute, family: int, besides: int) -> bool:
-    """Does a default route of this family (4 or 6) lead out of another interface?"""
+def has_default_route(ipr: IPRoute, family: int, besides: Collection[int]) -> bool:
+    """Does a default route of this family (4 or 6) lead out of another interface than these?"""
     found = ipr.get_routes(family=AF_INET if family == 4 else AF_INET6, table=MAIN)
     return any(
-        route["dst_len"] == 0 and route["type"] == RTN_UNICAST and route.get_attr("RTA_OIF") not in (None, besides)
+        route["dst_len"] == 0 and route["type"] == RTN_UNICAST and route.get_attr("RTA_OIF") not in (None, *besides)
         for route in found
     )
 
@@ -242,6 +249,25 @@ def set_addresses(ipr: IPRoute, index: int, wanted: Sequence[Interface]) -> bool
             flags = {"IFA_FLAGS": IFA_F_NODAD} if new.version == 6 else {}
             ipr.addr("add", index=index, address=str(new.ip), prefixlen=new.network.prefixlen, **flags)
     return have != set(wanted)
+
+
+def having(ipr: IPRoute, wanted: Collection[Interface], besides: int) -> list[int]:
+    """The interfaces that have any of these addresses, but for this one."""
+    texts = {str(address.ip) for address in wanted}
+    found = {m["index"] for m in ipr.get_addr() if (m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS")) in texts}
+    return sorted(found - {besides})
+
+
+def add_address(ipr: IPRoute, index: int, new: Interface) -> None:
+    """Give an interface this address, too."""
+    if new not in addresses(ipr, index):
+        ipr.addr("add", index=index, address=str(new.ip), prefixlen=new.network.prefixlen)
+
+
+def drop_addresses(ipr: IPRoute, index: int, unwanted: Collection[Interface]) -> None:
+    """Take these addresses from an interface, as far as it has them."""
+    for gone in addresses(ipr, index) & set(unwanted):
+        ipr.addr("del", index=index, address=str(gone.ip), prefixlen=gone.network.prefixlen)
 
 
 Gateways = Mapping[Prefix, Address | None]

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nestnet import __version__
-from nestnet.api import shapes, streams
+from nestnet.api import moves, shapes, streams
 from nestnet.api.asked import Rates, asked, keyed, who
 from nestnet.api.bodies import Bounded, read_json
 from nestnet.api.feed import Doorbell, follow
@@ -94,6 +94,7 @@ def create_app(store: Store, rates: Rates | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _badly_asked)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _internal)
+    app.include_router(moves.routes(store), prefix="/v1")
     app.include_router(_resources(store), prefix="/v1")
     app.include_router(_verbs(store), prefix="/v1")
     app.include_router(_operating(store), prefix="/v1")

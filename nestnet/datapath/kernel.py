@@ -499,6 +499,20 @@ class Kernel:
         """Every connection that is remembered: struct connection_key and struct connection of bpf/state.h."""
         return self.rows("connection")
 
+    def adopt(self, keys: bytes, values: bytes) -> None:
+        """Remember these connections, too, but for those that are there already: packed structs as of bpf/state.h.
+        Their openers have them in their shares. Raises OSError when there is no room for all of them."""
+        table = self._maps["connection"]
+        rows: Rows = np.frombuffer(keys, table.key)
+        fresh: Rows = rows[table.insert(rows, np.frombuffer(values, table.value))]
+        slots, amounts = np.unique(fresh["source"], return_counts=True)
+        # Programs write `opened`; of the two, `closed` is ours, and what counts is the difference, modulo 2^64.
+        self._add(self._maps["closed"], slots.astype(SLOT), -amounts.astype(COUNTER))
+
+    def seconds(self) -> int:
+        """The programs' clock, as connections have it."""
+        return int(self.clock() // SECOND)
+
     def count_drop(self, slot: int, reason: int) -> None:
         """Count a packet that the agent dropped, for one of the reasons that no program counts."""
         table = self._maps["drops"]

@@ -24,6 +24,11 @@ class Heard:
         self._at: dict[int, float] = {}
         self._drops: dict[int, Drops] = {}
         self._silent: set[int] = set()
+        self._since = time.monotonic()
+
+    def is_silent(self, machine: int) -> bool:
+        """Has it said nothing for so long that nobody should wait for it?"""
+        return time.monotonic() - self._at.get(machine, self._since) > SILENT
 
     def say(self, machine: int, drops: Drops | None) -> bool:
         """A machine has spoken; `drops` None: as before. True if it had been silent."""
