@@ -44,7 +44,7 @@ from strategies import (
     wire_family,
 )
 from test_equality import counted, machine_of
-from twins import SMALL, Copies
+from twins import SMALL, copies
 
 from nestnet.agent import netns
 from nestnet.agent.agent import Agent
@@ -428,7 +428,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
             kernels.append(kernel)
             room = netns.path(f"{prefix}m{machine}")
             inquiries.append(netns.run_in(room, partial(Inquiries, kernel, print)))
-            agent = Agent(machine, kernel, Workloads(f"{prefix}w"), inquiries[-1], Copies().moves())
+            agent = Agent(machine, kernel, Workloads(f"{prefix}w"), inquiries[-1], copies())
             desired = Desired(world.values, 1, True)
             netns.run_in(room, partial(agent.converge, desired))
             assert not agent.problems

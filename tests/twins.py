@@ -63,9 +63,10 @@ class Copies:
     def take_connections(self, _machine: str, port: int) -> bytes:
         return self.given.get(port, b"")
 
-    def moves(self) -> Moves:
-        """For one agent."""
-        return Moves(cast("Client", self), "", say)
+
+def copies(between: Copies | None = None) -> Moves:
+    """For one agent."""
+    return Moves(cast("Client", between or Copies()), "", say)
 
 
 # ---- what is told

@@ -63,7 +63,7 @@ def begin(connection: Connection, reader: Reader, identity: Identity, id: int, t
     on_wire = network.carrier == FABRIC
     old_machine = objects.machines_of(connection, [id])[id]
     new_machine = new if on_wire else objects.machines_of(connection, [new])[new]
-    names = dict(connection.execute(select(tables.machine.c.id, tables.machine.c.name)).tuples().all())
+    names = {machine: _name(connection, machine) for machine in (old_machine, new_machine)}
     moves = old_machine != new_machine
     disturbs = []
     if moves:
