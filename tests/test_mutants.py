@@ -133,7 +133,7 @@ FAULTS = [
         "carriers' changes are not seen", "flow.h",
         "sum + p->way.sum != f->sum", "sum - flow_sum(f->source, f->target, f->network)",
     ),
-    Fault("who moves is heard from one place", "carriage.h", "leaving && row->from ? row->from : row->at", "row->at"),
+    Fault("who moves is heard from one place", "nestnet.bpf.c", " && machine_of(from->host, 1) != p->sender)", ")"),
     Fault("who moves is where it was", "lookup.h", "own ? own->at : 0", "own ? own->from ? own->from : own->at : 0"),
     Fault(
         "what is on one host is always here", "carriage.h",
