@@ -104,10 +104,11 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
     app.add_exception_handler(RequestValidationError, _badly_asked)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _internal)
-    app.include_router(_resources(store), prefix="/v1")
-    app.include_router(_verbs(store), prefix="/v1")
-    app.include_router(_operating(store), prefix="/v1")
-    app.include_router(identities.routes(store, authority), prefix="/v1")
+    for router in (_resources(store), _verbs(store), _operating(store), identities.routes(store, authority)):
+        nobodys = [route.name for route in router.routes if isinstance(route, APIRoute) and route.name not in RIGHTS]
+        if nobodys:
+            raise RuntimeError(f"nobody may use {', '.join(nobodys)}: api/access.py has no row for it")
+        app.include_router(router, prefix="/v1")
 
     @app.get("/v1/openapi.json", include_in_schema=False)
     def openapi() -> JSONResponse:
@@ -118,9 +119,6 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
         """Numbers of the controller, for Prometheus."""
         return PlainTextResponse(text(measured(store, counts, rates.refused)), media_type=CONTENT_TYPE)
 
-    nobodys = [route.name for route in app.routes if isinstance(route, APIRoute) and route.name not in RIGHTS]
-    if nobodys:
-        raise RuntimeError(f"nobody may use {', '.join(nobodys)}: api/access.py has no row for it")
     return app
 
 
