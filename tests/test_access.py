@@ -436,7 +436,8 @@ def test_the_socket_tells_users_apart(world: World) -> None:
     group = grp.getgrnam("users").gr_gid
     assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o660, group)
     code = (
-        "import os, socket, sys; os.setgroups([int(sys.argv[2])] if sys.argv[2] else []); os.setgid(65534); os.setuid(65534)\n"
+        "import os, socket, sys; os.setgroups([int(sys.argv[2])] if sys.argv[2] else [])\n"
+        "os.setgid(65534); os.setuid(65534)\n"
         "def ask(what):\n"
         "    s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
         "    head = 'HTTP/1.1|Host: x|Content-Length: 0|Connection: close||'.replace('|', '\\r\\n')\n"

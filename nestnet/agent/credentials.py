@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestnet.model.errors import Conflict, NestnetError, NotFound
+from nestnet.model.errors import Conflict, NestnetError, NotFound, Unauthenticated
 
 if TYPE_CHECKING:
     from nestnet.api.client import Client, Credentials
@@ -69,14 +69,21 @@ class Own:
     def _read(self) -> None:
         from cryptography import x509
 
-        found = x509.load_pem_x509_certificate((self._folder / "own.pem").read_bytes().partition(_END)[2])
-        self._since, self.until = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+        file = self._folder / "own.pem"
+        found = x509.load_pem_x509_certificate(file.read_bytes().partition(_END)[2])
+        self._since, self.until = file.stat().st_mtime, found.not_valid_after_utc.timestamp()
 
     @property
     def credentials(self) -> Credentials:
-        """What to show now."""
+        """What to show now. Raises Unauthenticated when the time of the certificate is over."""
         from nestnet.api.client import Credentials
 
+        if time.time() >= self.until:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.until))
+            raise Unauthenticated(
+                f"this machine's certificate ran out on {when}: move {self._folder} away, and `nestnet join` anew with "
+                "a join token; what it forwards it forwards on"
+            )
         return Credentials(None, (self._folder / "authority.pem").read_text(), self._folder / "own.pem")
 
     def renew(self, client: Client, machine: str) -> None:
