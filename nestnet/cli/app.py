@@ -34,7 +34,7 @@ importing = typer.Typer(
 )
 
 tokens = typer.Typer(
-    help="Make tokens; `get tokens` lists and `delete token` revokes them.",
+    help="Make tokens, for people and machines.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
