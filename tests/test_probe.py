@@ -5,6 +5,7 @@ n1 (10.0.0.1, fd00::1) ---- eth0 veth eth0 ---- n2 (10.0.0.2, fd00::2)
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nestnet.agent import links, netns
-from nestnet.lab.probe import Probe, Witness, checksum, run
+from nestnet.lab.probe import AT_ONCE, Probe, Witness, checksum, run
 
 pytestmark = pytest.mark.root
 
@@ -88,6 +89,21 @@ def test_what_nobody_delivers_is_not_seen_and_all_wait_together(ends: tuple[Path
     seen = run([Probe(n1, Witness(n2), ip_address("10.0.0.77"), "icmp")] * 5, patience=0.6)
     assert [each.arrived for each in seen] == [False] * 5
     assert time.monotonic() - start < 2
+
+
+def test_more_than_a_shell_lets_a_program_open(ends: tuple[Path, Path]) -> None:
+    """In turns, and each finds its own."""
+    n1, n2 = ends
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, before[0]), before[1]))
+    try:
+        there, nobody = Witness(n2), Witness(n2, outside=True)
+        probes = [
+            Probe(n1, there if n % 100 else nobody, ip_address("10.0.0.2"), "udp", 9) for n in range(AT_ONCE + 500)
+        ]
+        assert [each.arrived for each in run(probes)] == [n % 100 != 0 for n in range(len(probes))]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_sender_without_a_route_says_so(ends: tuple[Path, Path]) -> None:

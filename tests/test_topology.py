@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_network
-from itertools import pairwise, permutations
+from itertools import combinations, pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from nestnet.file import load
 from nestnet.file import topology as tp
 from nestnet.file.topology import Imported, Refused, network, read, render
 from nestnet.lab import state
-from nestnet.model.manifest import LINKS_PER_NETWORK, RESERVED, Manifest
+from nestnet.model.manifest import LINKS_PER_NETWORK, RESERVED, ROUTES_PER_NETWORK, Manifest
 from nestnet.model.validate import Known
 from nestnet.model.values import MAX_HOPS, World
 from nestnet.store import Store
@@ -120,6 +120,7 @@ TOO_LARGE = {
         tp.MAX_EDGES,
     ),
     "more links than a network may have": (graph(2, [(0, 1)] * (LINKS_PER_NETWORK + 1)), LINKS_PER_NETWORK),
+    "257 nodes in a ring": (graph(257, [(i, (i + 1) % 257) for i in range(257)]), ROUTES_PER_NETWORK),
     "1,000,001 elements": (graphml("<x/>" * 1_000_000), tp.MAX_ELEMENTS),
 }
 
@@ -210,19 +211,53 @@ def test_checks_of_large_graphs_and_of_islands() -> None:
     assert sum(check.expect == "deny" for check in checks) == 61 + 61 + 1
     chain = network(read(graph(100, [(i, i + 1) for i in range(98)]), "x"))
     checks = chain.manifest.checks or ()
-    assert [check.source for check in checks] == [f"x/{i}-1" for i in [*range(1, MAX_HOPS), 99]]
-    assert checks[-1].expect == "deny"
-    assert chain.comment[2:] == (
-        "Checks between all pairs would be more than 2,000: each node is checked with the first.",
-        "Without checks: 36 nodes more than 63 routers away from it.",
+    near = [(a, b) for a, b in combinations(range(99), 2) if b - a < MAX_HOPS]
+    assert [(check.source, check.target) for check in checks if check.expect == "allow"] == [
+        (f"x/{a}-1", f"x/{b}-1") for a, b in near
+    ]
+    assert sum(check.expect == "deny" for check in checks) == 99
+    assert chain.comment[2:] == ("Without checks: 666 pairs with more than 63 routers on the way.",)
+    large = network(read(graph(257, [(i, i + 1) for i in range(200)]), "x"))
+    assert [check.source for check in large.manifest.checks or ()] == [
+        f"x/{i}-1" for i in [*range(1, 63), *range(201, 257)]
+    ]
+    assert large.comment[2:] == (
+        "Checks between all pairs would be more than 32,640: each node is checked with the first.",
+        "Without checks: 138 pairs with more than 63 routers on the way.",
     )
 
 
-def test_the_largest_graph_is_a_file_that_is_right() -> None:
-    edges = [(i, i + 1) for i in range(LINKS_PER_NETWORK)]
-    made = network(read(graph(tp.MAX_NODES, edges), "x"), 1000)
+@pytest.mark.parametrize(
+    ("nodes", "edges"),
+    [
+        (256, [(i, (i + 1) % 256) for i in range(256)]),
+        (128, [*combinations(range(64), 2), *((i, i + 1) for i in range(63, 127))]),
+        (tp.MAX_NODES, [(i * 16, i * 16 + 1 + k) for i in range(256) for k in range(15)]),
+        (2, [(0, 1)] * LINKS_PER_NETWORK),
+    ],
+    ids=["routes", "pairs", "nodes", "links"],
+)
+def test_the_largest_graphs_are_files_that_are_right(nodes: int, edges: list[tuple[int, int]]) -> None:
+    start = time.monotonic()
+    made = network(read(graph(nodes, edges), "x"), 1000)
     inside = only(load(render(made), "x", Known()).manifest)  # type: ignore[arg-type]
-    assert (len(inside.routers), len(inside.links)) == (5000, 4096)
+    assert (len(inside.routers), len(inside.links)) == (nodes, len(edges))
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("name", ["zoo", "yed"])
+def test_graphml_is_read_as_networkx_reads_it(name: str) -> None:
+    path = GOLDEN / f"{name}.graphml"
+    ours, theirs = imported(path), nx.read_graphml(path)
+    inside = only(ours.manifest)
+    assert ours.routers == {node: tp.slug(about.get("label") or node) for node, about in theirs.nodes(data=True)}
+    got = sorted((*sorted(link.between), link.cost) for link in inside.links.values())
+    default = theirs.graph.get("edge_default", {}).get("dist", 1)
+    undirected = theirs.to_undirected() if theirs.is_directed() else theirs  # of two ways the one back is kept
+    assert got == sorted(
+        (*sorted((ours.routers[a], ours.routers[b])), round(dist or default))
+        for a, b, dist in undirected.edges(data="dist")
+    )
 
 
 @pytest.mark.parametrize(
@@ -436,6 +471,7 @@ def test_the_largest_real_topology_in_figures(tmp_path: Path, capsys: pytest.Cap
     with capsys.disabled():
         print(f"\n{path.stem}: {len(world.routers)} routers, {len(world.links)} links, {rows} rows in {seconds:.2f} s")
     assert len(tables["route"]) == len(world.routers) ** 2
+    assert seconds < 1
 
 
 # ---- examples/abilene.yaml and examples/geant.yaml, with real packets
