@@ -12,6 +12,7 @@ a packet socket in the namespace of `to`, on frames that come in. What is sent g
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
@@ -34,6 +35,8 @@ NONCE = 16  # bytes
 AT_ONCE = 2000  # probes: they are sent in a fraction of PATIENCE, and each has a socket
 
 ETH_P_ALL = 0x0003  # <linux/if_ether.h>
+SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
+ROOM = AT_ONCE * 4096  # bytes of a socket's buffer: all may be for one workload, and are read when all are sent
 PACKET_OUTGOING = 4  # <linux/if_packet.h>
 ECHO = {4: 8, 6: 128}  # RFC 792, RFC 4443
 SYN = 0x02
@@ -224,6 +227,7 @@ def _quoted(frame: bytes) -> bool:
 def _watch(interface: str) -> socket.socket:
     """Where `to` is: a socket that gets a copy of every frame on its interface."""
     watcher = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    watcher.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
     watcher.bind((interface, ETH_P_ALL))
     watcher.setblocking(False)
     return watcher
@@ -244,9 +248,24 @@ def _sender(flight: _Flight) -> socket.socket:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # nobody reads answers
         sender.setblocking(False)
         if probe.protocol == "udp":
-            sender.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", flight.source_port))
+            _bind(sender, flight)
         sender.connect((str(probe.address), probe.port if probe.protocol == "udp" else 0))
     except OSError:
         sender.close()
         raise
     return sender
+
+
+def _bind(sender: socket.socket, flight: _Flight) -> None:
+    """To its source port, or to another one that nobody in this namespace has."""
+    anywhere = "::" if sender.family == socket.AF_INET6 else "0.0.0.0"
+    low, high = EPHEMERAL
+    first = flight.source_port
+    for flight.source_port in (*range(first, high + 1), *range(low, first)):
+        try:
+            sender.bind((anywhere, flight.source_port))
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, "no source port is free")
