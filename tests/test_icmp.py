@@ -327,6 +327,16 @@ def test_ping_says_why(lab: tuple[str, dict[str, str]]) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("size", [1472, 9000])
+@pytest.mark.parametrize("router", ["10.0.0.1", "10.0.1.1", "fd00::1", "fd00:1::1"])
+def test_routers_answer_pings_in_fragments(router: str, size: int, lab: tuple[str, dict[str, str]]) -> None:
+    _, namespaces = lab
+    shown = inside(namespaces["a"], "ping", "-c1", "-W2", "-s", str(size), router)
+    assert f"{size + 8} bytes from {router}: icmp_seq=1" in shown, shown
+    assert "wrong data byte" not in shown
+
+
+@pytest.mark.root
 def test_who_sends_too_much_learns_the_size(lab: tuple[str, dict[str, str]]) -> None:
     """A workload that believes in 1500: each packet that is too big is answered, then the kernel knows better."""
     _, namespaces = lab
