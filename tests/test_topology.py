@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from ipaddress import ip_network
 from itertools import combinations, pairwise, permutations
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 import networkx as nx
 import pytest
 import topohub
+from drawing import Run, svg
 from golden_files import ROOT, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,21 +151,6 @@ def test_golden_page_lists_the_codes() -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_golden_examples_are_current(name: str) -> None:
     same(ROOT / "examples" / f"{name}.yaml", render(imported(EXAMPLES[name])))
-
-
-def drawn(manifest: Manifest) -> str:
-    """A network with links, in mermaid's language."""
-    inside = only(manifest)
-    lines = [f"    {one.between[0]} ---|{one.cost}| {one.between[1]}" for one in inside.links.values()]
-    return "\n".join(["```mermaid", "graph LR", *lines, "```\n"])
-
-
-def test_golden_drawing_of_abilene_is_current() -> None:
-    page = ROOT / "docs" / "routing.md"
-    before, _, rest = page.read_text().partition("<!-- abilene -->\n")
-    after = rest.partition("<!-- /abilene -->\n")[2]
-    drawing = drawn(imported(EXAMPLES["abilene"]).manifest)
-    same(page, f"{before}<!-- abilene -->\n{drawing}<!-- /abilene -->\n{after}")
 
 
 # ---- the command
@@ -477,6 +464,7 @@ def test_the_largest_real_topology_in_figures(tmp_path: Path, capsys: pytest.Cap
 # ---- examples/abilene.yaml and examples/geant.yaml, with real packets
 
 PORT, TTL = 7000, 64
+DRAWN = "seattle", "atlanta"
 IP_RECVTTL = 12  # <linux/in.h>
 ROUNDS = (0.5, 1.0, 2.5, 6.0)  # seconds that each may last: what waits for ARP may have been lost in the one before
 
@@ -550,6 +538,25 @@ def traced(
     return wrong
 
 
+def told(lab: str, rows: dict[str, int], addresses: dict[str, str], a: str, b: str, *before: str, **how: Any) -> Run:
+    """What traceroute and ping say, for docs/abilene.svg."""
+    command = ["traceroute", "-n", "-I", "-q1", "-w3", addresses[b]]
+    shown = netns.run_in(netns.path(state.Lab(lab).workload(rows[a])), partial(spoken, command))
+    cities = {".".join(address.split(".")[:3]): city for city, address in addresses.items()}
+    hops = [line.split()[1] for line in shown.splitlines()[1:]]
+    answered = netns.run_in(
+        netns.path(state.Lab(lab).workload(rows[b])), partial(spoken, ["ping", "-c1", addresses[a]])
+    )
+    ttl = re.search(r"ttl=(\d+)", answered)
+    assert ttl, answered
+    typed = f"nestnet exec abilene/{a}-1 -- traceroute -nI {addresses[b]}"
+    return Run((*before, typed), tuple((hop, cities[".".join(hop.split(".")[:3])]) for hop in hops), int(ttl[1]), **how)
+
+
+def spoken(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 PING = 0.02  # seconds between two
 
 
@@ -600,6 +607,7 @@ def test_packets_of_an_example_take_the_cheapest_ways(example: str, cut: str) ->
         assert agree(graph) == len(graph) * (len(graph) - 1)
         pairs = random.Random(example).sample(sorted(permutations(graph, 2)), 110)
         assert traced(lab, graph, addresses, rows, pairs) == {}
+        runs = [told(lab, rows, addresses, *DRAWN, colour="#0969da")] if example == "abilene" else []
         less = graph.copy()
         a, b = only(made.manifest).links[cut].between
         less.remove_edge(a, b)
@@ -608,8 +616,16 @@ def test_packets_of_an_example_take_the_cheapest_ways(example: str, cut: str) ->
             nestnet("link", "down", f"{network}/{cut}", "--lab", lab)
             agree(less)
             assert traced(lab, less, addresses, rows, [(a, b), (b, a), *pairs[:10]]) == {}
+            if runs:
+                typed = f"nestnet link down {network}/{cut}"
+                runs.append(told(lab, rows, addresses, *DRAWN, typed, colour="#bc4c00", down=frozenset((a, b))))
             nestnet("link", "up", f"{network}/{cut}", "--lab", lab)
             agree(graph)
         assert lost[0] <= 1 / PING, "routes follow within a second"
+        if runs:
+            places = {made.routers[node["id"]]: node["pos"] for node in data["nodes"]}
+            links = [(*link.between, link.cost) for link in only(made.manifest).links.values()]
+            title = "Abilene: from Seattle to Atlanta, before and after Kansas City and Indianapolis lose each other"
+            same(ROOT / "docs" / "abilene.svg", svg(title, places, links, runs), "scripts/draw")
     finally:
         nestnet("down", "--name", lab)
