@@ -277,16 +277,20 @@ def trace(
         int | None, typer.Option("--udp", metavar="PORT", min=1, max=65535, help="UDP to this port.")
     ] = None,
     icmp: Annotated[bool, typer.Option("--icmp", help="An echo request; so it is when nothing is said.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Send one now, too, and show where it went.")] = False,
     lab: Lab = None,
     output: Output = Format.table,
 ) -> None:
-    """Tell what happens to a packet, layer by layer."""
+    """Tell what happens to a packet, layer by layer.
+
+    From the rules that machines run: each level's decision, and the bytes on the wire.
+    """
     from nestnet.cli import views
 
     if (tcp is not None) + (udp is not None) + icmp > 1:
         raise typer.BadParameter("choose one of --tcp, --udp and --icmp")
     protocol = "tcp" if tcp is not None else "udp" if udp is not None else "icmp"
-    views.trace(port, to, protocol, tcp or udp, lab, output)
+    views.trace(port, to, protocol, tcp or udp, live, lab, output)
 
 
 @app.command()

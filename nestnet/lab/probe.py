@@ -20,7 +20,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -149,6 +149,69 @@ def run(probes: Sequence[Probe], patience: float = PATIENCE) -> list[Seen]:
         Seen(f.seen is not None, round((f.seen - f.first) * 1000, 1) if f.seen is not None else None, f.error)
         for f in flights
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A frame with the packet in it, seen at a place: `out` if it left there, after so many ms."""
+
+    place: str
+    out: bool
+    ms: float
+    frame: bytes
+
+
+def follow(probe: Probe, places: Mapping[str, Witness], patience: float = PATIENCE) -> tuple[list[Passed], str | None]:
+    """Send one packet, and again until it has arrived at the probe's target, and tell where it was seen: the first time
+    at each place, in each direction. And why it could not be sent, if so."""
+    flight = _Flight(probe)
+    seen: dict[tuple[str, bool], Passed] = {}
+    _allow(len(places) + 100)
+    watchers: dict[int, tuple[socket.socket, str]] = {}
+    poll = select.poll()
+    try:
+        for name, place in places.items():
+            watcher = netns.run_in(place.namespace, partial(_watch, place.interface))
+            watchers[watcher.fileno()] = (watcher, name)
+            poll.register(watcher.fileno(), select.POLLIN)
+        flight.sender = netns.run_in(probe.source, lambda: _sender(flight))
+        start = time.monotonic()
+        turns = [start + after for after in SENDING]
+        while (now := time.monotonic()) < start + patience:
+            if turns and now >= turns[0]:
+                turns.pop(0)
+                flight.send()
+            until = min(turns[0] if turns else start + patience, start + patience)
+            for descriptor, _ in poll.poll(max(until - time.monotonic(), 0) * 1000):
+                watcher, name = watchers[descriptor]
+                for frame, out in _heard(watcher, flight.nonce):
+                    ms = round((time.monotonic() - flight.first) * 1000, 1)
+                    seen.setdefault((name, out), Passed(name, out, ms, frame))
+            if any(_is_target(one, probe, places) for one in seen.values()):
+                break
+    except OSError as error:
+        flight.error = error.strerror or str(error)
+    finally:
+        for watcher, _ in watchers.values():
+            watcher.close()
+        if flight.sender is not None:
+            flight.sender.close()
+    return list(seen.values()), flight.error
+
+
+def _is_target(one: Passed, probe: Probe, places: Mapping[str, Witness]) -> bool:
+    return places[one.place] == probe.target and one.out == probe.target.outside
+
+
+def _heard(watcher: socket.socket, nonce: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The frames at a place with the packet in it, and whether they left there."""
+    while True:
+        try:
+            frame, (_, _, direction, *_) = watcher.recvfrom(65535)
+        except BlockingIOError:
+            return
+        if nonce in frame and not _quoted(frame):
+            yield frame, direction == PACKET_OUTGOING
 
 
 def _allow(files: int) -> None:
