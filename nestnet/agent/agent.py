@@ -16,8 +16,9 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -184,6 +185,8 @@ class Agent:
     _looked: int = 0  # of the hooks that are looked at in turn, how many were
     _checked: float = 0.0  # when tables and pins were, in monotonic seconds
     _seat: underlay.Seat | None = None
+    _ids: tuple[Slots, dict[int, int]] | None = None
+    _said: tuple[Any, ...] = (None, None, None, {})  # what `ports` was of, and what it was
 
     def __post_init__(self) -> None:
         # The kernel is the memory: after a restart the first diff is against what is really there.
@@ -237,7 +240,7 @@ class Agent:
             say(f"measuring: {error}")
 
     def _measure(self) -> None:
-        of = self.slots.ids("port")
+        of = self._port_of()
         traffic = {}
         for row in self.kernel.stats():
             names = row["value"].dtype.names or ()
@@ -280,15 +283,17 @@ class Agent:
         world, want = self._want
         problems: list[str] = []
         try:
-            self._check()
+            checked = self._check()
             ends, failed = self.workloads.prepare(want)
             problems += failed.values()
-            nic = self._underlay(world, problems)
+            # What happens to NICs is heard of: `follow`.
+            new = world is not self._world or self._failed or self._warnings or not self._nics
+            nic = self._underlay(world, problems) if new or checked else self._nic
             quiet = world is self._world and ends is self._ends and nic == self._nic
             quiet = quiet and not self._failed and not problems
             if not quiet:
                 self._write(world, ends, nic)
-            secured = self._secure(ends, problems)
+            secured = self._secure(ends, problems, every=not quiet)
             # Frames flow from here on: the tables know every port.
             if not quiet:
                 self.inquiries.know(
@@ -308,7 +313,9 @@ class Agent:
             problems.append(str(error))
             self.have = self.kernel.read()  # some of the actions may be done
             self.slots = slots_of(self.have)
-            self._secure(self._ends, problems)  # what is open stays secured, whatever is in the way of the rest
+            self._secure(
+                self._ends, problems, every=True
+            )  # what is open stays secured, whatever is in the way of the rest
         for problem in (*problems, *self._warnings):
             if problem not in self.problems:
                 say(f"revision {desired.revision}: {problem}")
@@ -332,17 +339,18 @@ class Agent:
 
     # ---- what others did
 
-    def _check(self) -> None:
-        """Whether pins and tables are as this agent left them: now and then, as that takes a while."""
+    def _check(self) -> bool:
+        """Whether pins and tables are as this agent left them. That takes a while: False if it is too soon."""
         now = time.monotonic()
         if now - self._checked < CHECK:
-            return
+            return False
         self._checked = now
         if pins := self.kernel.pinned_again():
             self.notice("repaired", f"{pins} pins had gone from {self.kernel.folder}, they are back")
         if drifted := self.kernel.drifted(self.have):
             self.kernel.restore(self.have)
             self.notice("repaired", f"somebody had written to {', '.join(drifted)}: all is as it should be again")
+        return True
 
     def _repaired(self) -> None:
         """Tell what workloads had to have repaired."""
@@ -352,13 +360,35 @@ class Agent:
         if len(found) > TELL:
             self.notice("repaired", f"the same or the like at {len(found) - TELL} more")
 
-    def _secure(self, ends: Mapping[int, links.Link], problems: list[str]) -> dict[int, links.Link]:
+    def _secure(self, ends: Mapping[int, links.Link], problems: list[str], every: bool) -> dict[int, links.Link]:
         """Our programs on our ends and the NICs, once the tables that they read are there. Returns the ends that may be
         opened; one that cannot be secured is closed.
 
-        Who takes a program off is told by nobody. So some that were right are looked at each time."""
-        nics: list[str] = []
+        Who takes a program off is told by nobody. So if not `every` hook is looked at, some are each time."""
+        self._secure_nics(problems)
+        some = len(ends) // ROUND + 1
+        self._looked = 0 if every or self._looked >= len(ends) else self._looked
+        chosen = list(ends.items()) if every else list(islice(ends.items(), self._looked, self._looked + some))
+        self._looked += some
+        secured = {}
+        for port, end in chosen:
+            try:
+                if self.kernel.attach(end.index, "workload") and end.index in self._secured:
+                    self.workloads.repaired.append((port, f"the program of {end.name} had been taken off, it is back"))
+            except (OSError, NestnetError) as error:
+                problems.append(f"port {port}: closed, for there is no program on {end.name}: {error}")
+                self._secured.discard(end.index)
+                with suppress(OSError):  # it has gone
+                    self.workloads.close(port)
+            else:
+                self._attached[end.index] = "workload"
+                self._secured.add(end.index)
+                secured[port] = end
+        return secured
+
+    def _secure_nics(self, problems: list[str]) -> None:
         off = []
+        here = set()
         for name, nic in self._nics.items():
             try:
                 if self.kernel.attach(nic.index, "underlay") and nic.index in self._secured:
@@ -366,35 +396,18 @@ class Agent:
             except (OSError, NestnetError) as error:
                 off.append(f"no program on {name}: {error}")
             else:
-                self._attached[nic.index] = "underlay"
-                nics.append(name)
-        here = {self._nics[name].index for name in nics}
-        for index in [i for i, program in self._attached.items() if program == "underlay" and i not in here]:
-            if here:
-                self.kernel.detach(index)
-                del self._attached[index]
-        self._warnings += off if nics else []
-        problems += [] if nics else off
-
-        all_ends = list(ends.items())
-        some = len(all_ends) // ROUND + 1
-        self._looked = 0 if self._looked >= len(all_ends) else self._looked
-        closed = set()
-        for place, (port, end) in enumerate(all_ends):
-            if end.index in self._secured and not self._looked <= place < self._looked + some:
-                continue
-            try:
-                if self.kernel.attach(end.index, "workload") and end.index in self._secured:
-                    self.workloads.repaired.append((port, f"the program of {end.name} had been taken off, it is back"))
-                self._attached[end.index] = "workload"
-            except (OSError, NestnetError) as error:
-                problems.append(f"port {port}: closed, for there is no program on {end.name}: {error}")
-                closed.add(port)
-                with suppress(OSError):  # it has gone
-                    self.workloads.close(port)
-        self._looked += some
-        self._secured = (here | {end.index for end in ends.values()}) - {ends[port].index for port in closed}
-        return {port: end for port, end in all_ends if port not in closed} if closed else dict(ends)
+                here.add(nic.index)
+        self._secured |= here
+        self._attached |= dict.fromkeys(here, "underlay")
+        left = [i for i, program in self._attached.items() if program == "underlay" and i not in here] if here else ()
+        for index in left:
+            self.kernel.detach(index)
+            del self._attached[index]
+            self._secured.discard(index)
+        if here:
+            self._warnings += off
+        else:
+            problems += off
 
     def sweep(self) -> None:
         """Let the datapath forget what is old, and have the kernel know its neighbours: copies of a broadcast cannot
@@ -444,17 +457,28 @@ class Agent:
 
     def ports(self) -> dict[str, dict[str, Any]]:
         """What the controller is told of each local port, by its id: where it hangs, and what was dropped by reason."""
+        drops = self.kernel.drops()
+        said = (self._ends, self.slots, drops)
+        if all(new is old for new, old in zip(said[:2], self._said[:2], strict=True)) and drops == self._said[2]:
+            return cast("dict[str, dict[str, Any]]", self._said[3])
         ports: dict[str, dict[str, Any]] = {
             str(port): {"interface": end.name, **self.workloads.told(port), "drops": {}}
             for port, end in self._ends.items()
         }
-        of = self.slots.ids("port")
-        for (slot, reason), packets in self.kernel.drops().items():
+        of = self._port_of()
+        for (slot, reason), packets in drops.items():
             # Slot 0: came in before its port was known, or from the wire for nobody here.
             port = ports.setdefault(str(of.get(slot, 0)), {"drops": {}})
             name = NAMES.get(reason, str(reason))
             port["drops"][name] = port["drops"].get(name, 0) + packets
+        self._said = (*said, ports)
         return ports
+
+    def _port_of(self) -> dict[int, int]:
+        """Slot -> port id, worked out once for all the ports that there are."""
+        if self._ids is None or self._ids[0] is not self.slots:
+            self._ids = self.slots, self.slots.ids("port")
+        return self._ids[1]
 
     def _underlay(self, world: World, problems: list[str]) -> int:
         """The ifindex of the NIC, or the first of them; 0 when there is none.
@@ -490,3 +514,4 @@ class Agent:
             self.workloads.release(index)
             self.kernel.detach(index)
             del self._attached[index]
+            self._secured.discard(index)

@@ -538,7 +538,7 @@ class Kernel:
         mine |= {name: table.fd for name, table in self._maps.items()}
         mine |= {name: program.fd for name, program in self._programs.items()}
         try:
-            there = {path.name for path in self.folder.iterdir()}
+            there = set(os.listdir(self.folder))  # noqa: PTH208 - of ten thousand
         except FileNotFoundError:
             there = set()
             mount(self.folder.parent)
