@@ -449,15 +449,6 @@ def _configure(attachment: Attachment, inside: str) -> list[str]:
     """
     wanted = attachment.settings
     changed = []
-    if links.set_sysctls(
-        {
-            f"net/ipv6/conf/{inside}/accept_ra": 0,  # gateways and addresses come from us
-            f"net/ipv6/conf/{inside}/autoconf": 0,
-            f"net/ipv6/conf/{inside}/accept_dad": 0,  # the source guard already makes addresses unique
-            f"net/ipv6/conf/{inside}/router_solicitations": 0,
-        }
-    ):
-        changed.append(f"sysctls of {inside}")
     mac = links.mac_text(wanted.mac)
     with links.netlink() as ipr:
         if attachment.attach is None:
@@ -472,6 +463,16 @@ def _configure(attachment: Attachment, inside: str) -> list[str]:
         if link.mtu != wanted.mtu:
             ipr.link("set", index=link.index, mtu=wanted.mtu)
             changed.append(f"MTU of {inside}")
+        # Behind the MTU: below 1280 bytes there is no IPv6, and when it comes back it knows nothing of this.
+        if links.set_sysctls(
+            {
+                f"net/ipv6/conf/{inside}/accept_ra": 0,  # gateways and addresses come from us
+                f"net/ipv6/conf/{inside}/autoconf": 0,
+                f"net/ipv6/conf/{inside}/accept_dad": 0,  # the source guard already makes addresses unique
+                f"net/ipv6/conf/{inside}/router_solicitations": 0,
+            }
+        ):
+            changed.append(f"sysctls of {inside}")
         if links.set_addresses(ipr, link.index, wanted.addresses):
             changed.append(f"addresses of {inside}")
         if not link.up or link.mac != mac:
