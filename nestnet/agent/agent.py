@@ -30,7 +30,7 @@ from nestnet.agent.metrics import Measured, serve
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Bump, Epoch, diff
 from nestnet.compile.slots import Slots, assign, slots_of
-from nestnet.compile.tables import Tables
+from nestnet.compile.tables import TABLES, Tables
 from nestnet.model.errors import NestnetError
 from nestnet.model.reasons import NAMES
 from nestnet.model.values import World
@@ -328,9 +328,6 @@ class Agent:
         """The tables, where anything is another than before."""
         known = {port: end.index for port, end in self._ends.items()}
         ready = {port: end.index for port, end in ends.items()}
-        if world is self._world:
-            for port in sorted(port for port in ready if known.get(port, ready[port]) != ready[port]):
-                self.workloads.repaired.append((port, "its link had gone, it has a new one"))
         if world is not self._world or ready != known or self._failed or nic != self._nic:
             slots = assign(self.slots, world)
             tables = compile(world, self.machine, ready, nic, slots)
@@ -346,10 +343,11 @@ class Agent:
             return False
         self._checked = now
         if pins := self.kernel.pinned_again():
-            self.notice("repaired", f"{pins} pins had gone from {self.kernel.folder}, they are back")
+            self.notice("repaired", f"pins were missing in {self.kernel.folder}, and are back: {pins}")
         if drifted := self.kernel.drifted(self.have):
             self.kernel.restore(self.have)
-            self.notice("repaired", f"somebody had written to {', '.join(drifted)}: all is as it should be again")
+            what = "every table" if len(drifted) >= len(TABLES) else ", ".join(drifted)
+            self.notice("repaired", f"somebody had written to {what}: all is as it should be again")
         return True
 
     def _repaired(self) -> None:

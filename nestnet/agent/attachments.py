@@ -104,7 +104,13 @@ class Workloads:
     _doubted: set[int] = field(default_factory=set)  # ports to look at again
     _opened: set[int] = field(default_factory=set)  # ifindexes
     _looked_up: int = 0  # of the ports whose namespaces are looked up in turn, how many were
-    _done: tuple[Mapping[int, Attachment], dict[int, links.Link]] | None = None  # the last turn, if nothing was left
+    _done: dict[int, links.Link] | None = (
+        None  # what the last turn returned, if nothing was left and has happened since
+    )
+    _want: Mapping[int, Attachment] | None = (
+        None  # what was wanted then, and since it is, on which ifindexes ports were
+    )
+    _known: dict[int, int] = field(default_factory=dict)
 
     def namespace(self, attachment: Attachment) -> str:
         """The name of the namespace of a port's workload, which is on no tap."""
@@ -132,8 +138,8 @@ class Workloads:
         to do about it: the others are made."""
         self._hear()
         self._look_up()
-        if self._done is not None and self._done[0] is want and not self._doubted:
-            return self._done[1], {}
+        if self._done is not None and self._want is want and not self._doubted:
+            return self._done, {}
         doubted = set(sorted(self._doubted & want.keys())[:LOOKS])
         self._doubted -= doubted | (self._doubted - want.keys())
         for port in doubted:
@@ -167,7 +173,12 @@ class Workloads:
             except OSError as error:
                 self.made.pop(port, None)
                 failed[port] = f"{error.filename or self._where(attachment)}: {error.strerror or error}"
-        self._done = None if failed else (want, ready)
+        known = self._known if self._want is want else {}
+        for port, link in ready.items():
+            if known.get(port, link.index) != link.index:
+                self.repaired.append((port, "its link had gone, it has a new one"))
+        self._want, self._known = want, {**known, **{port: link.index for port, link in ready.items()}}
+        self._done = None if failed else ready
         return ready, failed
 
     # ---- what others did
