@@ -581,9 +581,12 @@ class Kernel:
                 with contextlib.suppress(Conflict):
                     lock = _locked(folder)
                     try:
-                        remove(folder)
+                        # In one step, for who goes back to that layout must find all of it or nothing.
+                        folder.rename(folder.with_name(f"left_{folder.name}"))
                     finally:
                         os.close(lock)
+        for folder in self.folder.parent.glob("left_v*"):
+            remove(folder)
 
     # ---- what the programs remember and count
 
