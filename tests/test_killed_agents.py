@@ -419,3 +419,46 @@ def _settled(agents: Agents, machine: str) -> bool:
         return agents.hooks(machine, settled=True) > 0
     except AssertionError:
         return False
+
+
+def test_an_agent_that_was_stopped_is_late_and_no_more(agents: Agents, versions: dict[str, Path]) -> None:
+    """While it stands, others decide other things, and somebody starts a second one, which is refused. Then it becomes
+    what is wanted now, and nothing of what was wanted meanwhile."""
+    lab, m1 = agents.lab, "m1"
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(lab.controller))
+        base = dict(NET["networks"]["n"])
+        reached(agents, m1, int(client.apply({"apiVersion": "nestnet/v1", "networks": {"n": base}})["revision"]))
+        traffic = Traffic(lab)
+        stack.callback(traffic.kill)
+        os.kill(agents.pids[m1], signal.SIGSTOP)
+        stack.callback(os.kill, agents.pids[m1], signal.SIGCONT)
+        stopped = time.monotonic()
+        meanwhile = {**base, "ports": base["ports"] | {"meanwhile": {"segment": "s", "host": m1}}}
+        first = int(client.apply({"apiVersion": "nestnet/v1", "networks": {"n": meanwhile}})["revision"])
+        second = [sys.executable, "-c", SECOND, str(lab.pins / m1)]
+        refused = subprocess.run(second, env=_environment(ROOT), stderr=subprocess.PIPE, text=True, check=False)
+        assert "another process writes the datapath" in refused.stderr
+        row = client.get("port", "n/meanwhile")["row"]
+        now = {**base, "ports": base["ports"] | {"late": {"segment": "s", "host": m1}}}
+        last = int(client.apply({"apiVersion": "nestnet/v1", "networks": {"n": now}})["revision"])
+        threading.Event().wait(max(0.0, STOP - (time.monotonic() - stopped)))
+        assert realised(lab, m1) < first
+        os.kill(agents.pids[m1], signal.SIGCONT)
+        begin = time.monotonic()
+        reached(agents, m1, last)
+        took = time.monotonic() - begin
+        assert realised(lab, m1) == last
+        assert not netns.exists(lab.workload(row))
+        assert netns.exists(lab.workload(client.get("port", "n/late")["row"]))
+        agents.hooks(m1, settled=True)
+        figures, gaps = traffic.end()
+    print(json.dumps({"stopped": STOP, "late by": round(took, 2), **figures}))
+    assert figures["allowed lost"] == 0, gaps
+    assert figures["forbidden delivered"] == 0
+    assert took < 10
+
+
+SECOND = (
+    "import sys; from pathlib import Path; from nestnet.datapath.kernel import Kernel; Kernel.open(Path(sys.argv[1]))"
+)
