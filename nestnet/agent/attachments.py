@@ -101,7 +101,7 @@ class Workloads:
     repaired: list[tuple[int, str]] = field(default_factory=list)  # by port: what was not as it should have been
     _monitor: Monitor | None = None
     _there: dict[int, links.Link] = field(default_factory=dict)  # every link here, by ifindex
-    _doubted: set[int] = field(default_factory=set)  # ports to look at again
+    _doubted: dict[int, None] = field(default_factory=dict)  # ports to look at again, the longest waiting first
     _opened: set[int] = field(default_factory=set)  # ifindexes
     _looked_up: int = 0  # of the ports whose namespaces are looked up in turn, how many were
     _done: dict[int, links.Link] | None = (
@@ -140,8 +140,9 @@ class Workloads:
         self._look_up()
         if self._done is not None and self._want is want and not self._doubted:
             return self._done, {}
-        doubted = set(sorted(self._doubted & want.keys())[:LOOKS])
-        self._doubted -= doubted | (self._doubted - want.keys())
+        waiting = [port for port in self._doubted if port in want]
+        doubted = set(waiting[:LOOKS])
+        self._doubted = dict.fromkeys(waiting[LOOKS:])
         for port in doubted:
             self._name(port)
         have = _ends(self._there.values())
@@ -204,7 +205,7 @@ class Workloads:
                         if (link := links.at(ipr, index)) is not None:
                             self._there[index] = link
         self._doubted |= {
-            port
+            port: None
             for port, made in self.made.items()
             if heard.everything or made.end.index in heard.links or made.end.namespace in heard.namespaces
         }
@@ -218,7 +219,7 @@ class Workloads:
         for port in ports[self._looked_up : self._looked_up + some]:
             made = self.made[port]
             if made.attachment.tap is None and _inode(self.namespace(made.attachment)) != made.where:
-                self._doubted.add(port)
+                self._doubted[port] = None
         self._looked_up += some
 
     def _name(self, port: int) -> None:
@@ -314,7 +315,9 @@ class Workloads:
             # What is not ours may have been deleted, and made again, under the same name.
             where = _inode_of(name)
             end, inside, changed = self._veth(attachment, name, end)
-        changed += netns.run_in(netns.path(name), lambda: _configure(attachment, inside))
+        # What a workload gave itself since stays.
+        exactly = made is None or made.attachment != attachment
+        changed += netns.run_in(netns.path(name), lambda: _configure(attachment, inside, exactly))
         if changed and made is not None and made[:2] == (attachment, where) and made.end.index == end.index:
             self.repaired.append((attachment.port, f"{', '.join(changed)} had changed"))
         self.made[attachment.port] = Made(attachment, where, end, inside)
@@ -452,9 +455,9 @@ def _clear() -> None:
             links.remove(ipr, link.index)
 
 
-def _configure(attachment: Attachment, inside: str) -> list[str]:
-    """Inside: MAC, MTU, addresses and default routes of the interface; and in a namespace of ours, loopback up. Returns
-    what was otherwise.
+def _configure(attachment: Attachment, inside: str, exactly: bool) -> list[str]:
+    """Inside: MAC, MTU, addresses (`exactly` these) and default routes of the interface; and in a namespace of ours,
+    loopback up. Returns what was otherwise.
 
     In one that was there before, a default route that leads out of another interface stays the only one of its family.
     """
@@ -484,7 +487,7 @@ def _configure(attachment: Attachment, inside: str) -> list[str]:
             }
         ):
             changed.append(f"sysctls of {inside}")
-        if links.set_addresses(ipr, link.index, wanted.addresses):
+        if links.set_addresses(ipr, link.index, wanted.addresses, exactly):
             changed.append(f"addresses of {inside}")
         if not link.up or link.mac != mac:
             ipr.link("set", index=link.index, state="up")

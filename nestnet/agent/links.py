@@ -249,15 +249,16 @@ def with_address(ipr: IPRoute, address: Address) -> int | None:
     return None
 
 
-def set_addresses(ipr: IPRoute, index: int, wanted: Sequence[Interface]) -> bool:
-    """Give an interface exactly these addresses. True when that was a change."""
+def set_addresses(ipr: IPRoute, index: int, wanted: Sequence[Interface], exactly: bool = True) -> bool:
+    """Give an interface these addresses, and `exactly` these. True when that was a change."""
     have = addresses(ipr, index)
-    for gone in have - set(wanted):
+    left = have - set(wanted) if exactly else set()
+    for gone in left:
         ipr.addr("del", index=index, address=str(gone.ip), prefixlen=gone.network.prefixlen)
-    for new in wanted:
-        if new not in have:
-            add_address(ipr, index, new)
-    return have != set(wanted)
+    missing = [new for new in wanted if new not in have]
+    for new in missing:
+        add_address(ipr, index, new)
+    return bool(left or missing)
 
 
 def add_address(ipr: IPRoute, index: int, new: Interface) -> None:

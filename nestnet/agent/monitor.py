@@ -10,14 +10,13 @@ From a shell: `ip monitor all-nsid link address route netconf`.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 import struct
 from typing import NamedTuple
 
 ROOM = 1 << 22  # bytes of messages that wait for the next turn
-READ = 5000  # messages in one turn
+READ, LEFT = 5000, 20000  # messages that are read in one turn, and of those behind them that are thrown away
 
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_LISTEN_ALL_NSID = 270, 1, 8  # <linux/netlink.h>
 SO_RCVBUFFORCE = 33
@@ -71,10 +70,15 @@ class Monitor:
                     break
             else:
                 links.update(_links(data))
-        # What is left is as good as heard, if it came before now.
-        with contextlib.suppress(OSError):
-            for _ in range(READ):
+        # What is left is as good as heard. There may be no end of it.
+        for _ in range(LEFT):
+            try:
                 self._socket.recv(1)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
         return Heard(everything=True)
 
 
