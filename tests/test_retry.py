@@ -17,7 +17,7 @@ from sqlalchemy import text as sql
 from test_api import Controller, manifest, network, raw
 
 from nestnet.api.asked import Rates
-from nestnet.api.client import Client
+from nestnet.api.client import Client, Credentials
 from nestnet.model.errors import Conflict, Exhausted, Invalid, NestnetError, NotFound, Stale, TooFast, Unreachable
 from nestnet.model.exposition import Family, text
 from nestnet.store import Store, events
@@ -26,17 +26,9 @@ from nestnet.store.database import Database
 RATED = """
 import sys; from pathlib import Path
 from nestnet.api import app, server
-from nestnet.api.asked import Rates, Who
+from nestnet.api.asked import Rates
 made = app.create_app
-def rated(store):
-    found = made(store, Rates(20, 3))
-    @found.middleware("http")
-    async def somebody(request, call):
-        if "acme" in request.headers:
-            request.state.who = Who("token:ci", "acme")
-        return await call(request)
-    return found
-server.create_app = rated
+server.create_app = lambda store, authority: made(store, authority, Rates(20, 3))
 server.serve(Path(sys.argv[1]), sys.argv[2])
 """
 FORGETFUL = """
@@ -433,13 +425,17 @@ def test_what_children_may_have_is_reserved(client: Client) -> None:
 
 def test_a_tenant_that_asks_too_often_waits(tmp_path: Path) -> None:
     with running(tmp_path, RATED) as controller, Client(controller.url) as client:
-        client._http.headers["acme"] = "yes"
+        with Client(controller.url) as operator:
+            operator.apply({**manifest(), "tenants": {"acme": {"quota": {"ports": 9}}}})
+            token = operator.make_token("ci", tenants={"acme": "owner"})["token"]
+            revision = operator.status()["revision"]
+        client.become(Credentials(token))
         answers = [raw(client, "GET", "/v1/status") for _ in range(8)]
         refused = [answer for answer in answers if answer.status_code == 429]
         assert refused
         assert refused[0].headers["retry-after"] == "1"
         assert refused[0].json()["code"] == "too_fast"
-        assert client.status()["revision"] == 0, "the client waits as long as it is told"
+        assert client.status()["revision"] == revision, "the client waits as long as it is told"
         client.patience = 0
         with pytest.raises(TooFast):
             list(iter(client.status, None))

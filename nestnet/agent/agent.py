@@ -13,7 +13,7 @@ import faulthandler
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -24,6 +24,7 @@ import numpy as np
 
 from nestnet.agent import links, underlay
 from nestnet.agent.attachments import Attachment, Workloads, wanted
+from nestnet.agent.credentials import Own, boot
 from nestnet.agent.feed import Desired, Feed
 from nestnet.agent.inquiries import Asker, Inquiries
 from nestnet.agent.metrics import Measured, serve
@@ -31,7 +32,7 @@ from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Bump, Epoch, diff
 from nestnet.compile.slots import Slots, assign, slots_of
 from nestnet.compile.tables import TABLES, Tables
-from nestnet.model.errors import NestnetError
+from nestnet.model.errors import NestnetError, Unreachable
 from nestnet.model.reasons import NAMES
 from nestnet.model.values import World
 
@@ -58,21 +59,36 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def run(machine: str, controller: str, pins: Path, workloads: str | None = None, metrics: str | None = None) -> None:
+def run(
+    machine: str,
+    controller: str,
+    pins: Path,
+    workloads: str | None = None,
+    metrics: str | None = None,
+    state: Path | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
     """Make this machine what `controller` wants `machine` to be, until SIGTERM or SIGINT.
 
     pins       folder in bpffs for programs, maps and links
     workloads  prefix of the namespaces that are made for local ports which name nothing; None: none are made
     metrics    where /metrics is answered, unix:PATH or http://127.0.0.1:PORT; None: nowhere
+    state      folder with who the machine is, for a controller over TLS (credentials.py)
+    ready      called when it has begun
     """
-    from nestnet.api.client import Client
+    from nestnet.api.client import ANONYMOUS, Client
     from nestnet.datapath.kernel import Kernel
 
+    own = Own(state, say) if state is not None else None
+    here = boot()
+
+    def connect(patience: float = 0) -> Client:
+        return Client(controller, patience=patience, credentials=own.credentials if own is not None else ANONYMOUS)
+
     # It never waits: what is reported late is reported better.
-    with Client(controller, patience=0) as client, Kernel.open(pins) as kernel:
-        own = client.get("machine", machine)
-        agent = Agent(int(own["row"]), kernel, Workloads(workloads), Inquiries(kernel, say))
-        feed = Feed(lambda token: Client(controller).feed(machine, token), say)
+    with connect() as client, Kernel.open(pins) as kernel:
+        agent = Agent(_row(client, machine), kernel, Workloads(workloads), Inquiries(kernel, say))
+        feed = Feed(lambda token: connect().feed(machine, token, here), say)
         stopped: list[int] = []
 
         def stop(number: int, _: object) -> None:
@@ -89,6 +105,7 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None,
         say(f"agent of {machine}")
         agent.notice("started", f"{machine}: its agent has started")
         reports = Reports(client, machine)
+        ready()
         desired = Desired()
         due = follow = 0.0  # monotonic seconds
         while not stopped:
@@ -111,12 +128,28 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None,
                     agent.sweep()
                     agent.measure()
                     reports.turn(agent)
+                if own is not None:
+                    own.renew(client, machine)
             if watch.interest != (interest := agent.interest):
                 watch.interest = interest
                 watch.moved.set()  # what it was not interested in may have happened since it was looked at
         watch.close()
         agent.inquiries.close()
         say("ended; the datapath stays")
+
+
+def _row(client: Client, machine: str) -> int:
+    """The machine's number. Waits for a controller that does not answer: traffic goes on, and of all that starts the
+    machine may be first."""
+    problem = None
+    while True:
+        try:
+            return int(client.get("machine", machine)["row"])
+        except Unreachable as error:
+            if str(error) != problem:
+                problem = str(error)
+                say(f"{problem}; the datapath stays as it is")
+            time.sleep(AGAIN * 5)  # the pace of asking
 
 
 class Reports:

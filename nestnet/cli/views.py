@@ -8,7 +8,7 @@ from nestnet.cli import output as out
 from nestnet.cli.find import Target, target
 from nestnet.cli.formats import Format
 from nestnet.cli.kinds import singular
-from nestnet.model.errors import NestnetError
+from nestnet.model.errors import NestnetError, NotFound, Usage
 
 if TYPE_CHECKING:
     from nestnet.cli.traces import Places
@@ -18,7 +18,12 @@ def get(kind: str, path: str | None, network: str | None, lab: str | None, outpu
     """List the objects of a kind, or show one."""
     kind = singular(kind)
     with target(lab).client() as client:
-        if path is not None:
+        if kind == "token":
+            found = [one for one in client.tokens() if path in (None, one["name"])]
+            if path is not None and not found:
+                raise NotFound(f"token {path}")
+            out.resources(kind, found, output, single=path is not None)
+        elif path is not None:
             out.resources(kind, [client.get(kind, path)], output, single=True)
         else:
             out.resources(kind, list(client.list(kind, network=network)), output)
@@ -26,8 +31,11 @@ def get(kind: str, path: str | None, network: str | None, lab: str | None, outpu
 
 def describe(kind: str, path: str, lab: str | None) -> None:
     """Show everything about one object."""
+    kind = singular(kind)
+    if kind == "token":
+        raise Usage("a token has no more to show: `nestnet get token NAME -o yaml`")
     with target(lab).client() as client:
-        out.described(client.get(singular(kind), path))
+        out.described(client.get(kind, path))
 
 
 def trace(port: str, to: str, protocol: str, number: int | None, lab: str | None, output: Format) -> None:

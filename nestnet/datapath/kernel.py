@@ -92,12 +92,13 @@ class Capacity:
 
     networks: int = 4096
     segments: int = 8192
-    routers: int = 4096
+    routers: int = 16384
     ports: int = 16384
     hosts: int = 16384
     machines: int = 4096
     addresses: int = 65536  # MACs, and addresses and prefixes that have an owner
-    routes: int = 65536
+    routes: int = 262144
+    hops: int = 524288  # links that begin the ways of routes: the 65536 routes of one network may have 300,000
     members: int = 131072  # of lists: hosts of segments, ports of segments, classes of ports
     prefixes: int = 65536  # CIDRs and services in policies
     rules: int = 262144
@@ -123,8 +124,8 @@ class Capacity:
             "mac": self.addresses,
             "owner": self.addresses,
             "route": self.routes,
-            "hop": self.routes,
-            "face": self.routes,
+            "hop": self.hops,
+            "face": self.addresses,
             "flood": self.members,
             "local": self.members,
             "peer": self.members,

@@ -7,13 +7,15 @@ address?
 An answer would prove nothing: another port may have the same address, or the sender itself. So the only witness is
 a packet socket in the namespace of `to`, on frames that come in. What is sent goes through the sender's own stack
 (routes, ARP, ND): an ICMP echo request, a UDP datagram, or the SYN of a TCP connection, with the nonce as payload.
-All checks run at once, so a hundred take as long as one.
+2,000 checks run at once, so a hundred take as long as one.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import resource
 import select
 import socket
 import struct
@@ -30,8 +32,11 @@ from nestnet.model.values import Address
 PATIENCE = 2.0  # seconds until what has not arrived is taken as denied
 SENDING = (0.0, 0.1, 0.3, 0.7, 1.3)  # seconds after the start: the first may wait for ARP or ND, one may be lost
 NONCE = 16  # bytes
+AT_ONCE = 2000  # probes: they are sent in a fraction of PATIENCE, and each has a socket
 
 ETH_P_ALL = 0x0003  # <linux/if_ether.h>
+SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
+ROOM = AT_ONCE * 4096  # bytes of a socket's buffer: all may be for one workload, and are read when all are sent
 PACKET_OUTGOING = 4  # <linux/if_packet.h>
 ECHO = {4: 8, 6: 128}  # RFC 792, RFC 4443
 SYN = 0x02
@@ -126,13 +131,36 @@ def checksum(data: bytes) -> int:
 
 
 def run(probes: Sequence[Probe], patience: float = PATIENCE) -> list[Seen]:
-    """Send all probes at once and wait for them: until each has arrived, at most `patience` seconds."""
-    flights = [_Flight(probe) for probe in probes]
+    """Send the probes, AT_ONCE at a time, and wait for them: until each has arrived, at most `patience` seconds."""
+    targets = {probe.target for probe in probes}
+    _allow(len(targets) + AT_ONCE + 100)
     watchers: dict[int, tuple[socket.socket, Witness]] = {}
     try:
-        for target in {probe.target for probe in probes}:
+        for target in targets:
             watcher = netns.run_in(target.namespace, partial(_watch, target.interface))
             watchers[watcher.fileno()] = (watcher, target)
+        flights = [_Flight(probe) for probe in probes]
+        for first in range(0, len(flights), AT_ONCE):
+            _send(flights[first : first + AT_ONCE], watchers, patience)
+    finally:
+        for watcher, _ in watchers.values():
+            watcher.close()
+    return [
+        Seen(f.seen is not None, round((f.seen - f.first) * 1000, 1) if f.seen is not None else None, f.error)
+        for f in flights
+    ]
+
+
+def _allow(files: int) -> None:
+    """So many may be open: a shell's limit is often 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        most = hard if hard == resource.RLIM_INFINITY else max(hard, files)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+
+
+def _send(flights: list[_Flight], watchers: dict[int, tuple[socket.socket, Witness]], patience: float) -> None:
+    try:
         for flight in flights:
             try:
                 flight.sender = netns.run_in(flight.probe.source, lambda f=flight: _sender(f))  # type: ignore[misc]
@@ -140,15 +168,9 @@ def run(probes: Sequence[Probe], patience: float = PATIENCE) -> list[Seen]:
                 flight.error = error.strerror or str(error)  # no route to it
         _fly(flights, watchers, patience)
     finally:
-        for watcher, _ in watchers.values():
-            watcher.close()
         for flight in flights:
             if flight.sender is not None:
                 flight.sender.close()
-    return [
-        Seen(f.seen is not None, round((f.seen - f.first) * 1000, 1) if f.seen is not None else None, f.error)
-        for f in flights
-    ]
 
 
 def _fly(flights: list[_Flight], watchers: dict[int, tuple[socket.socket, Witness]], patience: float) -> None:
@@ -205,6 +227,7 @@ def _quoted(frame: bytes) -> bool:
 def _watch(interface: str) -> socket.socket:
     """Where `to` is: a socket that gets a copy of every frame on its interface."""
     watcher = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    watcher.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
     watcher.bind((interface, ETH_P_ALL))
     watcher.setblocking(False)
     return watcher
@@ -225,9 +248,24 @@ def _sender(flight: _Flight) -> socket.socket:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # nobody reads answers
         sender.setblocking(False)
         if probe.protocol == "udp":
-            sender.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", flight.source_port))
+            _bind(sender, flight)
         sender.connect((str(probe.address), probe.port if probe.protocol == "udp" else 0))
     except OSError:
         sender.close()
         raise
     return sender
+
+
+def _bind(sender: socket.socket, flight: _Flight) -> None:
+    """To its source port, or to another one that nobody in this namespace has."""
+    anywhere = "::" if sender.family == socket.AF_INET6 else "0.0.0.0"
+    low, high = EPHEMERAL
+    first = flight.source_port
+    for flight.source_port in (*range(first, high + 1), *range(low, first)):
+        try:
+            sender.bind((anywhere, flight.source_port))
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, "no source port is free")

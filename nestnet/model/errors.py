@@ -7,6 +7,8 @@
     +- Ambiguous            exit 1, HTTP 400   a name that fits several things, with the candidates
     +- Conflict             exit 1, HTTP 409   something depends on it, or somebody was faster
     |  +- Exhausted         exit 1, HTTP 409   a number space, segment or quota is full
+    +- Unauthenticated      exit 1, HTTP 401   nobody knows who asks: no token, or none that counts
+    +- Forbidden            exit 1, HTTP 403   somebody who may not do this
     +- Stale                exit 1, HTTP 412   it has changed since it was looked at, with what changed
     +- TooFast              exit 1, HTTP 429   a tenant asks too often: come back after so many seconds
     +- NotRealised          exit 7, HTTP 504   not done by all machines before --timeout
@@ -98,6 +100,20 @@ class Exhausted(Conflict):
     def __init__(self, message: str, code: str, limit: int) -> None:
         self.limit = limit
         super().__init__(message, code)
+
+
+class Unauthenticated(NestnetError):
+    status = 401
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "unauthenticated")
+
+
+class Forbidden(NestnetError):
+    status = 403
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "forbidden")
 
 
 class Stale(NestnetError):

@@ -70,9 +70,20 @@ def _renew(copy: Connection, live: Connection, confirmed: bool, who: str) -> int
     for row in copy.execute(select(tables.counter)).all():
         last = max(row.last, given.get(row.kind, 0)) + AHEAD
         copy.execute(update(tables.counter).where(c.kind == row.kind).values(last=last))
+    if copy.scalar(select(tables.store.c.key)) == live.scalar(select(tables.store.c.key)):
+        _keep_out(copy, live)
+    copy.execute(delete(tables.join_token))
     numbers.hold_back(copy, HELD_BACK, n)
     events.audited(copy, who, "restored", n, f"restored from a backup made at revision {was}")
     return n
+
+
+def _keep_out(copy: Connection, live: Connection) -> None:
+    """Whoever was kept out since the backup stays out: a restore gives nobody back what was taken from them."""
+    t, m = tables.token, tables.machine
+    copy.execute(delete(t).where(t.c.digest.not_in(live.scalars(select(t.c.digest)).all())))
+    for row in live.execute(select(m.c.id, m.c.joins, m.c.fenced)):
+        copy.execute(update(m).where(m.c.id == row.id).values(joins=row.joins, fenced=row.fenced))
 
 
 def _judge(file: Path) -> None:

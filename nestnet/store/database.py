@@ -54,6 +54,8 @@ class Database:
 
     def __init__(self, path: Path, vnis: int) -> None:
         self.path = path
+        path.touch(0o600)  # It has keys. What SQLite puts beside it is as private.
+        path.chmod(0o600)
         self.engine = open_engine(path)
         self._writer = threading.Lock()
         self._waiting: deque[_Turn[Any]] = deque()

@@ -17,6 +17,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from nestnet.model.errors import Conflict
 from nestnet.store import tables
+from nestnet.store.scope import EVERYTHING, Scope
 
 KEPT_ANSWERS = 24 * 3600  # Seconds for which a repeated request gets its first answer.
 
@@ -29,12 +30,14 @@ class Asked:
     tenant  whose idempotency keys these are; '': the operator's
     key     the idempotency key, if there is one
     etags   the change is refused (Stale) unless the object has one of these ('*': any); None: as it is now
+    scope   what they may see and change
     """
 
     who: str = ""
     tenant: str = ""
     key: str | None = None
     etags: tuple[str, ...] | None = None
+    scope: Scope = EVERYTHING
 
 
 def digest(request: Any) -> str:

@@ -49,7 +49,7 @@ OWN_REVISION: dict[str, Table] = {
     "machine": tables.machine,
     "tenant": tables.tenant,
 }
-NOTHING_WAS = {"was_machine": None, "was_port": None, "was_carrier": None}
+NOTHING_WAS = {"was_machine": None, "was_port": None, "was_carrier": None, "was_tenant": None}
 
 
 def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], tenants: Sequence[TenantWish] = ()) -> int:
@@ -378,6 +378,7 @@ def _change_row(network: int, kind: str, id: int, old: Row | None, carriers: dic
         "was_machine": was if on_wire else None,
         "was_port": None if on_wire else was,
         "was_carrier": old.carrier if isinstance(old, NetworkRow) else None,
+        "was_tenant": old.tenant if isinstance(old, NetworkRow) else None,
     }
 
 
