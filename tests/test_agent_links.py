@@ -187,6 +187,28 @@ def test_a_change_is_made_in_place_and_what_is_not_wanted_goes(prefix: str, mach
 
 
 @pytest.mark.root
+def test_what_is_more_than_can_be_heard_is_everything(prefix: str, machine: Path) -> None:
+    """Who has root in a workload's namespace can make as much noise there as he likes."""
+    workloads = Workloads(f"{prefix}.port.")
+    want = wanted(WORLD, 1)
+
+    def settle() -> None:
+        while workloads.prepare(want)[0] is not workloads.prepare(want)[0]:
+            pass
+        workloads.repaired.clear()
+
+    netns.run_in(machine, settle)
+    noise = "address add 10.77.0.1/32 dev eth0\naddress del 10.77.0.1/32 dev eth0\n" * 5000
+    subprocess.run(["ip", "-n", f"{prefix}.port.40", "-batch", "-"], input=noise, text=True, check=True)
+    inside(netns.path(f"{prefix}.port.42"), "ip", "link", "set", "eth0", "mtu", "1400")
+    assert netns.run_in(machine, workloads._monitor.take).everything  # type: ignore[union-attr]
+    assert not netns.run_in(machine, workloads._monitor.take)  # type: ignore[union-attr]
+    subprocess.run(["ip", "-n", f"{prefix}.port.40", "-batch", "-"], input=noise, text=True, check=True)
+    netns.run_in(machine, lambda: workloads.prepare(want))
+    assert workloads.repaired == [(42, "MTU of eth0 had changed")]
+
+
+@pytest.mark.root
 def test_a_port_that_moves_takes_its_namespace_along(prefix: str, machine: Path) -> None:
     other = netns.create(f"{prefix}.n")
     here, there = Workloads(f"{prefix}.port."), Workloads(f"{prefix}.port.")
