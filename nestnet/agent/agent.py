@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -122,23 +123,28 @@ class Reports:
         self._machine = machine
         self._said: tuple[int, list[str], dict[str, Any]] | None = None
         self._at = self._whole_at = 0.0
+        self._events: list[tuple[str, str]] = []  # On their way, with one key until they are known to have arrived.
+        self._key = ""
 
     def turn(self, agent: Agent) -> None:
         """Report if there is a reason to."""
         now = time.monotonic()
         ports, problems = agent.ports(), [*([agent.held] if agent.held else []), *agent.problems]
         said = (agent.realised, problems, ports)
-        if said == self._said and not agent.noticed and now - self._at < HEARTBEAT:
+        if not self._events and agent.noticed:
+            self._events, self._key = list(agent.noticed), uuid4().hex
+            agent.noticed.clear()
+        if said == self._said and not self._events and now - self._at < HEARTBEAT:
             return
         whole = self._said is None or ports != self._said[2] or now - self._whole_at > WHOLE
-        events = list(agent.noticed)
+        told = ports if whole else None
         try:
-            self._client.report(self._machine, agent.realised, problems, ports if whole else None, events)
+            self._client.report(self._machine, agent.realised, problems, told, self._events, key=self._key or None)
         except NestnetError as error:
             say(f"report: {error}")  # the next one says the same, and more
             self._said = None
             return
-        del agent.noticed[: len(events)]
+        self._events, self._key = [], ""
         self._said, self._at, self._whole_at = said, now, now if whole else self._whole_at
 
 

@@ -227,10 +227,10 @@ def _verbs(store: Store) -> APIRouter:
         return await run_in_threadpool(store.join, *spec, asked=how)
 
     @routes.put("/machines/{reference}/status", status_code=204, tags=["machines"])
-    def report(reference: str, said: shapes.Report) -> None:
-        """What an agent says of its machine."""
+    def report(reference: str, said: shapes.Report, how: Annotated[Asked, Depends(keyed)]) -> None:
+        """What an agent says of its machine. Events are written once for a key; all else may be said any often."""
         events = [(event.kind, event.text) for event in said.events]
-        store.report(reference, said.revision, said.problems, said.ports, events)
+        store.report(reference, said.revision, said.problems, said.ports, events, how)
 
     @routes.get("/status", response_model=shapes.Status, tags=["machines"])
     def status() -> dict[str, Any]:

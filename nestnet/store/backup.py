@@ -47,8 +47,9 @@ def restore(database: Database, file: Path, confirmed: bool, who: str) -> int:
             raise _invalid("it was made by a newer version of nestnet: restore it with that one") from None
         with database.alone():  # Nothing may be acknowledged any more that the copy does not have.
             aside = database.path.with_name(f"{database.path.name}.before-restore")
-            aside.unlink(missing_ok=True)
-            write(database, aside)
+            before = file.with_name("before")
+            write(database, before)
+            before.replace(aside)  # Whole, or not there yet.
             with database.read() as live, engine.connect() as copy, copy.begin():
                 n = _renew(copy, live, confirmed, who)
             engine.dispose()
