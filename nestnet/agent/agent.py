@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 HELD = 0.2  # of the ports that a machine knows: a store that is another than before removes no more unasked
 HEARTBEAT = 5.0  # seconds between two reports when there is nothing new
+ANSWER = 3.0  # seconds for an answer of the controller
 WHOLE = 60.0  # seconds between two reports that say everything again
 STORM, STORM_PAUSE = 1000.0, 60.0  # packets a second dropped for one reason that are told, and how often at most
 NOTICED = 100  # events that wait for the controller
@@ -64,8 +65,8 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None,
     from nestnet.api.client import Client
     from nestnet.datapath.kernel import Kernel
 
-    # It never waits: what is reported late is reported better.
-    with Client(controller, patience=0) as client, Kernel.open(pins) as kernel:
+    # It hardly waits: what is reported late is reported better, and the machine needs its agent meanwhile.
+    with Client(controller, timeout=ANSWER, patience=0) as client, Kernel.open(pins) as kernel:
         own = client.get("machine", machine)
         agent = Agent(int(own["row"]), kernel, Workloads(workloads), Inquiries(kernel, say))
         feed = Feed(lambda token: Client(controller).feed(machine, token), say)
@@ -106,7 +107,8 @@ def run(machine: str, controller: str, pins: Path, workloads: str | None = None,
                     agent.converge(desired)
                     agent.sweep()
                     agent.measure()
-                    reports.turn(agent)
+                    if feed.problem is None:  # else nobody would hear it
+                        reports.turn(agent)
             if watch.interest != (interest := agent.interest):
                 watch.interest = interest
                 watch.moved.set()  # what it was not interested in may have happened since it was looked at
