@@ -16,6 +16,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import pairwise
@@ -30,7 +31,6 @@ SEEN = (
     "unlink,unlinkat,rename,renameat,renameat2,link,linkat,mkdir,mkdirat,rmdir,chmod,fchmod,fchmodat,fchown,"
     "open,openat,close,flock,socket,bind,listen,accept4,connect,sendto,sendmsg,recvfrom,recvmsg,shutdown"
 )
-MORE = "read,pread64,fcntl,newfstatat,lseek,getdents64,epoll_ctl,epoll_wait,futex"  # What it does between.
 
 FORKING = """
 import asyncio, ctypes, gc, json, os, signal, sys, tempfile
@@ -143,12 +143,13 @@ class Served:
 
 
 class Strace:
-    """One thread of a process, watched."""
+    """One thread of a process, watched; with `inject` something is done to calls of it, as strace says it."""
 
-    def __init__(self, thread: int, calls: str, kill_at: int | None = None) -> None:
-        inject = [] if kill_at is None else ["-e", f"inject={calls}:signal=KILL:when={kill_at}"]
-        command = ["strace", "-p", str(thread), "-s", "0", "-e", "signal=none", "-e", f"trace={calls}", *inject]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    def __init__(self, thread: int, calls: str, inject: str | None = None) -> None:
+        more = [] if inject is None else ["-e", f"inject={calls}:{inject}"]
+        self._seen = tempfile.NamedTemporaryFile("r")  # noqa: SIM115
+        command = ["strace", "-p", str(thread), "-s", "0", "-e", "signal=none", "-e", f"trace={calls}", *more]
+        self._process = subprocess.Popen([*command, "-o", self._seen.name], stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         first = self._process.stderr.readline()
         assert " attached" in first, first + self._process.stderr.read()
@@ -156,8 +157,9 @@ class Strace:
     def end(self) -> list[str]:
         """The names of the calls that it saw, when it is taken away or what it watched is gone."""
         self._process.terminate()
-        _, said = self._process.communicate(timeout=20)
-        return re.findall(r"^(?:\[pid +\d+\] )?(\w+)\(", said, re.MULTILINE)
+        self._process.communicate(timeout=20)
+        with self._seen:
+            return re.findall(r"^(\w+)\(", self._seen.read(), re.MULTILINE)
 
 
 # What a store has
