@@ -136,9 +136,13 @@ class Served:
     def close(self) -> None:
         os.close(self._handle)
 
+    def workers(self) -> set[int]:
+        """The threads that do what routes say, when they have done something: one as long as one asks, but for what
+        the controller does by itself every few seconds."""
+        return {int(thread.name) for thread in Path(f"/proc/{self.pid}/task").iterdir()} - {self.pid}
+
     def worker(self) -> int:
-        """The thread that does what routes say, when it has done something: there is one, as long as one asks."""
-        (found,) = {int(thread.name) for thread in Path(f"/proc/{self.pid}/task").iterdir()} - {self.pid}
+        (found,) = self.workers()
         return found
 
 

@@ -46,6 +46,13 @@ from nestnet.store import write
 write.KEPT_REVISIONS = 3
 serve(Path(sys.argv[1]), sys.argv[2])
 """
+JUMPING = """
+import sys, time; from pathlib import Path
+real, ahead = time.time, Path(sys.argv[1]).with_name("ahead")
+time.time = lambda: real() + float(ahead.read_text())
+from nestnet.api.server import serve
+serve(Path(sys.argv[1]), sys.argv[2])
+"""
 
 
 @contextmanager
@@ -183,6 +190,38 @@ def test_a_key_belongs_to_one_request(client: Client) -> None:
     with pytest.raises(NotFound):
         client.delete("link", "k/none", key="again")
     client.delete("link", "k/ab", key="again")  # Only successes are kept.
+
+
+@pytest.mark.parametrize("years", [1, -1])
+def test_a_wall_clock_that_jumps_changes_nothing(tmp_path: Path, years: int) -> None:
+    ahead = tmp_path / "ahead"
+    ahead.write_text("0")
+    with running(tmp_path, JUMPING) as controller, Client(controller.url) as client, Client(controller.url) as follower:
+        client.join("m1", "192.0.2.1")
+        client.apply(manifest(k=LINKED))
+        feed = follower.feed("m1")
+        token = next(feed)["token"]
+        first = client.set_link("k/ab", False, key="key")
+        client.report("m1", first["revision"])
+        client.set_link("k/ab", True)
+        ahead.write_text(str(years * 365 * 86400))
+        assert client.set_link("k/ab", False, key="key") == first
+        assert client.get("link", "k/ab")["up"], "asked for before the jump, done before it, too"
+        assert client.set_link("k/ab", False)["revision"] == first["revision"] + 2
+        while next(feed)["revision"] < first["revision"] + 2:
+            pass
+        with Client(controller.url) as again:
+            assert not next(again.feed("m1", token)).get("snapshot"), "tokens hold"
+        client.report("m1", first["revision"] + 2)
+        (machine,) = client.status()["machines"]
+        assert 0 <= machine["reported"] < 60
+        controller.stop(signal.SIGKILL)
+        controller.start()
+        assert client.set_link("k/ab", False, key="key") == first
+        (machine,) = client.status()["machines"]
+        assert 0 <= machine["reported"] < 60
+        told = [line["event"]["text"] for line in client.events()]
+        assert not any("-" in text for text in told if "after it was stored" in text), told
 
 
 def test_a_restart_in_the_middle_is_only_a_pause(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from nestnet.model.exposition import CONTENT_TYPE, text
 from nestnet.model.manifest import Manifest, parse, read_address
 from nestnet.model.problems import join, moved
 from nestnet.model.values import Attach
+from nestnet.store.database import explained
 from nestnet.store.once import Asked
 from nestnet.store.read import IN_NETWORK
 from nestnet.store.store import Store
@@ -316,8 +317,7 @@ def _operating(store: Store) -> APIRouter:
         file = folder / "store.backup"
 
         def remove() -> None:
-            file.unlink(missing_ok=True)
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)  # A copy that failed has a journal, too.
 
         try:
             store.backup(file)
@@ -334,7 +334,7 @@ def _operating(store: Store) -> APIRouter:
         """Become what a backup is (the body), as a new store: tokens and ETags from before mean nothing any more."""
         with tempfile.TemporaryDirectory(prefix="nestnet-restore-", dir=store.folder) as folder:
             file = FilePath(folder) / "store.db"
-            with file.open("wb") as copy:
+            with explained(), file.open("wb") as copy:
                 async for chunk in request.stream():
                     await run_in_threadpool(copy.write, chunk)
             return {"revision": await run_in_threadpool(store.restore, file, force, Asked(who(request).name))}

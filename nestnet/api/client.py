@@ -31,6 +31,7 @@ import msgspec
 from nestnet.model.errors import (
     Ambiguous,
     Conflict,
+    DiskFull,
     Exhausted,
     Invalid,
     NestnetError,
@@ -335,6 +336,8 @@ def _error(response: httpx2.Response) -> NestnetError:
             error = Unreachable(detail)
         case 504:
             error = NotRealised(detail)
+        case 507:
+            error = DiskFull(detail)
         case _:
             error = NestnetError(detail, code)
     error.message = detail
