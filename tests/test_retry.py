@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -545,6 +549,37 @@ def test_reports_without_news_write_nothing(client: Client) -> None:
     assert commits() == before
     assert client.get("port", "quiet/p0")["attachment"] == {"interface": "p1", "drops": {"policy_denied": 19}}
     assert client.get("machine", "m1")["reported"] < 5
+
+
+def test_nobody_waits_for_who_reads_the_logs(tmp_path: Path) -> None:
+    """A pipe that is never read: it is full after 64 KiB."""
+    made = Controller(tmp_path)
+    command = [sys.executable, "-c", made.code, str(made.db), made.url]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+    assert process.stderr is not None
+    try:
+        assert b"listening" in process.stderr.readline()
+        with Client(made.url, timeout=10) as client:
+            client._answered = True
+            for _ in range(1000):
+                client.status()
+            fcntl.fcntl(process.stderr, fcntl.F_SETFL, os.O_NONBLOCK)
+            said = process.stderr.read()
+            client.status()
+            os.set_blocking(process.stderr.fileno(), True)
+            said += process.stderr.readline()
+        assert 60_000 < len(said) < 70_000
+        assert re.search(rb"^\d+ lines are missing here: nobody took them$", said, re.M)
+    finally:
+        process.kill()
+        process.communicate()
+    loud = "from nestnet.agent.agent import say\nfor _ in range(3000): say('x' * 100)\nprint('done')"
+    both = subprocess.Popen([sys.executable, "-c", loud], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert both.wait(30) == 0
+    finally:
+        both.kill()
+        both.communicate()
 
 
 # Metrics

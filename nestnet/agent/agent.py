@@ -10,6 +10,7 @@ When the agent ends, its machine's datapath stays as it is and forwards on.
 from __future__ import annotations
 
 import faulthandler
+import select
 import signal
 import sys
 import time
@@ -43,6 +44,7 @@ HEARTBEAT = 5.0  # seconds between two reports when there is nothing new
 ANSWER = 3.0  # seconds for an answer of the controller
 WHOLE = 60.0  # seconds between two reports that say everything again
 STORM, STORM_PAUSE = 1000.0, 60.0  # packets a second dropped for one reason that are told, and how often at most
+LINE = 2000  # characters of a line of the log: so much is taken at once, or not at all (PIPE_BUF)
 NOTICED = 100  # events that wait for the controller
 SWEEP = 2.0  # seconds between two looks at what the kernel has aged out, what drifted and what was dropped
 NEIGHBOURS = 20.0  # seconds; the kernel may forget a neighbour that is not used for 60
@@ -51,8 +53,9 @@ SHARE = 5  # one part in so many of its time is what a machine whose routes neve
 
 
 def say(text: str) -> None:
-    """One line of the agent's log."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    """One line of the agent's log, if somebody takes it: its machine must not wait for whoever reads logs."""
+    if select.select([], [sys.stderr], [], 0)[1]:
+        print(f"{time.strftime('%H:%M:%S')} {text[:LINE]}", file=sys.stderr, flush=True)
 
 
 def run(machine: str, controller: str, pins: Path, workloads: str | None = None, metrics: str | None = None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -29,6 +31,7 @@ from nestnet.api.asked import Peered
 from nestnet.model.errors import Conflict, Invalid, Problem
 from nestnet.store.store import Store
 
+LINE = 2000  # Characters of one entry of the log: so much is taken at once, or not at all (PIPE_BUF).
 GRACE = 5  # Seconds that requests get to finish after SIGTERM.
 
 log = logging.getLogger("nestnet.api")
@@ -145,9 +148,27 @@ def _loopback(listen: str) -> socket.socket:
     return listener
 
 
+class _Lossy(logging.StreamHandler[TextIO]):
+    """Leaves out what nobody takes, and counts it: who asks must not wait for whoever reads the log."""
+
+    lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not select.select([], [self.stream], [], 0)[1]:
+            self.lost += 1
+            return
+        if self.lost:
+            lost, self.lost = self.lost, 0
+            self.stream.write(f"{lost} lines are missing here: nobody took them\n")
+        super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record)[:LINE]
+
+
 def _log_plainly() -> None:
     """One line an event on stderr: time, level, what, key=value."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lossy(sys.stderr)
     formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
