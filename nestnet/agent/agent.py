@@ -10,6 +10,7 @@ When the agent ends, its machine's datapath stays as it is and forwards on.
 from __future__ import annotations
 
 import faulthandler
+import select
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 import numpy as np
 
@@ -42,8 +44,10 @@ if TYPE_CHECKING:
 
 HELD = 0.2  # of the ports that a machine knows: a store that is another than before removes no more unasked
 HEARTBEAT = 5.0  # seconds between two reports when there is nothing new
+ANSWER = 3.0  # seconds for an answer of the controller
 WHOLE = 60.0  # seconds between two reports that say everything again
 STORM, STORM_PAUSE = 1000.0, 60.0  # packets a second dropped for one reason that are told, and how often at most
+LINE = 2000  # characters of a line of the log: so much is taken at once, or not at all (PIPE_BUF)
 NOTICED = 100  # events that wait for the controller
 SWEEP = 2.0  # seconds between two looks at what the kernel has aged out, what drifted and what was dropped
 CHECK = 5.0  # seconds between two looks at all tables and pins: reading 10,000 ports takes 40 ms
@@ -55,8 +59,9 @@ SHARE = 5  # one part in so many of its time is what a machine whose routes neve
 
 
 def say(text: str) -> None:
-    """One line of the agent's log."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    """One line of the agent's log, if somebody takes it: its machine must not wait for whoever reads logs."""
+    if select.select([], [sys.stderr], [], 0)[1]:
+        print(f"{time.strftime('%H:%M:%S')} {text[:LINE]}", file=sys.stderr, flush=True)
 
 
 def run(
@@ -82,10 +87,11 @@ def run(
     own = Own(state, say) if state is not None else None
     here = boot()
 
-    def connect(patience: float = 0) -> Client:
-        return Client(controller, patience=patience, credentials=own.credentials if own is not None else ANONYMOUS)
+    def connect() -> Client:
+        # It hardly waits: what is reported late is reported better, and the machine needs its agent meanwhile.
+        credentials = own.credentials if own is not None else ANONYMOUS
+        return Client(controller, timeout=ANSWER, patience=0, credentials=credentials)
 
-    # It never waits: what is reported late is reported better.
     with connect() as client, Kernel.open(pins) as kernel:
         agent = Agent(_row(client, machine), kernel, Workloads(workloads), Inquiries(kernel, say))
         feed = Feed(lambda token: connect().feed(machine, token, here), say)
@@ -127,7 +133,8 @@ def run(
                     agent.converge(desired)
                     agent.sweep()
                     agent.measure()
-                    reports.turn(agent)
+                    if feed.problem is None:  # else nobody would hear it
+                        reports.turn(agent)
                 if own is not None:
                     own.renew(client, machine)
             if watch.interest != (interest := agent.interest):
@@ -160,23 +167,28 @@ class Reports:
         self._machine = machine
         self._said: tuple[int, list[str], dict[str, Any]] | None = None
         self._at = self._whole_at = 0.0
+        self._events: list[tuple[str, str]] = []  # On their way, with one key until they are known to have arrived.
+        self._key = ""
 
     def turn(self, agent: Agent) -> None:
         """Report if there is a reason to."""
         now = time.monotonic()
         ports, problems = agent.ports(), [*([agent.held] if agent.held else []), *agent.problems]
         said = (agent.realised, problems, ports)
-        if said == self._said and not agent.noticed and now - self._at < HEARTBEAT:
+        if not self._events and agent.noticed:
+            self._events, self._key = list(agent.noticed), uuid4().hex
+            agent.noticed.clear()
+        if said == self._said and not self._events and now - self._at < HEARTBEAT:
             return
         whole = self._said is None or ports != self._said[2] or now - self._whole_at > WHOLE
-        events = list(agent.noticed)
+        told = ports if whole else None
         try:
-            self._client.report(self._machine, agent.realised, problems, ports if whole else None, events)
+            self._client.report(self._machine, agent.realised, problems, told, self._events, key=self._key or None)
         except NestnetError as error:
             say(f"report: {error}")  # the next one says the same, and more
             self._said = None
             return
-        del agent.noticed[: len(events)]
+        self._events, self._key = [], ""
         self._said, self._at, self._whole_at = said, now, now if whole else self._whole_at
 
 

@@ -13,6 +13,7 @@ import fcntl
 import grp
 import logging
 import os
+import select
 import signal
 import socket
 import ssl
@@ -24,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -34,6 +36,7 @@ from nestnet.api.authority import LIFE, Authority, make_authority
 from nestnet.model.errors import Conflict, Invalid, Problem
 from nestnet.store.store import Store
 
+LINE = 2000  # Characters of one entry of the log: so much is taken at once, or not at all (PIPE_BUF).
 GRACE = 5  # Seconds that requests get to finish after SIGTERM.
 GONE = 20  # Seconds after which a peer that acknowledges nothing is gone.
 
@@ -241,9 +244,27 @@ def _tcp(listen: str) -> socket.socket:
     return listener
 
 
+class _Lossy(logging.StreamHandler[TextIO]):
+    """Leaves out what nobody takes, and counts it: who asks must not wait for whoever reads the log."""
+
+    lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not select.select([], [self.stream], [], 0)[1]:
+            self.lost += 1
+            return
+        if self.lost:
+            lost, self.lost = self.lost, 0
+            self.stream.write(f"{lost} lines are missing here: nobody took them\n")
+        super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record)[:LINE]
+
+
 def _log_plainly() -> None:
     """One line an event on stderr: time, level, what, key=value."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lossy(sys.stderr)
     formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
