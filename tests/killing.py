@@ -46,7 +46,7 @@ async def first(app):
     async def send(message): assert message.get("status", 200) == 200, message
     async with app.router.lifespan_context(app):
         asked = {"type": "http", "method": "GET", "path": "/v1/status", "query_string": b"", "headers": []}
-        await app({**asked, "state": {}, "scheme": "http", "http_version": "1.1", "root_path": ""}, receive, send)
+        await app({**asked, "state": {"uid": os.getuid()}, "scheme": "http", "http_version": "1.1", "root_path": ""}, receive, send)
 
 with tempfile.TemporaryDirectory() as folder:
     store = Store(Path(folder) / "store.db")
@@ -59,7 +59,7 @@ def opened(db):
     store.__init__(db)
     return store
 
-server.Store, server.create_app = opened, lambda _: app
+server.Store, server.create_app = opened, lambda _store, _authority: app
 gc.collect()
 gc.freeze()
 assert os.listdir("/proc/self/task") == [str(os.getpid())], "threads do not fork"
@@ -188,12 +188,15 @@ Dump = dict[str, list[tuple[Any, ...]]]
 
 
 def dump(file: Path) -> Dump:
-    """Every row of every table, and the tables; without times, and without the name of this life of the store."""
+    """Every row of every table, and the tables; without times, and without what is drawn at random by whichever start
+    comes first: the name of this life of the store, and its authority."""
     with opened(file) as connection:
         connection.execute("BEGIN")
         schema = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY type, name").fetchall()
         found: Dump = {"sqlite_master": schema}
         for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            if table == "authority":
+                continue
             columns = [row[1] for row in connection.execute(f'PRAGMA table_info("{table}")')]
             kept = [f'"{name}"' for name in columns if (table, name) != ("store", "epoch") and name != "at"]
             rows = connection.execute(f'SELECT {", ".join(kept)} FROM "{table}"').fetchall()

@@ -70,7 +70,6 @@ def serve(
         store = Store(db)
         try:
             authority = Authority(*store.authority(make_authority), life)
-            tls = Certified(authority, names)
             app = create_app(store, authority)
             config = uvicorn.Config(
                 app,
@@ -86,6 +85,7 @@ def serve(
             log.info("listening on=%s db=%s revision=%d", ",".join(wanted), db, store.revision)
             plain = [listener for url, listener in listeners if not url.startswith("https:")]
             secure = [listener for url, listener in listeners if url.startswith("https:")]
+            tls = Certified(authority, names) if secure else None
             _Server(config, secure, tls, ready).run(sockets=plain)
         finally:
             store.close()
@@ -96,7 +96,7 @@ class _Server(uvicorn.Server):
     """Serves over TLS too, and ends the feeds, which would never end by themselves, when it is told to stop."""
 
     def __init__(
-        self, config: uvicorn.Config, secure: Sequence[socket.socket], tls: Certified, ready: Callable[[], None]
+        self, config: uvicorn.Config, secure: Sequence[socket.socket], tls: Certified | None, ready: Callable[[], None]
     ) -> None:
         super().__init__(config)
         self._secure, self._tls, self._ready = secure, tls, ready
@@ -108,10 +108,11 @@ class _Server(uvicorn.Server):
         def protocol() -> asyncio.Protocol:
             return Peered(self.config, self.server_state, self.lifespan.state)
 
-        for listener in self._secure:
-            context = self._tls.context
-            self.servers.append(await loop.create_server(protocol, sock=listener, ssl=context, backlog=2048))
-        self._renewing = asyncio.create_task(self._tls.stay_certified())
+        if self._tls is not None:
+            for listener in self._secure:
+                made = await loop.create_server(protocol, sock=listener, ssl=self._tls.context, backlog=2048)
+                self.servers.append(made)
+            self._renewing = asyncio.create_task(self._tls.stay_certified())
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
