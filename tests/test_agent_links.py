@@ -148,6 +148,7 @@ def test_an_attachment_is_what_the_port_says(prefix: str, machine: Path) -> None
     deadline = time.monotonic() + 5
     while "tentative" in inside(there, "ip", "addr", "show", "dev", "eth0"):
         assert time.monotonic() < deadline
+    shown = inside(there, "ip", "addr", "show", "dev", "eth0")
     assert "default via 10.0.0.1 dev eth0" in inside(there, "ip", "route")
     assert "default via fd00::1 dev eth0" in inside(there, "ip", "-6", "route")
     assert "inet" not in inside(machine, "ip", "addr", "show", "dev", "p40")

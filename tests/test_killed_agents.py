@@ -41,8 +41,8 @@ from nestnet.lab.state import Lab
 
 pytestmark = pytest.mark.root
 
-KILLS = int(os.environ.get("NESTNET_KILLS", "8"))
-STOP = float(os.environ.get("NESTNET_STOP", "3"))  # seconds that an agent is stopped
+KILLS = int(os.environ.get("NESTNET_KILLS", "6"))
+STOP = float(os.environ.get("NESTNET_STOP", "2"))  # seconds that an agent is stopped
 SEED = int(os.environ.get("NESTNET_SEED", random.randrange(1 << 32)))
 LIFE = 2.5  # seconds after its start before which an agent may be killed: some have not begun, some are done
 PATIENCE = 60.0
