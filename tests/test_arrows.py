@@ -66,8 +66,14 @@ NARROW: dict[str, tuple[set[str], str]] = {
         "it looks at this computer as an agent does, and changes nothing",
     ),
     "nestnet.cli.processes": (
-        {"nestnet.agent.agent.run", "nestnet.api.server.serve"},
-        "it becomes one of the two processes, and is nothing else",
+        {
+            "nestnet.agent.agent.run",
+            "nestnet.agent.credentials",
+            "nestnet.api.server.serve",
+            "nestnet.cli.settings",
+            "nestnet.model.errors",
+        },
+        "it becomes one of the two processes, or a machine, and is nothing else",
     ),
 }
 

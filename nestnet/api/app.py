@@ -8,7 +8,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from http import HTTPStatus
@@ -18,24 +18,30 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as ASGIScope
 
 from nestnet import __version__
-from nestnet.api import moves, shapes, streams
-from nestnet.api.asked import Rates, asked, keyed, who
+from nestnet.api import identities, moves, shapes, streams
+from nestnet.api.access import RIGHTS, Who, judge, recognise, still, who
+from nestnet.api.asked import Rates, asked, keyed
+from nestnet.api.authority import Authority, make_authority
 from nestnet.api.bodies import Bounded, read_json
-from nestnet.api.feed import Doorbell, follow
+from nestnet.api.feed import Doorbell, Followers, follow
 from nestnet.api.metrics import Counts, measured
 from nestnet.model import errors
 from nestnet.model.exposition import CONTENT_TYPE, text
 from nestnet.model.manifest import Manifest, parse, read_address
 from nestnet.model.problems import join, moved
 from nestnet.model.values import Attach
+from nestnet.store.database import explained
 from nestnet.store.once import Asked
 from nestnet.store.read import IN_NETWORK
+from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.store import Store
 
 PLURALS = {kind: {"policy": "policies"}.get(kind, f"{kind}s") for kind in shapes.RESOURCES}
@@ -52,16 +58,17 @@ How = Annotated[Asked, Depends(asked)]
 Reference = Annotated[str, Path(description="Public id, path, or the end of a path that only it has.")]
 
 
-def create_app(store: Store, rates: Rates | None = None) -> FastAPI:
+def create_app(store: Store, authority: Authority | None = None, rates: Rates | None = None) -> FastAPI:
     """The API of a store. `app.state.bell` rings its feeds and watches, `app.state.events` those who follow events."""
     rates = rates or Rates()
+    authority = authority or Authority(*store.authority(make_authority))
     counts = Counts()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         for left in (*store.folder.glob("nestnet-backup-*"), *store.folder.glob("nestnet-restore-*")):
             shutil.rmtree(left, ignore_errors=True)  # Of one that was killed meanwhile: it has keys in it.
-        app.state.counts = counts
+        app.state.counts, app.state.followers = counts, Followers()
         app.state.bell = bell = Doorbell()
         app.state.events = happenings = Doorbell()
         store.changed = lambda _revision: bell.ring()
@@ -72,8 +79,11 @@ def create_app(store: Store, rates: Rates | None = None) -> FastAPI:
         bell.close()
         happenings.close()
 
-    def limited(request: Request) -> None:
-        rates.spend(who(request).tenant)
+    def admitted(request: Request) -> None:
+        known = who(request)
+        rates.spend(known.tenant)
+        machine = request.path_params.get("reference") or request.query_params.get("machine")
+        judge(known, request.scope["route"].name, machine)
 
     app = FastAPI(
         title="nestnet",
@@ -81,23 +91,36 @@ def create_app(store: Store, rates: Rates | None = None) -> FastAPI:
         description="Virtual networks that carry virtual networks, to any depth.",
         lifespan=lifespan,
         max_body_size=None,  # Bounded's answer has our shape.
-        openapi_url="/v1/openapi.json",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
         responses={"default": {"model": shapes.Problem, "description": "What went wrong (RFC 9457)."}},
-        dependencies=[Depends(_known_query), Depends(limited)],
+        dependencies=[Depends(admitted), Depends(_known_query)],
     )
     app.add_middleware(Bounded)
+    app.add_middleware(_Recognised, store=store)
     app.add_middleware(_Logged, counts=counts)
     app.add_exception_handler(errors.NestnetError, _told)
     app.add_exception_handler(RequestValidationError, _badly_asked)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _internal)
-    app.include_router(moves.routes(store), prefix="/v1")
-    app.include_router(_resources(store), prefix="/v1")
-    app.include_router(_verbs(store), prefix="/v1")
-    app.include_router(_operating(store), prefix="/v1")
+    routers = (
+        moves.routes(store),
+        _resources(store),
+        _verbs(store),
+        _operating(store),
+        identities.routes(store, authority),
+    )
+    for router in routers:
+        nobodys = [route.name for route in router.routes if isinstance(route, APIRoute) and route.name not in RIGHTS]
+        if nobodys:
+            raise RuntimeError(f"nobody may use {', '.join(nobodys)}: api/access.py has no row for it")
+        app.include_router(router, prefix="/v1")
+
+    @app.get("/v1/openapi.json", include_in_schema=False)
+    def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
 
     @app.get("/metrics", response_class=PlainTextResponse, tags=["operating"])
     def metrics() -> PlainTextResponse:
@@ -146,27 +169,29 @@ def _resources(store: Store) -> APIRouter:
 
 
 def _list(store: Store, kind: str) -> Callable[..., Any]:
-    def answer(network: str | None, limit: int, cursor: str | None) -> dict[str, Any]:
-        items, following = store.list(kind, network, limit, cursor)
+    def answer(request: Request, network: str | None, limit: int, cursor: str | None) -> dict[str, Any]:
+        items, following = store.list(kind, network, limit, cursor, who(request).scope)
         title = kind.capitalize()
         return {"apiVersion": shapes.API_VERSION, "kind": f"{title}List", "items": items, "next": following}
 
     def in_network(
+        request: Request,
         network: Annotated[str | None, Query(description="Only those in this network: path or id.")] = None,
         limit: Limit = 100,
         cursor: str | None = None,
     ) -> dict[str, Any]:
-        return answer(network, limit, cursor)
+        return answer(request, network, limit, cursor)
 
-    def everywhere(limit: Limit = 100, cursor: str | None = None) -> dict[str, Any]:
-        return answer(None, limit, cursor)
+    def everywhere(request: Request, limit: Limit = 100, cursor: str | None = None) -> dict[str, Any]:
+        return answer(request, None, limit, cursor)
 
     return in_network if kind in ("network", *IN_NETWORK) else everywhere
 
 
 def _get(store: Store, kind: str) -> Callable[..., Any]:
-    def get(reference: Reference, response: Response) -> dict[str, Any]:
-        found = store.get(kind, reference)
+    def get(reference: Reference, request: Request, response: Response) -> dict[str, Any]:
+        known = who(request)
+        found = store.get(kind, reference, known.scope if known.machine is None else EVERYTHING)
         response.headers["ETag"] = f'"{found["etag"]}"'
         return found
 
@@ -200,9 +225,10 @@ def _verbs(store: Store) -> APIRouter:
     async def plan(request: Request, response: Response) -> dict[str, Any]:
         """What apply would do."""
         body = await request.body()
+        scope = who(request).scope
 
         def work() -> dict[str, Any]:
-            return asdict(store.plan(*_read_manifest(body)))
+            return asdict(store.plan(*_read_manifest(body), scope))
 
         made = await run_in_threadpool(work)
         response.headers["ETag"] = f'"{made["etag"]}"'
@@ -223,20 +249,20 @@ def _verbs(store: Store) -> APIRouter:
     @routes.post("/machines", response_model=shapes.Machine, tags=["machines"])
     async def join_machine(machine: shapes.Join, how: How) -> dict[str, Any]:
         """Declare a machine, or change its address, NICs or MTU."""
-        _judge_machine(machine)
+        identities.judge_machine(machine)
         spec = (machine.name, machine.address, machine.mtu, machine.labels, machine.nics)
         return await run_in_threadpool(store.join, *spec, asked=how)
 
     @routes.put("/machines/{reference}/status", status_code=204, tags=["machines"])
-    def report(reference: str, said: shapes.Report) -> None:
-        """What an agent says of its machine."""
+    def report(reference: str, said: shapes.Report, how: Annotated[Asked, Depends(keyed)]) -> None:
+        """What an agent says of its machine. Events are written once for a key; all else may be said any often."""
         events = [(event.kind, event.text) for event in said.events]
-        store.report(reference, said.revision, said.problems, said.ports, events)
+        store.report(reference, said.revision, said.problems, said.ports, events, how)
 
     @routes.get("/status", response_model=shapes.Status, tags=["machines"])
-    def status() -> dict[str, Any]:
+    def status(request: Request) -> dict[str, Any]:
         """The revision, and how far each machine is."""
-        return {"apiVersion": shapes.API_VERSION, "controller": __version__, **store.status()}
+        return {"apiVersion": shapes.API_VERSION, "controller": __version__, **store.status(who(request).scope)}
 
     @routes.patch("/links/{reference:path}", response_model=shapes.Linked, tags=["resources"])
     def patch_link(reference: Reference, state: shapes.LinkState, how: How) -> dict[str, Any]:
@@ -251,20 +277,29 @@ def _verbs(store: Store) -> APIRouter:
         return {"revision": revision, "machines": machines, "port": port}
 
     @routes.get("/feed", response_class=StreamingResponse, responses=LINES, tags=["machines"])
-    async def feed(request: Request, machine: str, since: str | None = None) -> StreamingResponse:
-        """What a machine needs, as it changes: `FeedLine`s, one at least every 5 s."""
+    async def feed(
+        request: Request,
+        machine: str,
+        since: str | None = None,
+        boot: Annotated[str, Query(max_length=100, description="What tells the system that asks from others.")] = "",
+    ) -> StreamingResponse:
+        """What a machine needs, as it changes: `FeedLine`s, one at least every 5 s. One system at a time may follow."""
         row = await run_in_threadpool(store.machine_row, machine)
-        return _stream(request, "feed", follow(store, request.app.state.bell, row, since))
+        followers, lines = request.app.state.followers, follow(store, request.app.state.bell, row, since)
+        followers.judge(row, machine, boot)
+        lines = followers.following(row, machine, boot, lines)
+        return _stream(store, request, "feed", lines)
 
     @routes.get("/trace", tags=["traffic"])
     def trace(
+        request: Request,
         port: Annotated[str, Query(description="Where the packet starts: path or id.")],
         to: Annotated[str, Query(description="Its destination address.")],
         protocol: Annotated[str, Query(pattern="^(tcp|udp|icmp|icmpv6)$")] = "icmp",
         dport: Annotated[int, Query(ge=0, le=65535)] = 0,
     ) -> dict[str, Any]:
         """What would happen to a packet, layer by layer."""
-        return _trace(store, port, to, protocol, dport)
+        return _trace(store, port, to, protocol, dport, who(request).scope)
 
     return routes
 
@@ -274,9 +309,21 @@ LINES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _stream(request: Request, name: str, lines: AsyncIterator[bytes]) -> StreamingResponse:
-    lines = request.app.state.counts.while_open(name, lines)
+def _stream(store: Store, request: Request, name: str, lines: AsyncIterator[bytes]) -> StreamingResponse:
+    lines = request.app.state.counts.while_open(name, _as_long_as(store, who(request), lines))
     return StreamingResponse(lines, media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
+
+
+async def _as_long_as(store: Store, known: Who, lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The lines of a stream until whoever asked for it may not any more: streams have one every few seconds."""
+    try:
+        async for line in lines:
+            if not await run_in_threadpool(still, store, known):
+                return
+            yield line
+    finally:
+        if isinstance(lines, AsyncGenerator):
+            await lines.aclose()
 
 
 def _operating(store: Store) -> APIRouter:
@@ -291,9 +338,11 @@ def _operating(store: Store) -> APIRouter:
         network: Annotated[str | None, Query(description="Only what is in this network, and itself.")] = None,
     ) -> StreamingResponse:
         """Objects as they change, or all of them first: `WatchLine`s, one at least every 5 s."""
+        scope = who(request).scope
         if network is not None:
-            await run_in_threadpool(store.network_row, network)
-        return _stream(request, "watch", streams.watch(store, request.app.state.bell, since, kind, network))
+            await run_in_threadpool(store.network_row, network, scope)
+        lines = streams.watch(store, request.app.state.bell, since, kind, network, scope)
+        return _stream(store, request, "watch", lines)
 
     @routes.get("/events", response_class=StreamingResponse, responses=LINES)
     async def events(
@@ -303,7 +352,7 @@ def _operating(store: Store) -> APIRouter:
         follow: Annotated[bool, Query(description="Go on with what is to come, a line at least every 5 s.")] = False,
     ) -> StreamingResponse:
         """What happened: who changed what, and what machines noticed. `EventLine`s, oldest first."""
-        return _stream(request, "events", streams.events(store, request.app.state.events, since, last, follow))
+        return _stream(store, request, "events", streams.events(store, request.app.state.events, since, last, follow))
 
     @routes.post("/confirm", response_model=shapes.Confirmed)
     def confirm(how: Annotated[Asked, Depends(keyed)]) -> dict[str, Any]:
@@ -317,8 +366,7 @@ def _operating(store: Store) -> APIRouter:
         file = folder / "store.backup"
 
         def remove() -> None:
-            file.unlink(missing_ok=True)
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)  # A copy that failed has a journal, too.
 
         try:
             store.backup(file)
@@ -335,7 +383,7 @@ def _operating(store: Store) -> APIRouter:
         """Become what a backup is (the body), as a new store: tokens and ETags from before mean nothing any more."""
         with tempfile.TemporaryDirectory(prefix="nestnet-restore-", dir=store.folder) as folder:
             file = FilePath(folder) / "store.db"
-            with file.open("wb") as copy:
+            with explained(), file.open("wb") as copy:
                 async for chunk in request.stream():
                     await run_in_threadpool(copy.write, chunk)
             return {"revision": await run_in_threadpool(store.restore, file, force, Asked(who(request).name))}
@@ -343,7 +391,7 @@ def _operating(store: Store) -> APIRouter:
     return routes
 
 
-def _trace(store: Store, port: str, to: str, protocol: str, dport: int) -> dict[str, Any]:
+def _trace(store: Store, port: str, to: str, protocol: str, dport: int, scope: Scope) -> dict[str, Any]:
     from pydantic_core import PydanticCustomError
 
     from nestnet.compile.explain import explain
@@ -352,7 +400,7 @@ def _trace(store: Store, port: str, to: str, protocol: str, dport: int) -> dict[
         destination = read_address(to)
     except PydanticCustomError as error:
         raise errors.Invalid([errors.Problem(error.type, "/to", error.message())]) from None
-    world, row, names = store.world(port)
+    world, row, names = store.world(port, scope)
     return {
         "apiVersion": shapes.API_VERSION,
         "port": names["port", row],
@@ -375,14 +423,6 @@ def _read_manifest(body: bytes) -> tuple[Manifest, bool]:
     if not isinstance(prune, bool):
         raise errors.Invalid([errors.Problem("wrong_type", "", "prune is true or false")])
     return parse(data["manifest"]), prune
-
-
-def _judge_machine(machine: shapes.Join) -> None:
-    """The rules for machines are those of a manifest."""
-    spec: dict[str, Any] = {"address": machine.address, "mtu": machine.mtu, "labels": machine.labels}
-    if machine.nics:
-        spec["nic"] = machine.nics
-    parse({"apiVersion": shapes.API_VERSION, "machines": {machine.name: spec}})
 
 
 def _read_attach(attach: Any) -> Attach | None:
@@ -427,7 +467,11 @@ def _problem(error: errors.NestnetError) -> JSONResponse:
     for name in ("dependants", "candidates", "changes", "limit", "nearest"):
         if getattr(error, name, None) not in (None, ()):
             fields[name] = getattr(error, name)
-    headers = {"Retry-After": str(math.ceil(error.after))} if isinstance(error, errors.TooFast) else None
+    headers = {}
+    if isinstance(error, errors.TooFast):
+        headers["Retry-After"] = str(math.ceil(error.after))
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(fields, error.status, headers, media_type=PROBLEM)
 
 
@@ -463,6 +507,25 @@ def _internal(_request: Request, _error: Exception) -> JSONResponse:
     return _problem(errors.NestnetError("a fault in the controller: its log says more"))
 
 
+class _Recognised:
+    """ASGI: who asks is known before anything of the request is read: `request.state.who`."""
+
+    def __init__(self, app: ASGIApp, store: Store) -> None:
+        self._app = app
+        self._store = store
+
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            request = Request(scope)
+            state, header = scope.setdefault("state", {}), request.headers.get("authorization")
+            try:
+                state["who"] = await run_in_threadpool(recognise, self._store, state, header)
+            except errors.NestnetError as error:
+                await _problem(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 class _Logged:
     """ASGI: one line for each request, when it ends; and the counts of them."""
 
@@ -470,7 +533,7 @@ class _Logged:
         self._app = app
         self._counts = counts
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

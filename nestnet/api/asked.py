@@ -1,8 +1,4 @@
-"""Who asks, how a change is asked for, and how often somebody may ask.
-
-`request.state.who` is who asks; whatever tells identities apart sets it before a route runs. Where nothing did, it is
-the process at the other end of the unix socket, by its user (SO_PEERCRED), or 'local' over loopback.
-"""
+"""How a change is asked for, how often somebody may ask, and what a connection knows of who asks."""
 
 from __future__ import annotations
 
@@ -11,12 +7,13 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Header, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from nestnet.api.access import who
 from nestnet.model.errors import Invalid, Problem, TooFast
 from nestnet.store.once import Asked
 
@@ -24,33 +21,18 @@ RATE, BURST = 100.0, 500.0  # Requests of one tenant: so many a second in the lo
 BUCKETS = 10_000  # Of tenants that are remembered; who is forgotten begins with a full one.
 
 
-@dataclass(frozen=True, slots=True)
-class Who:
-    """Somebody who asks. `name` is for the audit log: 'uid:1000', 'token:ci', 'machine:m1'.
-
-    `tenant` is whose idempotency keys and rate they use; '' is the operator, who has no limit."""
-
-    name: str
-    tenant: str = ""
-
-
-def who(request: Request) -> Who:
-    """Who asks."""
-    found = getattr(request.state, "who", None)
-    if isinstance(found, Who):
-        return found
-    uid = getattr(request.state, "uid", None)
-    return Who(f"uid:{uid}" if uid is not None else "local")
-
-
 class Peered(H11Protocol):
-    """HTTP that knows who is at the other end of a unix socket: `request.state.uid`."""
+    """HTTP that knows who is at the other end: `request.state.uid` of a unix socket (SO_PEERCRED), `.certificate` (DER)
+    of TLS."""
 
     def connection_made(self, transport: object) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         uid = _uid(transport.get_extra_info("socket"))  # type: ignore[attr-defined]
         if uid is not None:
             self.app_state = {**self.app_state, "uid": uid}
+        tls = transport.get_extra_info("ssl_object")  # type: ignore[attr-defined]
+        if tls is not None and (certificate := tls.getpeercert(binary_form=True)) is not None:
+            self.app_state = {**self.app_state, "certificate": certificate}
 
 
 def _uid(connection: object) -> int | None:
@@ -69,7 +51,7 @@ Key = Annotated[
 def keyed(request: Request, idempotency_key: Key = None) -> Asked:
     """How something is asked for that is no object's, so without ETags."""
     asker = who(request)
-    return Asked(asker.name, asker.tenant, idempotency_key)
+    return Asked(asker.name, asker.tenant, idempotency_key, scope=asker.scope)
 
 
 def asked(

@@ -8,21 +8,26 @@ from typing import Any, NoReturn
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nestnet.api.access import NOBODY
 from nestnet.model.errors import Invalid, Problem
 
+STRANGERS = 64 * 1024  # Bytes that somebody may send who has not said who they are.
 BODY = 32 * 1024 * 1024  # Bytes. A manifest of 20,000 ports with everything has about six million.
 BACKUP = 64 * 1024 * 1024 * 1024  # Bytes of a backup that is restored: it goes to the disk as it comes.
 
 
 class Bounded:
-    """ASGI: a request with a body of more than BODY bytes, or BACKUP for a restore, is answered with 413."""
+    """ASGI: a request with a body of more than BODY bytes, BACKUP for a restore, STRANGERS of a stranger, is answered
+    with 413."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         read = 0
+        known = scope.get("state", {}).get("who", NOBODY)
         limit = BACKUP if scope.get("path") == "/v1/restore" else BODY
+        limit = limit if known.is_person or known.machine is not None else STRANGERS
 
         async def bounded() -> Message:
             nonlocal read

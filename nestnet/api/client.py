@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,7 +34,9 @@ import msgspec
 from nestnet.model.errors import (
     Ambiguous,
     Conflict,
+    DiskFull,
     Exhausted,
+    Forbidden,
     Invalid,
     NestnetError,
     NotFound,
@@ -39,6 +44,7 @@ from nestnet.model.errors import (
     Problem,
     Stale,
     TooFast,
+    Unauthenticated,
     Unreachable,
 )
 
@@ -50,8 +56,61 @@ PATIENCE = 10.0  # Seconds for which an answer that was lost is asked for again:
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # Seconds between two attempts.
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a client shows, and whom it trusts.
+
+    token      a token's text, or a join token's
+    authority  the certificate, PEM, of the authority whose controllers it talks to over TLS
+    own        the file with a machine's key and certificate, PEM"""
+
+    token: str | None = None
+    authority: str | None = None
+    own: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """How TLS is spoken. The controller's name does not count (api/authority.py): only a controller has a
+        certificate of this authority for servers."""
+        if self.authority is None:
+            raise Unreachable("nobody says which controller to trust: `nestnet context add` does, or a join token")
+        context = ssl.create_default_context(cadata=self.authority)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False
+        if self.own is not None:
+            context.load_cert_chain(self.own)
+        return context
+
+
+ANONYMOUS = Credentials()
+PIN = 16  # Bytes of the fingerprint in a token: nobody makes another authority with the same.
+
+
+def pin(certificate: str) -> str:
+    """The beginning of the SHA-256 of an authority's certificate (PEM), as tokens have it: 32 hexadecimal digits."""
+    return sha256(ssl.PEM_cert_to_DER_cert(certificate)).hexdigest()[: 2 * PIN]
+
+
+def trusted(url: str, token: str) -> Credentials:
+    """What to show a controller with a token: its authority is asked for without trust, and must be the one that the
+    token names. So nobody in between learns the token. Raises Forbidden if it is another one, Unreachable."""
+    if not url.startswith("https:"):
+        return Credentials(token)
+    anyone = ssl.create_default_context()
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    try:
+        response = httpx2.get(f"{url}/v1/authority", verify=anyone, trust_env=False, timeout=TIMEOUT)
+        response.raise_for_status()
+        said = pin(response.text)
+    except (httpx2.HTTPError, ValueError) as error:
+        raise Unreachable(f"no controller answers at {url}: {error}") from error
+    if said != token.rpartition("_")[2]:
+        raise Forbidden(f"{url} is not the controller that this token is from: its authority is another one")
+    return Credentials(token, response.text)
+
+
 class Client:
-    """A connection to a controller. `url` is unix:/PATH or http://HOST:PORT. One thread may use it at a time.
+    """A connection to a controller. `url` is unix:/PATH, https://HOST:PORT, or http://HOST:PORT on this computer. One
+    thread may use it at a time.
 
     `patience` is how long, in seconds, it asks again for an answer that was lost; who never answered at all is not
     waited for. `key`, where a method has it, is the idempotency key, a new one unless given; `etag` the object's, or a
@@ -61,14 +120,33 @@ class Client:
     Ambiguous, Conflict, Exhausted. Kinds are singular: 'port', 'policy'.
     """
 
-    def __init__(self, url: str, timeout: float = TIMEOUT, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout: float = TIMEOUT,
+        patience: float = PATIENCE,
+        credentials: Credentials = ANONYMOUS,
+    ) -> None:
         self.url = url
         self.patience = patience
         self._answered = False  # Has this controller ever?
-        path = url.removeprefix("unix:")
+        self._timeout = timeout
+        self._http = self._connection(credentials)
+
+    def _connection(self, credentials: Credentials) -> httpx2.Client:
+        url, path = self.url, self.url.removeprefix("unix:")
         transport = httpx2.HTTPTransport(uds=path) if path != url else None
         base = "http://nestnet" if path != url else url
-        self._http = httpx2.Client(base_url=base, transport=transport, timeout=timeout, trust_env=False)
+        verify = credentials.context() if url.startswith("https:") else True
+        token = credentials.token
+        return httpx2.Client(
+            base_url=base,
+            transport=transport,
+            timeout=self._timeout,
+            trust_env=False,
+            verify=verify,
+            headers={"Authorization": f"Bearer {token}"} if token is not None else {},
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -77,6 +155,11 @@ class Client:
         self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
         self.close()
+
+    def become(self, credentials: Credentials) -> None:
+        """Show something else from now on."""
+        self._http.close()
+        self._http = self._connection(credentials)
 
     def close(self) -> None:
         self._http.close()
@@ -157,6 +240,53 @@ class Client:
         body = {"name": name, "address": address, "mtu": mtu, "labels": dict(labels or {}), "nics": list(nics)}
         return self._change("POST", "/v1/machines", key, None, json=body)
 
+    def fence(self, reference: str, fenced: bool, *, key: str | None = None, etag: str | None = None) -> dict[str, Any]:
+        """Shut a machine out, or let it in again: {"revision", "machines", "machine"}."""
+        return self._change("PATCH", _member("machine", reference), key, etag, json={"fenced": fenced})
+
+    def authority(self) -> str:
+        """The certificate, PEM, of the controller's authority."""
+        with self._reaching():
+            response = self._http.get("/v1/authority")
+        if response.is_error:
+            raise _error(response)
+        return response.text
+
+    def enter(self, machine: Mapping[str, Any], request: str, *, key: str | None = None) -> dict[str, Any]:
+        """Join as a machine, with a join token, and a certificate request (PEM): {"machine", "certificate"}."""
+        return self._change("POST", "/v1/join", key, None, json={**machine, "request": request})
+
+    def renew(self, machine: str, request: str) -> str:
+        """A machine's next certificate (PEM), for a new key."""
+        path = _member("machine", machine) + "/certificate"
+        return str(self._ask("POST", path, json={"request": request})["certificate"])
+
+    def let_join(self, machine: str, ttl: float, *, key: str | None = None) -> dict[str, Any]:
+        """A token that lets one machine join, once: {"machine", "until", "token"}."""
+        return self._change("POST", "/v1/join-tokens", key, None, json={"machine": machine, "ttl": ttl})
+
+    def make_token(
+        self,
+        name: str,
+        everything: str | None = None,
+        tenants: Mapping[str, str] | None = None,
+        ttl: float | None = None,
+        *,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """A new token, with its secret: `token`. Roles are reader and owner; `ttl` in seconds, None: for ever."""
+        body = {"name": name, "everything": everything, "tenants": dict(tenants or {}), "ttl": ttl}
+        return self._change("POST", "/v1/tokens", key, None, json=body)
+
+    def tokens(self) -> Sequence[dict[str, Any]]:
+        """All tokens, without their secrets."""
+        found: Sequence[dict[str, Any]] = self._ask("GET", "/v1/tokens")["items"]
+        return found
+
+    def revoke(self, name: str, *, key: str | None = None) -> None:
+        """A token counts no more."""
+        self._change("DELETE", f"/v1/tokens/{quote(name, safe='')}", key, None)
+
     def confirm(self, *, key: str | None = None) -> int:
         """Let agents remove what a restored store does not know; returns the revision."""
         return int(self._change("POST", "/v1/confirm", key, None)["revision"])
@@ -205,22 +335,26 @@ class Client:
         problems: Sequence[str] = (),
         ports: Mapping[str, Any] | None = None,
         events: Sequence[tuple[str, str]] = (),
+        *,
+        key: str | None = None,
     ) -> None:
         """An agent tells that its machine has realised a revision. `ports`, by row id, replaces what it said of
-        them before; None leaves that. `events` are (kind, text): repaired, drops or started."""
+        them before; None leaves that. `events` are (kind, text): repaired, drops or started; told again with their
+        `key`, they are written once."""
         body: dict[str, Any] = {"revision": revision, "problems": list(problems)}
         if ports is not None:
             body["ports"] = dict(ports)
         if events:
             body["events"] = [{"kind": kind, "text": text} for kind, text in events]
-        self._ask("PUT", _member("machine", machine) + "/status", json=body)
+        self._change("PUT", _member("machine", machine) + "/status", key, None, json=body)
 
-    def feed(self, machine: str, since: str | None = None) -> Iterator[dict[str, Any]]:
-        """The lines of a machine's feed as they come, without end: batches (with `rows`) and heartbeats.
+    def feed(self, machine: str, since: str | None = None, boot: str = "") -> Iterator[dict[str, Any]]:
+        """The lines of a machine's feed as they come, without end: batches (with `rows`) and heartbeats. `boot` tells
+        this system from others: one at a time may follow.
 
         Raises Unreachable when the controller stops, or is silent for 15 s: begin again with the last `token`.
         """
-        query = {"machine": machine} | ({"since": since} if since is not None else {})
+        query = {"machine": machine, "boot": boot} | ({"since": since} if since is not None else {})
         yield from self._lines("/v1/feed", query)
         raise Unreachable(f"the controller at {self.url} ended the feed")
 
@@ -345,6 +479,10 @@ def _error(response: httpx2.Response) -> NestnetError:
             error = Exhausted(detail, code, data["limit"])
         case 409:
             error = Conflict(detail, code, data.get("dependants", ()))
+        case 401:
+            error = Unauthenticated(detail)
+        case 403:
+            error = Forbidden(detail)
         case 412:
             error = Stale(detail, data.get("changes", ()))
         case 429:
@@ -353,6 +491,8 @@ def _error(response: httpx2.Response) -> NestnetError:
             error = Unreachable(detail)
         case 504:
             error = NotRealised(detail)
+        case 507:
+            error = DiskFull(detail)
         case _:
             error = NestnetError(detail, code)
     error.message = detail

@@ -14,12 +14,13 @@ commits in a row are one batch. A stream that nothing happens to is one waiting 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
 
+from nestnet.model.errors import Conflict
 from nestnet.model.wire import to_wire
 from nestnet.store.feed import Batch
 from nestnet.store.store import Store
@@ -52,7 +53,39 @@ class Doorbell:
         return self._event
 
 
-async def follow(store: Store, bell: Doorbell, machine: int, token: str | None) -> AsyncIterator[bytes]:
+class Followers:
+    """Which system follows the feed of a machine: one that has a copy of its disk must not take turns with it."""
+
+    def __init__(self) -> None:
+        self._following: dict[int, tuple[str, int]] = {}  # machine -> boot, streams; all in the event loop
+
+    def judge(self, machine: int, name: str, boot: str) -> None:
+        """Raise Conflict if another system follows it now. The same one may come back before its old connection is
+        known to have ended."""
+        if self._following.get(machine, (boot, 0))[0] != boot:
+            raise Conflict(
+                f"another system is connected as machine {name}: a copy of its disk, perhaps? "
+                "`nestnet join` with a join token of its own makes this one another machine",
+                "already_connected",
+            )
+
+    async def following(
+        self, machine: int, name: str, boot: str, lines: AsyncGenerator[bytes]
+    ) -> AsyncGenerator[bytes]:
+        """The lines, while it is known who follows them."""
+        self.judge(machine, name, boot)
+        self._following[machine] = boot, self._following.get(machine, (boot, 0))[1] + 1
+        try:
+            async for line in lines:
+                yield line
+        finally:
+            await lines.aclose()
+            _, streams = self._following.pop(machine)
+            if streams > 1:
+                self._following[machine] = boot, streams - 1
+
+
+async def follow(store: Store, bell: Doorbell, machine: int, token: str | None) -> AsyncGenerator[bytes]:
     """The lines for a machine, by its row id, since a resume token; everything if that is not valid."""
     loop = asyncio.get_running_loop()
     identity, confirmed = store.identity, store.confirmed

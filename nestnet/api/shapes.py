@@ -25,15 +25,17 @@ class _Resource(Shape):
 
 
 class Machine(_Resource):
-    row: int
-    """The number that the machine's agent knows it by."""
-    address: str
+    row: int | None
+    """The number that the machine's agent knows it by; null: not for you to see, like all that is empty with it."""
+    address: str | None
     """In the underlay."""
     mtu: int
     """Of its interfaces to the underlay, in bytes of IP."""
     nics: list[str]
     """The names of those; none: the one that has the address."""
     labels: dict[str, str]
+    fenced: bool
+    """Shut out: to all others it is a stranger. `PATCH` sets it."""
     realised: int | None
     """The revision that it has made so; null before its first report."""
     reported: float | None
@@ -248,6 +250,99 @@ class Join(Shape):
     labels: dict[str, str] = {}
 
 
+class Enter(Join):
+    """A machine that joins by itself, with its join token."""
+
+    request: Annotated[str, Field(max_length=10_000)]
+    """A certificate request, PEM, for the key that it has made: one on the curve P-256."""
+
+
+class Entered(Shape):
+    machine: Machine
+    certificate: str
+    """PEM."""
+
+
+class Renewal(Shape):
+    request: Annotated[str, Field(max_length=10_000)]
+    """A certificate request, PEM, for a new key."""
+
+
+class Certificate(Shape):
+    certificate: str
+    """PEM."""
+
+
+class MachineState(Shape):
+    """Whether a machine is shut out."""
+
+    fenced: Annotated[bool, Field(strict=True)]
+
+
+class Fenced(Shape):
+    """A machine that was shut out, or let in again."""
+
+    revision: int
+    """The one since which it is so."""
+    machines: list[str]
+    """Machines that get rows: all others."""
+    machine: Machine
+
+
+Role = Literal["reader", "owner"]
+
+
+class TokenWish(Shape):
+    """A token that somebody wants."""
+
+    name: Annotated[str, Field(pattern="^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    """What the audit log will call its holder."""
+    everything: Role | None = None
+    """Its role for all there is: `owner` is the operator."""
+    tenants: Annotated[dict[str, Role], Field(max_length=1000)] = {}
+    """Its role for each of these, and nothing else."""
+    ttl: Annotated[float | None, Field(gt=0, le=100 * 365 * 86400)] = None
+    """Seconds for which it counts; null: until it is deleted."""
+
+
+class Token(Shape):
+    name: str
+    everything: Role | None
+    tenants: dict[str, Role]
+    made: float
+    """Seconds since 1970."""
+    until: float | None
+    by: str
+    """Who made it."""
+
+
+class NewToken(Token):
+    token: str
+    """What to send as `Authorization: Bearer ...`."""
+
+
+class Tokens(Shape):
+    api_version: Annotated[Literal["nestnet/v1"], Field(alias="apiVersion")] = "nestnet/v1"
+    kind: str
+    items: list[Token]
+
+
+class JoinWish(Shape):
+    """A machine that shall be able to join."""
+
+    machine: Annotated[str, Field(max_length=63)]
+    ttl: Annotated[float, Field(gt=0, le=30 * 86400)] = 3600.0
+    """Seconds for which the token counts."""
+
+
+class NewJoinToken(Shape):
+    machine: str
+    until: float
+    """Seconds since 1970."""
+    token: str
+    """For `nestnet join`."""
+
+
 class Noticed(Shape):
     """Something that an agent noticed."""
 
@@ -270,7 +365,8 @@ class Report(Shape):
 class MachineStatus(Shape):
     name: str
     id: str
-    address: str
+    address: str | None
+    fenced: bool
     realised: int | None
     reported: float | None
     problems: list[str]

@@ -24,6 +24,7 @@ from starlette.concurrency import run_in_threadpool
 
 from nestnet.api.feed import HEARTBEAT, Doorbell
 from nestnet.store.read import IN_NETWORK, KINDS
+from nestnet.store.scope import Scope
 from nestnet.store.store import Store
 
 PART = 500  # Objects of one line of a snapshot.
@@ -31,23 +32,25 @@ EVENTS = 200  # Events that are read at a time.
 
 
 async def watch(
-    store: Store, bell: Doorbell, token: str | None, kind: str | None, network: str | None
+    store: Store, bell: Doorbell, token: str | None, kind: str | None, network: str | None, scope: Scope
 ) -> AsyncIterator[bytes]:
-    """The lines of a watch since a token."""
+    """The lines of a watch since a token, of what is in scope."""
     identity = store.identity
     known = identity.unseal(token, "watch") if token is not None else None
     why = "new" if token is None else "other_store"
-    row = await run_in_threadpool(store.network_row, network) if network is not None else None
+    row = await run_in_threadpool(store.network_row, network, scope) if network is not None else None
     spoke = 0.0
     while not bell.closed:
         ring = bell.listen()
         if store.identity is not identity:  # Restored: nothing from before counts.
             identity, known, why = store.identity, None, "other_store"
-        changes = await run_in_threadpool(store.changes_of_objects, known, kind, row) if known is not None else None
+        changes = None
+        if known is not None:
+            changes = await run_in_threadpool(store.changes_of_objects, known, kind, row, scope)
         if changes is None:
             why = why if known is None else "too_old"
             known = await run_in_threadpool(lambda: store.revision)
-            parts = _snapshot(store, known, why, kind, network)
+            parts = _snapshot(store, known, why, kind, network, scope)
             while (part := await run_in_threadpool(next, parts, None)) is not None:
                 yield part
             spoke = asyncio.get_running_loop().time()
@@ -64,18 +67,20 @@ async def watch(
         await _wait(ring, spoke)
 
 
-def _snapshot(store: Store, revision: int, why: str, kind: str | None, network: str | None) -> Iterator[bytes]:
+def _snapshot(
+    store: Store, revision: int, why: str, kind: str | None, network: str | None, scope: Scope
+) -> Iterator[bytes]:
     """All there is, in parts. Read page by page: what changes meanwhile is among the changes since `revision`."""
     head: dict[str, Any] = {"snapshot": why, "revision": revision}
     for each in KINDS if kind is None else (kind,):
         if network is not None and each not in IN_NETWORK:
             if each == "network":
-                found = store.get("network", network)
+                found = store.get("network", network, scope)
                 yield _line({**head, "objects": [{"id": found["id"], "kind": each, "object": found}]})
             continue
         cursor = None
         while True:
-            page, cursor = store.list(each, network, PART, cursor)
+            page, cursor = store.list(each, network, PART, cursor, scope)
             if page:
                 objects = [{"id": item["id"], "kind": each, "object": item} for item in page]
                 yield _line({**head, "objects": objects})

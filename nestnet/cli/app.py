@@ -33,9 +33,26 @@ importing = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+tokens = typer.Typer(
+    help="Make tokens, for people and machines.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+contexts = typer.Typer(
+    help="Say which controller is meant.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
 Lab = Annotated[
     str | None,
-    typer.Option("--lab", "--context", metavar="NAME", help="Which lab; needed when several are up."),
+    typer.Option("--lab", "--context", metavar="NAME", help="Which lab or context; needed when there are several."),
+]
+TokenFile = Annotated[
+    str | None, typer.Option("--token-file", metavar="FILE", help="Where the token is; - for stdin; or NESTNET_TOKEN.")
 ]
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to show it.")]
 File = Annotated[str, typer.Argument(metavar="FILE", help="A network file; - for stdin.")]
@@ -278,16 +295,20 @@ def trace(
         int | None, typer.Option("--udp", metavar="PORT", min=1, max=65535, help="UDP to this port.")
     ] = None,
     icmp: Annotated[bool, typer.Option("--icmp", help="An echo request; so it is when nothing is said.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Send one now, too, and show where it went.")] = False,
     lab: Lab = None,
     output: Output = Format.table,
 ) -> None:
-    """Tell what happens to a packet, layer by layer."""
+    """Tell what happens to a packet, layer by layer.
+
+    From the rules that machines run: each level's decision, and the bytes on the wire.
+    """
     from nestnet.cli import views
 
     if (tcp is not None) + (udp is not None) + icmp > 1:
         raise typer.BadParameter("choose one of --tcp, --udp and --icmp")
     protocol = "tcp" if tcp is not None else "udp" if udp is not None else "icmp"
-    views.trace(port, to, protocol, tcp or udp, lab, output)
+    views.trace(port, to, protocol, tcp or udp, live, lab, output)
 
 
 @app.command()
@@ -432,22 +453,165 @@ def version() -> None:
     print(f"nestnet {__version__}")
 
 
+app.add_typer(tokens, name="token")
+
+
+@tokens.command("create")
+def make_token(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the audit log will call its holder.")],
+    tenants: Annotated[
+        list[str] | None,
+        typer.Option("--tenant", metavar="TENANT[=ROLE]", help="For this tenant; owner or reader. May be repeated."),
+    ] = None,
+    operator: Annotated[bool, typer.Option("--operator", help="For everything.")] = False,
+    reader: Annotated[bool, typer.Option("--reader", help="For reading everything.")] = False,
+    ttl: Annotated[str | None, typer.Option("--ttl", metavar="TIME", help="How long it counts, as 90d or 12h.")] = None,
+    lab: Lab = None,
+) -> None:
+    """Make a token, and print it.
+
+    It is for the tenants that are named, and for nothing else. It is told only once.
+    """
+    from nestnet.cli import identities
+
+    identities.make_token(name, tenants or [], operator, reader, ttl, lab)
+
+
+@tokens.command("join")
+def join_token(
+    machine: Annotated[str, typer.Argument(metavar="MACHINE", help="The name that the machine will have.")],
+    ttl: Annotated[str, typer.Option("--ttl", metavar="TIME", help="How long it counts, as 30m or 12h.")] = "1h",
+    lab: Lab = None,
+) -> None:
+    """Make a token that lets one machine join, once, and print it.
+
+    For a machine that has joined before it is how it comes back: certificates that it had count no more.
+    """
+    from nestnet.cli import identities
+
+    identities.let_join(machine, ttl, lab)
+
+
+@app.command()
+def join(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The controller: https://HOST:PORT or unix:PATH.")],
+    machine: Annotated[str, typer.Option("--machine", metavar="NAME", help="The name that the token is for.")],
+    address: Annotated[str, typer.Option("--address", metavar="ADDRESS", help="Its address in the underlay.")],
+    token_file: TokenFile = None,
+    nic: Annotated[
+        list[str] | None, typer.Option("--nic", metavar="NAME", help="Its NICs there; else the one with the address.")
+    ] = None,
+    mtu: Annotated[int, typer.Option("--mtu", metavar="BYTES", help="Of those.")] = 1500,
+    state: Annotated[
+        Path, typer.Option("--state", metavar="FOLDER", help="Where its key and certificate are kept.")
+    ] = Path("/var/lib/nestnet-agent"),
+    config: Annotated[
+        Path, typer.Option("--config", metavar="FILE", help="Where to write down how its agent starts.")
+    ] = Path("/etc/nestnet/agent.toml"),
+) -> None:
+    """Make this computer a machine.
+
+    Its key is made here and stays here. The controller's authority signs it, if the token is the machine's.
+    """
+    from nestnet.cli import identities, processes
+
+    token = identities.read_token(token_file)
+    if token is None:
+        raise typer.BadParameter(f"give --token-file, or set {identities.TOKEN}")
+    spec = {"name": machine, "address": address, "mtu": mtu, "nics": nic or []}
+    processes.join(url, token, spec, state)
+    identities.told_of_join(machine, url, state, config)
+
+
+@app.command()
+def fence(
+    machine: Annotated[str, typer.Argument(metavar="MACHINE", help="A machine like m1, or its id.")],
+    lift: Annotated[bool, typer.Option("--lift", help="Let it in again.")] = False,
+    lab: Lab = None,
+    wait: Wait = True,
+    timeout: Timeout = 60,
+) -> None:
+    """Shut a machine out.
+
+    To all others it is a stranger within seconds, whatever it still says and sends, and the controller does not listen
+    to it. What lives on it stays as it is stored, and is unreachable.
+    """
+    from nestnet.cli import identities
+
+    identities.fence(machine, not lift, lab, wait, timeout)
+
+
+app.add_typer(contexts, name="context")
+
+
+@contexts.command("add")
+def add_context(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
+    url: Annotated[str, typer.Option("--controller", metavar="URL", help="https://HOST:PORT or unix:PATH.")],
+    token_file: TokenFile = None,
+) -> None:
+    """Keep a controller under a name, and mean it from now on.
+
+    Over TLS it must be the one that the token is from.
+    """
+    from nestnet.cli import identities
+
+    identities.add_context(name, url, token_file)
+
+
+@contexts.command("use")
+def use_context(name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]) -> None:
+    """Mean this controller from now on."""
+    from nestnet.cli import identities
+
+    identities.use_context(name)
+
+
+@contexts.command("list")
+def list_contexts(output: Output = Format.table) -> None:
+    """Show the controllers that are kept; * is the one that is meant."""
+    from nestnet.cli import identities
+
+    identities.list_contexts(output)
+
+
+@contexts.command("remove")
+def remove_context(name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]) -> None:
+    """Forget a controller."""
+    from nestnet.cli import identities
+
+    identities.remove_context(name)
+
+
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Else the one in /etc/nestnet.")]
+
+
 @app.command()
 def controller(
-    listen: Annotated[str, typer.Option("--listen", metavar="URL", help="unix:PATH or http://HOST:PORT.")],
-    state: Annotated[Path, typer.Option("--state", metavar="FOLDER", help="Where the store is kept.")],
+    listen: Annotated[
+        list[str] | None,
+        typer.Option("--listen", metavar="URL", help="unix:PATH, https://ADDRESS:PORT or http://127.0.0.1:PORT."),
+    ] = None,
+    state: Annotated[str | None, typer.Option("--state", metavar="FOLDER", help="Where the store is kept.")] = None,
+    config: Config = None,
 ) -> None:
-    """Process: hold what should be, and serve the API."""
-    from nestnet.cli import processes
+    """Process: hold what should be, and serve the API.
 
-    processes.controller(listen, state)
+    Options count more than its file, /etc/nestnet/controller.toml.
+    """
+    from nestnet.cli import processes, settings
+
+    options = {"listen": tuple(listen or ()), "state": state}
+    processes.controller(settings.read(settings.ControllerSettings, config, options))
 
 
 @app.command()
 def agent(
-    machine: Annotated[str, typer.Option("--machine", metavar="NAME", help="Which machine this is.")],
-    controller: Annotated[str, typer.Option("--controller", metavar="URL", help="Its controller.")],
-    pins: Annotated[Path, typer.Option("--pins", metavar="FOLDER", help="In bpffs: for programs, maps and links.")],
+    machine: Annotated[str | None, typer.Option("--machine", metavar="NAME", help="Which machine this is.")] = None,
+    controller: Annotated[str | None, typer.Option("--controller", metavar="URL", help="Its controller.")] = None,
+    pins: Annotated[
+        str | None, typer.Option("--pins", metavar="FOLDER", help="In bpffs: for programs, maps and links.")
+    ] = None,
     workloads: Annotated[
         str | None,
         typer.Option("--workloads", metavar="PREFIX", help="Make a namespace of this name for each local port."),
@@ -456,11 +620,23 @@ def agent(
         str | None,
         typer.Option("--metrics", metavar="URL", help="Answer /metrics: unix:PATH or http://127.0.0.1:PORT."),
     ] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", metavar="FOLDER", help="Where `join` put its key and certificate.")
+    ] = None,
+    config: Config = None,
 ) -> None:
     """Process: make one machine so.
 
-    It runs in the network namespace of its machine.
+    It runs in the network namespace of its machine. Options count more than its file, /etc/nestnet/agent.toml.
     """
-    from nestnet.cli import processes
+    from nestnet.cli import processes, settings
 
-    processes.agent(machine, controller, pins, workloads, metrics)
+    options = {
+        "machine": machine,
+        "controller": controller,
+        "pins": pins,
+        "workloads": workloads,
+        "metrics": metrics,
+        "state": state,
+    }
+    processes.agent(settings.read(settings.AgentSettings, config, options))

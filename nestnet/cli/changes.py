@@ -118,6 +118,11 @@ def delete(kind: str, path: str, cascade: bool, lab: str | None, wait: bool, tim
     if cascade and kind != "network":
         raise Usage(f"--cascade is for networks: delete what needs the {kind} first")
     found = target(lab)
+    if kind == "token":
+        with found.client() as client:
+            client.revoke(path)
+        say(f"token {path} is revoked")
+        return
     with found.client() as client:
         concerned = _concerned(client, kind, path) if wait else set()
         revision = client.delete(kind, path, cascade)

@@ -12,6 +12,7 @@ from nestnet.model.errors import Conflict, NestnetError, NotFound, Unreachable
 
 if TYPE_CHECKING:
     from nestnet.api.client import Client
+    from nestnet.cli.contexts import Context
     from nestnet.lab.state import Lab
 
 VARIABLE = "NESTNET_CONTROLLER"
@@ -23,33 +24,57 @@ class Target:
 
     url: str
     lab: Lab | None = None
+    context: Context | None = None
 
     def client(self) -> Client:
-        from nestnet.api.client import Client
+        from nestnet.api.client import ANONYMOUS, Client
 
-        return Client(self.url)
+        return Client(self.url, credentials=self.context.credentials() if self.context is not None else ANONYMOUS)
 
 
 def target(name: str | None) -> Target:
-    """The controller that is meant: the lab of that name, $NESTNET_CONTROLLER, or the only lab that is up.
+    """The controller that is meant: the lab or context of that name, $NESTNET_CONTROLLER, or the only one of these: a
+    lab that is up, the current context, this computer's own controller.
 
-    Raises NotFound for a lab that is not up, Conflict when several are and none is named, Unreachable when
+    Raises NotFound for a name that is neither, Conflict when there are several and none is named, Unreachable when
     there is none at all.
     """
+    from nestnet.cli import contexts
+    from nestnet.cli.settings import SOCKET
     from nestnet.lab import state
 
     names = state.labs()
     if name is None:
         if url := os.environ.get(VARIABLE):
-            return Target(url, next((lab for lab in map(state.load, names) if lab and lab.controller == url), None))
-        name = state.only_lab(names)
+            lab = next((lab for lab in map(state.load, names) if lab and lab.controller == url), None)
+            return Target(url, lab, contexts.Context(url, os.environ.get("NESTNET_TOKEN"), _authority()))
+        current = contexts.current()
+        if current is not None and names:
+            raise Conflict(
+                f"the context {current} is in use, and labs are up: {', '.join(names)}; choose one with --context",
+                "several_labs",
+                [current, *names],
+            )
+        name = current or state.only_lab(names)
         if name is None:
+            if SOCKET.exists():
+                return Target(f"unix:{SOCKET}")
             raise Unreachable(f"no lab is up and {VARIABLE} is not set: `nestnet up FILE` starts one")
     lab = state.load(name)
-    if lab is None:
-        nearest = _nearest(name, names)
-        raise NotFound(f"lab {name}", nearest)
-    return Target(lab.controller, lab)
+    if lab is not None:
+        return Target(lab.controller, lab)
+    if (context := contexts.load(name)) is not None:
+        return Target(context.controller, context=context)
+    raise NotFound(f"lab or context {name}", _nearest(name, [*names, *contexts.names()]))
+
+
+def _authority() -> str | None:
+    """What $NESTNET_AUTHORITY, a file, says: the certificate to trust over TLS."""
+    file = os.environ.get("NESTNET_AUTHORITY")
+    try:
+        return Path(file).read_text() if file else None
+    except FileNotFoundError:
+        raise NotFound(f"file {file}, which NESTNET_AUTHORITY names,") from None
 
 
 def _nearest(name: str, names: list[str]) -> str | None:

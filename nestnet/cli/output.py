@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
@@ -35,6 +36,11 @@ def _rate(resource: Resource) -> str:
     return rate_text(rate) if rate else "-"
 
 
+def _until(token: Resource) -> str:
+    until = token["until"]
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(until)) if until is not None else "-"
+
+
 def plain(value: object, missing: str = "-") -> str:
     """One value as a person reads it."""
     if value is None or value == [] or value == {} or value == "":
@@ -56,8 +62,16 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("MTU", _text("mtu"), False),
         ("NIC", _text("nics", "-"), True),
         ("REALISED", _text("realised"), False),
+        ("FENCED", _text("fenced"), True),
         ("LABELS", _text("labels"), True),
         ("ID", _text("id"), True),
+    ),
+    "token": (
+        ("NAME", _text("name"), False),
+        ("EVERYTHING", _text("everything"), False),
+        ("TENANTS", _text("tenants"), False),
+        ("UNTIL", _until, False),
+        ("MADE BY", _text("by"), True),
     ),
     "tenant": (("NAME", _text("name"), False), ("PARENT", _text("parent"), False), ("ID", _text("id"), True)),
     "network": (

@@ -1,19 +1,47 @@
-"""The two processes, started by a lab, a service manager or by hand: `nestnet controller` and `nestnet agent`."""
+"""The two processes, started by a lab, a service manager or by hand, and how a machine joins."""
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from nestnet.cli.settings import AgentSettings, ControllerSettings
+from nestnet.model.errors import Usage
 
 
-def controller(listen: str, state: Path) -> None:
-    """Serve the API at `listen` (unix:PATH or http://HOST:PORT) until SIGTERM, with the store in `state`."""
+def controller(settings: ControllerSettings) -> None:
+    """Serve the API until SIGTERM."""
     from nestnet.api.server import serve
 
-    serve(state / "store.db", listen)
+    life = settings.certificate_hours * 3600
+    state = Path(settings.state)
+    serve(state / "store.db", settings.listen, settings.group, settings.names, life, ready)
 
 
-def agent(machine: str, controller: str, pins: Path, workloads: str | None, metrics: str | None) -> None:
+def agent(settings: AgentSettings) -> None:
     """Make this machine what the controller wants it to be, until SIGTERM."""
     from nestnet.agent.agent import run
 
-    run(machine, controller, pins, workloads, metrics)
+    if not settings.machine:
+        raise Usage("which machine is this? `nestnet join` writes it down, --machine says it")
+    state = Path(settings.state) if settings.state is not None else None
+    where = (settings.machine, settings.controller, Path(settings.pins))
+    run(*where, settings.workloads, settings.metrics, state, ready)
+
+
+def join(url: str, token: str, machine: Mapping[str, Any], state: Path) -> None:
+    """Join as a machine: its key and certificate are in `state` then."""
+    from nestnet.agent import credentials
+
+    credentials.join(url, token, machine, state)
+
+
+def ready() -> None:
+    """Tell the service manager, if one asked to be told (sd_notify(3))."""
+    if path := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            notify.connect("\0" + path[1:] if path.startswith("@") else path)
+            notify.sendall(b"READY=1")

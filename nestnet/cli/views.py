@@ -8,7 +8,7 @@ from nestnet.cli import output as out
 from nestnet.cli.find import Target, target
 from nestnet.cli.formats import Format
 from nestnet.cli.kinds import singular
-from nestnet.model.errors import NestnetError
+from nestnet.model.errors import NestnetError, NotFound, Usage
 
 if TYPE_CHECKING:
     from nestnet.cli.traces import Places
@@ -18,7 +18,12 @@ def get(kind: str, path: str | None, network: str | None, lab: str | None, outpu
     """List the objects of a kind, or show one."""
     kind = singular(kind)
     with target(lab).client() as client:
-        if path is not None:
+        if kind == "token":
+            found = [one for one in client.tokens() if path in (None, one["name"])]
+            if path is not None and not found:
+                raise NotFound(f"token {path}")
+            out.resources(kind, found, output, single=path is not None)
+        elif path is not None:
             out.resources(kind, [client.get(kind, path)], output, single=True)
         else:
             out.resources(kind, list(client.list(kind, network=network)), output)
@@ -26,12 +31,16 @@ def get(kind: str, path: str | None, network: str | None, lab: str | None, outpu
 
 def describe(kind: str, path: str, lab: str | None) -> None:
     """Show everything about one object."""
+    kind = singular(kind)
+    if kind == "token":
+        raise Usage("a token has no more to show: `nestnet get token NAME -o yaml`")
     with target(lab).client() as client:
-        out.described(client.get(singular(kind), path))
+        out.described(client.get(kind, path))
 
 
-def trace(port: str, to: str, protocol: str, number: int | None, lab: str | None, output: Format) -> None:
-    """Tell what happens to a packet. `to` is an address, or the path of a port whose address is meant."""
+def trace(port: str, to: str, protocol: str, number: int | None, live: bool, lab: str | None, output: Format) -> None:
+    """Tell what happens to a packet. `to` is an address, or the path of a port whose address is meant. `live`: send
+    one, too, and tell where it went."""
     from ipaddress import ip_address, ip_interface
 
     from nestnet.cli import traces
@@ -43,10 +52,18 @@ def trace(port: str, to: str, protocol: str, number: int | None, lab: str | None
         except ValueError:
             address = str(ip_interface(client.get("port", to)["addresses"][0]).ip)
         told = client.trace(port, address, protocol, number or 0)
+    if live:
+        from nestnet.cli.live import follow
+
+        told["live"] = follow(found, port, address, protocol, number or 0)
     if output in (Format.json, Format.yaml):
         out.data(out.versioned("Trace", told), output)
     else:
         print(traces.text(told, _places(found)))
+        if live:
+            from nestnet.cli.live import text
+
+            print(text(told["live"]))
 
 
 def _places(found: Target) -> Places:

@@ -23,12 +23,13 @@ from sqlalchemy import Connection, delete, select, update
 
 from nestnet.model.errors import Invalid, Problem
 from nestnet.store import events, numbers, tables
-from nestnet.store.database import Database, migrate, open_engine
+from nestnet.store.database import Database, explained, migrate, open_engine
 
 AHEAD = 1_000_000  # Revisions and rows of a kind that may have been made since the backup.
 HELD_BACK = 1 << 16  # VNIs that may have been, lowest first, as they are given out.
 
 
+@explained()
 def write(database: Database, to: Path) -> None:
     """Write a copy of what is committed now."""
     with closing(sqlite3.connect(database.path)) as source:
@@ -36,6 +37,7 @@ def write(database: Database, to: Path) -> None:
     to.chmod(0o600)
 
 
+@explained()
 def restore(database: Database, file: Path, confirmed: bool, who: str) -> int:
     """Become what `file` has. The file is changed. Returns the revision. Raises Invalid if it is no store's copy."""
     _judge(file)
@@ -47,8 +49,9 @@ def restore(database: Database, file: Path, confirmed: bool, who: str) -> int:
             raise _invalid("it was made by a newer version of nestnet: restore it with that one") from None
         with database.alone():  # Nothing may be acknowledged any more that the copy does not have.
             aside = database.path.with_name(f"{database.path.name}.before-restore")
-            aside.unlink(missing_ok=True)
-            write(database, aside)
+            before = file.with_name("before")
+            write(database, before)
+            before.replace(aside)  # Whole, or not there yet.
             with database.read() as live, engine.connect() as copy, copy.begin():
                 n = _renew(copy, live, confirmed, who)
             engine.dispose()
@@ -70,14 +73,25 @@ def _renew(copy: Connection, live: Connection, confirmed: bool, who: str) -> int
     for row in copy.execute(select(tables.counter)).all():
         last = max(row.last, given.get(row.kind, 0)) + AHEAD
         copy.execute(update(tables.counter).where(c.kind == row.kind).values(last=last))
+    if copy.scalar(select(tables.store.c.key)) == live.scalar(select(tables.store.c.key)):
+        _keep_out(copy, live)
+    copy.execute(delete(tables.join_token))
     numbers.hold_back(copy, HELD_BACK, n)
     events.audited(copy, who, "restored", n, f"restored from a backup made at revision {was}")
     return n
 
 
+def _keep_out(copy: Connection, live: Connection) -> None:
+    """Whoever was kept out since the backup stays out: a restore gives nobody back what was taken from them."""
+    t, m = tables.token, tables.machine
+    copy.execute(delete(t).where(t.c.digest.not_in(live.scalars(select(t.c.digest)).all())))
+    for row in live.execute(select(m.c.id, m.c.joins, m.c.fenced)):
+        copy.execute(update(m).where(m.c.id == row.id).values(joins=row.joins, fenced=row.fenced))
+
+
 def _judge(file: Path) -> None:
     try:
-        with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as copy:
+        with explained(), closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as copy:
             if copy.execute("PRAGMA integrity_check").fetchone() != ("ok",):
                 raise _invalid("it is damaged: take an older one")
             copy.execute("SELECT epoch, key FROM store").fetchone()[0]

@@ -274,10 +274,12 @@ def _sees(view: View, row: Row) -> bool:
 
 
 def machines(connection: Connection, reader: int) -> list[tuple[Key, Value]]:
-    """The machines of the fabric's domain, which is the only one there is. Of the reader alone it has the NICs."""
+    """The machines of the fabric's domain, which is the only one there is, without those that are shut out. Of the
+    reader alone it has the NICs."""
     return [
         (("machine", row.id), Machine(row.id, ip_address(row.address), row.mtu, row.nics if row.id == reader else ()))
         for row in objects.machines(connection)
+        if not row.fenced
     ]
 
 

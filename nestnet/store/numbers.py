@@ -116,7 +116,9 @@ def _realised_by_all(connection: Connection) -> int:
     """The revision that every machine has realised. A machine that never reported holds nothing older than
     the revision it joined at."""
     realised = func.max(func.coalesce(report.c.realised, 0), machine.c.joined, type_=tables.Id)
-    each = select(realised.label("n")).select_from(machine.outerjoin(report)).subquery()
+    each = (
+        select(realised.label("n")).select_from(machine.outerjoin(report)).where(machine.c.fenced.is_(False)).subquery()
+    )
     lowest = connection.scalar(select(func.min(each.c.n)))
     return int(lowest) if lowest is not None else 1 << 62
 

@@ -163,6 +163,7 @@ class MachineRow:
     address: str
     mtu: int
     nics: tuple[str, ...]
+    fenced: bool = False
 
 
 @dataclass
@@ -221,8 +222,11 @@ def load_state(connection: Connection) -> State:
 def machines(connection: Connection) -> list[MachineRow]:
     """Every machine that has joined."""
     c = tables.machine.c
-    rows = connection.execute(select(c.id, c.name, c.address, c.mtu, c.nics).order_by(c.id))
-    return [MachineRow(row.id, row.name, row.address, row.mtu, tuple(json.loads(row.nics))) for row in rows]
+    rows = connection.execute(select(c.id, c.name, c.address, c.mtu, c.nics, c.fenced).order_by(c.id))
+    return [
+        MachineRow(row.id, row.name, row.address, row.mtu, tuple(json.loads(row.nics)), bool(row.fenced))
+        for row in rows
+    ]
 
 
 def load_contents(connection: Connection, networks: Sequence[int]) -> dict[int, Contents]:

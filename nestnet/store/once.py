@@ -17,8 +17,10 @@ from sqlalchemy.dialects.sqlite import insert
 
 from nestnet.model.errors import Conflict
 from nestnet.store import tables
+from nestnet.store.scope import EVERYTHING, Scope
 
-KEPT_ANSWERS = 24 * 3600  # Seconds for which a repeated request gets its first answer.
+KEPT_ANSWERS = 24 * 3600  # Seconds for which a repeated request gets its first answer, at least
+KEPT_ALWAYS = 1000  # and so many of the newest: clocks may be set forward.
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,14 @@ class Asked:
     tenant  whose idempotency keys these are; '': the operator's
     key     the idempotency key, if there is one
     etags   the change is refused (Stale) unless the object has one of these ('*': any); None: as it is now
+    scope   what they may see and change
     """
 
     who: str = ""
     tenant: str = ""
     key: str | None = None
     etags: tuple[str, ...] | None = None
+    scope: Scope = EVERYTHING
 
 
 def digest(request: Any) -> str:
@@ -48,7 +52,7 @@ def said(connection: Connection, asked: Asked, request: str) -> Any | None:
         return None
     i = tables.idempotency.c
     query = select(i.request, i.answer).where(i.tenant == asked.tenant, i.key == asked.key)
-    row = connection.execute(query.where(i.at >= time.time() - KEPT_ANSWERS)).first()
+    row = connection.execute(query).first()
     if row is None:
         return None
     if row.request != request:
@@ -62,7 +66,8 @@ def claim(connection: Connection, asked: Asked, request: str) -> Any | None:
         return None
     i = tables.idempotency
     now = time.time()
-    connection.execute(delete(i).where(i.c.at < now - KEPT_ANSWERS))
+    newest = select(i.c.at).order_by(i.c.at.desc()).offset(KEPT_ALWAYS).limit(1).scalar_subquery()
+    connection.execute(delete(i).where(i.c.at < now - KEPT_ANSWERS, i.c.at <= newest))
     claimed = connection.execute(
         insert(i)
         .values(tenant=asked.tenant, key=asked.key, request=request, answer="null", at=now)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from nestnet.model.errors import Conflict, Invalid, Problem
+from nestnet.model.errors import Conflict, Forbidden, Invalid, Problem
 from nestnet.model.manifest import (
     AttachSpec,
     LinkSpec,
@@ -57,6 +57,7 @@ from nestnet.store.objects import (
     selector_order,
 )
 from nestnet.store.quotas import QUOTAS, Quota, Uses, judge, uses
+from nestnet.store.scope import EVERYTHING, Scope
 
 UDP = 17
 
@@ -111,13 +112,15 @@ class Work:
     networks: tuple[int, ...]  # Those that it looked at and may change; what it makes is not among them.
 
 
-def make(connection: Connection, manifest: Manifest, prune: bool) -> Work:
-    """Compare. Raises Invalid with every problem, Conflict or Exhausted; reads only."""
+def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope = EVERYTHING) -> Work:
+    """Compare. Raises Invalid with every problem, Conflict, Exhausted, or Forbidden where it is about what is not in
+    scope; reads only."""
     state = load_state(connection)
-    roots = _roots(manifest, state, prune)
+    _names_free(manifest.networks or {}, state.carried.get(FABRIC, {}), "", state, scope)
+    roots = _roots(manifest, state, prune, scope)
     state.contents = load_contents(connection, state.above(roots))
     moved = _moved(manifest, state)
-    filled = _complete(manifest, state, moved)
+    filled = _complete(manifest, state, moved, scope.tenant)
     problems = _judge(manifest, filled, state)
     if problems:
         raise Invalid(problems)
@@ -125,20 +128,83 @@ def make(connection: Connection, manifest: Manifest, prune: bool) -> Work:
     if problems := list(_given_twice(connection, wanted, state)):
         raise Invalid(problems)
     pairs = list(_pairs(wanted, state, roots))
-    _enough_vnis(connection, pairs)
     wishes = _tenants(manifest, wanted, state)
+    _to_write(pairs, wishes, moved, wanted, state, scope)
+    _enough_vnis(connection, pairs)
     _judge_quotas(connection, pairs, wishes, wanted, state)
     changes = (*_told_of_machines(moved, state), *_tenants_told(wishes, state), *_told(pairs, wanted, state))
     touched = {row.network for pair in pairs for row in pair if row is not None}
     plan = Plan(
         changes,
-        (*_disturbed_by_machines(moved, state), *_disturbed(pairs, wanted, state)),
+        (*_disturbed_by_machines(moved, state), *_discreet(_disturbed(pairs, wanted, state), wanted, scope)),
         tuple(sorted(state.machines)) if moved else _machines(touched, wanted, state, roots),
     )
     return Work(plan, state.revision, tuple(pairs), wishes, tuple(moved), tuple(state.above(roots)))
 
 
-def _roots(manifest: Manifest, state: State, prune: bool) -> list[int]:
+# Scope
+
+
+def _names_free(
+    named: Mapping[str, NetworkSpec], there: Mapping[str, NetworkRow], above: str, state: State, scope: Scope
+) -> None:
+    """Refuse names that others have. Nothing else of theirs is told."""
+    for name, spec in named.items():
+        if (row := there.get(name)) is not None:
+            if not scope.may_read(row.tenant):
+                raise Conflict(f"the name of network {above}{name} is taken: choose another", "duplicate_name")
+            _names_free(spec.networks or {}, state.carried.get(row.id, {}), f"{above}{name}/", state, scope)
+
+
+def _to_write(
+    pairs: Iterable[Pair],
+    wishes: Iterable[TenantWish],
+    moved: Iterable[MachineRow],
+    wanted: _Wanted,
+    state: State,
+    scope: Scope,
+) -> None:
+    """Raise Forbidden if anything of this is not in scope."""
+    if scope.writes is None:
+        return
+    for machine in moved:
+        scope.to_write_all(f"machine {machine.name}")
+    for wish in wishes:
+        scope.to_write_all(f"tenant {wish.name}")
+    others: set[int] = set()
+    for old, new in pairs:
+        for row, networks in ((old, state.networks), (new, wanted.networks)):
+            if row is None:
+                continue
+            owner = networks[row.network]
+            if scope.may_read(owner.tenant):
+                path = wanted.paths.get(owner.id) or state.path(owner.id)
+                scope.to_write(owner.tenant, f"network {path}")
+            elif old is None:
+                raise Forbidden(f"network {wanted.paths[owner.id]} would be another tenant's: name one of your own")
+            else:
+                others.add(owner.id)
+    if others:
+        raise Conflict(
+            f"{len(others)} networks of other tenants are carried by what would go: leave `networks` out to keep them",
+            "in_use",
+        )
+
+
+def _discreet(lines: Iterable[str], wanted: _Wanted, scope: Scope) -> Iterator[str]:
+    """What is disturbed, other tenants' networks by their number only."""
+    others = {wanted.paths[id] for id, row in wanted.networks.items() if not scope.may_read(row.tenant)}
+    count = 0
+    for line in lines:
+        if any(line.startswith((f"{path}:", f"{path} ", f"{path}/")) for path in others):
+            count += 1
+        else:
+            yield line
+    if count:
+        yield f"what {len(others)} networks of other tenants that are carried would notice: {count} more"
+
+
+def _roots(manifest: Manifest, state: State, prune: bool, scope: Scope) -> list[int]:
     """Ids of the networks on the wire that this is about."""
     top = state.carried.get(FABRIC, {})
     named = manifest.networks or {}
@@ -146,7 +212,8 @@ def _roots(manifest: Manifest, state: State, prune: bool) -> list[int]:
     if prune:
         owners: set[str | None] = set(manifest.tenants or {})
         for name, spec in named.items():
-            owners.add(spec.tenant or (top[name].tenant if name in top else None))
+            owners.add(spec.tenant or (top[name].tenant if name in top else scope.tenant))
+        owners = {owner for owner in owners if scope.may_write(owner)}
         roots += [row.id for name, row in top.items() if name not in named and row.tenant in owners]
     return roots
 
@@ -186,8 +253,8 @@ def _disturbed_by_machines(moved: Iterable[MachineRow], state: State) -> Iterato
 # Completing
 
 
-def _complete(manifest: Manifest, state: State, moved: Iterable[MachineRow]) -> Manifest:
-    """The manifest with everything that it leaves alone."""
+def _complete(manifest: Manifest, state: State, moved: Iterable[MachineRow], tenant: str | None) -> Manifest:
+    """The manifest with everything that it leaves alone. `tenant`: whose a network is that nobody says it of."""
     top = state.carried.get(FABRIC, {})
     machines = {
         name: MachineSpec.model_construct(address=ip_address(row.address), mtu=row.mtu, nic=row.nics or None)
@@ -201,7 +268,7 @@ def _complete(manifest: Manifest, state: State, moved: Iterable[MachineRow]) -> 
     }
     family = next((spec.address.version for spec in machines.values() if spec.address is not None), None)
     networks = {
-        name: _complete_network(spec, state, top.get(name), None, family)
+        name: _complete_network(spec, state, top.get(name), tenant, family)
         for name, spec in (manifest.networks or {}).items()
     }
     return manifest.model_copy(update={"networks": networks, "machines": machines})

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from ipaddress import ip_network
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, true
 
 from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
@@ -26,6 +26,7 @@ from nestnet.store.identity import Identity
 from nestnet.store.objects import chunks
 from nestnet.store.plan import policy_words
 from nestnet.store.quotas import QUOTAS, uses
+from nestnet.store.scope import EVERYTHING, Scope
 
 KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
 IN_NETWORK = ("segment", "router", "link", "port", "policy")
@@ -47,10 +48,43 @@ Resource = dict[str, Any]
 class Reader:
     """One transaction's look at the store."""
 
-    def __init__(self, connection: Connection, identity: Identity, heard: Heard | None = None) -> None:
+    def __init__(
+        self, connection: Connection, identity: Identity, heard: Heard | None = None, scope: Scope = EVERYTHING
+    ) -> None:
         self._connection = connection
         self._identity = identity
         self._heard = heard if heard is not None else Heard()
+        self.scope = scope
+
+    # What is in scope
+
+    def _seen(self, kind: str) -> ColumnElement[bool]:
+        """The condition that an object of this kind may be seen. Machines may be, by name: hosts are chosen by it."""
+        t, reads = tables, self.scope.reads
+        if reads is None or kind == "machine":
+            return true()
+        owners = select(t.tenant.c.id).where(t.tenant.c.name.in_(sorted(reads)))
+        if kind == "tenant":
+            return t.tenant.c.name.in_(sorted(reads))
+        if kind == "network":
+            return t.network.c.tenant.in_(owners)
+        return TABLES[kind].c.network.in_(select(t.network.c.id).where(t.network.c.tenant.in_(owners)))
+
+    def owner(self, kind: str, id: int) -> str | None:
+        """The tenant that an object in a network, or a network, belongs to."""
+        n, t = tables.network.c, tables.tenant.c
+        network: Any = id
+        if kind != "network":
+            table = TABLES[kind]
+            network = select(table.c.network).where(table.c.id == id).scalar_subquery()
+        return self._connection.scalar(select(t.name).join(tables.network, n.tenant == t.id).where(n.id == network))
+
+    def to_write(self, kind: str, id: int, what: str) -> None:
+        """Raise Forbidden unless this object may be changed, as it is seen."""
+        if kind in ("network", *IN_NETWORK):
+            self.scope.to_write(self.owner(kind, id), what)
+        else:
+            self.scope.to_write_all(what)
 
     # Finding
 
@@ -59,7 +93,7 @@ class Reader:
         table = TABLES[kind]
         if (row := self._identity.row(kind, reference)) is not None:
             if (kind != "network" or row != FABRIC) and self._connection.scalar(
-                select(table.c.id).where(table.c.id == row)
+                select(table.c.id).where(table.c.id == row, self._seen(kind))
             ) is not None:
                 return int(row)
             raise NotFound(f"{kind} {reference}")
@@ -67,9 +101,10 @@ class Reader:
             return self._find_policy(reference)
         *above, name = reference.split("/")
         if kind in ("machine", "tenant"):
-            found = self._connection.scalar(select(table.c.id).where(table.c.name == reference))
-            if found is None:
-                raise NotFound(f"{kind} {reference}", self._nearest(select(table.c.name), reference))
+            named = select(table.c.id).where(table.c.name == reference, self._seen(kind))
+            if (found := self._connection.scalar(named)) is None:
+                near = self._nearest(select(table.c.name).where(self._seen(kind)), reference)
+                raise NotFound(f"{kind} {reference}", near)
             return int(found)
         return self._find_in_network(kind, reference, above, name)
 
@@ -78,12 +113,15 @@ class Reader:
         owner = table.c.carrier if kind == "network" else table.c.network
         network = self._walk(above)
         if network is not None:
-            found = self._connection.scalar(select(table.c.id).where(owner == network, table.c.name == name))
+            named = select(table.c.id).where(owner == network, table.c.name == name, self._seen(kind))
+            found = self._connection.scalar(named)
             if found is not None and not (kind == "network" and found == FABRIC):
                 return int(found)
         # Not a whole path: the end of one, perhaps.
         rows = self._connection.execute(
-            select(table.c.id, owner.label("owner")).where(table.c.name == name, table.c.id != FABRIC).limit(1000)
+            select(table.c.id, owner.label("owner"))
+            .where(table.c.name == name, table.c.id != FABRIC, self._seen(kind))
+            .limit(1000)
         ).all()
         paths = self.paths(row.owner for row in rows)
         ends = {row.id: "/".join(part for part in (paths[row.owner], name) if part) for row in rows}
@@ -92,9 +130,13 @@ class Reader:
             return next(iter(fits))
         if fits:
             raise Ambiguous(f"{kind} {reference}", sorted(fits.values())[:CANDIDATES])
+        names = select(table.c.name).where(self._seen(kind))
+        if self.scope.reads is not None:  # What is on the way there is nobody's business.
+            near = self._nearest(names.where(owner == network), name) if network is not None else None
+            raise NotFound(f"{kind} {reference}", "/".join([*above, near]) if near else None)
         if above and network is None:
             raise NotFound(f"network {'/'.join(above)}", self._nearest_network(above))
-        within = select(table.c.name).where(owner == network) if above or kind == "network" else select(table.c.name)
+        within = names.where(owner == network) if above or kind == "network" else names
         near = self._nearest(within, name)
         raise NotFound(f"{kind} {reference}", "/".join([*above, near]) if near else None)
 
@@ -103,7 +145,8 @@ class Reader:
         if above and (row := self._identity.row("policy", last)) is not None:
             network = self.find("network", above)
             p = tables.policy.c
-            if self._connection.scalar(select(p.id).where(p.id == row, p.network == network)) is not None:
+            here = (p.id == row, p.network == network, self._seen("policy"))
+            if self._connection.scalar(select(p.id).where(*here)) is not None:
                 return row
         raise NotFound(f"policy {reference}")
 
@@ -151,7 +194,7 @@ class Reader:
     ) -> tuple[list[Resource], str | None]:
         """Up to `limit` resources after `cursor`, and the cursor of the next page if there is one."""
         table = TABLES[kind]
-        query = select(table.c.id).order_by(table.c.id).limit(limit + 1)
+        query = select(table.c.id).where(self._seen(kind)).order_by(table.c.id).limit(limit + 1)
         if kind == "network":
             query = query.where(table.c.id != FABRIC)
         if network is not None:
@@ -205,17 +248,19 @@ class Reader:
     def _machines(self, ids: Sequence[int]) -> list[Resource]:
         m, r = tables.machine, tables.report
         query = select(m, r.c.realised, r.c.at, r.c.problems).outerjoin(r).where(m.c.id.in_(ids)).order_by(m.c.id)
+        whole = self.scope.reads is None  # Others see that it is there, and how far it is.
         return [
             {
                 **self._head("machine", row.id, row.name, row.name),
-                "row": row.id,
-                "address": row.address,
+                "row": row.id if whole else None,
+                "address": row.address if whole else None,
                 "mtu": row.mtu,
-                "nics": json.loads(row.nics),
-                "labels": json.loads(row.labels),
+                "nics": json.loads(row.nics) if whole else [],
+                "labels": json.loads(row.labels) if whole else {},
+                "fenced": bool(row.fenced),
                 "realised": row.realised,
                 "reported": self._heard.age(row.id) if self._heard.age(row.id) is not None else _age(row.at),
-                "problems": json.loads(row.problems) if row.problems is not None else [],
+                "problems": json.loads(row.problems) if whole and row.problems is not None else [],
             }
             for row in self._connection.execute(query)
         ]
@@ -403,7 +448,7 @@ class Reader:
         if any(row.kind == "realised" for row in known):
             return None
         count = self._connection.scalar(select(func.count()).select_from(m))
-        after = min((time.time() - row.at for row in known), default=None)
+        after = min((max(0.0, time.time() - row.at) for row in known), default=None)
         took = f", {after:.2f} s after it was stored" if after is not None else ""
         return Happened("realised", f"all {count} machines have realised revision {n}{took}", revision=n)
 
@@ -440,7 +485,7 @@ class Reader:
 
 
 def _age(at: float | None) -> float | None:
-    return round(time.time() - at, 3) if at is not None else None
+    return max(0.0, round(time.time() - at, 3)) if at is not None else None  # Clocks are set back.
 
 
 def _bad_value(message: str) -> Invalid:

@@ -12,11 +12,26 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from nestnet.model.errors import Conflict, Invalid, Problem, Stale
+from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Problem, Stale
 from nestnet.model.manifest import Manifest, to_data
 from nestnet.model.validate import SMALLEST_MTU, given_already
 from nestnet.model.values import FABRIC, Attach, World
-from nestnet.store import backup, events, feed, heard, moves, numbers, objects, once, plan, read, tables, watch, write
+from nestnet.store import (
+    access,
+    backup,
+    events,
+    feed,
+    heard,
+    moves,
+    numbers,
+    objects,
+    once,
+    plan,
+    read,
+    tables,
+    watch,
+    write,
+)
 from nestnet.store.database import Database
 from nestnet.store.events import Happened
 from nestnet.store.feed import Batch
@@ -26,6 +41,7 @@ from nestnet.store.objects import Fabric, MachineRow
 from nestnet.store.once import Asked
 from nestnet.store.plan import Change, Plan, Work
 from nestnet.store.read import Resource
+from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.watch import Changes
 
 LISTED = 20  # Dependants that the text of an error lists at most; the error itself has DEPENDANTS.
@@ -94,10 +110,10 @@ class Store:
 
     # Manifests
 
-    def plan(self, manifest: Manifest, prune: bool = False) -> Plan:
+    def plan(self, manifest: Manifest, prune: bool = False, scope: Scope = EVERYTHING) -> Plan:
         """What `apply` would do. Raises what `apply` would raise."""
         with self._database.read() as connection:
-            work = plan.make(connection, manifest, prune)
+            work = plan.make(connection, manifest, prune, scope)
             return replace(work.plan, etag=self.identity.etag("plan", 0, work.revision))
 
     def apply(self, manifest: Manifest, prune: bool = False, asked: Asked = NOBODY) -> Applied:
@@ -112,17 +128,18 @@ class Store:
         with self._database.read() as connection:
             if (said := once.said(connection, asked, once.digest(request))) is not None:
                 return _applied(said)
-            planned = plan.make(connection, manifest, prune)
+            planned = plan.make(connection, manifest, prune, asked.scope)
 
         def turn(connection: Connection) -> Any:
             before = objects.current_revision(connection)
-            work = planned if before == planned.revision else plan.make(connection, manifest, prune)
+            work = planned if before == planned.revision else plan.make(connection, manifest, prune, asked.scope)
             self._unchanged(connection, asked, work)
             revision = before
             if work.machines:
                 revision = self._move_machines(connection, work.machines)
             if work.pairs or work.tenants:
                 revision = write.write(connection, self.identity, work.pairs, work.tenants)
+            if revision != before:
                 events.changed(connection, asked.who, "apply", revision, work.plan.changes)
             etag = self.identity.etag("plan", 0, revision)
             return asdict(Applied(revision, replace(work.plan, etag=etag)))
@@ -187,40 +204,53 @@ class Store:
     ) -> Resource:
         """Declare a machine, or change what is known of it. Raises Conflict if another one has the address, Invalid if
         others' are of another family."""
+        what = {"join": name, "address": str(ip_address(address)), "mtu": mtu, "nics": list(nics)}
+        resource: Resource = self._change(
+            asked,
+            {**what, "labels": dict(labels or {})},
+            lambda connection: self._join(connection, asked, name, address, mtu, labels, nics),
+        )
+        return resource
+
+    def _join(
+        self,
+        connection: Connection,
+        asked: Asked,
+        name: str,
+        address: str,
+        mtu: int,
+        labels: Mapping[str, str] | None,
+        nics: Sequence[str],
+    ) -> Resource:
         m = tables.machine
         address = str(ip_address(address))
         wanted = {"address": address, "mtu": mtu, "nics": json.dumps(list(nics)), "labels": objects.dump(labels)}
-
-        def turn(connection: Connection) -> Any:
-            row = connection.execute(select(m).where(m.c.name == name)).first()
-            if row is not None:
-                self._fresh(connection, asked, "machine", row.id)
-            elif asked.etags is not None:
-                raise Stale(f"machine {name} is not there (any more)")
-            others = [other for other in objects.machines(connection) if other.name != name]
-            if other := next((other.name for other in others if other.address == address), None):
-                raise Conflict(f"{address} is the address of machine {other} already", "duplicate_address")
-            _family_fits(address, others)
-            fields = {
-                key: [getattr(row, key, None), value]
-                for key, value in wanted.items()
-                if row is None or getattr(row, key) != value
-            }
-            if fields:
-                id = row.id if row is not None else write.reserve(connection, "machine", 1)
-                if row is None:
-                    joined = objects.current_revision(connection)
-                    connection.execute(insert(m).values(id=id, name=name, joined=joined, **wanted))
-                else:
-                    connection.execute(update(m).where(m.c.id == id).values(**wanted))
-                after = self._machines_changed(connection, [id])
-                change = Change("+" if row is None else "~", "machine", name, fields)
-                events.changed(connection, asked.who, "join", after, [change])
-            reader = self._reader(connection)
-            (resource,) = reader.resources("machine", [reader.find("machine", name)])
-            return resource
-
-        resource: Resource = self._change(asked, {"join": name, **wanted}, turn)
+        row = connection.execute(select(m).where(m.c.name == name)).first()
+        if row is not None:
+            self._fresh(connection, asked, "machine", row.id)
+        elif asked.etags is not None:
+            raise Stale(f"machine {name} is not there (any more)")
+        others = [other for other in objects.machines(connection) if other.name != name]
+        if other := next((other.name for other in others if other.address == address), None):
+            raise Conflict(f"{address} is the address of machine {other} already", "duplicate_address")
+        _family_fits(address, others)
+        fields = {
+            key: [getattr(row, key, None), value]
+            for key, value in wanted.items()
+            if row is None or getattr(row, key) != value
+        }
+        if fields:
+            id = row.id if row is not None else write.reserve(connection, "machine", 1)
+            if row is None:
+                joined = objects.current_revision(connection)
+                connection.execute(insert(m).values(id=id, name=name, joined=joined, **wanted))
+            else:
+                connection.execute(update(m).where(m.c.id == id).values(**wanted))
+            after = self._machines_changed(connection, [id])
+            change = Change("+" if row is None else "~", "machine", name, fields)
+            events.changed(connection, asked.who, "join", after, [change])
+        reader = self._reader(connection)
+        (resource,) = reader.resources("machine", [reader.find("machine", name)])
         return resource
 
     def _move_machines(self, connection: Connection, machines: Sequence[MachineRow]) -> int:
@@ -258,24 +288,33 @@ class Store:
         problems: Sequence[str] = (),
         ports: Mapping[str, Any] | None = None,
         noticed: Sequence[tuple[str, str]] = (),
+        asked: Asked = NOBODY,
     ) -> None:
         """An agent has realised `revision`; `ports` is what it says about its ports, by row id, and `noticed` what
-        happened, (kind, text). Raises NotFound.
+        happened, (kind, text): written once for a key. Raises NotFound.
 
         Only news is written: that the machine is there and what it drops is kept in memory."""
         with self._database.read() as connection:
             id = self._reader(connection).find("machine", machine)
         stored, drops = heard.split(ports) if ports is not None else (None, None)
         back = self._heard.say(id, drops)
-        news = [Happened(kind, text, machine) for kind, text in noticed[: events.TOLD] if kind in events.MACHINE_KINDS]
-        if back:
-            news.append(Happened("back", f"{machine} speaks again", machine))
+        told = [Happened(kind, text, machine) for kind, text in noticed[: events.TOLD] if kind in events.MACHINE_KINDS]
+        news = [Happened("back", f"{machine} speaks again", machine)] if back else []
         said = json.dumps([revision, list(problems)])
         known = self._reports.get(id, "")
         what = json.dumps(stored) if stored is not None else known.partition("\n")[2]
-        if not news and known == f"{said}\n{what}":
+        if not told and not news and known == f"{said}\n{what}":
             return
-        self._database.transact(lambda connection: self._write_report(connection, id, revision, problems, stored, news))
+
+        request = once.digest({"report": machine, "noticed": [list(one) for one in noticed]})
+
+        def turn(connection: Connection) -> None:
+            again = told and once.claim(connection, asked, request) is not None
+            self._write_report(connection, id, revision, problems, stored, [*([] if again else told), *news])
+            if told:
+                once.keep(connection, asked, True)
+
+        self._database.transact(turn)
         self._reports[id] = f"{said}\n{what}"
         self.happened()
         self._advance()
@@ -326,12 +365,12 @@ class Store:
         self._database.transact(turn)
         self.happened()
 
-    def status(self) -> dict[str, Any]:
+    def status(self, scope: Scope = EVERYTHING) -> dict[str, Any]:
         """The revision, and for each machine what it has realised and how long ago it said so, in seconds."""
         with self._database.read() as connection:
             m = tables.machine.c
-            machines = self._reader(connection).resources("machine", list(connection.scalars(select(m.id))))
-            fields = ("name", "id", "address", "realised", "reported", "problems")
+            machines = self._reader(connection, scope).resources("machine", list(connection.scalars(select(m.id))))
+            fields = ("name", "id", "address", "fenced", "realised", "reported", "problems")
             return {
                 "revision": objects.current_revision(connection),
                 "time": time.time(),
@@ -341,16 +380,21 @@ class Store:
     # Resources
 
     def list(
-        self, kind: str, network: str | None = None, limit: int = 100, cursor: str | None = None
+        self,
+        kind: str,
+        network: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        scope: Scope = EVERYTHING,
     ) -> tuple[list[Resource], str | None]:
         """Up to `limit` resources of a kind, those of one network if it is given, and the next page's cursor."""
         with self._database.read() as connection:
-            return self._reader(connection).page(kind, network, limit, cursor)
+            return self._reader(connection, scope).page(kind, network, limit, cursor)
 
-    def get(self, kind: str, reference: str) -> Resource:
+    def get(self, kind: str, reference: str, scope: Scope = EVERYTHING) -> Resource:
         """One resource by public id, path, or the end of a path that only it has. Raises NotFound or Ambiguous."""
         with self._database.read() as connection:
-            reader = self._reader(connection)
+            reader = self._reader(connection, scope)
             (resource,) = reader.resources(kind, [reader.find(kind, reference)])
             return resource
 
@@ -360,8 +404,9 @@ class Store:
 
         def turn(connection: Connection) -> Any:
             before = objects.current_revision(connection)
-            reader = self._reader(connection)
+            reader = self._reader(connection, asked.scope)
             id = reader.find(kind, reference)
+            reader.to_write(kind, id, f"{kind} {reference}")
             self._fresh(connection, asked, kind, id)
             whole = kind == "network" and cascade
             if not whole and (dependants := _dependants(connection, reader, kind, id)):
@@ -381,6 +426,7 @@ class Store:
                     after = write.next_revision(connection, [row])
             else:
                 pairs = _with_parts(connection, kind, id)
+                _only_own(pairs, asked.scope)
                 changes = _deleted(reader, pairs)
                 after = write.write(connection, self.identity, pairs)
             if after != before:
@@ -394,8 +440,9 @@ class Store:
         and the link. Raises NotFound or Ambiguous."""
 
         def turn(connection: Connection) -> Any:
-            reader = self._reader(connection)
+            reader = self._reader(connection, asked.scope)
             (row,) = objects.links(connection, "id", [reader.find("link", reference)])
+            reader.to_write("link", row.id, f"link {reference}")
             self._fresh(connection, asked, "link", row.id)
             n = tables.network.c
             if row.up == up:
@@ -420,8 +467,9 @@ class Store:
         a, n = tables.attachment.c, tables.network.c
 
         def turn(connection: Connection) -> Any:
-            reader = self._reader(connection)
+            reader = self._reader(connection, asked.scope)
             (row,) = objects.ports(connection, "id", [reader.find("port", reference)])
+            reader.to_write("port", row.id, f"port {reference}")
             self._fresh(connection, asked, "port", row.id)
             (machine,) = objects.machines_of(connection, [row.id]).values()
             (name,) = [one["name"] for one in reader.resources("machine", [machine])]
@@ -451,8 +499,9 @@ class Store:
         on the way moves already or the new machine says nothing."""
 
         def turn(connection: Connection) -> Any:
-            reader = self._reader(connection)
+            reader = self._reader(connection, asked.scope)
             id = reader.find("port", reference)
+            reader.to_write("port", id, f"port {reference}")
             self._fresh(connection, asked, "port", id)
             (before,) = reader.resources("port", [id])
             begun = moves.begin(connection, reader, self.identity, id, to, self._heard.is_silent)
@@ -533,15 +582,17 @@ class Store:
 
     # Watching
 
-    def changes_of_objects(self, since: int, kind: str | None = None, network: int | None = None) -> Changes | None:
+    def changes_of_objects(
+        self, since: int, kind: str | None = None, network: int | None = None, scope: Scope = EVERYTHING
+    ) -> Changes | None:
         """The objects that changed since a revision, as they are now; None if that is too long ago or yet to come."""
         with self._database.read() as connection:
-            return watch.changes(connection, self._reader(connection), since, kind, network)
+            return watch.changes(connection, self._reader(connection, scope), since, kind, network)
 
-    def network_row(self, reference: str) -> int:
+    def network_row(self, reference: str, scope: Scope = EVERYTHING) -> int:
         """The row id of a network. Raises NotFound."""
         with self._database.read() as connection:
-            return self._reader(connection).find("network", reference)
+            return self._reader(connection, scope).find("network", reference)
 
     def events_after(self, seq: int, limit: int) -> Sequence[tuple[int, events.Event]]:
         """Up to `limit` events after one, with their numbers, oldest first."""
@@ -603,16 +654,169 @@ class Store:
 
     # For trace
 
-    def world(self, port: str) -> tuple[World, int, dict[tuple[str, int], str]]:
+    def world(self, port: str, scope: Scope = EVERYTHING) -> tuple[World, int, dict[tuple[str, int], str]]:
         """All that decides what happens to a port's packets: the values, the port's row id, and names by
-        (kind, id), paths for ports."""
+        (kind, id), paths for ports. Raises Forbidden if that is others' too."""
         with self._database.read() as connection:
-            reader = self._reader(connection)
+            reader = self._reader(connection, scope)
             id = reader.find("port", port)
+            _chain_is_own(connection, reader, id)
             return feed.world(connection, id), id, _names(connection, reader)
 
-    def _reader(self, connection: Connection) -> read.Reader:
-        return read.Reader(connection, self.identity, self._heard)
+    def _reader(self, connection: Connection, scope: Scope = EVERYTHING) -> read.Reader:
+        return read.Reader(connection, self.identity, self._heard, scope)
+
+    # Who may do what
+
+    def authority(self, made: Callable[[], tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+        """The key and certificate (PEM) of the authority that signs machines; `made` makes them when there are none."""
+        with self._database.read() as connection:
+            known = access.authority(connection)
+        return known or self._database.transact(lambda connection: access.found_authority(connection, made))
+
+    def bearer(self, secret: str) -> access.Bearer | None:
+        """Whom a token's secret speaks for; None: for nobody."""
+        with self._database.read() as connection:
+            return access.bearer(connection, secret)
+
+    def is_in_force(self, token: int) -> bool:
+        """Does this token, by its row, still speak for anybody?"""
+        with self._database.read() as connection:
+            return access.is_in_force(connection, token)
+
+    def machine_of(self, public: str, joins: int) -> str | None:
+        """The name of the machine that a certificate speaks for, by public id; None: for none any more."""
+        row = self.identity.row("machine", public)
+        with self._database.read() as connection:
+            return None if row is None else access.machine_of(connection, row, joins)
+
+    def make_token(
+        self,
+        name: str,
+        everything: access.Role | None = None,
+        tenants: Mapping[str, access.Role] | None = None,
+        until: float | None = None,
+        asked: Asked = NOBODY,
+    ) -> tuple[Resource, str]:
+        """A new token for tenants, or for all, and its secret, which is told only here. Raises Conflict for a name that
+        is taken, NotFound for an unknown tenant."""
+        roles, secret = dict(tenants or {}), self._secret(asked, f"token {name}")
+
+        def turn(connection: Connection) -> Any:
+            access.make(connection, name, secret, everything, roles, until, asked.who)
+            n = objects.current_revision(connection)
+            what = f"token {name}: " + (f"everything, {everything}" if everything else _roles(roles))
+            events.audited(connection, asked.who, "token", n, f"{what}, made")
+            return access.listed(connection, name)[0]
+
+        request = {"token": name, "everything": everything, "tenants": roles}
+        made: Resource = self._change(asked, request, turn)
+        self.happened()
+        return made, secret
+
+    def _secret(self, asked: Asked, what: str) -> str:
+        """A new secret. Of a request that is asked again it is the first one's, which nobody keeps."""
+        return access.new_secret() if asked.key is None else self.identity.secret(f"{asked.tenant} {asked.key} {what}")
+
+    def tokens(self, name: str | None = None) -> Sequence[Resource]:
+        """All tokens, or one, without their secrets. Raises NotFound."""
+        with self._database.read() as connection:
+            found = access.listed(connection, name)
+        if name is not None and not found:
+            raise NotFound(f"token {name}")
+        return found
+
+    def revoke(self, name: str, asked: Asked = NOBODY) -> int:
+        """A token counts no more, at once. Returns the revision. Raises NotFound."""
+
+        def turn(connection: Connection) -> Any:
+            access.revoke(connection, name)
+            n = objects.current_revision(connection)
+            events.audited(connection, asked.who, "token", n, f"token {name}, revoked")
+            return n
+
+        n = int(self._change(asked, {"revoke": name}, turn))
+        self.happened()
+        return n
+
+    def let_join(self, machine: str, until: float, asked: Asked = NOBODY) -> str:
+        """A secret: whoever has it may join as this machine, once, until then (seconds since 1970)."""
+        secret = self._secret(asked, f"join {machine}")
+
+        def turn(connection: Connection) -> Any:
+            access.let_join(connection, machine, secret, until, asked.who)
+            n = objects.current_revision(connection)
+            events.audited(connection, asked.who, "token", n, f"machine {machine} may join")
+            return n
+
+        self._change(asked, {"let_join": machine}, turn)
+        self.happened()
+        return secret
+
+    def enter(
+        self,
+        secret: str,
+        name: str,
+        address: str,
+        mtu: int,
+        nics: Sequence[str],
+        labels: Mapping[str, str],
+        request: str,
+        sign: Callable[[str, int], str],
+        key: str | None,
+    ) -> tuple[Resource, str]:
+        """A machine joins with its join token, which is used up. `request` is its certificate request, which `sign`
+        signs for a machine's public id and the number of the time. Returns the machine and the certificate: the same
+        again for the same request. Certificates of earlier times, as of a copy of its disk, count no more."""
+        asked = Asked(f"machine:{name}", "", None if key is None else f"join {key}")
+        what = {"enter": name, "address": address, "mtu": mtu, "nics": list(nics), "request": request}
+
+        def turn(connection: Connection) -> Any:
+            access.use(connection, secret, name)
+            resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics)
+            row = self.identity.row("machine", resource["id"])
+            assert row is not None
+            if resource["fenced"]:
+                self._fence(connection, row, False)
+            joins = access.joined_once_more(connection, row)
+            events.audited(
+                connection, asked.who, "joined", objects.current_revision(connection), f"machine {name} has joined"
+            )
+            return {**resource, "fenced": False}, sign(resource["id"], joins)
+
+        resource, certificate = self._change(asked, {**what, "secret": access.digest(secret)}, turn)
+        self.happened()
+        return resource, certificate
+
+    def fence(self, reference: str, fenced: bool, asked: Asked = NOBODY) -> tuple[int, Sequence[str], Resource]:
+        """Shut a machine out, or let it in again: to all others it is a stranger, and nothing that it says counts. What
+        lives on it stays as it is stored. Returns the revision, the machines that get it, and the machine."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection)
+            id = reader.find("machine", reference)
+            self._fresh(connection, asked, "machine", id)
+            (was,) = reader.resources("machine", [id])
+            revision = objects.current_revision(connection)
+            if was["fenced"] != fenced:
+                revision = self._fence(connection, id, fenced)
+                change = Change("~", "machine", was["name"], {"fenced": [was["fenced"], fenced]})
+                events.changed(connection, asked.who, "fence", revision, [change])
+            (resource,) = reader.resources("machine", [id])
+            m = tables.machine.c
+            names = connection.scalars(select(m.name).where(m.id != id, m.fenced.is_(False)).order_by(m.name)).all()
+            return revision, list(names), resource
+
+        revision, machines, resource = self._change(asked, {"fence": reference, "fenced": fenced}, turn)
+        return revision, machines, resource
+
+    def _fence(self, connection: Connection, id: int, fenced: bool) -> int:
+        m = tables.machine
+        connection.execute(update(m).where(m.c.id == id).values(fenced=fenced))
+        after = self._machines_changed(connection, [id])
+        if fenced:
+            numbers.fence(connection, after)
+        return after
 
 
 def _applied(data: Mapping[str, Any]) -> Applied:
@@ -731,6 +935,30 @@ def _with_parts(connection: Connection, kind: str, id: int) -> list[plan.Pair]:
             kept = set(connection.scalars(others))
             pairs += [(group, None) for group in objects.groups(connection, "id", sorted(set(row.groups) - kept))]
     return pairs
+
+
+def _only_own(pairs: Sequence[plan.Pair], scope: Scope) -> None:
+    """Raise Conflict if what goes carries other tenants' networks."""
+    if scope.writes is None:
+        return
+    rows = [row for row, _ in pairs if isinstance(row, objects.NetworkRow)]
+    others = sum(not scope.may_write(row.tenant) for row in rows)
+    if others:
+        raise Conflict(f"it carries {others} networks of other tenants: they have to go first", "in_use")
+
+
+def _chain_is_own(connection: Connection, reader: read.Reader, port: int) -> None:
+    """Raise Forbidden if one of the networks that carry a port's is another tenant's."""
+    n = tables.network.c
+    network = connection.execute(select(tables.port.c.network).where(tables.port.c.id == port)).scalar_one()
+    while network != FABRIC:
+        if not reader.scope.may_read(reader.owner("network", network)):
+            raise Forbidden("what carries this network is another tenant's: ask them for a trace of it")
+        network = connection.execute(select(n.carrier).where(n.id == network)).scalar_one()
+
+
+def _roles(tenants: Mapping[str, str]) -> str:
+    return ", ".join(f"{tenant} {role}" for tenant, role in sorted(tenants.items()))
 
 
 def _deleted(reader: read.Reader, pairs: Sequence[plan.Pair]) -> list[Change]:

@@ -93,6 +93,7 @@ change = Table(
     Column("was_port", Id),
     Column("was_other", Id),  # Where else it was, while it moved: a machine if `was_machine` says one, else a port.
     Column("was_carrier", Id),
+    Column("was_tenant", Text),  # Its name, of a network: whoever could see it is told that it went.
     Index(None, "revision"),
     Index(None, "network", "revision"),
 )
@@ -119,6 +120,10 @@ machine = Table(
     Column("nics", Text, nullable=False, server_default="[]"),  # JSON: names; none: the one that has the address.
     Column("labels", Text, nullable=False),
     Column("joined", Id, nullable=False),  # The revision at which it was declared.
+    # How often somebody has joined as it: a certificate says which time it is of, and only the last one's count.
+    Column("joins", Integer, nullable=False, server_default="0"),
+    # Shut out: a stranger to all others, whatever it still says and sends.
+    Column("fenced", Boolean(create_constraint=False), nullable=False, server_default="0"),
     _revision(),
 )
 
@@ -371,4 +376,47 @@ event = Table(
     Column("data", Text, nullable=False),  # JSON: the changes of a change.
     Index(None, "audit", "seq"),
     Index(None, "revision"),
+)
+
+# The authority that signs certificates of machines and of the controller. PEM.
+authority = Table(
+    "authority",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1", name="single"), primary_key=True),
+    Column("key", LargeBinary, nullable=False),
+    Column("certificate", LargeBinary, nullable=False),
+)
+
+# What people and services show. Of a secret only the SHA-256 is here: it has 256 random bits, so nobody guesses it.
+token = Table(
+    "token",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("digest", Text, nullable=False, unique=True),
+    Column("everything", Text),  # Its role for all there is, or none.
+    Column("made", Float, nullable=False),  # Seconds since 1970.
+    Column("until", Float),
+    Column("made_by", Text, nullable=False),
+    CheckConstraint("everything IN ('reader', 'owner')", name="everything"),
+)
+
+token_tenant = Table(
+    "token_tenant",
+    metadata,
+    Column("token", Id, _part_of("token.id"), primary_key=True),
+    Column("tenant", Id, _part_of("tenant.id"), primary_key=True),
+    Column("role", Text, CheckConstraint("role IN ('reader', 'owner')", name="role"), nullable=False),
+    Index(None, "tenant"),
+)
+
+# What lets one machine join, once: it goes when it is used.
+join_token = Table(
+    "join_token",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("machine", Text, nullable=False, unique=True),  # The name that it will have.
+    Column("digest", Text, nullable=False, unique=True),
+    Column("until", Float, nullable=False),
+    Column("made_by", Text, nullable=False),
 )

@@ -7,6 +7,7 @@ of one object are told as one; an object that came and went again in between is 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +38,16 @@ def changes(
     if not oldest <= since <= now:
         return None
     c = tables.change.c
-    query = select(c.network, c.kind, c.id).where(c.revision > since, c.kind.in_(KINDS))
+    query = select(c.network, c.kind, c.id, c.was_tenant).where(c.revision > since, c.kind.in_(KINDS))
     if network is not None:
         query = query.where(c.network == network)
     touched: dict[str, set[int]] = defaultdict(set)
     if since != now:
-        for row in connection.execute(query):
+        rows = connection.execute(query).all()
+        if reader.scope.reads is not None:
+            seen = _seen(connection, reader, rows)
+            rows = [row for row in rows if row.network in seen or (row.network == FABRIC and row.kind == "machine")]
+        for row in rows:
             touched[row.kind].add(row.id)
             touched["network"].add(row.network)  # Its revision, and its ETag, are of anything in it.
     told: list[Told] = []
@@ -52,6 +57,16 @@ def changes(
         resources = dict(zip(there, reader.resources(each, there), strict=True))
         told += [(each, id, resources.get(id)) for id in ids]
     return Changes(now, tuple(told))
+
+
+def _seen(connection: Connection, reader: Reader, rows: Sequence[Any]) -> set[int]:
+    """Those of the networks that changed which the reader may see, or might see before they went."""
+    n, t = tables.network.c, tables.tenant.c
+    seen = {row.id for row in rows if row.kind == "network" and reader.scope.may_read(row.was_tenant)}
+    for chunk in chunks(sorted({row.network for row in rows})):
+        query = select(n.id, t.name).join(tables.tenant, n.tenant == t.id).where(n.id.in_(chunk))
+        seen |= {row.id for row in connection.execute(query) if reader.scope.may_read(row.name)}
+    return seen
 
 
 def _there(connection: Connection, kind: str, ids: list[int]) -> list[int]:

@@ -49,7 +49,7 @@ OWN_REVISION: dict[str, Table] = {
     "machine": tables.machine,
     "tenant": tables.tenant,
 }
-NOTHING_WAS = {"was_machine": None, "was_port": None, "was_other": None, "was_carrier": None}
+NOTHING_WAS = {"was_machine": None, "was_port": None, "was_other": None, "was_carrier": None, "was_tenant": None}
 
 
 def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], tenants: Sequence[TenantWish] = ()) -> int:
@@ -392,6 +392,7 @@ def _change_row(network: int, kind: str, id: int, old: Row | None, carriers: dic
         "was_port": None if on_wire else was,
         "was_other": old.other or None if isinstance(old, PortRow) else None,
         "was_carrier": old.carrier if isinstance(old, NetworkRow) else None,
+        "was_tenant": old.tenant if isinstance(old, NetworkRow) else None,
     }
 
 

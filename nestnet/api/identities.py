@@ -1,0 +1,116 @@
+"""The routes by which somebody becomes known: tokens, machines that join, certificates, and who is shut out."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request
+from fastapi.responses import PlainTextResponse
+from starlette.concurrency import run_in_threadpool
+
+from nestnet.api import shapes
+from nestnet.api.access import JOIN_PREFIX, who
+from nestnet.api.asked import Key, asked, keyed
+from nestnet.api.authority import Authority
+from nestnet.model.errors import Forbidden, Invalid, Problem, Unauthenticated
+from nestnet.model.manifest import parse
+from nestnet.store.access import PREFIX
+from nestnet.store.once import Asked
+from nestnet.store.store import Store
+
+How = Annotated[Asked, Depends(keyed)]
+Name = Annotated[str, Path(description="Its name.")]
+
+
+def routes(store: Store, authority: Authority) -> APIRouter:
+    """Their router."""
+    routes = APIRouter(tags=["identities"])
+
+    @routes.get("/authority", name="authority", response_class=PlainTextResponse)
+    def certificate() -> PlainTextResponse:
+        """The authority's certificate, PEM. What a token ends with is the beginning of its SHA-256."""
+        return PlainTextResponse(authority.certificate, media_type="application/x-pem-file")
+
+    @routes.get("/tokens", response_model=shapes.Tokens)
+    def list_tokens() -> dict[str, Any]:
+        """All tokens, without their secrets."""
+        return {"apiVersion": shapes.API_VERSION, "kind": "TokenList", "items": store.tokens()}
+
+    @routes.get("/tokens/{name}", response_model=shapes.Token)
+    def get_token(name: Name) -> Any:
+        """One token, without its secret."""
+        return store.tokens(name)[0]
+
+    @routes.post("/tokens", response_model=shapes.NewToken)
+    def make_token(wanted: shapes.TokenWish, how: How) -> dict[str, Any]:
+        """A new token. Its secret is told here, and never again."""
+        _judge_token(wanted)
+        until = time.time() + wanted.ttl if wanted.ttl is not None else None
+        made, secret = store.make_token(wanted.name, wanted.everything, wanted.tenants, until, how)
+        return {**made, "token": f"{PREFIX}{secret}_{authority.pin}"}
+
+    @routes.delete("/tokens/{name}", response_model=shapes.Deleted)
+    def delete_token(name: Name, how: How) -> dict[str, Any]:
+        """Revoke a token: it counts no more, at once, and what follows by it ends within 10 s."""
+        return {"revision": store.revoke(name, how)}
+
+    @routes.post("/join-tokens", response_model=shapes.NewJoinToken)
+    def let_join(wanted: shapes.JoinWish, how: How) -> dict[str, Any]:
+        """A token that lets one machine join, once. One that was made for the machine before counts no more."""
+        _judge_name(wanted.machine)
+        until = time.time() + wanted.ttl
+        secret = store.let_join(wanted.machine, until, how)
+        token = f"{JOIN_PREFIX}{secret}_{authority.pin}"
+        return {"machine": wanted.machine, "until": until, "token": token}
+
+    @routes.post("/join", response_model=shapes.Entered)
+    async def enter(wanted: shapes.Enter, request: Request, idempotency_key: Key = None) -> dict[str, Any]:
+        """A machine joins, by its join token, and gets a certificate for the key that it has made itself."""
+        secret = who(request).joining
+        if not secret:
+            raise Unauthenticated("send a join token, as `Authorization: Bearer nnj_...`; see `nestnet token join`")
+        judge_machine(wanted)
+        own = (wanted.name, wanted.address, wanted.mtu, wanted.nics, wanted.labels, wanted.request)
+
+        def sign(machine: str, joins: int) -> str:
+            return authority.sign_machine(wanted.request, machine, joins)
+
+        machine, certificate = await run_in_threadpool(store.enter, secret, *own, sign, idempotency_key)
+        return {"machine": machine, "certificate": certificate}
+
+    @routes.post("/machines/{reference}/certificate", response_model=shapes.Certificate)
+    def renew(reference: Name, wanted: shapes.Renewal, request: Request) -> dict[str, Any]:
+        """A machine's next certificate, for a new key, before the one that it has runs out."""
+        known = who(request)
+        if known.machine is None:
+            raise Forbidden(f"only {reference} itself renews its certificate, by the one that it has")
+        return {"certificate": authority.sign_machine(wanted.request, known.public, known.joins)}
+
+    @routes.patch("/machines/{reference}", response_model=shapes.Fenced)
+    def patch_machine(
+        reference: str, state: shapes.MachineState, how: Annotated[Asked, Depends(asked)]
+    ) -> dict[str, Any]:
+        """Shut a machine out, or let it in again. To all others it is a stranger as soon as they have heard."""
+        revision, machines, machine = store.fence(reference, state.fenced, how)
+        return {"revision": revision, "machines": machines, "machine": machine}
+
+    return routes
+
+
+def judge_machine(machine: shapes.Join) -> None:
+    """The rules for machines are those of a manifest."""
+    spec: dict[str, Any] = {"address": machine.address, "mtu": machine.mtu, "labels": machine.labels}
+    if machine.nics:
+        spec["nic"] = machine.nics
+    parse({"apiVersion": shapes.API_VERSION, "machines": {machine.name: spec}})
+
+
+def _judge_name(machine: str) -> None:
+    parse({"apiVersion": shapes.API_VERSION, "machines": {machine: {}}})
+
+
+def _judge_token(wanted: shapes.TokenWish) -> None:
+    if (wanted.everything is None) == (not wanted.tenants):
+        message = "a token is for everything, or for tenants: give one of `everything` and `tenants`"
+        raise Invalid([Problem("missing_key", "", message)])

@@ -1,0 +1,122 @@
+"""The verbs by which somebody becomes known: token, join, fence, context."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nestnet.cli import contexts, settings
+from nestnet.cli import output as out
+from nestnet.cli.changes import say
+from nestnet.cli.find import target
+from nestnet.cli.formats import Format
+from nestnet.model.errors import NestnetError, NotFound, Usage
+
+TOKEN = "NESTNET_TOKEN"
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str | None) -> float | None:
+    """'90d' -> 7776000.0. Raises Usage."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if found is None:
+        raise Usage(f"{text!r} is no time: write a number and s, m, h or d, as 12h")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def make_token(
+    name: str, tenants: Sequence[str], operator: bool, reader: bool, ttl: str | None, lab: str | None
+) -> None:
+    """Make a token, and print it."""
+    roles = {}
+    for text in tenants:
+        tenant, equals, role = text.partition("=")
+        roles[tenant] = role if equals else "owner"
+        if roles[tenant] not in ("owner", "reader"):
+            raise Usage(f"--tenant {text}: a role is owner or reader")
+    if operator + reader + bool(roles) != 1:
+        raise Usage("give one of --tenant, --operator and --reader")
+    everything = "owner" if operator else "reader" if reader else None
+    with target(lab).client() as client:
+        made = client.make_token(name, everything, roles, seconds(ttl))
+    print(made["token"])
+    say(f"token {name}: keep it, it is not told again; `nestnet delete token {name}` revokes it")
+
+
+def let_join(machine: str, ttl: str, lab: str | None) -> None:
+    """Make a token that lets a machine join, and print it."""
+    with target(lab).client() as client:
+        made = client.let_join(machine, seconds(ttl) or 0)
+    print(made["token"])
+    say(f"for machine {machine}, once, within {ttl}: there, `nestnet join CONTROLLER --machine {machine} ...`")
+
+
+def read_token(file: str | None) -> str | None:
+    """A token from a file, from stdin (-), or from the environment: an argument could be read by everybody."""
+    if file is None:
+        return os.environ.get(TOKEN)
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+    except FileNotFoundError:
+        raise NotFound(f"file {file}") from None
+    return text.strip()
+
+
+def fence(machine: str, fenced: bool, lab: str | None, wait: bool, timeout: float) -> None:
+    """Shut a machine out, or let it in again, and wait until all others know."""
+    from nestnet.cli.waiting import until_realised
+
+    found = target(lab)
+    with found.client() as client:
+        told = client.fence(machine, fenced)
+        if wait:
+            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+    known = f"{len(told['machines'])} others know" if wait else "stored"
+    say(f"machine {told['machine']['name']} is {'shut out' if fenced else 'let in again'}: {known}")
+
+
+def list_contexts(output: Format) -> None:
+    """Show the contexts."""
+    current = contexts.current()
+    found = []
+    for name in contexts.names():
+        context = contexts.load(name)
+        assert context is not None
+        found.append({"name": name, "controller": context.controller, "current": name == current})
+    if output in (Format.json, Format.yaml):
+        out.data(out.versioned("ContextList", {"items": found}), output)
+        return
+    rows = [("*" if one["current"] else "", str(one["name"]), str(one["controller"])) for one in found]
+    out.table(("", "NAME", "CONTROLLER"), rows)
+
+
+def add_context(name: str, controller: str, token_file: str | None) -> None:
+    """Keep a controller under a name."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise NestnetError(f"{name!r} cannot be a context's name: lower-case letters, digits and hyphens", "bad_name")
+    contexts.add(name, controller, read_token(token_file))
+    say(f"context {name}: commands mean {controller} from now on")
+
+
+def use_context(name: str) -> None:
+    """Mean a controller from now on."""
+    contexts.use(name)
+    say(f"commands mean context {name} from now on")
+
+
+def remove_context(name: str) -> None:
+    """Forget a controller."""
+    contexts.remove(name)
+    say(f"context {name} is forgotten")
+
+
+def told_of_join(machine: str, controller: str, state: Path, config: Path) -> None:
+    """Say what a machine that has joined does next."""
+    said = settings.AgentSettings(controller=controller, machine=machine, state=str(state))
+    settings.write(said, config)
+    say(f"machine {machine} has joined; {config} says how its agent starts: `systemctl enable --now nestnet-agent`")
