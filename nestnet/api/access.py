@@ -90,6 +90,7 @@ RIGHTS: dict[str, Right] = {
     **{f"delete_{kind}": Right.CHANGER for kind in _KINDS},
     "patch_link": Right.CHANGER,
     "patch_port": Right.CHANGER,
+    "patch_network": Right.CHANGER,
     "events": Right.LOOKER,
     "metrics": Right.LOOKER,
     "join_machine": Right.OPERATOR,

@@ -67,7 +67,7 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         for left in (*store.folder.glob("nestnet-backup-*"), *store.folder.glob("nestnet-restore-*")):
             shutil.rmtree(left, ignore_errors=True)  # Of one that was killed meanwhile: it has keys in it.
-        app.state.counts, app.state.followers = counts, Followers()
+        app.state.counts, app.state.followers = counts, Followers(store)
         app.state.bell = bell = Doorbell()
         app.state.events = happenings = Doorbell()
         store.changed = lambda _revision: bell.ring()
@@ -264,9 +264,28 @@ def _verbs(store: Store) -> APIRouter:
 
     @routes.patch("/ports/{reference:path}", response_model=shapes.Attached, tags=["resources"])
     def patch_port(reference: Reference, state: shapes.PortState, how: How) -> dict[str, Any]:
-        """Say what a port's workload hangs on; doing it twice is doing it once. All else of it is changed by apply."""
-        revision, machines, port = store.set_attach(reference, _read_attach(state.attach), how)
+        """Say what a port's workload hangs on, or whether it is up; doing it twice is doing it once. All else of it is
+        changed by apply."""
+        given = {key for key in state.model_fields_set if key != "enabled" or state.enabled is not None}
+        if len(given) != 1:
+            code, message = (
+                ("bad_value", "has attach and enabled: give one")
+                if given
+                else ("missing_key", "needs the key attach or enabled")
+            )
+            raise errors.Invalid([errors.Problem(code, "", f"the body {message}")])
+        if state.enabled is not None:
+            revision, machines, port = store.set_enabled("port", reference, state.enabled, how)
+        else:
+            revision, machines, port = store.set_attach(reference, _read_attach(state.attach), how)
         return {"revision": revision, "machines": machines, "port": port}
+
+    @routes.patch("/networks/{reference:path}", response_model=shapes.Networked, tags=["resources"])
+    def patch_network(reference: Reference, state: shapes.NetworkState, how: How) -> dict[str, Any]:
+        """Take a network down or up, with all that it carries; doing it twice is doing it once. All else of it is
+        changed by apply."""
+        revision, machines, network = store.set_enabled("network", reference, state.enabled, how)
+        return {"revision": revision, "machines": machines, "network": network}
 
     @routes.get("/feed", response_class=StreamingResponse, responses=LINES, tags=["machines"])
     async def feed(

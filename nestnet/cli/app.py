@@ -191,6 +191,32 @@ def link(
     changes.link(path, state is State.up, lab, wait, timeout)
 
 
+Switched = Annotated[str, typer.Argument(metavar="network|port", help="What PATH is.")]
+
+
+@app.command()
+def enable(kind: Switched, path: Path_, lab: Lab = None, wait: Wait = True, timeout: Timeout = 60) -> None:
+    """Take a network or port up again.
+
+    It comes back as it was, and what hangs above with it.
+    """
+    from nestnet.cli import changes
+
+    changes.enable(kind, path, True, lab, wait, timeout)
+
+
+@app.command()
+def disable(kind: Switched, path: Path_, lab: Lab = None, wait: Wait = True, timeout: Timeout = 60) -> None:
+    """Take a network or port down.
+
+    Nothing passes it; what hangs above is closed, and is `down: carrier`. It stays so until `enable` or a file that
+    has `enabled:`.
+    """
+    from nestnet.cli import changes
+
+    changes.enable(kind, path, False, lab, wait, timeout)
+
+
 @app.command()
 def attach(
     path: Annotated[str, typer.Argument(metavar="PORT", help="A port like acme/web1, or its id.")],

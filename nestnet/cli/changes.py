@@ -146,6 +146,24 @@ def link(path: str, up: bool, lab: str | None, wait: bool, timeout: float) -> No
     say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
 
 
+def enable(kind: str, path: str, enabled: bool, lab: str | None, wait: bool, timeout: float) -> None:
+    """Take a network or port up or down, wait until every machine has it so, and say how long that took."""
+    from nestnet.cli.waiting import until_realised
+
+    kind = singular(kind)
+    if kind not in ("network", "port"):
+        raise Usage(f"a {kind} cannot be {'enabled' if enabled else 'disabled'}: only a network or a port")
+    start = time.monotonic()
+    found = target(lab)
+    with found.client() as client:
+        told = client.set_enabled(kind, path, enabled)
+        if wait:
+            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+    done = "realised" if wait else "stored"
+    say(f"{kind} {told[kind]['path']} is {'enabled' if told[kind]['enabled'] else 'disabled'}")
+    say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
+
+
 def attach(path: str, wanted: dict[str, str], lab: str | None, wait: bool, timeout: float) -> None:
     """Give a port's workload something to hang on, {"netns": NAME} or {"tap": NAME}, or take it away: {}. Wait until
     its machine has made it so."""

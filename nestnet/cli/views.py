@@ -75,13 +75,14 @@ def status(lab: str | None, output: Format) -> bool:
 
     meant = target(lab)
     with meant.client() as client:
-        found, ports = client.status(), list(client.list("port"))
+        found, ports, networks = client.status(), list(client.list("port")), list(client.list("network"))
     # Of a lab it is known at once that an agent has ended; of others, when its reports stay away.
     for machine in found["machines"]:
         if meant.lab is not None and not meant.lab.has_agent(machine["name"]):
             machine["problems"] = [*machine["problems"], f"its agent has ended: the log is in {meant.lab.logs}"]
     if output in (Format.json, Format.yaml):
         wrong = statuses.problems(found)
-        out.data(out.versioned("Status", {**found, "well": not wrong, "drops": dict(statuses.drops(ports))}), output)
+        more = {"drops": dict(statuses.drops(ports)), "down": statuses.down(networks, ports)}
+        out.data(out.versioned("Status", {**found, "well": not wrong, **more}), output)
         return not wrong
-    return statuses.show(found, ports)
+    return statuses.show(found, ports, networks)

@@ -651,6 +651,15 @@ def _carry_in(world: World, family: int, source: Port, target: Port) -> None:
         _refuse(longest_way(world, routers[0], segment) > MAX_HOPS, "carrier_ttl")
 
 
+def refusal(world: World, family: int, source: Port, target: Port) -> str:
+    """Why their network would not carry from one host port of its to another, both enabled; '' if it would."""
+    try:
+        _carry_in(world, family, source, target)
+    except _Dropped as dropped:
+        return dropped.reason
+    return ""
+
+
 def _is_carried(world: World, network: Network, a: int, b: int) -> bool:
     try:
         carry(world, network, a, b)

@@ -278,7 +278,7 @@ def value_of(row: Row, left: int) -> Value:
     """A row as the value that agents compile. `left`: what the wire leaves to networks, in bytes of IP."""
     match row:
         case NetworkRow():
-            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left))
+            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left), row.enabled)
         case SegmentRow():
             dns = tuple(map(ip_address, row.dns))
             return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)), dns)
@@ -291,7 +291,7 @@ def value_of(row: Row, left: int) -> Value:
             addresses, owns = tuple(map(ip_address, row.addresses)), tuple(map(ip_network, row.owns))
             place = (row.segment, row.host, row.mac or 0)
             port = Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts)
-            return replace(port, attach=row.attach, rate=row.rate)
+            return replace(port, enabled=row.enabled, attach=row.attach, rate=row.rate)
         case PolicyRow():
             sides = (row.sources, row.targets, row.services)
             return Policy(row.id, row.network, *sides, row.allow, row.priority)

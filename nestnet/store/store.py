@@ -22,7 +22,7 @@ from nestnet.store.events import Happened
 from nestnet.store.feed import Batch
 from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
-from nestnet.store.objects import Fabric, MachineRow
+from nestnet.store.objects import Fabric, MachineRow, NetworkRow, PortRow
 from nestnet.store.once import Asked
 from nestnet.store.plan import Change, Plan, Work
 from nestnet.store.read import Resource
@@ -58,7 +58,7 @@ class Store:
         with self._database.read() as connection:
             # May agents remove whatever this store does not know? After a restore, when somebody says so.
             self.confirmed = bool(connection.scalar(select(tables.store.c.confirmed)))
-        self._heard = Heard()
+        self.heard = Heard()
         self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
     def close(self) -> None:
@@ -279,7 +279,7 @@ class Store:
         with self._database.read() as connection:
             id = self._reader(connection).find("machine", machine)
         stored, drops = heard.split(ports) if ports is not None else (None, None)
-        back = self._heard.say(id, drops)
+        back = self.heard.say(id, drops)
         news = [Happened(kind, text, machine) for kind, text in noticed[: events.TOLD] if kind in events.MACHINE_KINDS]
         if back:
             news.append(Happened("back", f"{machine} speaks again", machine))
@@ -322,7 +322,7 @@ class Store:
 
     def look_around(self) -> None:
         """Notice machines that have fallen silent. Called every few seconds by whoever runs the store."""
-        late = self._heard.fallen_silent()
+        late = self.heard.fallen_silent()
         if not late:
             return
         m = tables.machine.c
@@ -330,7 +330,7 @@ class Store:
         def turn(connection: Connection) -> None:
             names = {row.id: row.name for row in connection.execute(select(m.id, m.name).where(m.id.in_(late)))}
             for machine in set(late) - names.keys():
-                self._heard.forget(machine)
+                self.heard.forget(machine)
             silent = f"has said nothing for {heard.SILENT:.0f} s: what it forwards it forwards on"
             events.happened(connection, [Happened("silent", f"{name} {silent}", name) for name in names.values()])
 
@@ -392,7 +392,7 @@ class Store:
                 if kind == "machine":
                     after = self._machines_changed(connection, [id])
                     numbers.fence(connection, after)
-                    self._heard.forget(id)
+                    self.heard.forget(id)
                 else:
                     row = {"network": FABRIC, "kind": kind, "id": id, **write.NOTHING_WAS}
                     after = write.next_revision(connection, [row])
@@ -463,6 +463,33 @@ class Store:
             return revision, [name], resource
 
         revision, machines, resource = self._change(asked, {"port": reference, "attach": _attach_data(attach)}, turn)
+        return revision, machines, resource
+
+    def set_enabled(
+        self, kind: str, reference: str, enabled: bool, asked: Asked = NOBODY
+    ) -> tuple[int, Sequence[str], Resource]:
+        """Take a network or port up or down, with all that hangs above it. Returns the revision since which it is so,
+        the names of the machines that get it, and the resource. Raises NotFound or Ambiguous."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            id = reader.find(kind, reference)
+            reader.to_write(kind, id, f"{kind} {reference}")
+            self._fresh(connection, asked, kind, id)
+            row: NetworkRow | PortRow
+            (row,) = (
+                objects.networks(connection, "id", [id]) if kind == "network" else objects.ports(connection, "id", [id])
+            )
+            revision = reader.revision("network", row.network)
+            if row.enabled != enabled:
+                revision = write.write(connection, self.identity, [(row, replace(row, enabled=enabled))])
+            (resource,) = reader.resources(kind, [id])
+            if row.enabled != enabled:
+                change = Change("~", kind, resource["path"], {"enabled": [row.enabled, enabled]})
+                events.changed(connection, asked.who, "enable" if enabled else "disable", revision, [change])
+            return revision, reader.machines_holding(row.network), resource
+
+        revision, machines, resource = self._change(asked, {kind: reference, "enabled": enabled}, turn)
         return revision, machines, resource
 
     def _fresh(self, connection: Connection, asked: Asked, kind: str, id: int) -> None:
@@ -549,7 +576,7 @@ class Store:
         n = backup.restore(self._database, file, force, asked.who)
         self.identity = Identity(self._database.epoch, self._database.key)
         self.confirmed = force
-        self._heard.forget()
+        self.heard.forget()
         self._reports.clear()
         self.changed(n)
         self.happened()
@@ -581,7 +608,7 @@ class Store:
             return feed.world(connection, id), id, _names(connection, reader)
 
     def _reader(self, connection: Connection, scope: Scope = EVERYTHING) -> read.Reader:
-        return read.Reader(connection, self.identity, self._heard, scope)
+        return read.Reader(connection, self.identity, self.heard, scope)
 
     # Who may do what
 

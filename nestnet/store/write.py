@@ -234,7 +234,7 @@ def _columns(row: Row, carriers: dict[int, int], owners: dict[str, int]) -> dict
     columns = {name: getattr(row, name) for name in column_names(TABLES[row.kind]) if hasattr(row, name)}
     if isinstance(row, NetworkRow):
         columns.pop("network", None)
-        columns |= {"tenant": owners[row.tenant] if row.tenant else None, "enabled": True, "revision": 0}
+        columns |= {"tenant": owners[row.tenant] if row.tenant else None, "revision": 0}
     elif isinstance(row, SegmentRow):
         columns["domain"] = FABRIC  # Flat all the way down.
         columns["dns"] = json.dumps(list(row.dns))
@@ -242,7 +242,7 @@ def _columns(row: Row, carriers: dict[int, int], owners: dict[str, int]) -> dict
         columns["router"], columns["other"] = row.between
     elif isinstance(row, PortRow):
         on_wire = carriers[row.network] == FABRIC
-        columns |= {"enabled": True, "host_machine": row.host if on_wire else None}
+        columns["host_machine"] = row.host if on_wire else None
         columns["host_port"] = None if on_wire else row.host
     return columns
 
