@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from golden_files import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import a_change, worlds
 from test_store import MACHINES, acme, items, manifest, store
 
+from nestnet.model.errors import Conflict, Forbidden, Invalid, NestnetError, NotFound, Stale
 from nestnet.model.meaning import _is_carried
 from nestnet.model.standing import fallen
-from nestnet.model.values import FABRIC, Network, World
+from nestnet.model.values import FABRIC, Attach, Network, World
 from nestnet.store import Store, heard
+from nestnet.store.once import Asked
 from nestnet.store.plan import Plan
 from nestnet.store.scope import Scope
 
@@ -203,3 +213,294 @@ def test_down_is_what_passes_nothing(data: st.DataObject) -> None:
                 _is_carried(world, network, *pair) for other in others for pair in ((host, other), (other, host))
             )
             assert (host in down) == (host not in standing or bool(others and not passes)), (network, host, down)
+
+
+# ---- another carrier
+
+
+LEAF = {"segments": LAN, "ports": {name: {"segment": "lan", "host": name} for name in "abc"}}
+BESIDE = {
+    name: {"segment": "lan", "host": f"m{place}", "hosts": True} for place, name in enumerate(("x", "y", "web1"), 1)
+}
+
+
+def forest(store: Store) -> None:
+    """acme carries `in` on three hosts, and that `deep`; beside it another network with hosts."""
+    within = {**carrier()["networks"]["in"], "networks": {"deep": LEAF}}
+    store.apply(manifest(acme=carrier(networks={"in": within}), beta={"segments": LAN, "ports": BESIDE}))
+
+
+def carried_by(store: Store) -> dict[str, str | None]:
+    return {path: one["carrier"] for path, one in items(store, "network").items()}
+
+
+def test_a_network_goes_to_another_carrier_with_all_that_it_carries(store: Store) -> None:
+    forest(store)
+    ids = {path: port["id"] for path, port in items(store, "port").items()}
+    vnis = {path: one["vni"] for path, one in items(store, "segment").items()}
+    before = store.revision
+    revision, machines, network = store.recarry("acme/in", "beta", {"a": "y", "b": "x", "c": "web1"})
+    assert (revision, network["path"], network["carrier"]) == (before + 1, "beta/in", "beta")
+    assert machines == ["m1", "m2", "m3"]
+    assert carried_by(store) == {"acme": None, "beta": None, "beta/in": "beta", "beta/in/deep": "beta/in"}
+    ports = items(store, "port")
+    places = {path: (port["host"], port["machine"]) for path, port in ports.items() if path.startswith("beta/in/")}
+    on_in = {"a": ("y", "m2"), "b": ("x", "m1"), "c": ("web1", "m3")}
+    assert places == {
+        **{f"beta/in/{name}": place for name, place in on_in.items()},
+        **{f"beta/in/deep/{name}": (name, machine) for name, (_, machine) in on_in.items()},
+    }
+    assert ports["beta/in/a"]["id"] == ids["acme/in/a"], "the same objects"
+    assert items(store, "segment")["beta/in/lan"]["vni"] == vnis["acme/in/lan"]
+    told = store.events_after(store.last_events(1), 1)[0][1]
+    assert told["text"].startswith("recarry: 4 changed: network beta/in")
+    assert told["changes"][0]["fields"] == {"carrier": ["acme", "beta"], "path": ["acme/in", "beta/in"]}
+    assert store.recarry("beta/in", "beta")[0] == revision == store.revision, "done already"
+
+    assert store.recarry("beta/in/deep", None, {"a": "m1", "b": "m1", "c": "m3"})[2]["path"] == "deep"
+    assert store.recarry("deep", "acme", {"a": "web1", "b": "web1", "c": "db1"})[2]["path"] == "acme/deep"
+    assert items(store, "port")["acme/deep/c"]["machine"] == "m3"
+
+
+def test_a_host_that_has_the_same_name_is_taken(store: Store) -> None:
+    store.apply(manifest(acme=carrier(), beta=carrier(networks={})))
+    store.recarry("acme/in", "beta")
+    assert {path: port["host"] for path, port in items(store, "port", "beta/in").items()} == {
+        f"beta/in/{name}": host for name, host in zip("abc", HOSTS, strict=True)
+    }
+
+
+def test_what_machines_need_follows(store: Store) -> None:
+    """After any changes of carriers, changes since any revision and a snapshot are the same for every machine."""
+    forest(store)
+    worlds: dict[tuple[str, int], World] = {}
+    for turn in range(7):
+        for name in MACHINES:
+            row = store.machine_row(name)
+            whole = {(kind, id): value for kind, id, value in store.snapshot_for(row).rows if value is not None}
+            for since in range(store.revision - turn, store.revision):
+                known = dict(worlds[name, since].values)
+                batch = store.changes_since(row, since)
+                assert batch is not None
+                for kind, id, value in batch.rows:
+                    if value is None:
+                        known.pop((kind, id), None)
+                    else:
+                        known[kind, id] = value
+                assert known == whole, (name, since, turn)
+            worlds[name, store.revision] = World(whole)
+        match turn:
+            case 0:
+                store.recarry("acme/in", "beta", {"a": "x", "b": "x", "c": "y"})
+            case 1:
+                store.recarry("beta/in/deep", "beta", {"a": "x", "b": "y", "c": "web1"})
+            case 2:
+                store.recarry("beta/in", None, {"a": "m3", "b": "m3", "c": "m2"})
+            case 3:
+                store.recarry("beta/deep", "in", {"a": "a", "b": "b", "c": "a"})
+            case 4:
+                store.recarry("in", "acme", {"a": "web1", "b": "db1", "c": "db1"})
+            case 5:
+                store.delete("network", "acme/in", cascade=True)
+
+
+def refusals(store: Store) -> Iterator[tuple[str, str, str | None, dict[str, str]]]:
+    """What cannot be: what it is, a network, its carrier to be, hosts."""
+    yield "itself", "acme", "acme", {}
+    yield "what it carries", "acme", "acme/in", {}
+    yield "what that carries", "acme", "acme/in/deep", {}
+    yield "a carrier that is not there", "acme/in", "bets", {}
+    yield "a host that is not there", "acme/in", "beta", {"a": "x", "b": "y", "c": "web2"}
+    yield "hosts that are called otherwise", "acme/in/deep", "beta", {"a": "x"}
+    yield "a host of another network", "acme/in/deep", "beta", {"a": "x", "b": "y", "c": "db1"}
+    yield "a port that is no host", "acme/in/deep", "plain", {"a": "p", "b": "p", "c": "p"}
+    yield "a host of the other family", "acme/in/deep", "six", {"a": "p", "b": "p", "c": "p"}
+    yield "a machine that is not there", "acme/in", None, {"a": "m1", "b": "m4", "c": "m1"}
+    yield "a port for a machine", "acme/in", None, {"a": "m1", "b": "web2", "c": "m1"}
+    yield "a port that it does not have", "acme/in", "beta", {"a": "x", "b": "x", "c": "x", "aa": "x"}
+    yield "a name that is taken", "acme/in", "plain", {"a": "p", "b": "p", "c": "p"}
+    yield "a name that the wire has", "plain/beta", None, {}
+    yield "more rates than one way has", "rated", "line", {"p": "p"}
+    yield "what a machine has given away", "acme/in/deep", "beta", {"a": "x", "b": "x", "c": "x"}
+
+
+def test_golden_what_cannot_be_carried_so(store: Store) -> None:
+    forest(store)
+    port = {"segment": "lan", "host": "m1", "hosts": True}
+    six = {"lan": {"cidr": "fd00::/64"}}
+    store.apply(
+        manifest(
+            plain={
+                "segments": LAN,
+                "ports": {"p": {**port, "hosts": False}, "q": port},
+                "networks": {"in": {}, "beta": {}},
+            },
+            six={"segments": six, "ports": {"p": port}},
+            rated={"segments": LAN, "ports": {"p": {"segment": "lan", "host": "m1", "rate": "1gbit"}}},
+            line={
+                "segments": {**LAN, "far": {"cidr": "10.0.1.0/24"}},
+                "routers": {
+                    "r0": {"segments": ["lan"]},
+                    **{f"r{n}": {} for n in range(1, 7)},
+                    "r7": {"segments": ["far"]},
+                },
+                "links": {f"l{n}": {"between": [f"r{n}", f"r{n + 1}"], "rate": "1gbit"} for n in range(7)},
+                "ports": {"p": port},
+            },
+            taken={"segments": LAN, "ports": {"p": {"segment": "lan", "host": "m1", "attach": {"netns": "shop"}}}},
+        )
+    )
+    store.set_attach("acme/in/deep/b", Attach("netns", "shop"))
+    before = (store.revision, {kind: items(store, kind) for kind in ("network", "port")})
+    lines = []
+    for what, network, to, hosts in refusals(store):
+        with pytest.raises(NestnetError) as error:
+            store.recarry(network, to, hosts)
+        lines.append(f"{what}: {error.value.code}")
+        told = [f"{p.pointer}: {p.code}: {p.message}" for p in getattr(error.value, "problems", ())] or [
+            str(error.value)
+        ]
+        lines += [f"    {line}" for line in told]
+        assert (store.revision, {kind: items(store, kind) for kind in ("network", "port")}) == before
+    same(Path(__file__).parent / "golden" / "carriage.txt", "\n".join(lines) + "\n")
+
+
+def test_of_two_edits_that_are_legal_alone_one_is_refused(store: Store) -> None:
+    one = {"segments": LAN, "ports": {"p": {"segment": "lan", "host": "m1", "hosts": True}}}
+    for first, second in (("a", "b"), ("b", "a")):
+        store.apply(manifest(a=one, b=one), prune=True)
+        store.recarry(first, second, {"p": "p"})
+        with pytest.raises(Conflict) as error:
+            store.recarry(second, f"{second}/{first}", {"p": "p"})
+        assert error.value.code == "carrier_cycle"
+        store.recarry(f"{second}/{first}", None, {"p": "m1"})
+    for _ in range(20):
+        with ThreadPoolExecutor(2) as pool:
+            done = list(pool.map(lambda pair: tried(store, *pair, {"p": "p"}), (("a", "b"), ("b", "a"))))
+        assert sorted(done) == ["", "carrier_cycle"], done
+        (inner,) = (path for path, up in carried_by(store).items() if up is not None)
+        store.recarry(inner, None, {"p": "m1"})
+
+
+def tried(store: Store, network: str, carrier: str | None, hosts: dict[str, str]) -> str:
+    try:
+        store.recarry(network, carrier, hosts)
+    except NestnetError as error:
+        return error.code
+    return ""
+
+
+EDITS = int(os.environ.get("NESTNET_RECARRIES", "400"))
+
+
+def test_random_concurrent_edits_leave_a_forest(tmp_path: Path) -> None:
+    """Eight threads give networks other carriers at random, by id. After each commit the carriers are a forest."""
+    one = {"segments": LAN, "ports": {"p": {"segment": "lan", "host": "m1", "hosts": True}}}
+    store = Store(tmp_path / "store.db")
+    store.join("m1", "192.0.2.1")
+    store.apply(manifest(**{f"n{place}": one for place in range(12)}))
+    ids = [network["id"] for network in items(store, "network").values()]
+    rows = {id: store.identity.row("network", id) for id in ids}
+    looked: list[int] = []
+    broken: list[str] = []
+
+    def look(revision: int) -> None:
+        with contextlib.closing(sqlite3.connect(store.folder / "store.db")) as connection:
+            carriers = dict(connection.execute("SELECT id, carrier FROM network WHERE id > 0").fetchall())
+        for network in carriers:
+            way = [network]
+            while (up := carriers[way[-1]]) != FABRIC:
+                if up in way or len(way) > len(carriers):
+                    broken.append(f"revision {revision}: {way}")
+                    break
+                way.append(up)
+        looked.append(revision)
+
+    store.changed = look
+    outcomes: Counter[str] = Counter()
+
+    def edit(seed: int) -> Counter[str]:
+        rng = random.Random(seed)
+        done: Counter[str] = Counter()
+        for _ in range(EDITS // 8):
+            network, to = rng.choice(ids), rng.choice([*ids, None])
+            done[tried(store, network, to, {"p": "m1" if to is None else "p"})] += 1
+        return done
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in pool.map(edit, range(8)):
+            outcomes.update(done)
+    assert not broken
+    assert outcomes.keys() <= {"", "carrier_cycle", "duplicate_name"}, outcomes
+    assert outcomes["carrier_cycle"] > EDITS // 20
+    assert len(looked) > EDITS // 10
+    assert set(rows.values()) == {store.identity.row("network", one["id"]) for one in items(store, "network").values()}
+    for path, port in items(store, "port").items():  # every chain of hosts ends at the machine
+        assert port["machine"] == "m1", path
+    store.close()
+
+
+def test_a_tree_is_at_most_64_levels_high(store: Store) -> None:
+    one = {"segments": LAN, "ports": {"p": {"segment": "lan", "host": "p", "hosts": True}}}
+
+    def tower(levels: int) -> dict[str, Any]:
+        spec: dict[str, Any] = one
+        for _ in range(levels - 1):
+            spec = {**one, "networks": {"n": spec}}
+        return {**spec, "ports": {"p": {"segment": "lan", "host": "m1", "hosts": True}}}
+
+    store.apply(manifest(a=tower(32), b=tower(32), c=tower(33)))
+    top = "/".join(["a", *["n"] * 31])
+    with pytest.raises(Invalid) as error:
+        store.recarry("c", top, {"p": "p"})
+    (problem,) = error.value.problems
+    assert (problem.code, problem.pointer, problem.limit) == ("too_deep", "/carrier", 64)
+    assert "c has 33 levels" in problem.message
+    store.recarry("b", top, {"p": "p"})
+    assert max(len(path.split("/")) for path in items(store, "network")) == 64
+    assert store.plan(manifest(c=tower(33))).changes == ()
+    with pytest.raises(Conflict, match="nothing is carried by what it carries"):
+        store.recarry("a", f"{top}/b", {"p": "p"})
+
+
+def test_nobody_is_carried_by_what_is_not_theirs(store: Store) -> None:
+    mine, theirs = {"tenant": "mine"}, {"tenant": "theirs"}
+    leaf = {"segments": LAN, "ports": {"p": {"segment": "lan", "host": "m1", "hosts": True}}}
+    store.apply(manifest(a={**leaf, **mine}, b={**leaf, **theirs}, c={**leaf, **mine, "networks": {"a": theirs}}))
+    me = Asked(scope=Scope(frozenset({"mine"}), frozenset({"mine"})))
+    before = store.revision
+    with pytest.raises(NotFound) as missing:
+        store.recarry("a", "nowhere", {"p": "p"}, me)
+    with pytest.raises(NotFound) as hidden:
+        store.recarry("a", "b", {"p": "p"}, me)
+    assert str(hidden.value) == str(missing.value).replace("nowhere", "b")
+    with pytest.raises(NotFound):
+        store.recarry("b", "a", {"p": "p"}, me)
+    reader = Asked(scope=Scope(frozenset({"mine", "theirs"}), frozenset({"mine"})))
+    with pytest.raises(Forbidden):
+        store.recarry("a", "b", {"p": "p"}, reader)
+    with pytest.raises(Forbidden):
+        store.recarry("b", "a", {"p": "p"}, reader)
+    with pytest.raises(Conflict) as taken:
+        store.recarry("a", "c", {"p": "p"}, me)
+    assert taken.value.code == "duplicate_name"
+    assert store.revision == before
+
+
+def test_asked_twice_it_is_done_once_and_a_stale_plan_is_refused(store: Store) -> None:
+    forest(store)
+    plan = store.plan(manifest(beta={"description": "changed"}))
+    etag = store.get("network", "acme/in")["etag"]
+    asked = Asked(key="k", etags=(etag,))
+    to = {"a": "x", "b": "x", "c": "x"}
+    first = store.recarry("acme/in", "beta", to, asked)
+    assert store.recarry("acme/in", "beta", to, asked) == first
+    assert store.revision == first[0]
+    with pytest.raises(Stale):
+        store.recarry("beta/in", "acme", dict(zip("abc", HOSTS, strict=True)), Asked(etags=(etag,)))
+    with pytest.raises(Stale):
+        store.apply(manifest(beta={"description": "changed"}), asked=Asked(etags=(plan.etag,)))
+    plan = store.plan(manifest(beta={"networks": {}}))
+    store.recarry("beta/in", "acme", dict(zip("abc", HOSTS, strict=True)))
+    with pytest.raises(Stale):
+        store.apply(manifest(beta={"networks": {}}), asked=Asked(etags=(plan.etag,)))

@@ -266,15 +266,8 @@ def _verbs(store: Store) -> APIRouter:
     def patch_port(reference: Reference, state: shapes.PortState, how: How) -> dict[str, Any]:
         """Say what a port's workload hangs on, or whether it is up; doing it twice is doing it once. All else of it is
         changed by apply."""
-        given = {key for key in state.model_fields_set if key != "enabled" or state.enabled is not None}
-        if len(given) != 1:
-            code, message = (
-                ("bad_value", "has attach and enabled: give one")
-                if given
-                else ("missing_key", "needs the key attach or enabled")
-            )
-            raise errors.Invalid([errors.Problem(code, "", f"the body {message}")])
-        if state.enabled is not None:
+        if _one_of(state, "enabled", "attach") == "enabled":
+            assert state.enabled is not None
             revision, machines, port = store.set_enabled("port", reference, state.enabled, how)
         else:
             revision, machines, port = store.set_attach(reference, _read_attach(state.attach), how)
@@ -282,9 +275,13 @@ def _verbs(store: Store) -> APIRouter:
 
     @routes.patch("/networks/{reference:path}", response_model=shapes.Networked, tags=["resources"])
     def patch_network(reference: Reference, state: shapes.NetworkState, how: How) -> dict[str, Any]:
-        """Take a network down or up, with all that it carries; doing it twice is doing it once. All else of it is
-        changed by apply."""
-        revision, machines, network = store.set_enabled("network", reference, state.enabled, how)
+        """Take a network down or up, or give it another carrier, with all that it carries; doing it twice is doing it
+        once. All else of it is changed by apply."""
+        if _one_of(state, "enabled", "carrier") == "enabled":
+            assert state.enabled is not None
+            revision, machines, network = store.set_enabled("network", reference, state.enabled, how)
+        else:
+            revision, machines, network = store.recarry(reference, state.carrier, state.hosts, how)
         return {"revision": revision, "machines": machines, "network": network}
 
     @routes.get("/feed", response_class=StreamingResponse, responses=LINES, tags=["machines"])
@@ -313,6 +310,18 @@ def _verbs(store: Store) -> APIRouter:
         return _trace(store, port, to, protocol, dport, who(request).scope)
 
     return routes
+
+
+def _one_of(state: shapes.NetworkState | shapes.PortState, *keys: str) -> str:
+    """Which of these keys a body has. Raises Invalid unless it is one of them; `enabled: null` is none."""
+    given = [key for key in keys if key in state.model_fields_set and (key != "enabled" or state.enabled is not None)]
+    if not given:
+        raise errors.Invalid([errors.Problem("missing_key", "", f"the body needs the key {' or '.join(keys)}")])
+    if len(given) > 1:
+        raise errors.Invalid([errors.Problem("bad_value", "", f"the body has {' and '.join(given)}: give one")])
+    if "hosts" in state.model_fields_set and given != ["carrier"]:
+        raise errors.Invalid([errors.Problem("bad_value", "/hosts", "hosts stand beside carrier, nothing else")])
+    return given[0]
 
 
 LINES: dict[int | str, dict[str, Any]] = {

@@ -197,6 +197,20 @@ class Client:
         """Take a network or port up or down: the revision, the machines that get it, and what it is now."""
         return self._change("PATCH", _member(kind, reference), key, etag, json={"enabled": enabled})
 
+    def recarry(
+        self,
+        reference: str,
+        carrier: str | None,
+        hosts: Mapping[str, str] | None = None,
+        *,
+        key: str | None = None,
+        etag: str | None = None,
+    ) -> dict[str, Any]:
+        """Let another network carry this one, None: the wire; `hosts`: port -> host. The revision, the machines that
+        get it, and the network."""
+        body = {"carrier": carrier, **({"hosts": dict(hosts)} if hosts else {})}
+        return self._change("PATCH", _member("network", reference), key, etag, json=body)
+
     def set_attach(
         self, reference: str, attach: Mapping[str, str], *, key: str | None = None, etag: str | None = None
     ) -> dict[str, Any]:

@@ -234,14 +234,19 @@ class Attached(Shape):
 
 
 class NetworkState(Shape):
-    """Whether a network is up."""
+    """Whether a network is up, or what carries it: one of the two."""
 
-    enabled: Annotated[bool, Field(strict=True)]
+    enabled: Annotated[bool | None, Field(strict=True)] = None
     """false: nothing passes, nor in what it carries."""
+    carrier: str | None = None
+    """Path or id of the network that is to carry it; null: the wire."""
+    hosts: Annotated[dict[str, str], Field(max_length=20_000)] = {}
+    """With `carrier`: port -> where it is to live, a machine or a port of the carrier, by name. A port that is not
+    named goes to the host that is called as its own."""
 
 
 class Networked(Shape):
-    """A network that was taken down or up."""
+    """A network that was taken down or up, or was given another carrier."""
 
     revision: int
     """The one since which it is so."""

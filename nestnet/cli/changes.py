@@ -164,6 +164,23 @@ def enable(kind: str, path: str, enabled: bool, lab: str | None, wait: bool, tim
     say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
 
 
+def recarry(path: str, carrier: str | None, hosts: dict[str, str], lab: str | None, wait: bool, timeout: float) -> None:
+    """Give a network another carrier, None: the wire, wait until no machine has it as it was, and say how long that
+    took."""
+    from nestnet.cli.waiting import until_realised
+
+    start = time.monotonic()
+    found = target(lab)
+    with found.client() as client:
+        told = client.recarry(path, carrier, hosts)
+        if wait:
+            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+    done = "realised" if wait else "stored"
+    network = told["network"]
+    say(f"network {network['path']} is carried by {network['carrier'] or 'the wire'}")
+    say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
+
+
 def attach(path: str, wanted: dict[str, str], lab: str | None, wait: bool, timeout: float) -> None:
     """Give a port's workload something to hang on, {"netns": NAME} or {"tap": NAME}, or take it away: {}. Wait until
     its machine has made it so."""

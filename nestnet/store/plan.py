@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
@@ -394,6 +394,19 @@ def _judge(manifest: Manifest, filled: Manifest, state: State) -> list[Problem]:
         networks=[state.path(id) for id in state.networks],
     )
     return problems + validate(filled, known)
+
+
+def problems_of(chain: Sequence[NetworkRow], hosts: Mapping[str, str], state: State) -> list[Problem]:
+    """What would be wrong with the last of these networks, each carried by the one before it, if its ports lived on
+    these hosts: port -> host, by name."""
+    last = chain[-1]
+    stored = state.contents[last.id]
+    ports = {name: _port_spec(port, stored, {port.host: hosts[name]}) for name, port in stored.ports.items()}
+    spec = _network_spec(last).model_copy(update={"ports": ports})
+    for carrier, carried in zip(chain[-2::-1], chain[:0:-1], strict=True):
+        spec = _network_spec(carrier).model_copy(update={"networks": {carried.name: spec}})
+    manifest = Manifest.model_construct(api_version="nestnet/v1", networks={chain[0].name: spec})
+    return _judge(manifest, _complete(manifest, state, (), None), state)
 
 
 def _given_twice(connection: Connection, wanted: _Wanted, state: State) -> Iterator[Problem]:

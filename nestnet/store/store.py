@@ -16,7 +16,22 @@ from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from nestnet.model.manifest import Manifest, to_data
 from nestnet.model.validate import SMALLEST_MTU, given_already
 from nestnet.model.values import FABRIC, Attach, World
-from nestnet.store import access, backup, events, feed, heard, numbers, objects, once, plan, read, tables, watch, write
+from nestnet.store import (
+    access,
+    backup,
+    carriage,
+    events,
+    feed,
+    heard,
+    numbers,
+    objects,
+    once,
+    plan,
+    read,
+    tables,
+    watch,
+    write,
+)
 from nestnet.store.database import Database
 from nestnet.store.events import Happened
 from nestnet.store.feed import Batch
@@ -155,9 +170,8 @@ class Store:
                 # A network that is gone is in nobody's list; its change says what carried it.
                 carriers = (*work.networks, FABRIC)
                 gone = select(g.id).where(g.revision > seen, g.kind == "network", g.was_carrier.in_(carriers))
-                fewer = connection.scalar(
-                    select(func.count()).select_from(gone.where(g.id.not_in(select(c.id))).subquery())
-                )
+                there = select(c.id).where(c.carrier == g.was_carrier)
+                fewer = connection.scalar(select(func.count()).select_from(gone.where(g.id.not_in(there)).subquery()))
                 if all(revision <= seen for revision in (*moved.values(), *machines.values())) and not fewer:
                     return
             elif len(moved) == 1:
@@ -491,6 +505,52 @@ class Store:
 
         revision, machines, resource = self._change(asked, {kind: reference, "enabled": enabled}, turn)
         return revision, machines, resource
+
+    def recarry(
+        self, reference: str, carrier: str | None, hosts: Mapping[str, str] | None = None, asked: Asked = NOBODY
+    ) -> tuple[int, Sequence[str], Resource]:
+        """Let another network carry this one with all that it carries in turn; None: the wire. `hosts`: port -> host,
+        by name; a port that is not named goes to the host that is called as its own. Returns the revision since which
+        it is so, the machines that get it, and the network. Raises NotFound, Ambiguous, Conflict or Invalid."""
+        hosts = dict(hosts or {})
+
+        def prepare(connection: Connection, reader: read.Reader) -> carriage.Rehoused:
+            id = reader.find("network", reference)
+            reader.to_write("network", id, f"network {reference}")
+            self._fresh(connection, asked, "network", id)
+            to = reader.find("network", carrier) if carrier is not None else FABRIC
+            if to != FABRIC:
+                reader.to_write("network", to, f"network {carrier}")
+            paths = reader.paths([id, to])
+            return carriage.prepare(connection, id, to, hosts, asked.scope, paths[id], paths[to] or None)
+
+        with self._database.read() as connection:  # before the writer's turn, as for apply
+            said = once.said(connection, asked, once.digest(self._recarried(reference, carrier, hosts)))
+            planned = prepare(connection, self._reader(connection, asked.scope)) if said is None else None
+
+        def turn(connection: Connection) -> Any:
+            carriage.lock(connection)
+            reader = self._reader(connection, asked.scope)
+            id = reader.find("network", reference)
+            before = objects.current_revision(connection)
+            work = planned
+            if work is None or work.revision != before:
+                work = prepare(connection, reader)
+            machines = set(reader.machines_holding(id))
+            revision = reader.revision("network", id)
+            if work.pairs:
+                revision = write.write(connection, self.identity, work.pairs)
+                events.changed(connection, asked.who, "recarry", revision, work.changes)
+                machines.update(reader.machines_holding(id))
+            (resource,) = reader.resources("network", [id])
+            return revision, sorted(machines), resource
+
+        revision, machines, resource = self._change(asked, self._recarried(reference, carrier, hosts), turn)
+        return revision, machines, resource
+
+    @staticmethod
+    def _recarried(reference: str, carrier: str | None, hosts: Mapping[str, str]) -> dict[str, Any]:
+        return {"network": reference, "carrier": carrier, "hosts": hosts}
 
     def _fresh(self, connection: Connection, asked: Asked, kind: str, id: int) -> None:
         """Raise Stale, with what changed, unless the object has one of the ETags that the request wants."""
