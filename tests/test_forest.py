@@ -6,10 +6,13 @@ import contextlib
 import os
 import random
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -17,13 +20,13 @@ from golden_files import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import a_change, worlds
-from test_store import MACHINES, acme, items, manifest, store
+from test_store import MACHINES, acme, content, items, manifest, store
 
 from nestnet.model.errors import Conflict, Forbidden, Invalid, NestnetError, NotFound, Stale
 from nestnet.model.meaning import _is_carried
 from nestnet.model.standing import fallen
 from nestnet.model.values import FABRIC, Attach, Network, World
-from nestnet.store import Store, heard
+from nestnet.store import Store, deletion, heard
 from nestnet.store.once import Asked
 from nestnet.store.plan import Plan
 from nestnet.store.scope import Scope
@@ -504,3 +507,132 @@ def test_asked_twice_it_is_done_once_and_a_stale_plan_is_refused(store: Store) -
     store.recarry("beta/in", "acme", dict(zip("abc", HOSTS, strict=True)))
     with pytest.raises(Stale):
         store.apply(manifest(beta={"networks": {}}), asked=Asked(etags=(plan.etag,)))
+
+
+# ---- deleting
+
+
+def test_what_is_needed_says_by_what(store: Store) -> None:
+    """Every kind: refused with the list, and nothing is gone."""
+    within = {**carrier()["networks"]["in"], "tenant": "acme", "networks": {"deep": LEAF}}
+    policies = [{"from": "port:web1", "to": "segment:db", "allow": "any"}, CARRIAGE]
+    store.apply(manifest(acme=carrier(tenant="acme", policies=policies, networks={"in": within})))
+    before = content(store)
+    policy = next(path for path, one in items(store, "policy").items() if one["from"] == ["port:web1"])
+    for kind, path, needed in (
+        ("machine", "m1", {"port acme/web1"}),
+        ("tenant", "acme", {"network acme", "network acme/in", "network acme/in/deep"}),
+        ("network", "acme", {"network acme/in", "port acme/web1", "segment acme/web", "router acme/core",
+                             "link acme/core-edge", f"policy {policy}"}),
+        ("network", "acme/in", {"network acme/in/deep", "port acme/in/a", "segment acme/in/lan"}),
+        ("segment", "acme/db", {"port acme/db1", "router acme/core", f"policy {policy}"}),
+        ("router", "acme/edge", {"link acme/core-edge"}),
+        ("port", "acme/web1", {"port acme/in/a", f"policy {policy}"}),
+        ("port", "acme/in/b", {"port acme/in/deep/b"}),
+    ):  # fmt: skip
+        with pytest.raises(Conflict) as error:
+            store.delete(kind, path)
+        assert error.value.code == "in_use"
+        assert needed <= set(error.value.dependants), (kind, path)
+        assert all(one in str(error.value) for one in needed)
+    assert content(store) == before
+
+
+def big(ports: int) -> dict[str, Any]:
+    """A network with so many ports, half of them in another that it carries, and policies that name some."""
+    lan = {"lan": {"cidr": "10.0.0.0/16"}}
+    below = {f"q{n}": {"segment": "lan", "host": "p0"} for n in range(ports // 2)}
+    own = {f"p{n}": {"segment": "lan", "host": "m1", "hosts": n == 0, "groups": f"g{n % 9}"} for n in range(ports // 2)}
+    policies = [{"from": f"port:p{n}", "to": f"group:g{n % 9}", "allow": "any"} for n in range(20)]
+    return {
+        "segments": lan,
+        "ports": own,
+        "policies": policies,
+        "networks": {"below": {"segments": lan, "ports": below}},
+    }
+
+
+def test_a_large_network_goes_in_parts_deepest_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deletion, "PART", 50)
+    store.apply(manifest(large=big(300), other=acme()))
+    before = {path: item for path, item in content(store).items() if " other" in path}
+    seen: list[tuple[int, int, int]] = []
+    open_: list[bool] = []
+
+    def look(_revision: int) -> None:
+        paths = items(store, "network")
+        if "large" in paths:
+            open_.append(paths["large"]["enabled"])
+        seen.append((len(items(store, "port", "large/below")) if "large/below" in paths else 0,
+                     len(items(store, "port", "large")) if "large" in paths else 0, len(paths)))  # fmt: skip
+
+    store.changed = look
+    revision = store.delete("network", "large", cascade=True, asked=Asked(key="k"))
+    assert len(seen) >= 7
+    assert seen == sorted(seen, reverse=True)
+    assert all(above == 150 for below, above, _ in seen if below), "what is carried goes first"
+    assert open_ == [False] * len(open_), "closed from the first part on"
+    assert revision == store.revision
+    assert content(store) == before
+    assert store.delete("network", "large", cascade=True, asked=Asked(key="k")) == revision, "done once"
+    with pytest.raises(NotFound):
+        store.delete("network", "large", cascade=True, asked=Asked(key="another"))
+
+
+def test_a_large_deletion_that_was_interrupted_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At whatever part it ends: the same request, ETag and all, finishes it."""
+    monkeypatch.setattr(deletion, "PART", 50)
+    for parts in range(1, 8):
+        store.apply(manifest(large=big(300)))
+        etag = store.get("network", "large")["etag"]
+        asked = Asked(key=f"k{parts}", etags=(etag,))
+        left = [parts]
+
+        def stop(_revision: int, left: list[int] = left) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+
+        store.changed = stop
+        with pytest.raises(KeyboardInterrupt):
+            store.delete("network", "large", cascade=True, asked=asked)
+        store.changed = lambda _revision: None
+        assert items(store, "network")["large"]["state"] == "down: disabled"
+        # Somebody puts something into it meanwhile: that goes, too.
+        store.apply(manifest(large={"networks": {"below": {}, "new": {"segments": LAN}}}))
+        revision = store.delete("network", "large", cascade=True, asked=asked)
+        assert revision == store.revision
+        assert content(store) == {}
+        assert store.delete("network", "large", cascade=True, asked=asked) == revision
+
+
+def test_no_part_of_a_deletion_holds_the_writer_for_long(tmp_path: Path) -> None:
+    """Who wants to write meanwhile waits for one part, not for all."""
+    store = Store(tmp_path / "store.db")
+    store.join("m1", "192.0.2.1")
+    store.apply(manifest(large=big(12_000), other={"segments": LAN}))
+    waited: list[float] = []
+    done = Event()
+
+    def write(turn: int) -> None:
+        begun = time.monotonic()
+        store.apply(manifest(other={"description": f"turn {turn}"}))
+        waited.append(time.monotonic() - begun)
+
+    def keep_writing() -> None:
+        for turn in count():
+            write(turn)
+            if done.wait(0.01):
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(keep_writing)
+        begun = time.monotonic()
+        store.delete("network", "large", cascade=True)
+        took = time.monotonic() - begun
+        done.set()
+        writing.result()
+    print(f"12,000 ports gone in {took:.2f} s; another write waited {max(waited):.3f} s at most, of {len(waited)}")
+    assert max(waited) < took / 2
+    assert list(items(store, "network")) == ["other"]
+    store.close()

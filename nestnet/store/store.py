@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
@@ -20,6 +21,7 @@ from nestnet.store import (
     access,
     backup,
     carriage,
+    deletion,
     events,
     feed,
     heard,
@@ -47,6 +49,8 @@ from nestnet.store.watch import Changes
 LISTED = 20  # Dependants that the text of an error lists at most; the error itself has DEPENDANTS.
 DEPENDANTS = 1000
 NOBODY = Asked()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +97,21 @@ class Store:
         """What `work` answers, which JSON can say, or what it answered when this was first asked for."""
         wanted = once.digest(request)
 
-        def turn(connection: Connection) -> tuple[Any, int, int]:
+        def turn(connection: Connection) -> Any:
             if (said := once.claim(connection, asked, wanted)) is not None:
-                return said, 0, 0
-            before = objects.current_revision(connection)
+                return said
             answer = work(connection)
             once.keep(connection, asked, answer)
+            return answer
+
+        return self._committed(turn)
+
+    def _committed(self, work: Callable[[Connection], T]) -> T:
+        """What `work` returns, in one transaction; whoever has to know of a new revision is told."""
+
+        def turn(connection: Connection) -> tuple[T, int, int]:
+            before = objects.current_revision(connection)
+            answer = work(connection)
             return answer, before, objects.current_revision(connection)
 
         answer, before, after = self._database.transact(turn)
@@ -387,6 +400,9 @@ class Store:
     def delete(self, kind: str, reference: str, cascade: bool = False, asked: Asked = NOBODY) -> int:
         """Delete one object. Returns the revision. Raises Conflict with the dependants if anything needs it or, of a
         network, if anything is in it or carried by it; with `cascade` a network takes all of that along."""
+        request = {"delete": kind, "reference": reference, "cascade": cascade}
+        if kind == "network" and cascade:
+            return self._delete_all(reference, asked, request)
 
         def turn(connection: Connection) -> Any:
             before = objects.current_revision(connection)
@@ -394,8 +410,7 @@ class Store:
             id = reader.find(kind, reference)
             reader.to_write(kind, id, f"{kind} {reference}")
             self._fresh(connection, asked, kind, id)
-            whole = kind == "network" and cascade
-            if not whole and (dependants := _dependants(connection, reader, kind, id)):
+            if dependants := _dependants(connection, reader, kind, id):
                 listed = ", ".join(dependants[:LISTED]) + (", ..." if len(dependants) > LISTED else "")
                 more = "; --cascade deletes them, too" if kind == "network" else ""
                 raise Conflict(f"{kind} {reference} is needed by {listed}{more}", "in_use", dependants[:DEPENDANTS])
@@ -412,14 +427,65 @@ class Store:
                     after = write.next_revision(connection, [row])
             else:
                 pairs = _with_parts(connection, kind, id)
-                _only_own(pairs, asked.scope)
                 changes = _deleted(reader, pairs)
                 after = write.write(connection, self.identity, pairs)
             if after != before:
                 events.changed(connection, asked.who, "delete", after, changes)
             return after
 
-        return int(self._change(asked, {"delete": kind, "reference": reference, "cascade": cascade}, turn))
+        return int(self._change(asked, request, turn))
+
+    def _delete_all(self, reference: str, asked: Asked, request: Any) -> int:
+        """A network with all that is in it and all that it carries: in one transaction or, deepest first, in several.
+        Until the last of them the key's answer says of which network something is left."""
+        wanted = once.digest(request)
+
+        def begin(connection: Connection) -> tuple[int, int | None]:
+            """The revision, and the network that is left."""
+            said = once.claim(connection, asked, wanted)
+            if isinstance(said, int):
+                return said, None
+            if said is not None:
+                return objects.current_revision(connection), said["rest_of"]
+            reader = self._reader(connection, asked.scope)
+            id = reader.find("network", reference)
+            reader.to_write("network", id, f"network {reference}")
+            self._fresh(connection, asked, "network", id)
+            deletion.only_own(connection, id, asked.scope)
+            if deletion.count_of(connection, id) <= deletion.PART:
+                return self._delete_part(connection, asked, id, deletion.all_of(connection, id)), None
+            once.keep(connection, asked, {"rest_of": id})
+            (row,) = objects.networks(connection, "id", [id])
+            pairs: list[plan.Pair] = [(row, replace(row, enabled=False))] if row.enabled else []
+            after = write.write(connection, self.identity, pairs)
+            if pairs:
+                change = Change("~", "network", reader.paths([id])[id], {"enabled": [True, False]})
+                events.changed(connection, asked.who, "delete", after, [change])
+            return after, id
+
+        revision, network = self._committed(begin)
+        for _ in range(deletion.ROUNDS):
+            with self._database.read() as connection:
+                rest = deletion.all_of(connection, network) if network is not None else []
+            if not rest:
+                return revision
+            for start in range(0, len(rest), deletion.PART):
+                part = rest[start : start + deletion.PART]
+                revision = self._committed(partial(self._delete_part, asked=asked, network=network or 0, part=part))
+        raise Conflict(f"others put into {reference} what is taken out of it: end them first", "in_use")
+
+    def _delete_part(self, connection: Connection, asked: Asked, network: int, part: deletion.Batch) -> int:
+        """What is still there of a part goes, but for networks that have got something new. Returns the revision. The
+        key has its answer when the network itself goes."""
+        pairs: list[plan.Pair] = [(row, None) for row in deletion.rows_of(connection, part)]
+        if not pairs:
+            return objects.current_revision(connection)
+        changes = _deleted(self._reader(connection, asked.scope), pairs)
+        after = write.write(connection, self.identity, pairs)
+        events.changed(connection, asked.who, "delete", after, changes)
+        if any(isinstance(row, NetworkRow) and row.id == network for row, _ in pairs):
+            once.keep(connection, asked, after)
+        return after
 
     def set_link(self, reference: str, up: bool, asked: Asked = NOBODY) -> tuple[int, Sequence[str], Resource]:
         """Take a link up or down. Returns the revision since which it is so, the names of the machines that get it,
@@ -919,18 +985,7 @@ def _policies_naming(connection: Connection, table: Any, kind: str, id: int) -> 
 
 def _with_parts(connection: Connection, kind: str, id: int) -> list[plan.Pair]:
     """The pairs that delete an object with what is part of it."""
-    if kind == "network":
-        ids = objects.load_state(connection).above([id])  # Carriers first, so reversed: what is carried goes first.
-        contents = objects.load_contents(connection, ids)
-        rows = {row.id: row for row in objects.networks(connection, "id", ids)}
-        return [(row, None) for each in reversed(ids) for row in (*reversed(list(contents[each])), rows[each])]
-    loaders: dict[str, Callable[[Connection, str, Sequence[int]], Sequence[objects.Row]]] = {
-        "segment": objects.segments,
-        "router": objects.routers,
-        "link": objects.links,
-        "port": objects.ports,
-        "policy": objects.policies,
-    }
+    loaders = deletion.LOADERS
     pairs: list[plan.Pair] = [(row, None) for row in loaders[kind](connection, "id", [id])]
     for row, _ in list(pairs):
         if isinstance(row, objects.PortRow):
@@ -939,16 +994,6 @@ def _with_parts(connection: Connection, kind: str, id: int) -> list[plan.Pair]:
             kept = set(connection.scalars(others))
             pairs += [(group, None) for group in objects.groups(connection, "id", sorted(set(row.groups) - kept))]
     return pairs
-
-
-def _only_own(pairs: Sequence[plan.Pair], scope: Scope) -> None:
-    """Raise Conflict if what goes carries other tenants' networks."""
-    if scope.writes is None:
-        return
-    rows = [row for row, _ in pairs if isinstance(row, objects.NetworkRow)]
-    others = sum(not scope.may_write(row.tenant) for row in rows)
-    if others:
-        raise Conflict(f"it carries {others} networks of other tenants: they have to go first", "in_use")
 
 
 def _chain_is_own(connection: Connection, reader: read.Reader, port: int) -> None:
