@@ -168,6 +168,7 @@ LINES = ("reference:path", "reference")
 ROWS: dict[tuple[str, str], Row] = {
     **{("get", f"/v1/{plural}"): Row(f"/v1/{plural}", LISTS) for plural in
        ("machines", "tenants", "networks", "segments", "routers", "links", "ports", "policies")},
+    ("get", "/v1/hosts"): Row("/v1/hosts", OF_ACME, query={"network": "a"}),
     ("get", "/v1/machines/{reference}"): Row("/v1/machines/m1", "401 401 200 200 200 200 403 200 200"),
     ("get", "/v1/tenants/{reference}"): Row("/v1/tenants/acme", OF_ACME),
     ("get", "/v1/networks/{reference}"): Row("/v1/networks/a", OF_ACME),

@@ -636,3 +636,56 @@ def test_no_part_of_a_deletion_holds_the_writer_for_long(tmp_path: Path) -> None
     assert max(waited) < took / 2
     assert list(items(store, "network")) == ["other"]
     store.close()
+
+
+# ---- hosts are ports
+
+
+def test_hosts_of_the_fabric_and_of_a_network_have_one_shape(store: Store) -> None:
+    theirs = {**LEAF, "tenant": "guest", "ports": {"v": {"segment": "lan", "host": "a"}}}
+    within = {**carrier()["networks"]["in"], "tenant": "owner", "networks": {"deep": theirs}}
+    store.apply(
+        manifest(acme=carrier(tenant="owner", networks={"in": within}), other={"tenant": "guest", "segments": LAN})
+    )
+    fabric, _ = store.hosts()
+    acme_hosts, _ = store.hosts("acme")
+    in_hosts, _ = store.hosts("acme/in")
+    assert {tuple(host) for host in (*fabric, *acme_hosts, *in_hosts)} == {tuple(fabric[0])}
+    assert [(one["name"], one["network"], one["networks"], one["ports"]) for one in fabric] == [
+        (name, None, 1, 1) for name in MACHINES
+    ]
+    assert [(one["path"], one["machine"], one["networks"], one["ports"]) for one in acme_hosts] == [
+        ("acme/web1", "m1", 1, 1),
+        ("acme/web2", "m2", 1, 1),
+        ("acme/db1", "m3", 1, 1),
+    ]
+    assert next((one["name"], one["ports"], one["addresses"]) for one in in_hosts) == ("a", 1, ["10.0.0.2/24"])
+    assert store.hosts("other") == ([], None)
+
+    pages, cursor = [], None
+    while True:
+        page, cursor = store.hosts("acme", limit=2, cursor=cursor)
+        pages.append([one["name"] for one in page])
+        if cursor is None:
+            break
+    assert pages == [["web1", "web2"], ["db1"]]
+    with pytest.raises(Invalid, match="cursor"):
+        store.hosts(cursor=store.hosts("acme", limit=1)[1])
+
+    store.set_enabled("port", "acme/web1", False)
+    said = [(one["state"], one["cause"]) for one in (store.hosts("acme")[0][0], store.hosts("acme/in")[0][0])]
+    assert said == [("down: disabled", "port acme/web1 is disabled"), ("down: carrier", "port acme/web1 is disabled")]
+    store.fence("m2", True)
+    assert [one["state"] for one in store.hosts()[0]] == ["up", "down: disabled", "up"]
+
+    guest = Scope(frozenset({"guest"}), frozenset({"guest"}))
+    with pytest.raises(NotFound):
+        store.hosts("acme", scope=guest)
+    seen, _ = store.hosts(scope=guest)
+    assert [(one["name"], one["addresses"], one["networks"], one["ports"]) for one in seen] == [
+        (name, [], 0, 0) for name in MACHINES
+    ]
+    owner = Scope(frozenset({"owner"}), frozenset({"owner"}))
+    assert [one["ports"] for one in store.hosts("acme/in", scope=owner)[0]] == [0, 0, 0], (
+        "what is others' is not counted"
+    )

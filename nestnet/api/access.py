@@ -81,6 +81,7 @@ RIGHTS: dict[str, Right] = {
     "enter": Right.ANYBODY,
     **{f"list_{plural}": Right.PERSON for plural in _PLURALS},
     **{f"get_{kind}": Right.PERSON for kind in _KINDS},
+    "list_hosts": Right.PERSON,
     "get_machine": Right.EITHER,
     "status": Right.PERSON,
     "trace": Right.PERSON,

@@ -157,6 +157,19 @@ def _resources(store: Store) -> APIRouter:
             response_model=shapes.Deleted,
             summary=f"Delete one {kind}; 409 with its dependants if it has any",
         )
+
+    @routes.get("/hosts", response_model=shapes.Listed[shapes.Host], summary="List hosts")
+    def list_hosts(
+        request: Request,
+        network: Annotated[str | None, Query(description="Of this network: path or id. Else of the fabric.")] = None,
+        limit: Limit = 100,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        """Where ports of networks may live: machines, for those that the wire carries, else host ports of the carrier.
+        One shape for both."""
+        items, following = store.hosts(network, limit, cursor, who(request).scope)
+        return {"apiVersion": shapes.API_VERSION, "kind": "HostList", "items": items, "next": following}
+
     return routes
 
 

@@ -146,6 +146,29 @@ class Port(_Resource):
     description: str
 
 
+class Host(Shape):
+    """Where ports live: a machine of the fabric, or in a network a port with `hosts: true`."""
+
+    id: str
+    """Of the machine or port."""
+    kind: Literal["host"]
+    name: str
+    """What `host:` says."""
+    path: str
+    network: str | None
+    """null: the fabric."""
+    addresses: list[str]
+    """Where it is reached in what it is in; of a machine its operator sees it."""
+    machine: str
+    """Where it is in the end."""
+    state: Literal["up", "down: disabled", "down: carrier", "down: lost"]
+    cause: str | None
+    networks: int
+    """How many networks have ports here, as far as you may see them."""
+    ports: int
+    """How many those have here."""
+
+
 class Policy(_Resource):
     network: str
     text: str

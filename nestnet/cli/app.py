@@ -132,7 +132,9 @@ def apply(
 @app.command()
 def get(
     kind: Kind,
-    path: Annotated[str | None, typer.Argument(metavar="PATH", help="Only this one, by path or id.")] = None,
+    path: Annotated[
+        str | None, typer.Argument(metavar="PATH", help="Only this one, by path or id; of hosts: whose.")
+    ] = None,
     network: Annotated[
         str | None, typer.Option("--network", "-n", metavar="PATH", help="Only of this network.")
     ] = None,

@@ -115,6 +115,8 @@ def delete(kind: str, path: str, cascade: bool, lab: str | None, wait: bool, tim
     from nestnet.cli.waiting import until_realised
 
     kind = singular(kind)
+    if kind == "host":
+        raise Usage("a host is a machine or a port: delete that")
     if cascade and kind != "network":
         raise Usage(f"--cascade is for networks: delete what needs the {kind} first")
     found = target(lab)

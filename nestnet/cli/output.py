@@ -73,6 +73,17 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("UNTIL", _until, False),
         ("MADE BY", _text("by"), True),
     ),
+    "host": (
+        ("NAME", _text("name"), False),
+        ("ADDRESS", _text("addresses"), False),
+        ("STATE", _text("state"), False),
+        ("NETWORKS", lambda host: str(host["networks"]), False),
+        ("PORTS", lambda host: str(host["ports"]), False),
+        ("CAUSE", _text("cause"), True),
+        ("NETWORK", _text("network", "the fabric"), True),
+        ("MACHINE", _text("machine"), True),
+        ("ID", _text("id"), True),
+    ),
     "tenant": (("NAME", _text("name"), False), ("PARENT", _text("parent"), False), ("ID", _text("id"), True)),
     "network": (
         ("PATH", _text("path"), False),

@@ -23,6 +23,10 @@ def get(kind: str, path: str | None, network: str | None, lab: str | None, outpu
             if path is not None and not found:
                 raise NotFound(f"token {path}")
             out.resources(kind, found, output, single=path is not None)
+        elif kind == "host":  # of the fabric, or of a network: PATH is that
+            if path is not None and network is not None:
+                raise Usage("give the network once")
+            out.resources(kind, list(client.list(kind, network=path or network)), output)
         elif path is not None:
             out.resources(kind, [client.get(kind, path)], output, single=True)
         else:
@@ -34,6 +38,8 @@ def describe(kind: str, path: str, lab: str | None) -> None:
     kind = singular(kind)
     if kind == "token":
         raise Usage("a token has no more to show: `nestnet get token NAME -o yaml`")
+    if kind == "host":
+        raise Usage("a host is a machine or a port: describe that")
     with target(lab).client() as client:
         out.described(client.get(kind, path))
 

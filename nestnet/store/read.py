@@ -55,9 +55,13 @@ class Reader:
     ) -> None:
         self._connection = connection
         self._identity = identity
-        self._heard = heard if heard is not None else Heard()
+        self.heard = heard if heard is not None else Heard()
         self.scope = scope
         self._causes: dict[Cause, str] = {}
+
+    def row(self, kind: str, public: str) -> int | None:
+        """The row of a public id, whether or not it is there."""
+        return self._identity.row(kind, public)
 
     # What is in scope
 
@@ -262,7 +266,7 @@ class Reader:
                 "labels": json.loads(row.labels) if whole else {},
                 "fenced": bool(row.fenced),
                 "realised": row.realised,
-                "reported": self._heard.age(row.id) if self._heard.age(row.id) is not None else _age(row.at),
+                "reported": self.heard.age(row.id) if self.heard.age(row.id) is not None else _age(row.at),
                 "problems": json.loads(row.problems) if whole and row.problems is not None else [],
             }
             for row in self._connection.execute(query)
@@ -288,7 +292,7 @@ class Reader:
         paths = self.paths(ids)
         c = tables.network.c
         revisions = {r.id: r.revision for r in self._connection.execute(select(c.id, c.revision).where(c.id.in_(ids)))}
-        stand = standings(self._connection, self._heard, rows)
+        stand = standings(self._connection, self.heard, rows)
         return [
             {
                 **self._head("network", row.id, row.name, paths[row.id]),
@@ -372,7 +376,7 @@ class Reader:
         machines = self._names(tables.machine, {row.host for row in wired} | set(places.values()))
         hosts = self._names(tables.port, {row.host for row in carried})
         attachments = self._attachments(places)
-        stand = standings(self._connection, self._heard, list(networks.values()))
+        stand = standings(self._connection, self.heard, list(networks.values()))
         return [
             {
                 **self._head("port", row.id, row.name, f"{paths[row.network]}/{row.name}"),
@@ -520,7 +524,7 @@ class Reader:
         found: dict[int, Any] = {}
         for port, machine in places.items():
             found[port] = said.get(machine, {}).get(str(port))
-            if (drops := self._heard.drops(machine).get(str(port))) is not None:
+            if (drops := self.heard.drops(machine).get(str(port))) is not None:
                 found[port] = {**(found[port] or {}), "drops": drops}
         return found
 

@@ -25,6 +25,7 @@ from nestnet.store import (
     events,
     feed,
     heard,
+    hosts,
     numbers,
     objects,
     once,
@@ -390,6 +391,13 @@ class Store:
         with self._database.read() as connection:
             return self._reader(connection, scope).page(kind, network, limit, cursor)
 
+    def hosts(
+        self, network: str | None = None, limit: int = 100, cursor: str | None = None, scope: Scope = EVERYTHING
+    ) -> tuple[Sequence[Resource], str | None]:
+        """Up to `limit` hosts of a network, None: of the fabric, and the next page's cursor. Raises NotFound."""
+        with self._database.read() as connection:
+            return hosts.page(connection, self._reader(connection, scope), network, limit, cursor)
+
     def get(self, kind: str, reference: str, scope: Scope = EVERYTHING) -> Resource:
         """One resource by public id, path, or the end of a path that only it has. Raises NotFound or Ambiguous."""
         with self._database.read() as connection:
@@ -573,12 +581,12 @@ class Store:
         return revision, machines, resource
 
     def recarry(
-        self, reference: str, carrier: str | None, hosts: Mapping[str, str] | None = None, asked: Asked = NOBODY
+        self, reference: str, carrier: str | None, places: Mapping[str, str] | None = None, asked: Asked = NOBODY
     ) -> tuple[int, Sequence[str], Resource]:
-        """Let another network carry this one with all that it carries in turn; None: the wire. `hosts`: port -> host,
+        """Let another network carry this one with all that it carries in turn; None: the wire. `places`: port -> host,
         by name; a port that is not named goes to the host that is called as its own. Returns the revision since which
         it is so, the machines that get it, and the network. Raises NotFound, Ambiguous, Conflict or Invalid."""
-        hosts = dict(hosts or {})
+        places = dict(places or {})
 
         def prepare(connection: Connection, reader: read.Reader) -> carriage.Rehoused:
             id = reader.find("network", reference)
@@ -588,10 +596,10 @@ class Store:
             if to != FABRIC:
                 reader.to_write("network", to, f"network {carrier}")
             paths = reader.paths([id, to])
-            return carriage.prepare(connection, id, to, hosts, asked.scope, paths[id], paths[to] or None)
+            return carriage.prepare(connection, id, to, places, asked.scope, paths[id], paths[to] or None)
 
         with self._database.read() as connection:  # before the writer's turn, as for apply
-            said = once.said(connection, asked, once.digest(self._recarried(reference, carrier, hosts)))
+            said = once.said(connection, asked, once.digest(self._recarried(reference, carrier, places)))
             planned = prepare(connection, self._reader(connection, asked.scope)) if said is None else None
 
         def turn(connection: Connection) -> Any:
@@ -611,12 +619,12 @@ class Store:
             (resource,) = reader.resources("network", [id])
             return revision, sorted(machines), resource
 
-        revision, machines, resource = self._change(asked, self._recarried(reference, carrier, hosts), turn)
+        revision, machines, resource = self._change(asked, self._recarried(reference, carrier, places), turn)
         return revision, machines, resource
 
     @staticmethod
-    def _recarried(reference: str, carrier: str | None, hosts: Mapping[str, str]) -> dict[str, Any]:
-        return {"network": reference, "carrier": carrier, "hosts": hosts}
+    def _recarried(reference: str, carrier: str | None, places: Mapping[str, str]) -> dict[str, Any]:
+        return {"network": reference, "carrier": carrier, "hosts": places}
 
     def _fresh(self, connection: Connection, asked: Asked, kind: str, id: int) -> None:
         """Raise Stale, with what changed, unless the object has one of the ETags that the request wants."""
