@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from strategies import a_change, worlds
 from test_store import MACHINES, acme, content, items, manifest, store
 
-from nestnet.model.errors import Conflict, Forbidden, Invalid, NestnetError, NotFound, Stale
+from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound, Stale
+from nestnet.model.manifest import parse
 from nestnet.model.meaning import _is_carried
 from nestnet.model.standing import fallen
 from nestnet.model.values import FABRIC, Attach, Network, World
@@ -393,7 +394,7 @@ def tried(store: Store, network: str, carrier: str | None, hosts: dict[str, str]
     return ""
 
 
-EDITS = int(os.environ.get("NESTNET_RECARRIES", "400"))
+EDITS = int(os.environ.get("NESTNET_RECARRIES", "240"))
 
 
 def test_random_concurrent_edits_leave_a_forest(tmp_path: Path) -> None:
@@ -689,3 +690,44 @@ def test_hosts_of_the_fabric_and_of_a_network_have_one_shape(store: Store) -> No
     assert [one["ports"] for one in store.hosts("acme/in", scope=owner)[0]] == [0, 0, 0], (
         "what is others' is not counted"
     )
+
+
+# ---- limits
+
+
+def test_a_bomb_of_networks_is_refused_by_quota(store: Store) -> None:
+    """64 levels, and 30 networks on each: counted, not made."""
+    spec: dict[str, Any] = {}
+    for _ in range(63):
+        spec = {"networks": {"n": spec, **{f"m{place}": {} for place in range(29)}}}
+    bomb = {
+        "apiVersion": "nestnet/v1",
+        "tenants": {"t": {"quota": {"networks": 100}}},
+        "networks": {"n": {"tenant": "t", **spec}},
+    }
+    before = store.revision
+    begun = time.monotonic()
+    with pytest.raises(Exhausted) as error:
+        store.apply(parse(bomb))
+    assert time.monotonic() - begun < 20
+    assert (error.value.code, error.value.limit) == ("quota_exceeded", 100)
+    assert "1891" in str(error.value)
+    assert store.revision == before
+    assert items(store, "network") == {}
+
+
+def test_nothing_leaves_a_carried_network_too_little(store: Store) -> None:
+    """One MTU is everywhere in flat carriage: the machines'. None goes below what a network needs, at any depth."""
+    small = {**carrier()["networks"]["in"], "mtu": 1400}
+    store.apply(manifest(acme=carrier(networks={"in": small})))
+    before = content(store)
+    with pytest.raises(Invalid) as error:
+        store.join("m1", "192.0.2.1", mtu=1440)
+    (problem,) = error.value.problems
+    assert (problem.code, problem.limit) == ("mtu_too_small", 1450)
+    assert "in has chosen 1400" in problem.message
+    assert content(store) == before
+    store.join("m1", "192.0.2.1", mtu=1450)
+    with pytest.raises(Invalid) as error:
+        store.apply(manifest(acme={"networks": {"in": {**small, "mtu": 1401}}}))
+    assert [(p.code, p.limit) for p in error.value.problems] == [("mtu_too_large", 1400)]
