@@ -170,6 +170,7 @@ LINES = ("reference:path", "reference")
 ROWS: dict[tuple[str, str], Row] = {
     **{("get", f"/v1/{plural}"): Row(f"/v1/{plural}", LISTS) for plural in
        ("machines", "tenants", "networks", "segments", "routers", "links", "ports", "policies")},
+    ("get", "/v1/hosts"): Row("/v1/hosts", OF_ACME, query={"network": "a"}),
     ("get", "/v1/machines/{reference}"): Row("/v1/machines/m1", "401 401 200 200 200 200 403 200 200"),
     ("get", "/v1/tenants/{reference}"): Row("/v1/tenants/acme", OF_ACME),
     ("get", "/v1/networks/{reference}"): Row("/v1/networks/a", OF_ACME),
@@ -188,6 +189,7 @@ ROWS: dict[tuple[str, str], Row] = {
     ("delete", "/v1/policies/{reference}"): Row("/v1/policies/{policy}", CHANGES, stale=True),
     ("patch", "/v1/links/{reference}"): Row("/v1/links/a/l", CHANGES, {"up": False}, stale=True),
     ("patch", "/v1/ports/{reference}"): Row("/v1/ports/a/q", CHANGES, {"attach": {}}, stale=True),
+    ("patch", "/v1/networks/{reference}"): Row("/v1/networks/a", CHANGES, {"enabled": True}, stale=True),
     ("patch", "/v1/machines/{reference}"): Row("/v1/machines/m1", STALE, {"fenced": True}, stale=True),
     ("post", "/v1/plan"): Row("/v1/plan", "401 401 403 200 200 403 403 403 200", {"manifest": manifest()}),
     ("post", "/v1/apply"): Row("/v1/apply", "401 401 403 200 200 403 403 403 200", {"manifest": manifest()}),

@@ -687,10 +687,10 @@ class Reference:
     def carry(self, network: int, a: int, b: int) -> int:
         """May what this network sends go from host `a` to host `b`, of which one is here? The machine it is for."""
         for _ in range(MAX_DEPTH):
-            if a == b:
-                return int(self.here)
             at, to = self.host[a], self.host[b]
-            if at.kind == MACHINE and to.kind == MACHINE:
+            if not at.id or not to.id or at.kind != to.kind:
+                raise Drop("carrier_down")
+            if at.kind == MACHINE:
                 return int(to.at)
             network = self.carrier(self.network[network].underlay, at.port, to.port)
             a, b = at.at, to.at
@@ -701,6 +701,8 @@ class Reference:
         a, b = self.port[pa], self.port[pb]
         if not a.flags & b.flags & self.network[a.network].flags & ENABLED:
             raise Drop("carrier_down")  # Rows that are not here yet are not enabled either.
+        if pa == pb:
+            return int(a.network)  # It is there, and nobody else is asked.
         source, target = (a.address6, b.address6) if underlay == 6 else (a.address4, b.address4)
         if NO_ADDRESS in (source, target):
             raise Drop("carrier_no_route")

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from nestnet.model.values import (
     FABRIC,
@@ -88,7 +88,7 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
         if row.kind == "port":
             was.ports.setdefault(row.id, _Was(row.network, row.was_machine, row.was_port))
         elif row.was_carrier is not None:
-            was.carriers[row.id] = row.was_carrier
+            was.carriers.setdefault(row.id, row.was_carrier)
     before, after = _view(connection, machine, was), _view(connection, machine, _Past())
     wanted: set[Key] = set()
     for network in before.keys() | after.keys():
@@ -103,8 +103,8 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
 
 @dataclass(frozen=True)
 class _Past:
-    """What the change rows say about an earlier revision: where ports were (the oldest change tells), and what
-    carried networks that may be gone."""
+    """What the change rows say about an earlier revision: where ports were, and what carried networks. The oldest
+    change tells."""
 
     ports: dict[int, _Was] = field(default_factory=dict)
     carriers: dict[int, int] = field(default_factory=dict)
@@ -170,7 +170,8 @@ def _hosts_of(connection: Connection, network: int, was: _Past, ports: set[int] 
         rows = connection.execute(select(c.host, c.count).where(c.network == network))
         uses = Counter({row.host: row.count for row in rows})
         for chunk in chunks(list(moved)):
-            uses.subtract(connection.scalars(select(p.host_port).where(p.id.in_(chunk))).all())
+            host = func.coalesce(p.host_port, p.host_machine)  # on the wire now, perhaps, and on ports then
+            uses.subtract(connection.scalars(select(host).where(p.id.in_(chunk))).all())
     else:
         uses = Counter()
         for chunk in chunks(sorted(ports - moved.keys())):
@@ -278,7 +279,7 @@ def value_of(row: Row, left: int) -> Value:
     """A row as the value that agents compile. `left`: what the wire leaves to networks, in bytes of IP."""
     match row:
         case NetworkRow():
-            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left))
+            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left), row.enabled)
         case SegmentRow():
             dns = tuple(map(ip_address, row.dns))
             return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)), dns)
@@ -291,7 +292,7 @@ def value_of(row: Row, left: int) -> Value:
             addresses, owns = tuple(map(ip_address, row.addresses)), tuple(map(ip_network, row.owns))
             place = (row.segment, row.host, row.mac or 0)
             port = Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts)
-            return replace(port, attach=row.attach, rate=row.rate)
+            return replace(port, enabled=row.enabled, attach=row.attach, rate=row.rate)
         case PolicyRow():
             sides = (row.sources, row.targets, row.services)
             return Policy(row.id, row.network, *sides, row.allow, row.priority)

@@ -4,7 +4,7 @@
  *     |  policies,  |
  *     |  routes ... |        each level asks its own rows
  *     v             v
- *     a' ---------- b'       where those ports live; until it is one host, or the wire
+ *     a' ---------- b'       where those ports live; down to the wire, and as soon as it is one host only whether it is up
  */
 #pragma once
 #include "connection.h"
@@ -32,6 +32,8 @@ ONCE int level_allows(struct walk *w, u32 net, u32 from, u32 to)
 
 	if (!w || !q || !n || !pa || !pb || !(n->flags & pa->flags & pb->flags & ENABLED))
 		return REASON_CARRIER_DOWN;
+	if (from == to) /* it is there, and nobody else is asked */
+		return 0;
 	q->port = CARRIAGE_PORT;
 	q->protocol = UDP;
 	memcpy(&q->source_address, w->family == 6 ? pa->address6 : pa->address4, 16);
@@ -69,10 +71,6 @@ static long step_down(u32 index, void *nothing)
 
 	if (!w)
 		return 1;
-	if (w->a == w->b) {
-		w->done = 1;
-		return 1;
-	}
 	a = bpf_map_lookup_elem(&host, &w->a);
 	b = bpf_map_lookup_elem(&host, &w->b);
 	/* Other places have other counters, which may come to the same sum: so the places are in it too, and in order. */
