@@ -46,7 +46,8 @@ async def first(app):
     async def send(message): assert message.get("status", 200) == 200, message
     async with app.router.lifespan_context(app):
         asked = {"type": "http", "method": "GET", "path": "/v1/status", "query_string": b"", "headers": []}
-        await app({**asked, "state": {"uid": os.getuid()}, "scheme": "http", "http_version": "1.1", "root_path": ""}, receive, send)
+        asked |= {"state": {"uid": os.getuid()}, "scheme": "http", "http_version": "1.1", "root_path": ""}
+        await app(asked, receive, send)
 
 with tempfile.TemporaryDirectory() as folder:
     store = Store(Path(folder) / "store.db")

@@ -414,6 +414,8 @@ def test_carriers_are_asked() -> None:
     assert p_to_q(replace(WORLD.ports[C], enabled=False)) == "carrier_down"
     same = replace(WORLD.ports[Q], host=C)
     assert p_to_q(same, policy(1, allow=False)) == [Q], "nothing is carried between ports of one host"
+    assert p_to_q(same, replace(WORLD.networks[1], enabled=False)) == "carrier_down", "closed is closed (rule 12)"
+    assert p_to_q(same, replace(WORLD.ports[C], enabled=False)) == "carrier_down"
 
 
 def test_a_carrier_routes() -> None:

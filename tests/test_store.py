@@ -783,11 +783,12 @@ def some_networks(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def content(store: Store) -> dict[str, dict[str, Any]]:
-    """All that is stored, without what history may decide: ids, VNIs, revisions, chosen MACs and addresses."""
+    """All that is stored, without what history may decide: ids, VNIs, revisions, chosen MACs and addresses, and which
+    of several causes is told."""
     found: dict[str, dict[str, Any]] = {}
     for kind in ("network", "segment", "router", "link", "port", "policy"):
         for path, item in items(store, kind).items():
-            for name in ("id", "row", "vni", "revision", "mac", "etag"):
+            for name in ("id", "row", "vni", "revision", "mac", "etag", "cause"):
                 item.pop(name, None)
             if kind == "policy":
                 path = f"{item['network']}/{item['text']}"

@@ -68,7 +68,7 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         for left in (*store.folder.glob("nestnet-backup-*"), *store.folder.glob("nestnet-restore-*")):
             shutil.rmtree(left, ignore_errors=True)  # Of one that was killed meanwhile: it has keys in it.
-        app.state.counts, app.state.followers = counts, Followers()
+        app.state.counts, app.state.followers = counts, Followers(store)
         app.state.bell = bell = Doorbell()
         app.state.events = happenings = Doorbell()
         store.changed = lambda _revision: bell.ring()
@@ -165,6 +165,19 @@ def _resources(store: Store) -> APIRouter:
             response_model=shapes.Deleted,
             summary=f"Delete one {kind}; 409 with its dependants if it has any",
         )
+
+    @routes.get("/hosts", response_model=shapes.Listed[shapes.Host], summary="List hosts")
+    def list_hosts(
+        request: Request,
+        network: Annotated[str | None, Query(description="Of this network: path or id. Else of the fabric.")] = None,
+        limit: Limit = 100,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        """Where ports of networks may live: machines, for those that the wire carries, else host ports of the carrier.
+        One shape for both."""
+        items, following = store.hosts(network, limit, cursor, who(request).scope)
+        return {"apiVersion": shapes.API_VERSION, "kind": "HostList", "items": items, "next": following}
+
     return routes
 
 
@@ -272,9 +285,25 @@ def _verbs(store: Store) -> APIRouter:
 
     @routes.patch("/ports/{reference:path}", response_model=shapes.Attached, tags=["resources"])
     def patch_port(reference: Reference, state: shapes.PortState, how: How) -> dict[str, Any]:
-        """Say what a port's workload hangs on; doing it twice is doing it once. All else of it is changed by apply."""
-        revision, machines, port = store.set_attach(reference, _read_attach(state.attach), how)
+        """Say what a port's workload hangs on, or whether it is up; doing it twice is doing it once. All else of it is
+        changed by apply."""
+        if _one_of(state, "enabled", "attach") == "enabled":
+            assert state.enabled is not None
+            revision, machines, port = store.set_enabled("port", reference, state.enabled, how)
+        else:
+            revision, machines, port = store.set_attach(reference, _read_attach(state.attach), how)
         return {"revision": revision, "machines": machines, "port": port}
+
+    @routes.patch("/networks/{reference:path}", response_model=shapes.Networked, tags=["resources"])
+    def patch_network(reference: Reference, state: shapes.NetworkState, how: How) -> dict[str, Any]:
+        """Take a network down or up, or give it another carrier, with all that it carries; doing it twice is doing it
+        once. All else of it is changed by apply."""
+        if _one_of(state, "enabled", "carrier") == "enabled":
+            assert state.enabled is not None
+            revision, machines, network = store.set_enabled("network", reference, state.enabled, how)
+        else:
+            revision, machines, network = store.recarry(reference, state.carrier, state.hosts, how)
+        return {"revision": revision, "machines": machines, "network": network}
 
     @routes.get("/feed", response_class=StreamingResponse, responses=LINES, tags=["machines"])
     async def feed(
@@ -302,6 +331,18 @@ def _verbs(store: Store) -> APIRouter:
         return _trace(store, port, to, protocol, dport, who(request).scope)
 
     return routes
+
+
+def _one_of(state: shapes.NetworkState | shapes.PortState, *keys: str) -> str:
+    """Which of these keys a body has. Raises Invalid unless it is one of them; `enabled: null` is none."""
+    given = [key for key in keys if key in state.model_fields_set and (key != "enabled" or state.enabled is not None)]
+    if not given:
+        raise errors.Invalid([errors.Problem("missing_key", "", f"the body needs the key {' or '.join(keys)}")])
+    if len(given) > 1:
+        raise errors.Invalid([errors.Problem("bad_value", "", f"the body has {' and '.join(given)}: give one")])
+    if "hosts" in state.model_fields_set and given != ["carrier"]:
+        raise errors.Invalid([errors.Problem("bad_value", "/hosts", "hosts stand beside carrier, nothing else")])
+    return given[0]
 
 
 LINES: dict[int | str, dict[str, Any]] = {

@@ -192,6 +192,26 @@ class Client:
         """Take a link up or down: {"revision", "machines", "link"}. Doing it twice is doing it once."""
         return self._change("PATCH", _member("link", reference), key, etag, json={"up": up})
 
+    def set_enabled(
+        self, kind: str, reference: str, enabled: bool, *, key: str | None = None, etag: str | None = None
+    ) -> dict[str, Any]:
+        """Take a network or port up or down: the revision, the machines that get it, and what it is now."""
+        return self._change("PATCH", _member(kind, reference), key, etag, json={"enabled": enabled})
+
+    def recarry(
+        self,
+        reference: str,
+        carrier: str | None,
+        hosts: Mapping[str, str] | None = None,
+        *,
+        key: str | None = None,
+        etag: str | None = None,
+    ) -> dict[str, Any]:
+        """Let another network carry this one, None: the wire; `hosts`: port -> host. The revision, the machines that
+        get it, and the network."""
+        body = {"carrier": carrier, **({"hosts": dict(hosts)} if hosts else {})}
+        return self._change("PATCH", _member("network", reference), key, etag, json=body)
+
     def set_attach(
         self, reference: str, attach: Mapping[str, str], *, key: str | None = None, etag: str | None = None
     ) -> dict[str, Any]:

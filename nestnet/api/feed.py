@@ -54,9 +54,11 @@ class Doorbell:
 
 
 class Followers:
-    """Which system follows the feed of a machine: one that has a copy of its disk must not take turns with it."""
+    """Which system follows the feed of a machine: one that has a copy of its disk must not take turns with it. The
+    store is told who comes and who goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._following: dict[int, tuple[str, int]] = {}  # machine -> boot, streams; all in the event loop
 
     def judge(self, machine: int, name: str, boot: str) -> None:
@@ -75,6 +77,7 @@ class Followers:
         """The lines, while it is known who follows them."""
         self.judge(machine, name, boot)
         self._following[machine] = boot, self._following.get(machine, (boot, 0))[1] + 1
+        self._store.heard.come(machine)
         try:
             async for line in lines:
                 yield line
@@ -83,6 +86,8 @@ class Followers:
             _, streams = self._following.pop(machine)
             if streams > 1:
                 self._following[machine] = boot, streams - 1
+            else:
+                self._store.heard.leave(machine)
 
 
 async def follow(store: Store, bell: Doorbell, machine: int, token: str | None) -> AsyncGenerator[bytes]:

@@ -67,6 +67,12 @@ class Network(_Resource):
     """The family, 4 or 6, of the hosts' addresses that carry it."""
     mtu: int
     """What its ports may send, in bytes of IP."""
+    enabled: bool
+    """Administratively: what `PATCH` says."""
+    state: Literal["up", "degraded", "down: disabled", "down: carrier"]
+    """degraded: some of its hosts are down. It is worked out when it is read."""
+    cause: str | None
+    """Why it is not up."""
     revision: int
     """The last one that changed anything in it."""
     labels: dict[str, str]
@@ -137,12 +143,41 @@ class Port(_Resource):
     """What its workload should hang on, {"netns": NAME} or {"tap": NAME}; null: nothing was chosen. `PATCH` sets it."""
     rate: int | None
     """What it may send, and what may be sent to it, each, in bit/s; null: no limit."""
+    enabled: bool
+    """Administratively: what `PATCH` says."""
+    state: Literal["up", "down: disabled", "down: carrier"]
+    """down: carrier: what carries it lets nothing pass to any other host. It is worked out when it is read."""
+    cause: str | None
+    """Why it is not up."""
     attachment: Any
     """What the agent of its machine says about it; null: nothing yet."""
     moving: Moving | None
     """How far its move to another host is; null: it stays where it is."""
     labels: dict[str, str]
     description: str
+
+
+class Host(Shape):
+    """Where ports live: a machine of the fabric, or in a network a port with `hosts: true`."""
+
+    id: str
+    """Of the machine or port."""
+    kind: Literal["host"]
+    name: str
+    """What `host:` says."""
+    path: str
+    network: str | None
+    """null: the fabric."""
+    addresses: list[str]
+    """Where it is reached in what it is in; of a machine its operator sees it."""
+    machine: str
+    """Where it is in the end."""
+    state: Literal["up", "down: disabled", "down: carrier", "down: lost"]
+    cause: str | None
+    networks: int
+    """How many networks have ports here, as far as you may see them."""
+    ports: int
+    """How many those have here."""
 
 
 class Policy(_Resource):
@@ -214,20 +249,44 @@ class LinkState(Shape):
 
 
 class PortState(Shape):
-    """What a port's workload should hang on."""
+    """What a port's workload should hang on, or whether the port is up: one of the two."""
 
-    attach: Any
+    attach: Any = None
     """{"netns": NAME}, {"tap": NAME}, or {} for nothing."""
+    enabled: Annotated[bool | None, Field(strict=True)] = None
+    """false: nothing passes, nor for what lives on it."""
 
 
 class Attached(Shape):
-    """A port whose workload was given something to hang on, or nothing."""
+    """A port that was given something to hang on, or nothing; or taken down or up."""
 
     revision: int
     """The one since which it is so."""
     machines: list[str]
-    """The machine that has to make it so."""
+    """The machines that have to make it so."""
     port: Port
+
+
+class NetworkState(Shape):
+    """Whether a network is up, or what carries it: one of the two."""
+
+    enabled: Annotated[bool | None, Field(strict=True)] = None
+    """false: nothing passes, nor in what it carries."""
+    carrier: str | None = None
+    """Path or id of the network that is to carry it; null: the wire."""
+    hosts: Annotated[dict[str, str], Field(max_length=20_000)] = {}
+    """With `carrier`: port -> where it is to live, a machine or a port of the carrier, by name. A port that is not
+    named goes to the host that is called as its own."""
+
+
+class Networked(Shape):
+    """A network that was taken down or up, or was given another carrier."""
+
+    revision: int
+    """The one since which it is so."""
+    machines: list[str]
+    """Machines that get rows."""
+    network: Network
 
 
 class Linked(Shape):

@@ -132,7 +132,9 @@ def apply(
 @app.command()
 def get(
     kind: Kind,
-    path: Annotated[str | None, typer.Argument(metavar="PATH", help="Only this one, by path or id.")] = None,
+    path: Annotated[
+        str | None, typer.Argument(metavar="PATH", help="Only this one, by path or id; of hosts: whose.")
+    ] = None,
     network: Annotated[
         str | None, typer.Option("--network", "-n", metavar="PATH", help="Only of this network.")
     ] = None,
@@ -189,6 +191,62 @@ def link(
     from nestnet.cli import changes
 
     changes.link(path, state is State.up, lab, wait, timeout)
+
+
+Switched = Annotated[str, typer.Argument(metavar="network|port", help="What PATH is.")]
+
+
+@app.command()
+def enable(kind: Switched, path: Path_, lab: Lab = None, wait: Wait = True, timeout: Timeout = 60) -> None:
+    """Take a network or port up again.
+
+    It comes back as it was, and what hangs above with it.
+    """
+    from nestnet.cli import changes
+
+    changes.enable(kind, path, True, lab, wait, timeout)
+
+
+@app.command()
+def disable(kind: Switched, path: Path_, lab: Lab = None, wait: Wait = True, timeout: Timeout = 60) -> None:
+    """Take a network or port down.
+
+    Nothing passes it; what hangs above is closed, and is `down: carrier`. It stays so until `enable` or a file that
+    has `enabled:`.
+    """
+    from nestnet.cli import changes
+
+    changes.enable(kind, path, False, lab, wait, timeout)
+
+
+@app.command()
+def recarry(
+    path: Annotated[str, typer.Argument(metavar="NETWORK", help="A path like acme/staging, or an id.")],
+    carrier: Annotated[
+        str | None, typer.Option("--carrier", metavar="NETWORK", help="The network that is to carry it.")
+    ] = None,
+    wire: Annotated[bool, typer.Option("--wire", help="The wire is to carry it.")] = False,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="PORT=HOST", help="Where a port is to live; may be repeated."),
+    ] = None,
+    lab: Lab = None,
+    wait: Wait = True,
+    timeout: Timeout = 60,
+) -> None:
+    """Let another network carry this one.
+
+    What it carries comes along. Its ports go to hosts of the new carrier: to those that --host names, else to those
+    that are called as their own were. They are closed on the way, and their connections end.
+    """
+    from nestnet.cli import changes
+
+    if (carrier is None) != wire:
+        raise typer.BadParameter("give one of --carrier and --wire")
+    named = dict(one.partition("=")[::2] for one in hosts or [])
+    if bad := next((port for port, host in named.items() if not port or not host), None):
+        raise typer.BadParameter(f"--host is PORT=HOST, not {bad}")
+    changes.recarry(path, carrier, named, lab, wait, timeout)
 
 
 @app.command()

@@ -115,6 +115,8 @@ def delete(kind: str, path: str, cascade: bool, lab: str | None, wait: bool, tim
     from nestnet.cli.waiting import until_realised
 
     kind = singular(kind)
+    if kind == "host":
+        raise Usage("a host is a machine or a port: delete that")
     if cascade and kind != "network":
         raise Usage(f"--cascade is for networks: delete what needs the {kind} first")
     found = target(lab)
@@ -143,6 +145,41 @@ def link(path: str, up: bool, lab: str | None, wait: bool, timeout: float) -> No
     done = "realised" if wait else "stored"
     changed = told["link"]
     say(f"link {changed['path']} is {'up' if changed['up'] else 'down'}")
+    say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
+
+
+def enable(kind: str, path: str, enabled: bool, lab: str | None, wait: bool, timeout: float) -> None:
+    """Take a network or port up or down, wait until every machine has it so, and say how long that took."""
+    from nestnet.cli.waiting import until_realised
+
+    kind = singular(kind)
+    if kind not in ("network", "port"):
+        raise Usage(f"a {kind} cannot be {'enabled' if enabled else 'disabled'}: only a network or a port")
+    start = time.monotonic()
+    found = target(lab)
+    with found.client() as client:
+        told = client.set_enabled(kind, path, enabled)
+        if wait:
+            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+    done = "realised" if wait else "stored"
+    say(f"{kind} {told[kind]['path']} is {'enabled' if told[kind]['enabled'] else 'disabled'}")
+    say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
+
+
+def recarry(path: str, carrier: str | None, hosts: dict[str, str], lab: str | None, wait: bool, timeout: float) -> None:
+    """Give a network another carrier, None: the wire, wait until no machine has it as it was, and say how long that
+    took."""
+    from nestnet.cli.waiting import until_realised
+
+    start = time.monotonic()
+    found = target(lab)
+    with found.client() as client:
+        told = client.recarry(path, carrier, hosts)
+        if wait:
+            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+    done = "realised" if wait else "stored"
+    network = told["network"]
+    say(f"network {network['path']} is carried by {network['carrier'] or 'the wire'}")
     say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
 
 

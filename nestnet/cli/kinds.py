@@ -15,6 +15,7 @@ KINDS = {
     "link": "links",
     "port": "ports",
     "policy": "policies",
+    "host": "hosts",
     "token": "tokens",
 }
 

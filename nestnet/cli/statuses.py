@@ -34,7 +34,18 @@ def drops(ports: Iterable[Mapping[str, Any]]) -> Counter[str]:
     return total
 
 
-def show(status: Mapping[str, Any], ports: Sequence[Mapping[str, Any]]) -> bool:
+def down(networks: Iterable[Mapping[str, Any]], ports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Networks and ports that are not up, and why; no ports of networks that are down as a whole."""
+    found = [_down(network) for network in networks if network["state"] != "up"]
+    whole = {one["path"] for one in found if one["state"] != "degraded"}
+    return found + [_down(port) for port in ports if port["state"] != "up" and port["network"] not in whole]
+
+
+def _down(resource: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: resource[key] for key in ("kind", "path", "state", "cause")}
+
+
+def show(status: Mapping[str, Any], ports: Sequence[Mapping[str, Any]], networks: Sequence[Mapping[str, Any]]) -> bool:
     """Print the status for a person. True when all is well."""
     wrong = problems(status)
     machines, revision = status["machines"], status["revision"]
@@ -50,6 +61,10 @@ def show(status: Mapping[str, Any], ports: Sequence[Mapping[str, Any]]) -> bool:
         here = Counter(port["machine"] for port in ports if port.get("attachment"))
         headings = ("MACHINE", "ADDRESS", "REALISED", "REPORTED", "WORKLOADS", "PROBLEMS")
         output.table(headings, (_row(machine, here[machine["name"]]) for machine in machines))
+    if fallen := down(networks, ports):
+        print()
+        rows = ((f"{one['kind']} {one['path']}", one["state"], one["cause"]) for one in fallen)
+        output.table(("DOWN", "STATE", "CAUSE"), rows)
     if dropped := drops(ports):
         print()
         output.table(("DROPPED", "PACKETS"), ((reason, str(packets)) for reason, packets in dropped.most_common()))

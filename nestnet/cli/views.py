@@ -23,6 +23,10 @@ def get(kind: str, path: str | None, network: str | None, lab: str | None, outpu
             if path is not None and not found:
                 raise NotFound(f"token {path}")
             out.resources(kind, found, output, single=path is not None)
+        elif kind == "host":  # of the fabric, or of a network: PATH is that
+            if path is not None and network is not None:
+                raise Usage("give the network once")
+            out.resources(kind, list(client.list(kind, network=path or network)), output)
         elif path is not None:
             out.resources(kind, [client.get(kind, path)], output, single=True)
         else:
@@ -34,6 +38,8 @@ def describe(kind: str, path: str, lab: str | None) -> None:
     kind = singular(kind)
     if kind == "token":
         raise Usage("a token has no more to show: `nestnet get token NAME -o yaml`")
+    if kind == "host":
+        raise Usage("a host is a machine or a port: describe that")
     with target(lab).client() as client:
         out.described(client.get(kind, path))
 
@@ -84,13 +90,14 @@ def status(lab: str | None, output: Format) -> bool:
 
     meant = target(lab)
     with meant.client() as client:
-        found, ports = client.status(), list(client.list("port"))
+        found, ports, networks = client.status(), list(client.list("port")), list(client.list("network"))
     # Of a lab it is known at once that an agent has ended; of others, when its reports stay away.
     for machine in found["machines"]:
         if meant.lab is not None and not meant.lab.has_agent(machine["name"]):
             machine["problems"] = [*machine["problems"], f"its agent has ended: the log is in {meant.lab.logs}"]
     if output in (Format.json, Format.yaml):
         wrong = statuses.problems(found)
-        out.data(out.versioned("Status", {**found, "well": not wrong, "drops": dict(statuses.drops(ports))}), output)
+        more = {"drops": dict(statuses.drops(ports)), "down": statuses.down(networks, ports)}
+        out.data(out.versioned("Status", {**found, "well": not wrong, **more}), output)
         return not wrong
-    return statuses.show(found, ports)
+    return statuses.show(found, ports, networks)

@@ -195,6 +195,7 @@ def _carry(
         if a == b:
             trace.layer = "the fabric" if kind == "machine" else trace.layer
             where = f"{reached} lives on the same {'machine' if kind == 'machine' else 'host'}, {trace.name(kind, a)}"
+            _stand(trace, world, network, a)
             trace.say("deliver", f"{where}: past its queue into the workload, no encapsulation")
             return f"to {reached}"
         if kind == "machine":
@@ -217,8 +218,7 @@ def _carry(
         carrier = world.networks[pa.network]
         trace.layer = trace.name("network", carrier.id)
         addresses = pa.address(network.underlay), pb.address(network.underlay)
-        if not (carrier.enabled and pa.enabled and pb.enabled):
-            raise _Dropped("carrier_down", f"{trace.layer}, or a host port in it, is disabled")
+        _up(trace, carrier, pa, pb)
         if addresses[0] is None or addresses[1] is None:
             raise _Dropped("carrier_no_route", f"a host port has no IPv{network.underlay} address")
         ends = [f"{trace.name('port', id)} ({address})" for id, address in zip((a, b), addresses, strict=True)]
@@ -247,6 +247,24 @@ def _carry(
         _tell_rates(trace, pa, links, pb, above)
         network, a, b = carrier, pa.host, pb.host
     raise _Dropped("carrier_depth", f"the chain of hosts is longer than {MAX_DEPTH}")
+
+
+def _up(trace: _Trace, carrier: Network, *hosts: Port) -> None:
+    """Raise unless the carrier and these ports of it are enabled."""
+    off = [f"network {trace.name('network', carrier.id)}"] if not carrier.enabled else []
+    off += [f"host port {trace.name('port', port.id)}" for port in dict.fromkeys(hosts) if not port.enabled]
+    if off:
+        raise _Dropped("carrier_down", f"{' and '.join(off)} {'is' if len(off) == 1 else 'are'} disabled")
+
+
+def _stand(trace: _Trace, world: World, network: Network, host: int) -> None:
+    """Raise unless a host, and all that it lives on, is enabled."""
+    for _ in range(MAX_DEPTH):
+        if network.carrier == FABRIC:
+            return
+        network, port = world.networks[network.carrier], world.ports[host]
+        _up(trace, network, port)
+        host = port.host
 
 
 def _tell_rates(trace: _Trace, sender: Port, links: tuple[Link, ...], target: Port, above: int) -> None:

@@ -692,8 +692,7 @@ class Reference:
                 raise Drop("carrier_down")
             if at.kind == MACHINE:
                 return int(to.at)
-            if a != b:  # else it is there; but that may be on another machine, while it moves
-                network = self.carrier(self.network[network].underlay, at.port, to.port)
+            network = self.carrier(self.network[network].underlay, at.port, to.port)
             a, b = at.at, to.at
         raise Drop("carrier_depth")
 
@@ -702,6 +701,8 @@ class Reference:
         a, b = self.port[pa], self.port[pb]
         if not a.flags & b.flags & self.network[a.network].flags & ENABLED:
             raise Drop("carrier_down")  # Rows that are not here yet are not enabled either.
+        if pa == pb:
+            return int(a.network)  # It is there, and nobody else is asked.
         source, target = (a.address6, b.address6) if underlay == 6 else (a.address4, b.address4)
         if NO_ADDRESS in (source, target):
             raise Drop("carrier_no_route")

@@ -647,7 +647,6 @@ class PortSpec(_Spec):
     later = {
         "vlan": "a VLAN on a physical NIC",
         "trunk": "several segments by VLAN tag",
-        "enabled": "taking a port down",
     }
 
     segment: Name
@@ -687,6 +686,9 @@ class PortSpec(_Spec):
     is: as `nestnet attach` and `detach` left it."""
     rate: Maybe[Rate] = None
     """1gbit, 10mbit, 64kbit: what it may send, and what may be sent to it, each. If absent, no limit."""
+    enabled: Maybe[bool] = None
+    """false: nothing passes, nor for what lives on it. If absent, as it is: true when it is made, then as `nestnet
+    enable` and `disable` left it."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
     description: Maybe[Description] = None
@@ -742,7 +744,6 @@ class NetworkSpec(_Spec):
         "grants": "other tenants being carried here",
         "quota": "a limit on what is carried here",
         "encrypt": "encryption between machines",
-        "enabled": "taking a network down",
         "dns": "answering DNS",
         "routes": "routes that you write",
         "peers": "routing with other networks",
@@ -775,6 +776,9 @@ class NetworkSpec(_Spec):
     """None: everything inside may talk. One or more: what none allows is denied."""
     networks: Maybe[dict[Name, NetworkSpec]] = None
     """Networks that this one carries; their ports live on its ports."""
+    enabled: Maybe[bool] = None
+    """false: nothing passes, nor in what it carries. If absent, as it is: true when it is made, then as `nestnet
+    enable` and `disable` left it."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
     description: Maybe[Description] = None

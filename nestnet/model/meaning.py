@@ -623,15 +623,16 @@ def _is_alive(connection: Connection, flow: FlowTuple, now: float) -> bool:
 
 
 def carry(world: World, network: Network, a: int, b: int) -> None:
-    """From host a to host b of what carries `network`: there, if they are the same; over the wire, if they are
-    machines; otherwise as a UDP datagram from port a to port b of the carrier, which may refuse it as
-    it may any other, and which is carried in turn."""
+    """From host a to host b of what carries `network`: over the wire, if they are machines; otherwise as a UDP datagram
+    from port a to port b of the carrier, which may refuse it as it may any other, and which is carried in turn. If they
+    are the same it is there, and nobody is asked; but what is taken down closes all that hangs above (rule 12)."""
     for _ in range(MAX_DEPTH):
-        if a == b or network.carrier == FABRIC:
+        if network.carrier == FABRIC:
             return
         carrier, source, target = world.networks[network.carrier], world.ports[a], world.ports[b]
         _refuse(not (carrier.enabled and source.enabled and target.enabled), "carrier_down")
-        _carry_in(world, network.underlay, source, target)
+        if a != b:
+            _carry_in(world, network.underlay, source, target)
         network, a, b = carrier, source.host, target.host
     raise _Dropped("carrier_depth")
 
@@ -651,6 +652,15 @@ def _carry_in(world: World, family: int, source: Port, target: Port) -> None:
             raise _Dropped("carrier_no_route")
         # Which of the ways it takes depends on what it carries: the longest must do.
         _refuse(longest_way(world, routers[0], segment) > MAX_HOPS, "carrier_ttl")
+
+
+def refusal(world: World, family: int, source: Port, target: Port) -> str:
+    """Why their network would not carry from one host port of its to another, both enabled; '' if it would."""
+    try:
+        _carry_in(world, family, source, target)
+    except _Dropped as dropped:
+        return dropped.reason
+    return ""
 
 
 def _is_carried(world: World, network: Network, a: int, b: int) -> bool:

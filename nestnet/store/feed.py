@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from nestnet.model.values import (
     FABRIC,
@@ -88,7 +88,7 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
         if row.kind == "port":
             was.ports.setdefault(row.id, _Was(row.network, row.was_machine, row.was_port, row.was_other))
         elif row.was_carrier is not None:
-            was.carriers[row.id] = row.was_carrier
+            was.carriers.setdefault(row.id, row.was_carrier)
     before, after = _view(connection, machine, was), _view(connection, machine, _Past())
     wanted: set[Key] = set()
     for network in before.keys() | after.keys():
@@ -103,8 +103,8 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
 
 @dataclass(frozen=True)
 class _Past:
-    """What the change rows say about an earlier revision: where ports were (the oldest change tells), and what
-    carried networks that may be gone."""
+    """What the change rows say about an earlier revision: where ports were, and what carried networks. The oldest
+    change tells."""
 
     ports: dict[int, _Was] = field(default_factory=dict)
     carriers: dict[int, int] = field(default_factory=dict)
@@ -179,12 +179,14 @@ def _hosts_of(connection: Connection, network: int, was: _Past, ports: set[int] 
 
 
 def _hosts_now(connection: Connection, ports: list[int]) -> Counter[int]:
-    """The ports that these ports live on, each as often as it is lived on."""
+    """The hosts that these ports live on, each as often as it is lived on."""
     p = tables.port.c
     found: Counter[int] = Counter()
+    # They may be on the wire now, and have been on ports.
+    host, other = func.coalesce(p.host_port, p.host_machine), func.coalesce(p.other_port, p.other_machine)
     for chunk in chunks(ports):
-        for row in connection.execute(select(p.host_port, p.other_port).where(p.id.in_(chunk))):
-            found.update({row.host_port, row.other_port} - {None})
+        for row in connection.execute(select(host, other).where(p.id.in_(chunk))):
+            found.update(set(row) - {None})
     return found
 
 
@@ -287,7 +289,7 @@ def value_of(row: Row, left: int) -> Value:
     """A row as the value that agents compile. `left`: what the wire leaves to networks, in bytes of IP."""
     match row:
         case NetworkRow():
-            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left))
+            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left), row.enabled)
         case SegmentRow():
             dns = tuple(map(ip_address, row.dns))
             return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)), dns)
@@ -300,7 +302,8 @@ def value_of(row: Row, left: int) -> Value:
             addresses, owns = tuple(map(ip_address, row.addresses)), tuple(map(ip_network, row.owns))
             place = (row.segment, row.host, row.mac or 0)
             port = Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts)
-            return replace(port, attach=row.attach, rate=row.rate, other=row.other, leaving=row.leaving)
+            more = {"enabled": row.enabled, "other": row.other, "leaving": row.leaving}
+            return replace(port, attach=row.attach, rate=row.rate, **more)
         case PolicyRow():
             sides = (row.sources, row.targets, row.services)
             return Policy(row.id, row.network, *sides, row.allow, row.priority)

@@ -11,6 +11,9 @@ from threading import Lock
 from typing import Any
 
 SILENT = 15.0  # Seconds without a word after which a machine is silent: three of its heartbeats.
+GONE = (
+    2.0  # Seconds after which one that has hung up is taken for lost: an agent that is started again is back by then.
+)
 
 Drops = Mapping[str, Mapping[str, int]]
 """Port row -> reason -> packets."""
@@ -24,7 +27,29 @@ class Heard:
         self._at: dict[int, float] = {}
         self._drops: dict[int, Drops] = {}
         self._silent: set[int] = set()
+        self._left: dict[int, float] = {}  # whose last stream has ended, and when
         self._since = time.monotonic()
+
+    def come(self, machine: int) -> None:
+        """It follows its feed."""
+        with self._lock:
+            self._left.pop(machine, None)
+
+    def leave(self, machine: int) -> None:
+        """It follows its feed no more."""
+        with self._lock:
+            self._left[machine] = time.monotonic()
+
+    def is_lost(self, machine: int) -> bool:
+        """Has it gone, and not come back, or said nothing for too long? One that has never spoken is not lost."""
+        now = time.monotonic()
+        with self._lock:
+            left, at = self._left.get(machine), self._at.get(machine)
+        return (left is not None and now - left > GONE) or (at is not None and now - at > SILENT)
+
+    def is_awaited(self) -> bool:
+        """Is it too early to say that a machine which spoke before this process started is lost?"""
+        return time.monotonic() - self._since <= SILENT
 
     def is_silent(self, machine: int) -> bool:
         """Has it said nothing for so long that nobody should wait for it?"""
@@ -63,6 +88,7 @@ class Heard:
             for each in [machine] if machine is not None else list(self._at):
                 self._at.pop(each, None)
                 self._drops.pop(each, None)
+                self._left.pop(each, None)
                 self._silent.discard(each)
 
 

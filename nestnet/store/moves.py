@@ -149,6 +149,8 @@ def _host(connection: Connection, reader: Reader, row: PortRow, name: str) -> in
     p = tables.port.c
     (network,) = objects.networks(connection, "id", [row.network])
     carrier = reader.paths([network.carrier])[network.carrier]
+    if not _is_seen(reader, network.carrier):
+        raise _invalid("missing_host", f"network {carrier} has no port {name} to live on")
     found = connection.scalar(select(p.id).where(p.network == network.carrier, p.name == name))
     if found is None:
         hosts = select(p.name).where(p.network == network.carrier, p.hosts.is_(True)).limit(1000)
@@ -181,7 +183,8 @@ def _alone(connection: Connection, reader: Reader, row: PortRow, new: int, above
         if (other := connection.scalar(busy.limit(1))) is not None:
             (moving,) = objects.ports(connection, "id", [other])
             path = _path(reader, moving)
-            raise Conflict(f"{path} is moving: wait until it has arrived", "moving", [path])
+            named = [path] if _is_seen(reader, moving.network) else []
+            raise Conflict(f"{path} is moving: wait until it has arrived", "moving", named)
 
 
 def _above(connection: Connection, ports: Sequence[int]) -> list[int]:
@@ -265,7 +268,14 @@ def _write(
     connection.execute(insert(m).values(**{"problem": "", **ends, "revision": revision, "at": time.time(), **values}))
 
 
+def _is_seen(reader: Reader, network: int) -> bool:
+    return reader.scope.may_read(reader.owner("network", network))
+
+
 def _path(reader: Reader, row: PortRow) -> str:
+    """What a port is called by who asks; another tenant's is not told."""
+    if not _is_seen(reader, row.network):
+        return "another tenant's port"
     return f"{reader.paths([row.network])[row.network]}/{row.name}"
 
 

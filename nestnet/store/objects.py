@@ -31,6 +31,7 @@ class NetworkRow:
     tenant: str | None
     underlay: int
     mtu: int | None
+    enabled: bool
     labels: str
     description: str
 
@@ -110,6 +111,7 @@ class PortRow:
     hosts: bool
     attach: Attach | None
     rate: int
+    enabled: bool
     labels: str
     description: str
     other: int = 0

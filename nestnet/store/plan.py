@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
@@ -307,6 +307,7 @@ def _network_spec(row: NetworkRow) -> NetworkSpec:
         tenant=row.tenant,
         underlay=6 if row.underlay == 6 else 4,
         mtu=row.mtu,
+        enabled=row.enabled,
         labels=json.loads(row.labels) or None,
         description=row.description or None,
     )
@@ -354,6 +355,7 @@ def _port_spec(row: PortRow, stored: Contents, hosts: dict[int, str]) -> PortSpe
         hosts=row.hosts,
         attach=_attach_spec(row.attach),
         rate=row.rate or None,
+        enabled=row.enabled,
         labels=json.loads(row.labels),
         description=row.description,
     )
@@ -392,6 +394,19 @@ def _judge(manifest: Manifest, filled: Manifest, state: State) -> list[Problem]:
         networks=[state.path(id) for id in state.networks],
     )
     return problems + validate(filled, known)
+
+
+def problems_of(chain: Sequence[NetworkRow], hosts: Mapping[str, str], state: State) -> list[Problem]:
+    """What would be wrong with the last of these networks, each carried by the one before it, if its ports lived on
+    these hosts: port -> host, by name."""
+    last = chain[-1]
+    stored = state.contents[last.id]
+    ports = {name: _port_spec(port, stored, {port.host: hosts[name]}) for name, port in stored.ports.items()}
+    spec = _network_spec(last).model_copy(update={"ports": ports})
+    for carrier, carried in zip(chain[-2::-1], chain[:0:-1], strict=True):
+        spec = _network_spec(carrier).model_copy(update={"networks": {carried.name: spec}})
+    manifest = Manifest.model_construct(api_version="nestnet/v1", networks={chain[0].name: spec})
+    return _judge(manifest, _complete(manifest, state, (), None), state)
 
 
 def _given_twice(connection: Connection, wanted: _Wanted, state: State) -> Iterator[Problem]:
@@ -464,8 +479,9 @@ class _Wanted:
                 if was not in (wished, None):
                     raise Conflict(f"the {what} of network {path} cannot be changed: delete and create it", "immutable")
         id = old.id if old is not None else next(self._fresh)
+        enabled = spec.enabled if spec.enabled is not None else old is None or old.enabled
         self.networks[id] = NetworkRow(
-            id, carrier, name, spec.tenant, underlay, spec.mtu, dump(spec.labels), spec.description or ""
+            id, carrier, name, spec.tenant, underlay, spec.mtu, enabled, dump(spec.labels), spec.description or ""
         )
         self.paths[id] = path
         self.pointers["network", id] = at
@@ -562,6 +578,7 @@ class _Wanted:
                 bool(one.hosts),
                 one.attach.value if one.attach is not None else old.attach if old else None,
                 one.rate or 0,
+                one.enabled if one.enabled is not None else old is None or old.enabled,
                 dump(one.labels),
                 one.description or "",
                 old.other if old and moves else 0,
@@ -756,7 +773,7 @@ def _told(pairs: Iterable[Pair], wanted: _Wanted, state: State) -> Iterator[Chan
         after = tell.fields(new, True) if new else {}
         pointer = wanted.pointers.get((row.kind, row.id), "") if new else ""
         if old is None:
-            fields = {k: v for k, v in after.items() if v or k == "up"}
+            fields = {k: v for k, v in after.items() if (v is not True if k == "enabled" else v or k == "up")}
             yield Change("+", row.kind, tell.path(row, True), fields, pointer)
         elif new is None:
             yield Change("-", row.kind, tell.path(row, False), {})
@@ -796,7 +813,13 @@ class _Teller:
             return {}
         more: dict[str, Any] = {"labels": json.loads(row.labels), "description": row.description}
         if isinstance(row, NetworkRow):
-            return {"tenant": row.tenant, "underlay": row.underlay, "mtu": row.mtu, **more}
+            return {
+                "tenant": row.tenant,
+                "underlay": row.underlay,
+                "mtu": row.mtu,
+                "enabled": row.enabled,
+                **more,
+            }
         if isinstance(row, SegmentRow):
             return {"cidr": list(row.cidrs), "dns": list(row.dns), **more}
         if isinstance(row, RouterRow):
@@ -815,6 +838,7 @@ class _Teller:
             "hosts": row.hosts,
             "attach": {row.attach.kind: row.attach.name} if row.attach else {},
             "rate": _rate_text(row.rate),
+            "enabled": row.enabled,
             **more,
         }
 
@@ -839,6 +863,8 @@ def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str
         if isinstance(old, PortRow | LinkRow) and isinstance(new, PortRow | LinkRow) and old.rate != new.rate:
             rates = [_rate_text(row.rate) or "none" for row in (old, new)]
             yield f"{tell.path(new, True)}: rate {rates[0]} becomes {rates[1]}"
+        if isinstance(new, PortRow | NetworkRow) and getattr(old, "enabled", new.enabled) != new.enabled:
+            yield from _switched(new, tell.path(new, True), wanted)
         if isinstance(old, PortRow) and new is None:
             yield f"{tell.path(old, False)} goes: its workload is cut off"
         elif isinstance(old, PortRow) and isinstance(new, PortRow):
@@ -869,6 +895,21 @@ def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str
         if carried.carrier != FABRIC and affected and not _lets_carriage_pass(wanted.contents[carried.carrier]):
             path = wanted.paths[carried.carrier]
             yield f"{wanted.paths[network]} is cut off: no policy of {path} allows carriage between its hosts"
+
+
+def _switched(row: PortRow | NetworkRow, path: str, wanted: _Wanted) -> Iterator[str]:
+    """What goes down or comes back with a network, or with a port and what lives on it."""
+    whose = f"{len(wanted.contents[row.id].ports)} ports" if isinstance(row, NetworkRow) else "its workload"
+    if row.enabled:
+        yield f"{path} is enabled: {whose} can talk again"
+    else:
+        yield f"{path} is disabled: {whose} cut off"
+    above = {row.network} if isinstance(row, NetworkRow) else set()
+    for id, network in wanted.networks.items():  # carriers first
+        on_it = network.carrier == row.network and any(p.host == row.id for p in wanted.contents[id].ports.values())
+        if network.carrier in above or (isinstance(row, PortRow) and on_it):
+            above.add(id)
+            yield f"{wanted.paths[id]} {'comes back' if row.enabled else 'goes down'} with {path}"
 
 
 def _rerouted(old: Row | None, new: Row | None) -> str:

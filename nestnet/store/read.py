@@ -17,16 +17,18 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, t
 
 from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
+from nestnet.model.standing import DEPTH, DISABLED, FENCED, LOST, Cause
 from nestnet.model.values import FABRIC
 from nestnet.store import objects, tables
 from nestnet.store.events import Happened
 from nestnet.store.feed import network_mtu
 from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
-from nestnet.store.objects import chunks
+from nestnet.store.objects import NetworkRow, PortRow, chunks
 from nestnet.store.plan import policy_words
 from nestnet.store.quotas import QUOTAS, uses
 from nestnet.store.scope import EVERYTHING, Scope
+from nestnet.store.standing import Standing, standings
 
 KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
 IN_NETWORK = ("segment", "router", "link", "port", "policy")
@@ -53,8 +55,13 @@ class Reader:
     ) -> None:
         self._connection = connection
         self._identity = identity
-        self._heard = heard if heard is not None else Heard()
+        self.heard = heard if heard is not None else Heard()
         self.scope = scope
+        self._causes: dict[Cause, str] = {}
+
+    def row(self, kind: str, public: str) -> int | None:
+        """The row of a public id, whether or not it is there."""
+        return self._identity.row(kind, public)
 
     # What is in scope
 
@@ -259,7 +266,7 @@ class Reader:
                 "labels": json.loads(row.labels) if whole else {},
                 "fenced": bool(row.fenced),
                 "realised": row.realised,
-                "reported": self._heard.age(row.id) if self._heard.age(row.id) is not None else _age(row.at),
+                "reported": self.heard.age(row.id) if self.heard.age(row.id) is not None else _age(row.at),
                 "problems": json.loads(row.problems) if whole and row.problems is not None else [],
             }
             for row in self._connection.execute(query)
@@ -285,6 +292,7 @@ class Reader:
         paths = self.paths(ids)
         c = tables.network.c
         revisions = {r.id: r.revision for r in self._connection.execute(select(c.id, c.revision).where(c.id.in_(ids)))}
+        stand = standings(self._connection, self.heard, rows)
         return [
             {
                 **self._head("network", row.id, row.name, paths[row.id]),
@@ -293,6 +301,8 @@ class Reader:
                 "carriage": "flat",
                 "underlay": row.underlay,
                 "mtu": network_mtu(row, left),
+                "enabled": row.enabled,
+                **self._state_of_network(row, paths[row.id], stand[row.id]),
                 "revision": revisions[row.id],
                 "labels": json.loads(row.labels),
                 "description": row.description,
@@ -368,6 +378,7 @@ class Reader:
         machines |= self._names(tables.machine, {row.other for row in wired} - machines.keys())
         moves = self._moves(ids)
         attachments = self._attachments(places)
+        stand = standings(self._connection, self.heard, list(networks.values()))
         return [
             {
                 **self._head("port", row.id, row.name, f"{paths[row.network]}/{row.name}"),
@@ -385,6 +396,8 @@ class Reader:
                 "hosts": row.hosts,
                 "attach": {row.attach.kind: row.attach.name} if row.attach else None,
                 "rate": row.rate or None,
+                "enabled": row.enabled,
+                **self._state_of_port(row, networks[row.network], paths[row.network], stand[row.network]),
                 "attachment": attachments.get(row.id),
                 "moving": {
                     **moves[row.id],
@@ -405,6 +418,55 @@ class Reader:
             rows = self._connection.execute(select(m.port, m.phase, m.problem).where(m.port.in_(chunk)))
             found.update({row.port: {"phase": row.phase, "problem": row.problem or None} for row in rows})
         return found
+
+    # How they are
+
+    def _state_of_network(self, row: NetworkRow, path: str, stand: Standing) -> Resource:
+        if not row.enabled:
+            return _state("down: disabled", f"network {path} is disabled")
+        if stand.closed is not None:
+            return _state("down: carrier", self._told(stand.closed))
+        if not stand.down:
+            return _state("up")
+        cause = self._told(stand.down[min(stand.down)])
+        if len(stand.down) == len(stand.hosts):
+            return _state("down: carrier", cause)
+        return _state("degraded", f"{len(stand.down)} of {len(stand.hosts)} hosts are down: {cause}")
+
+    def _state_of_port(self, row: PortRow, network: NetworkRow, path: str, stand: Standing) -> Resource:
+        if not row.enabled:
+            return _state("down: disabled", f"port {path}/{row.name} is disabled")
+        if not network.enabled:
+            return _state("down: disabled", f"network {path} is disabled")
+        if (cause := stand.down.get(row.host)) is not None:
+            return _state("down: carrier", self._told(cause))
+        return _state("up")
+
+    def _told(self, cause: Cause) -> str:
+        """A cause in words. Of what carriers are that are not in scope it is told that they are the cause, no more."""
+        if cause not in self._causes:
+            self._causes[cause] = self._words(cause)
+        return self._causes[cause]
+
+    def _words(self, cause: Cause) -> str:
+        if cause.kind == "machine":
+            (name,) = self._names(tables.machine, [cause.id]).values()
+            return f"machine {name} " + {LOST: "says nothing", FENCED: "is fenced"}[cause.why]
+        if not self.scope.may_read(self.owner(cause.kind, cause.id)):
+            return "what carries it is down"
+        if cause.kind == "port":
+            (port,) = objects.ports(self._connection, "id", [cause.id])
+            return f"port {self.paths([port.network])[port.network]}/{port.name} is disabled"
+        path = self.paths([cause.id])[cause.id]
+        if cause.why in (DISABLED, DEPTH):
+            return f"network {path} {'is disabled' if cause.why == DISABLED else 'is carried too deep'}"
+        (host,) = self._names(tables.port, [cause.port]).values()
+        what = {
+            "carrier_policy": "no policy allows carriage",
+            "carrier_no_route": "there is no path",
+            "carrier_ttl": "there is no path that is short enough",
+        }[cause.why]
+        return f"in network {path} {what} between host {host} and any other in use"
 
     def _policies(self, ids: Sequence[int]) -> list[Resource]:
         rows = objects.policies(self._connection, "id", ids)
@@ -479,9 +541,13 @@ class Reader:
         found: dict[int, Any] = {}
         for port, machine in places.items():
             found[port] = said.get(machine, {}).get(str(port))
-            if (drops := self._heard.drops(machine).get(str(port))) is not None:
+            if (drops := self.heard.drops(machine).get(str(port))) is not None:
                 found[port] = {**(found[port] or {}), "drops": drops}
         return found
+
+
+def _state(state: str, cause: str | None = None) -> Resource:
+    return {"state": state, "cause": cause}
 
 
 def _age(at: float | None) -> float | None:

@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
@@ -19,9 +20,12 @@ from nestnet.model.values import FABRIC, Attach, World
 from nestnet.store import (
     access,
     backup,
+    carriage,
+    deletion,
     events,
     feed,
     heard,
+    hosts,
     moves,
     numbers,
     objects,
@@ -37,7 +41,7 @@ from nestnet.store.events import Happened
 from nestnet.store.feed import Batch
 from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
-from nestnet.store.objects import Fabric, MachineRow
+from nestnet.store.objects import Fabric, MachineRow, NetworkRow, PortRow
 from nestnet.store.once import Asked
 from nestnet.store.plan import Change, Plan, Work
 from nestnet.store.read import Resource
@@ -47,6 +51,8 @@ from nestnet.store.watch import Changes
 LISTED = 20  # Dependants that the text of an error lists at most; the error itself has DEPENDANTS.
 DEPENDANTS = 1000
 NOBODY = Asked()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ class Store:
             # May agents remove whatever this store does not know? After a restore, when somebody says so.
             self.confirmed = bool(connection.scalar(select(tables.store.c.confirmed)))
             self._moving = moves.is_any(connection)
-        self._heard = Heard()
+        self.heard = Heard()
         self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
     def close(self) -> None:
@@ -94,12 +100,21 @@ class Store:
         """What `work` answers, which JSON can say, or what it answered when this was first asked for."""
         wanted = once.digest(request)
 
-        def turn(connection: Connection) -> tuple[Any, int, int]:
+        def turn(connection: Connection) -> Any:
             if (said := once.claim(connection, asked, wanted)) is not None:
-                return said, 0, 0
-            before = objects.current_revision(connection)
+                return said
             answer = work(connection)
             once.keep(connection, asked, answer)
+            return answer
+
+        return self._committed(turn)
+
+    def _committed(self, work: Callable[[Connection], T]) -> T:
+        """What `work` returns, in one transaction; whoever has to know of a new revision is told."""
+
+        def turn(connection: Connection) -> tuple[T, int, int]:
+            before = objects.current_revision(connection)
+            answer = work(connection)
             return answer, before, objects.current_revision(connection)
 
         answer, before, after = self._database.transact(turn)
@@ -172,9 +187,8 @@ class Store:
                 # A network that is gone is in nobody's list; its change says what carried it.
                 carriers = (*work.networks, FABRIC)
                 gone = select(g.id).where(g.revision > seen, g.kind == "network", g.was_carrier.in_(carriers))
-                fewer = connection.scalar(
-                    select(func.count()).select_from(gone.where(g.id.not_in(select(c.id))).subquery())
-                )
+                there = select(c.id).where(c.carrier == g.was_carrier)
+                fewer = connection.scalar(select(func.count()).select_from(gone.where(g.id.not_in(there)).subquery()))
                 if all(revision <= seen for revision in (*moved.values(), *machines.values())) and not fewer:
                     return
             elif len(moved) == 1:
@@ -297,7 +311,7 @@ class Store:
         with self._database.read() as connection:
             id = self._reader(connection).find("machine", machine)
         stored, drops = heard.split(ports) if ports is not None else (None, None)
-        back = self._heard.say(id, drops)
+        back = self.heard.say(id, drops)
         told = [Happened(kind, text, machine) for kind, text in noticed[: events.TOLD] if kind in events.MACHINE_KINDS]
         news = [Happened("back", f"{machine} speaks again", machine)] if back else []
         said = json.dumps([revision, list(problems)])
@@ -350,7 +364,7 @@ class Store:
     def look_around(self) -> None:
         """Notice machines that have fallen silent. Called every few seconds by whoever runs the store."""
         self._advance()
-        late = self._heard.fallen_silent()
+        late = self.heard.fallen_silent()
         if not late:
             return
         m = tables.machine.c
@@ -358,7 +372,7 @@ class Store:
         def turn(connection: Connection) -> None:
             names = {row.id: row.name for row in connection.execute(select(m.id, m.name).where(m.id.in_(late)))}
             for machine in set(late) - names.keys():
-                self._heard.forget(machine)
+                self.heard.forget(machine)
             silent = f"has said nothing for {heard.SILENT:.0f} s: what it forwards it forwards on"
             events.happened(connection, [Happened("silent", f"{name} {silent}", name) for name in names.values()])
 
@@ -391,6 +405,13 @@ class Store:
         with self._database.read() as connection:
             return self._reader(connection, scope).page(kind, network, limit, cursor)
 
+    def hosts(
+        self, network: str | None = None, limit: int = 100, cursor: str | None = None, scope: Scope = EVERYTHING
+    ) -> tuple[Sequence[Resource], str | None]:
+        """Up to `limit` hosts of a network, None: of the fabric, and the next page's cursor. Raises NotFound."""
+        with self._database.read() as connection:
+            return hosts.page(connection, self._reader(connection, scope), network, limit, cursor)
+
     def get(self, kind: str, reference: str, scope: Scope = EVERYTHING) -> Resource:
         """One resource by public id, path, or the end of a path that only it has. Raises NotFound or Ambiguous."""
         with self._database.read() as connection:
@@ -401,6 +422,9 @@ class Store:
     def delete(self, kind: str, reference: str, cascade: bool = False, asked: Asked = NOBODY) -> int:
         """Delete one object. Returns the revision. Raises Conflict with the dependants if anything needs it or, of a
         network, if anything is in it or carried by it; with `cascade` a network takes all of that along."""
+        request = {"delete": kind, "reference": reference, "cascade": cascade}
+        if kind == "network" and cascade:
+            return self._delete_all(reference, asked, request)
 
         def turn(connection: Connection) -> Any:
             before = objects.current_revision(connection)
@@ -408,8 +432,7 @@ class Store:
             id = reader.find(kind, reference)
             reader.to_write(kind, id, f"{kind} {reference}")
             self._fresh(connection, asked, kind, id)
-            whole = kind == "network" and cascade
-            if not whole and (dependants := _dependants(connection, reader, kind, id)):
+            if dependants := _dependants(connection, reader, kind, id):
                 listed = ", ".join(dependants[:LISTED]) + (", ..." if len(dependants) > LISTED else "")
                 more = "; --cascade deletes them, too" if kind == "network" else ""
                 raise Conflict(f"{kind} {reference} is needed by {listed}{more}", "in_use", dependants[:DEPENDANTS])
@@ -420,20 +443,71 @@ class Store:
                 if kind == "machine":
                     after = self._machines_changed(connection, [id])
                     numbers.fence(connection, after)
-                    self._heard.forget(id)
+                    self.heard.forget(id)
                 else:
                     row = {"network": FABRIC, "kind": kind, "id": id, **write.NOTHING_WAS}
                     after = write.next_revision(connection, [row])
             else:
                 pairs = _with_parts(connection, kind, id)
-                _only_own(pairs, asked.scope)
                 changes = _deleted(reader, pairs)
                 after = write.write(connection, self.identity, pairs)
             if after != before:
                 events.changed(connection, asked.who, "delete", after, changes)
             return after
 
-        return int(self._change(asked, {"delete": kind, "reference": reference, "cascade": cascade}, turn))
+        return int(self._change(asked, request, turn))
+
+    def _delete_all(self, reference: str, asked: Asked, request: Any) -> int:
+        """A network with all that is in it and all that it carries: in one transaction or, deepest first, in several.
+        Until the last of them the key's answer says of which network something is left."""
+        wanted = once.digest(request)
+
+        def begin(connection: Connection) -> tuple[int, int | None]:
+            """The revision, and the network that is left."""
+            said = once.claim(connection, asked, wanted)
+            if isinstance(said, int):
+                return said, None
+            if said is not None:
+                return objects.current_revision(connection), said["rest_of"]
+            reader = self._reader(connection, asked.scope)
+            id = reader.find("network", reference)
+            reader.to_write("network", id, f"network {reference}")
+            self._fresh(connection, asked, "network", id)
+            deletion.only_own(connection, id, asked.scope)
+            if deletion.count_of(connection, id) <= deletion.PART:
+                return self._delete_part(connection, asked, id, deletion.all_of(connection, id)), None
+            once.keep(connection, asked, {"rest_of": id})
+            (row,) = objects.networks(connection, "id", [id])
+            pairs: list[plan.Pair] = [(row, replace(row, enabled=False))] if row.enabled else []
+            after = write.write(connection, self.identity, pairs)
+            if pairs:
+                change = Change("~", "network", reader.paths([id])[id], {"enabled": [True, False]})
+                events.changed(connection, asked.who, "delete", after, [change])
+            return after, id
+
+        revision, network = self._committed(begin)
+        for _ in range(deletion.ROUNDS):
+            with self._database.read() as connection:
+                rest = deletion.all_of(connection, network) if network is not None else []
+            if not rest:
+                return revision
+            for start in range(0, len(rest), deletion.PART):
+                part = rest[start : start + deletion.PART]
+                revision = self._committed(partial(self._delete_part, asked=asked, network=network or 0, part=part))
+        raise Conflict(f"others put into {reference} what is taken out of it: end them first", "in_use")
+
+    def _delete_part(self, connection: Connection, asked: Asked, network: int, part: deletion.Batch) -> int:
+        """What is still there of a part goes, but for networks that have got something new. Returns the revision. The
+        key has its answer when the network itself goes."""
+        pairs: list[plan.Pair] = [(row, None) for row in deletion.rows_of(connection, part)]
+        if not pairs:
+            return objects.current_revision(connection)
+        changes = _deleted(self._reader(connection, asked.scope), pairs)
+        after = write.write(connection, self.identity, pairs)
+        events.changed(connection, asked.who, "delete", after, changes)
+        if any(isinstance(row, NetworkRow) and row.id == network for row, _ in pairs):
+            once.keep(connection, asked, after)
+        return after
 
     def set_link(self, reference: str, up: bool, asked: Asked = NOBODY) -> tuple[int, Sequence[str], Resource]:
         """Take a link up or down. Returns the revision since which it is so, the names of the machines that get it,
@@ -504,7 +578,7 @@ class Store:
             reader.to_write("port", id, f"port {reference}")
             self._fresh(connection, asked, "port", id)
             (before,) = reader.resources("port", [id])
-            begun = moves.begin(connection, reader, self.identity, id, to, self._heard.is_silent)
+            begun = moves.begin(connection, reader, self.identity, id, to, self.heard.is_silent)
             change = Change("~", "port", before["path"], {"host": [before["host"], to]})
             events.changed(connection, asked.who, "move", begun.revision, [change])
             (resource,) = reader.resources("port", [id])
@@ -521,7 +595,7 @@ class Store:
 
         def turn(connection: Connection) -> tuple[int, int, bool]:
             before = objects.current_revision(connection)
-            moves.advance(connection, self._reader(connection), self.identity, self._heard.is_silent)
+            moves.advance(connection, self._reader(connection), self.identity, self.heard.is_silent)
             return before, objects.current_revision(connection), moves.is_any(connection)
 
         self._moving = False  # before looking: what begins meanwhile says so behind it
@@ -547,6 +621,79 @@ class Store:
         """What was given, for the machine that the port comes to. Raises NotFound."""
         with self._database.read() as connection:
             return moves.take(connection, self._reader(connection).find("machine", machine), port)
+
+    def set_enabled(
+        self, kind: str, reference: str, enabled: bool, asked: Asked = NOBODY
+    ) -> tuple[int, Sequence[str], Resource]:
+        """Take a network or port up or down, with all that hangs above it. Returns the revision since which it is so,
+        the names of the machines that get it, and the resource. Raises NotFound or Ambiguous."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            id = reader.find(kind, reference)
+            reader.to_write(kind, id, f"{kind} {reference}")
+            self._fresh(connection, asked, kind, id)
+            row: NetworkRow | PortRow
+            (row,) = (
+                objects.networks(connection, "id", [id]) if kind == "network" else objects.ports(connection, "id", [id])
+            )
+            revision = reader.revision("network", row.network)
+            if row.enabled != enabled:
+                revision = write.write(connection, self.identity, [(row, replace(row, enabled=enabled))])
+            (resource,) = reader.resources(kind, [id])
+            if row.enabled != enabled:
+                change = Change("~", kind, resource["path"], {"enabled": [row.enabled, enabled]})
+                events.changed(connection, asked.who, "enable" if enabled else "disable", revision, [change])
+            return revision, reader.machines_holding(row.network), resource
+
+        revision, machines, resource = self._change(asked, {kind: reference, "enabled": enabled}, turn)
+        return revision, machines, resource
+
+    def recarry(
+        self, reference: str, carrier: str | None, places: Mapping[str, str] | None = None, asked: Asked = NOBODY
+    ) -> tuple[int, Sequence[str], Resource]:
+        """Let another network carry this one with all that it carries in turn; None: the wire. `places`: port -> host,
+        by name; a port that is not named goes to the host that is called as its own. Returns the revision since which
+        it is so, the machines that get it, and the network. Raises NotFound, Ambiguous, Conflict or Invalid."""
+        places = dict(places or {})
+
+        def prepare(connection: Connection, reader: read.Reader) -> carriage.Rehoused:
+            id = reader.find("network", reference)
+            reader.to_write("network", id, f"network {reference}")
+            self._fresh(connection, asked, "network", id)
+            to = reader.find("network", carrier) if carrier is not None else FABRIC
+            if to != FABRIC:
+                reader.to_write("network", to, f"network {carrier}")
+            paths = reader.paths([id, to])
+            return carriage.prepare(connection, id, to, places, asked.scope, paths[id], paths[to] or None)
+
+        with self._database.read() as connection:  # before the writer's turn, as for apply
+            said = once.said(connection, asked, once.digest(self._recarried(reference, carrier, places)))
+            planned = prepare(connection, self._reader(connection, asked.scope)) if said is None else None
+
+        def turn(connection: Connection) -> Any:
+            carriage.lock(connection)
+            reader = self._reader(connection, asked.scope)
+            id = reader.find("network", reference)
+            before = objects.current_revision(connection)
+            work = planned
+            if work is None or work.revision != before:
+                work = prepare(connection, reader)
+            machines = set(reader.machines_holding(id))
+            revision = reader.revision("network", id)
+            if work.pairs:
+                revision = write.write(connection, self.identity, work.pairs)
+                events.changed(connection, asked.who, "recarry", revision, work.changes)
+                machines.update(reader.machines_holding(id))
+            (resource,) = reader.resources("network", [id])
+            return revision, sorted(machines), resource
+
+        revision, machines, resource = self._change(asked, self._recarried(reference, carrier, places), turn)
+        return revision, machines, resource
+
+    @staticmethod
+    def _recarried(reference: str, carrier: str | None, places: Mapping[str, str]) -> dict[str, Any]:
+        return {"network": reference, "carrier": carrier, "hosts": places}
 
     def _fresh(self, connection: Connection, asked: Asked, kind: str, id: int) -> None:
         """Raise Stale, with what changed, unless the object has one of the ETags that the request wants."""
@@ -632,7 +779,7 @@ class Store:
         n = backup.restore(self._database, file, force, asked.who)
         self.identity = Identity(self._database.epoch, self._database.key)
         self.confirmed = force
-        self._heard.forget()
+        self.heard.forget()
         self._reports.clear()
         self.changed(n)
         self.happened()
@@ -664,7 +811,7 @@ class Store:
             return feed.world(connection, id), id, _names(connection, reader)
 
     def _reader(self, connection: Connection, scope: Scope = EVERYTHING) -> read.Reader:
-        return read.Reader(connection, self.identity, self._heard, scope)
+        return read.Reader(connection, self.identity, self.heard, scope)
 
     # Who may do what
 
@@ -915,18 +1062,7 @@ def _policies_naming(connection: Connection, table: Any, kind: str, id: int) -> 
 
 def _with_parts(connection: Connection, kind: str, id: int) -> list[plan.Pair]:
     """The pairs that delete an object with what is part of it."""
-    if kind == "network":
-        ids = objects.load_state(connection).above([id])  # Carriers first, so reversed: what is carried goes first.
-        contents = objects.load_contents(connection, ids)
-        rows = {row.id: row for row in objects.networks(connection, "id", ids)}
-        return [(row, None) for each in reversed(ids) for row in (*reversed(list(contents[each])), rows[each])]
-    loaders: dict[str, Callable[[Connection, str, Sequence[int]], Sequence[objects.Row]]] = {
-        "segment": objects.segments,
-        "router": objects.routers,
-        "link": objects.links,
-        "port": objects.ports,
-        "policy": objects.policies,
-    }
+    loaders = deletion.LOADERS
     pairs: list[plan.Pair] = [(row, None) for row in loaders[kind](connection, "id", [id])]
     for row, _ in list(pairs):
         if isinstance(row, objects.PortRow):
@@ -935,16 +1071,6 @@ def _with_parts(connection: Connection, kind: str, id: int) -> list[plan.Pair]:
             kept = set(connection.scalars(others))
             pairs += [(group, None) for group in objects.groups(connection, "id", sorted(set(row.groups) - kept))]
     return pairs
-
-
-def _only_own(pairs: Sequence[plan.Pair], scope: Scope) -> None:
-    """Raise Conflict if what goes carries other tenants' networks."""
-    if scope.writes is None:
-        return
-    rows = [row for row, _ in pairs if isinstance(row, objects.NetworkRow)]
-    others = sum(not scope.may_write(row.tenant) for row in rows)
-    if others:
-        raise Conflict(f"it carries {others} networks of other tenants: they have to go first", "in_use")
 
 
 def _chain_is_own(connection: Connection, reader: read.Reader, port: int) -> None:

@@ -340,6 +340,14 @@ vni_quarantine = Table(
     Column("revision", Id, nullable=False),  # Free again when every machine has realised this one.
 )
 
+# Whoever gives a network another carrier changes this first: one at a time, so that the carriers stay a forest.
+carriage = Table(
+    "carriage",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1", name="single"), primary_key=True),
+    Column("changes", Id, nullable=False),
+)
+
 # How many ports of `network` live on a host: a machine's row where the fabric carries it, else a port's.
 host_use = Table(
     "host_use",

@@ -57,6 +57,7 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
     owners = write_tenants(connection, tenants)
     pairs = _settle(connection, identity, pairs)
     carriers = _carriers(connection, pairs)
+    carriers_then = carriers | {old.id: old.carrier for old, _ in pairs if isinstance(old, NetworkRow)}
     freed = [(FABRIC, old.vni) for old, new in pairs if isinstance(old, SegmentRow) and new is None and old.vni]
     for kind, table in reversed(TABLES.items()):
         gone = [{"row": old.id} for old, new in pairs if old is not None and new is None and old.kind == kind]
@@ -79,7 +80,7 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
     _end_moves(connection, pairs)
     _host_use(connection, pairs)
     rows = [
-        _change_row(row.network, row.kind, row.id, old, carriers)
+        _change_row(row.network, row.kind, row.id, old, carriers_then)
         for old, new in pairs
         for row in (new or old,)
         if row is not None and row.kind in FED
@@ -235,7 +236,7 @@ def _columns(row: Row, carriers: dict[int, int], owners: dict[str, int]) -> dict
     columns = {name: getattr(row, name) for name in column_names(TABLES[row.kind]) if hasattr(row, name)}
     if isinstance(row, NetworkRow):
         columns.pop("network", None)
-        columns |= {"tenant": owners[row.tenant] if row.tenant else None, "enabled": True, "revision": 0}
+        columns |= {"tenant": owners[row.tenant] if row.tenant else None, "revision": 0}
     elif isinstance(row, SegmentRow):
         columns["domain"] = FABRIC  # Flat all the way down.
         columns["dns"] = json.dumps(list(row.dns))
@@ -243,7 +244,7 @@ def _columns(row: Row, carriers: dict[int, int], owners: dict[str, int]) -> dict
         columns["router"], columns["other"] = row.between
     elif isinstance(row, PortRow):
         on_wire = carriers[row.network] == FABRIC
-        columns |= {"enabled": True, "host_machine": row.host if on_wire else None}
+        columns["host_machine"] = row.host if on_wire else None
         columns["host_port"] = None if on_wire else row.host
         columns["other_machine"] = row.other or None if on_wire else None
         columns["other_port"] = None if on_wire else row.other or None
@@ -322,13 +323,16 @@ def _attachments(connection: Connection, pairs: Sequence[Pair]) -> None:
     a, p = tables.attachment, tables.port.c
     given: dict[int, tuple[str, str] | None] = {}
     moved: list[int] = []
+    # Hosts of another carrier are others, though their numbers may be the same.
+    recarried = {new.id for old, new in pairs if old and isinstance(new, NetworkRow) and old != new}
     for old, new in pairs:
         if not isinstance(new, PortRow):
             continue
         before = old if isinstance(old, PortRow) else None
-        if new.attach != (before.attach if before else None) or (new.attach and before and before.host != new.host):
+        moves = before is not None and (before.host != new.host or new.network in recarried)
+        if new.attach != (before.attach if before else None) or (new.attach and moves):
             given[new.id] = (new.attach.kind, new.attach.name) if new.attach else None
-        if before is not None and before.host != new.host:
+        if moves:
             moved.append(new.id)
     while moved:  # up, level by level
         above: list[int] = []

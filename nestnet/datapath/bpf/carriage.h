@@ -4,7 +4,7 @@
  *     |  policies,  |
  *     |  routes ... |        each level asks its own rows
  *     v             v
- *     a' ---------- b'       where those ports live; down to the machine, and until it is one host each is asked
+ *     a' ---------- b'       where those ports live; down to the machine, and as soon as it is one host only whether it is up
  */
 #pragma once
 #include "connection.h"
@@ -32,6 +32,8 @@ ONCE int level_allows(struct walk *w, u32 net, u32 from, u32 to)
 
 	if (!w || !q || !n || !pa || !pb || !(n->flags & pa->flags & pb->flags & ENABLED))
 		return REASON_CARRIER_DOWN;
+	if (from == to) /* it is there, and nobody else is asked */
+		return 0;
 	q->port = CARRIAGE_PORT;
 	q->protocol = UDP;
 	memcpy(&q->source_address, w->family == 6 ? pa->address6 : pa->address4, 16);
@@ -85,10 +87,6 @@ static long step_down(u32 index, void *nothing)
 		return 1;
 	}
 	from = a->port, to = b->port, below_a = a->at, below_b = b->at;
-	if (w->a == w->b) { /* it is there, and nobody is asked; but that may be on another machine, while it moves */
-		w->a = w->b = below_a;
-		return 0;
-	}
 	pa = bpf_map_lookup_elem(&port, &from);
 	net = pa ? pa->network : 0;
 	w->sum += COUNTER_OF(port, from) + COUNTER_OF(port, to) + COUNTER_OF(policy, net) + COUNTER_OF(route, net);

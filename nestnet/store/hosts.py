@@ -1,0 +1,87 @@
+"""Where ports can live: the machines of the fabric, or in a network the ports that are hosts. One shape for both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, func, select
+
+from nestnet.model.errors import Invalid, Problem
+from nestnet.model.standing import FENCED
+from nestnet.model.values import FABRIC
+from nestnet.store import tables
+from nestnet.store.objects import chunks
+from nestnet.store.read import Reader, Resource
+from nestnet.store.standing import lost_machines
+
+
+def page(
+    connection: Connection, reader: Reader, network: str | None, limit: int, cursor: str | None
+) -> tuple[list[Resource], str | None]:
+    """Up to `limit` hosts of a network, None: of the fabric, after `cursor`, and the cursor of the next page if there
+    is one. What lives on them is counted as far as the reader may see it."""
+    kind = "machine" if network is None else "port"
+    within = FABRIC if network is None else reader.find("network", network)
+    table = tables.machine if network is None else tables.port
+    query = select(table.c.id).order_by(table.c.id).limit(limit + 1)
+    if network is not None:
+        query = query.where(tables.port.c.network == within, tables.port.c.hosts.is_(True))
+    if cursor is not None:
+        last = reader.row(kind, cursor)
+        if last is None:
+            message = "this cursor is not from a list of these hosts: begin without one"
+            raise Invalid([Problem("bad_value", "", message)])
+        query = query.where(table.c.id > last)
+    ids = list(connection.scalars(query))
+    resources = reader.resources(kind, ids[:limit])
+    uses = _uses(connection, reader, within, ids)
+    lost = lost_machines(connection, reader.heard) if network is None else {}
+    items = []
+    for id, found in zip(ids[:limit], resources, strict=True):
+        networks, ports = uses.get(id, (0, 0))
+        how = _of_machine(found["name"], lost.get(id)) if network is None else (found["state"], found["cause"])
+        address = found["address"] if network is None else found["addresses"]
+        items.append(
+            {
+                "id": found["id"],
+                "kind": "host",
+                "name": found["name"],
+                "path": found["path"],
+                "network": found.get("network"),
+                "addresses": [address] if isinstance(address, str) else address or [],
+                "machine": found.get("machine", found["name"]),
+                "state": how[0],
+                "cause": how[1],
+                "networks": networks,
+                "ports": ports,
+            }
+        )
+    return items, items[-1]["id"] if len(ids) > limit else None
+
+
+def _of_machine(name: str, why: str | None) -> tuple[str, str | None]:
+    if why is None:
+        return "up", None
+    return (
+        ("down: disabled", f"machine {name} is fenced")
+        if why == FENCED
+        else ("down: lost", f"machine {name} says nothing")
+    )
+
+
+def _uses(connection: Connection, reader: Reader, carrier: int, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Host -> how many networks have ports there, and how many ports."""
+    u, n, t = tables.host_use.c, tables.network.c, tables.tenant.c
+    found: dict[int, tuple[int, int]] = {}
+    for chunk in chunks(ids):
+        query = (
+            select(u.host, func.count().label("networks"), func.sum(u.count).label("ports"))
+            .join(tables.network, u.network == n.id)
+            .where(n.carrier == carrier, u.host.in_(chunk))
+            .group_by(u.host)
+        )
+        if reader.scope.reads is not None:
+            seen = select(t.id).where(t.name.in_(sorted(reader.scope.reads)))
+            query = query.where(n.tenant.in_(seen))
+        found.update({row.host: (row.networks, row.ports) for row in connection.execute(query)})
+    return found
