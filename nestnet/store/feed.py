@@ -302,8 +302,8 @@ def value_of(row: Row, left: int) -> Value:
             addresses, owns = tuple(map(ip_address, row.addresses)), tuple(map(ip_network, row.owns))
             place = (row.segment, row.host, row.mac or 0)
             port = Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts)
-            more = {"enabled": row.enabled, "other": row.other, "leaving": row.leaving}
-            return replace(port, attach=row.attach, rate=row.rate, **more)
+            port = replace(port, enabled=row.enabled, attach=row.attach, rate=row.rate)
+            return replace(port, other=row.other, leaving=row.leaving)
         case PolicyRow():
             sides = (row.sources, row.targets, row.services)
             return Policy(row.id, row.network, *sides, row.allow, row.priority)
