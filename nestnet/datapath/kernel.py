@@ -635,7 +635,12 @@ class Kernel:
         fresh: Rows = rows[table.insert(rows, np.frombuffer(values, table.value))]
         slots, amounts = np.unique(fresh["source"], return_counts=True)
         # Programs write `opened`; of the two, `closed` is ours, and what counts is the difference, modulo 2^64.
-        self._add(self._maps["closed"], slots.astype(SLOT), -amounts.astype(COUNTER))
+        self._count_closed(slots, -amounts.astype(COUNTER))
+
+    def _count_closed(self, slots: npt.NDArray[np.integer], amounts: npt.NDArray[np.uint64]) -> None:
+        if len(slots):  # nobody else writes these
+            closed = self._maps["closed"].items()[1].astype(COUNTER)[slots]
+            self._put(self._maps["closed"], slots.astype(SLOT), closed + amounts)
 
     def seconds(self) -> int:
         """The programs' clock, as connections have it."""
@@ -670,9 +675,7 @@ class Kernel:
         gone["connection"] = self._maps["connection"].delete(over)
         self.remembered["connection"] = len(rows) - len(over)
         slots, amounts = np.unique(over["source"], return_counts=True)
-        if len(slots):  # nobody else writes these
-            closed = self._maps["closed"].items()[1].astype(COUNTER)[slots]
-            self._put(self._maps["closed"], slots.astype(SLOT), closed + amounts.astype(COUNTER))
+        self._count_closed(slots, amounts.astype(COUNTER))
 
         rows = self.rows("fragment")
         gone["fragment"] = self._maps["fragment"].delete(rows["key"][_idle(rows, clock) >= FRAGMENT_SECONDS])
