@@ -235,6 +235,41 @@ def test_a_port_that_moves_takes_its_namespace_along(prefix: str, machine: Path)
 
 
 @pytest.mark.root
+def test_who_knows_of_the_flip_later_takes_nothing_back(prefix: str, machine: Path) -> None:
+    """Two machines of a lab look after one namespace while a port moves; each repairs what drifts, not the other."""
+    other = netns.create(f"{prefix}.n")
+    here, there = Workloads(f"{prefix}.port."), Workloads(f"{prefix}.port.")
+    stays = wanted(WORLD, 1)[40]
+    sends, hears = replace(stays, moves=True), replace(stays, moves=True, elsewhere=True)
+
+    def turns(old: Attachment, new: Attachment) -> tuple[set[str], set[str]]:
+        """The interfaces with the address and with the default route, after each has had two turns."""
+        wants = {40: old}, {40: new}
+        for at, workloads, want in ((other, there, wants[1]), (machine, here, wants[0])) * 2:
+            _, failed = netns.run_in(at, lambda: workloads.prepare(want))  # noqa: B023
+            assert not failed
+        with_address = inside(netns.path(f"{prefix}.port.40"), "ip", "-o", "addr", "show", "to", "10.0.0.5")
+        routes = inside(netns.path(f"{prefix}.port.40"), "ip", "route", "show", "default")
+        return {line.split()[1] for line in with_address.splitlines()}, {
+            line.split()[4] for line in routes.splitlines()
+        }
+
+    netns.run_in(machine, lambda: here.prepare({40: sends}))
+    assert turns(sends, hears) == ({"eth0"}, {"eth0"})
+    assert turns(sends, sends) == ({"n40"}, {"n40"}), "only the new one knows of the flip"
+    inside(netns.path(f"{prefix}.port.40"), "ip", "addr", "del", "10.0.0.5/24", "dev", "n40")
+    there.repaired.clear()
+    assert turns(hears, sends) == ({"n40"}, {"n40"})
+    assert there.repaired == [(40, "addresses of n40, default routes of n40 had changed")]
+    netns.run_in(machine, lambda: here.remove({}))
+    netns.run_in(other, lambda: there.prepare({40: stays}))
+    shown = inside(netns.path(f"{prefix}.port.40"), "ip", "addr")
+    assert "192.0.0.8" not in shown
+    assert "n40" not in shown
+    assert there.told(40)["inside"] == "eth0"
+
+
+@pytest.mark.root
 def test_who_has_only_a_look_inside_is_not_ended_with_a_workload(prefix: str, machine: Path) -> None:
     """As the agent of the machine that a port moves to."""
     workloads = Workloads(f"{prefix}.port.")
