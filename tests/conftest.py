@@ -1,22 +1,45 @@
-"""What all tests share: hypothesis profiles, and one worker for the tests that need the machine for themselves.
+"""What all tests share: hypothesis profiles, and a place of its own for each worker.
 
 A test (or a module, by `pytestmark`) marked `root` makes namespaces, loads BPF or starts processes. It fails where it
 cannot run; it is never skipped. `pytest -m "not root"` leaves these out.
+
+Workers (`-n 2`) run at the same time, and so do their labs. Each worker has a /run and a bpffs of its own, so that two
+labs of one name never meet: what a lab has is namespaces and processes, and files in these two.
 """
 
 from __future__ import annotations
 
-import pytest
+import ctypes
+import os
+from pathlib import Path
+
 from hypothesis import settings
 
 settings.register_profile("nestnet", deadline=None, print_blob=True)
 settings.register_profile("soak", parent=settings.get_profile("nestnet"), max_examples=2000)
 settings.load_profile("nestnet")
 
+CLONE_NEWNS = 0x00020000  # <linux/sched.h>
+MS_REC, MS_PRIVATE = 1 << 14, 1 << 18  # <linux/mount.h>
+KEPT = ("lock", "netns", "user")  # folders that programs expect in /run
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One xdist worker gets all `root` tests, so they run one after another."""
-    for item in items:
-        if item.get_closest_marker("root"):
-            item.add_marker(pytest.mark.xdist_group("root"))
+
+def pytest_configure() -> None:
+    """Of a worker: away from the others, before it runs anything."""
+    if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
+        _own_place()
+
+
+def _own_place() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def must(result: int) -> None:
+        if result != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    must(libc.unshare(CLONE_NEWNS))
+    must(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+    must(libc.mount(b"tmpfs", b"/run", b"tmpfs", 0, None))
+    must(libc.mount(b"bpf", b"/sys/fs/bpf", b"bpf", 0, None))
+    for name in KEPT:
+        (Path("/run") / name).mkdir()

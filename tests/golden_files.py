@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 REWRITE = os.environ.get("NESTNET_GOLDEN") == "rewrite"
 
 
-def same(path: Path, text: str) -> None:
-    """`path` has exactly this text, or gets it when scripts/golden runs."""
+def same(path: Path, text: str, by: str = "scripts/golden") -> None:
+    """`path` has exactly this text, or gets it when a script runs: `by`."""
     if REWRITE and (not path.exists() or path.read_text() != text):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert path.exists(), f"{path.relative_to(ROOT)} is missing: scripts/golden writes it"
-    assert path.read_text() == text, f"{path.relative_to(ROOT)} is not current: scripts/golden rewrites it"
+    assert path.exists(), f"{path.relative_to(ROOT)} is missing: {by} writes it"
+    assert path.read_text() == text, f"{path.relative_to(ROOT)} is not current: {by} rewrites it"

@@ -899,18 +899,16 @@ def some_crossings(rng: random.Random) -> list[Step]:
                 }[kind]
                 ttl = rng.choice([64, 64, 1, 2, 3, 4, 5, 6])
                 frame = ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)
-                if pk.is_mapped(aim.address) and rng.random() < 0.2:
-                    parts = [(0x2000, payload), (1, bytes(8))]
-                    bodies = [ipv4(*flow, protocol, part, ttl, sport, bits) for bits, part in parts]
-                    steps += [
-                        Step(START, world, port.id, ethernet(aim.mac, port.mac, pk.IPV4, body)) for body in bodies
-                    ]
+                if rng.random() < 0.4:  # in parts, of which each may have another TTL
+                    for bits, part_ttl in ((0x2000, ttl), (1, rng.choice([ttl, ttl, 1, 2, 3]))):
+                        part = _fragment(aim.mac, port.mac, *flow, protocol, payload, bits, part_ttl, sport)
+                        steps.append(Step(START, world, port.id, part))
                 steps.append(Step(START, world, port.id, frame))
     # One that does not listen: routers tell it so often and no more, and again after a while.
     refused = [step for step in steps if step.frame[12:14] == b"\x08\x00" and step.frame[22] < 3]
     if refused and rng.random() < 0.3:
         last = rng.choice(refused)
-        steps += [replace(last, now=START + n / 1000) for n in range(120)]
+        steps += [replace(last, now=START + n / 1000) for n in range(230)]
     return steps
 
 
@@ -1102,17 +1100,26 @@ def opening(kind: str, source: bytes, target: bytes) -> tuple[int, bytes]:
 
 
 def _fragment(
-    target_mac: int, source_mac: int, source: bytes, target: bytes, protocol: int, payload: bytes, bits: int
+    target_mac: int,
+    source_mac: int,
+    source: bytes,
+    target: bytes,
+    protocol: int,
+    payload: bytes,
+    bits: int,
+    ttl: int = 64,
+    name: int = 1,
 ) -> bytes:
     """A packet, or a part of it. `bits`: IPv4's flags and offset."""
     if not bits:
-        return ip_frame(target_mac, source_mac, source, target, protocol, payload)
+        return ip_frame(target_mac, source_mac, source, target, protocol, payload, ttl)
     if bits & 0x1FFF:
         payload = payload[8:]
     if pk.is_mapped(target):
-        return ethernet(target_mac, source_mac, pk.IPV4, ipv4(source, target, protocol, payload, fragment=bits))
-    header = extension(44, protocol, fragment=(bits & 0x1FFF) << 3 | bits >> 13)
-    return ethernet(target_mac, source_mac, pk.IPV6, ipv6(source, target, 44, payload, headers=header))
+        body = ipv4(source, target, protocol, payload, ttl, name, bits)
+        return ethernet(target_mac, source_mac, pk.IPV4, body)
+    header = extension(44, protocol, name, (bits & 0x1FFF) << 3 | bits >> 13)
+    return ethernet(target_mac, source_mac, pk.IPV6, ipv6(source, target, 44, payload, ttl, headers=header))
 
 
 CHANGES = ["add policy", "remove policy", "move", "link"] * 2 + ["port", "network", "delete", "cost", "rate"]

@@ -14,6 +14,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -40,18 +41,19 @@ from pathlib import Path
 from nestnet.api.server import serve
 serve(Path(sys.argv[1]), [sys.argv[2], *sys.argv[3:4]], group="users", life=float(sys.argv[4]))
 """
-PORT = 17443
 
 
 class Secured(Controller):
     """A controller that also listens over TLS."""
 
-    def __init__(self, folder: Path, port: int, life: float = 3600) -> None:
+    def __init__(self, folder: Path, life: float = 3600) -> None:
         super().__init__(folder, SERVE)
         room = Path(tempfile.mkdtemp(prefix="nestnet-"))  # pytest's own folders let nobody else in
         room.chmod(0o711)
         self.socket = room / "api.sock"
         self.url = f"unix:{self.socket}"
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
         self.https = f"https://127.0.0.1:{port}"
         self.more = [self.https, str(life)]
 
@@ -114,7 +116,7 @@ def network(tenant: str, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("access")
-    controller = Secured(folder, PORT)
+    controller = Secured(folder)
     controller.start()
     shown = {}
     with Client(controller.url) as operator:
@@ -461,7 +463,7 @@ def test_the_socket_tells_users_apart(world: World) -> None:
 
 def test_who_is_in_between_learns_nothing(world: World, tmp_path: Path) -> None:
     """Another controller, with an authority of its own, at the address that somebody was told."""
-    false = Secured(tmp_path, PORT + 1)
+    false = Secured(tmp_path)
     false.start()
     try:
         with Client(world.controller.url) as operator:
@@ -481,7 +483,6 @@ def test_who_is_in_between_learns_nothing(world: World, tmp_path: Path) -> None:
 
 def test_a_machine_is_no_controller(world: World, tmp_path: Path) -> None:
     """Its certificate is of the same authority, and does not count for a server."""
-    import socket
     import ssl
     import threading
 
@@ -630,7 +631,7 @@ def test_a_route_that_nobody_thought_of_is_not_served(tmp_path: Path, monkeypatc
 
 
 def test_a_restore_gives_nobody_back_what_was_taken(tmp_path: Path) -> None:
-    controller = Secured(tmp_path, PORT + 2)
+    controller = Secured(tmp_path)
     controller.start()
     try:
         with Client(controller.url) as operator:

@@ -40,7 +40,13 @@ class Memory:
     def apply(self, actions: list[Any]) -> None:
         self.actions.append(actions)
 
-    def attach(self, index: int, program: str) -> None: ...
+    def pinned_again(self) -> int:
+        return 0
+
+    def drifted(self, _: Tables) -> list[str]:
+        return []
+
+    def forget_others(self) -> None: ...
 
     def detach(self, index: int) -> None: ...
 

@@ -148,6 +148,7 @@ def test_an_attachment_is_what_the_port_says(prefix: str, machine: Path) -> None
     deadline = time.monotonic() + 5
     while "tentative" in inside(there, "ip", "addr", "show", "dev", "eth0"):
         assert time.monotonic() < deadline
+    shown = inside(there, "ip", "addr", "show", "dev", "eth0")
     assert "default via 10.0.0.1 dev eth0" in inside(there, "ip", "route")
     assert "default via fd00::1 dev eth0" in inside(there, "ip", "-6", "route")
     assert "inet" not in inside(machine, "ip", "addr", "show", "dev", "p40")
@@ -184,6 +185,28 @@ def test_a_change_is_made_in_place_and_what_is_not_wanted_goes(prefix: str, mach
     assert runs.wait() == -15
     assert not netns.exists(f"{prefix}.port.42")
     assert sorted(netns.run_in(machine, workloads.actual)) == [40]
+
+
+@pytest.mark.root
+def test_what_is_more_than_can_be_heard_is_everything(prefix: str, machine: Path) -> None:
+    """Who has root in a workload's namespace can make as much noise there as he likes."""
+    workloads = Workloads(f"{prefix}.port.")
+    want = wanted(WORLD, 1)
+
+    def settle() -> None:
+        while workloads.prepare(want)[0] is not workloads.prepare(want)[0]:
+            pass
+        workloads.repaired.clear()
+
+    netns.run_in(machine, settle)
+    noise = "address add 10.77.0.1/32 dev eth0\naddress del 10.77.0.1/32 dev eth0\n" * 5000
+    subprocess.run(["ip", "-n", f"{prefix}.port.40", "-batch", "-"], input=noise, text=True, check=True)
+    inside(netns.path(f"{prefix}.port.42"), "ip", "link", "set", "eth0", "mtu", "1400")
+    assert netns.run_in(machine, workloads._monitor.take).everything  # type: ignore[union-attr]
+    assert not netns.run_in(machine, workloads._monitor.take)  # type: ignore[union-attr]
+    subprocess.run(["ip", "-n", f"{prefix}.port.40", "-batch", "-"], input=noise, text=True, check=True)
+    netns.run_in(machine, lambda: workloads.prepare(want))
+    assert workloads.repaired == [(42, "MTU of eth0 had changed")]
 
 
 @pytest.mark.root

@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from strategies import tower, worlds
 
 from nestnet.compile.explain import SOURCE_PORT, TTL, explain
+from nestnet.compile.opener import opener
 from nestnet.model import packet as pk
 from nestnet.model.meaning import State, deliver
 from nestnet.model.values import Interface, Link, Machine, Network, Port, Router, Segment, World
+
+
+def whole(step: dict[str, Any]) -> bytes:
+    """A datagram as a machine gets it, with an Ethernet header."""
+    kind = pk.IPV4 if step["headers"][0]["header"] == "IPv4" else pk.IPV6
+    return bytes(12) + kind.to_bytes(2, "big") + bytes.fromhex("".join(part["bytes"] for part in step["headers"]))
 
 
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -43,17 +50,23 @@ def test_a_trace_is_what_the_packet_means(world: World, data: st.DataObject) -> 
         # An address of its own segment that nobody has: ARP or ND is not answered, so the packet is never sent.
         assert told["verdict"] == "drop"
         return
-    if ping:
-        protocol, payload = icmp_protocol(target), echo(here, target, 0)
-    else:
-        protocol, payload = pk.TCP, tcp(here, target, SOURCE_PORT, 80, pk.SYN)
-    frame = ip_frame(gateway[0].mac, port.mac, here, target, protocol, payload, TTL)
+    protocol = icmp_protocol(target) if ping else pk.TCP
+    ends = (port.mac, gateway[0].mac, source, to, TTL, protocol, SOURCE_PORT, 0 if ping else 80)
+    frame = b"".join(part for _, part in opener(*ends))
+    payload = echo(here, target, 0) if ping else tcp(here, target, SOURCE_PORT, 80, pk.SYN)
+    assert (
+        pk.parse(frame).flow == pk.parse(ip_frame(gateway[0].mac, port.mac, here, target, protocol, payload, TTL)).flow
+    )
     meant = deliver(world, State(), port.id, frame, 0.0)
     if meant.drops:
         assert (told["verdict"], told["reason"]) == ("drop", meant.drops[0][1]), told
         return
     assert told["verdict"] == "deliver", told
     ((receiver, seen),) = meant.deliveries
+    for step in (step for step in told["steps"] if step["step"] == "wire"):
+        carried = pk.decapsulate(pk.parse(whole(step)))
+        assert carried is not None
+        assert carried.frame == seen, "what is on the wire is what arrives"
     if receiver != port.id:
         assert told["detail"] == f"to port {receiver}"
         passed = TTL - (seen[22] if to.version == 4 else seen[21])

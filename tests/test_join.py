@@ -31,7 +31,7 @@ from nestnet.lab.wire import make_wire
 
 pytestmark = pytest.mark.root
 
-LIFE = 12.0  # seconds that a certificate counts here
+LIFE = 20.0  # seconds that a certificate counts here
 CONTROLLER = "https://192.0.2.254:7443"
 NET = """\
 apiVersion: nestnet/v1

@@ -440,6 +440,134 @@ def test_a_change_cut_off_half_way_makes_all_flows_look_again(pins: Path, plain:
         assert epoch_and_counters(kernel) == (3, {2})
 
 
+# ---- what others did
+
+
+def test_pins_of_tables_that_are_missing_mean_all_anew(pins: Path, plain: Path, room: Path) -> None:
+    """Some rows without others could open what a policy closes: without the deny's table the allow's would do."""
+    a = index(room, "va")
+    rows = np.zeros(1, TABLES["vni"].row)
+    rows["key"]["vni"] = 77
+    with Kernel.open(pins, SMALL, object=plain) as kernel:
+        kernel.apply([Put("vni", rows), Epoch()])
+        netns.run_in(room, lambda: kernel.attach(a, "workload"))
+    (pins / "v1" / "workload").unlink()  # programs are in the object
+    with Kernel.open(pins, SMALL, object=plain) as kernel:
+        assert kernel.read()["vni"].tobytes() == rows.tobytes()
+    (pins / "v1" / "peer").unlink()
+    with Kernel.open(pins, SMALL, object=plain) as kernel:
+        assert_equal(kernel.read(), empty())
+        assert kernel.attached() == {a: "workload"}
+        assert hooked(room, "va") == ["workload"]
+    (pins / "v1" / "opened").unlink()
+    with Kernel.open(pins, SMALL, object=plain) as kernel:
+        assert_equal(kernel.read(), empty())
+
+
+def row(table: Table, number: int, value: int) -> Rows:
+    """One whose key ends in this byte, and whose value is made of that."""
+    one = np.zeros(1, table.row)
+    one["value"] = np.frombuffer(bytes([value]) * table.value.itemsize, table.value)
+    if table.key is None:
+        one["key"] = number
+    else:
+        one["key"] = np.frombuffer(bytes(table.key.itemsize - 1) + bytes([number]), table.key)
+        if table.kind == "lpm":
+            one["key"]["prefixlen"] = 8 * (table.key.itemsize - 4)
+    return one
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "self"])
+def test_rows_that_others_wrote_are_found_and_put_right(name: str, kernel: Kernel) -> None:
+    table = TABLES[name]
+    kernel.apply([Put(name, np.concatenate([row(table, number, 1) for number in range(3)])), Epoch()])
+    want = kernel.read()
+    assert kernel.drifted(want) == []
+    for what in (Delete(name, row(table, 0, 1)["key"]), row(table, 1, 2), row(table, 9, 1)):
+        if isinstance(what, Delete):
+            kernel._do(what)
+        else:
+            put(kernel, name, what)
+        assert kernel.drifted(want) == [name], what
+        before = int(kernel.rows("epoch")["value"][0])
+        kernel.restore(want)
+        assert_equal(kernel.read(), want)
+        assert kernel.drifted(want) == []
+        assert int(kernel.rows("epoch")["value"][0]) == before + 1
+
+
+def test_counters_that_others_wrote_are_found_and_raised(kernel: Kernel) -> None:
+    kernel.apply([Bump("port", np.array([3], "u4")), Epoch()])
+    rows = kernel.rows("generation_port")[3:4].copy()
+    rows["value"] = 0
+    put(kernel, "generation_port", rows)
+    want = kernel.read()
+    assert kernel.drifted(want) == ["generation_port"]
+    kernel.restore(want)
+    assert kernel.drifted(want) == []
+    assert int(kernel.rows("generation_port")["value"][3]) == 2
+
+
+def test_attaching_says_whether_it_was_off(kernel: Kernel, room: Path) -> None:
+    a = index(room, "va")
+
+    def attach() -> bool:
+        return netns.run_in(room, lambda: kernel.attach(a, "workload"))
+
+    assert attach()
+    assert not attach()
+    with contextlib.closing(Link(get(kernel.folder / f"link_{a}"))) as link:
+        link.detach()
+    assert hooked(room, "va") == []
+    assert attach()
+    assert hooked(room, "va") == ["workload"]
+    (kernel.folder / f"link_{a}").unlink()
+    assert hooked(room, "va") == ["workload"], "it is held"
+    assert not attach()
+    assert kernel.pinned_again() == 1
+    assert kernel.attached() == {a: "workload"}
+    kernel.detach(a)
+    assert (hooked(room, "va"), kernel.attached()) == ([], {})
+
+
+def test_a_folder_that_is_gone_is_made_again(pins: Path, plain: Path, room: Path) -> None:
+    a = index(room, "va")
+    rows = np.zeros(1, TABLES["vni"].row)
+    with Kernel.open(pins, SMALL, object=plain) as first:
+        first.apply([Put("vni", rows), Epoch()])
+        first.store = "ours"
+        netns.run_in(room, lambda: first.attach(a, "workload"))
+        before = sorted(path.name for path in first.folder.iterdir())
+        for path in first.folder.iterdir():
+            path.unlink()
+        first.folder.rmdir()
+        assert first.pinned_again() == len(before) - 2  # and two symbolic links
+        assert sorted(path.name for path in first.folder.iterdir()) == before
+        with pytest.raises(Conflict):
+            Kernel.open(pins, SMALL, object=plain)
+    with Kernel.open(pins, SMALL, object=plain) as second:
+        assert second.read()["vni"].tobytes() == rows.tobytes()
+        assert (second.store, second.attached()) == ("ours", {a: "workload"})
+
+
+def test_a_layout_that_no_hook_uses_is_freed(pins: Path, plain: Path, room: Path) -> None:
+    a, b = index(room, "va"), index(room, "vb")
+    with Kernel.open(pins, SMALL, object=plain) as first:
+        for one in (a, b):
+            netns.run_in(room, lambda one=one: first.attach(one, "workload"))  # type: ignore[misc]
+    (pins / "v1").rename(pins / "v0")
+    with Kernel.open(pins, SMALL, object=plain) as second:
+        assert second.attached() == {a: "workload", b: "workload"}
+        netns.run_in(room, lambda: second.attach(a, "workload"))
+        second.forget_others()
+        assert (pins / "v0").exists(), "b's hook is from there"
+        second.detach(b)
+        assert hooked(room, "vb") == []
+        second.forget_others()
+        assert [path.name for path in pins.iterdir()] == ["v1"]
+        assert hooked(room, "va") == ["workload"]
+
+
 # ---- what programs remember and count
 
 

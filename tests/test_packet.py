@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 logging.getLogger("scapy").setLevel(logging.ERROR)
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP  # noqa: E402
+from scapy.layers.inet import ICMP, IP, TCP, UDP, defragment, fragment  # noqa: E402
 from scapy.layers.inet6 import (  # noqa: E402
     ICMPv6EchoReply,
     ICMPv6EchoRequest,
@@ -229,6 +229,21 @@ def test_echo_reply(size: int) -> None:
         / ICMPv6EchoReply(id=3, seq=9, data=b"x" * size)
     )
     assert pk.echo_reply(pk.parse(bytes(request6))) == bytes(reply6)
+
+
+def test_echo_reply_of_fragments_is_that_of_all() -> None:
+    whole = IP(src="10.0.0.1", dst="10.0.0.254", id=4) / ICMP(id=3, seq=9) / Raw(bytes(range(250)) * 16)
+    answers = []
+    for number, part in enumerate(fragment(whole, fragsize=1448)):  # type: ignore[no-untyped-call]
+        packet = pk.parse(bytes(ether(dst=R) / part))
+        packet = packet if number == 0 else pk.with_first(packet, packet.flow, 8)
+        assert packet.is_echo_request
+        answers.append(Ether(pk.echo_reply(packet))[IP])
+    assert len(answers) == 3
+    expected = IP(src="10.0.0.254", dst="10.0.0.1", id=4, ttl=255) / ICMP(type=0, id=3, seq=9) / whole[Raw]
+    (got,) = defragment(answers)  # type: ignore[no-untyped-call]
+    del got[IP].chksum
+    assert bytes(got) == bytes(expected)
 
 
 def test_a_wrong_checksum_stays_wrong() -> None:

@@ -5,6 +5,7 @@ n1 (10.0.0.1, fd00::1) ---- eth0 veth eth0 ---- n2 (10.0.0.2, fd00::2)
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nestnet.agent import links, netns
-from nestnet.lab.probe import Probe, Witness, checksum, run
+from nestnet.lab.probe import AT_ONCE, Probe, Witness, checksum, run
 
 pytestmark = pytest.mark.root
 
@@ -33,6 +34,9 @@ def ends() -> Iterator[tuple[Path, Path]]:
     netns.run_in(n1, make)
     for number, path in ((1, n1), (2, n2)):
         netns.run_in(path, lambda number=number: _address(number))  # type: ignore[misc]
+    limit = time.monotonic() + 30
+    while not all(_hears(path, number) for number, path in ((1, n1), (2, n2))):
+        assert time.monotonic() < limit
     yield n1, n2
     for left in netns.names(name):
         netns.delete(left)
@@ -44,6 +48,12 @@ def _address(number: int) -> None:
         assert link is not None
         links.set_addresses(ipr, link.index, [ip_interface(f"10.0.0.{number}/24"), ip_interface(f"fd00::{number}/64")])
         ipr.link("set", index=link.index, state="up")
+
+
+def _hears(path: Path, number: int) -> bool:
+    """The kernel takes a while to tell IPv6 of a carrier, seconds while many other links come and go."""
+    command = ["ip", "-6", "route", "show", "table", "local", f"fd00::{number}"]
+    return "local" in netns.run_in(path, lambda: subprocess.check_output(command, text=True))
 
 
 @pytest.mark.parametrize("address", ["10.0.0.2", "fd00::2"])
@@ -88,6 +98,21 @@ def test_what_nobody_delivers_is_not_seen_and_all_wait_together(ends: tuple[Path
     seen = run([Probe(n1, Witness(n2), ip_address("10.0.0.77"), "icmp")] * 5, patience=0.6)
     assert [each.arrived for each in seen] == [False] * 5
     assert time.monotonic() - start < 2
+
+
+def test_more_than_a_shell_lets_a_program_open(ends: tuple[Path, Path]) -> None:
+    """In turns, and each finds its own."""
+    n1, n2 = ends
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, before[0]), before[1]))
+    try:
+        there, nobody = Witness(n2), Witness(n2, outside=True)
+        probes = [
+            Probe(n1, there if n != 50 else nobody, ip_address("10.0.0.2"), "udp", 9) for n in range(AT_ONCE + 500)
+        ]
+        assert [each.arrived for each in run(probes)] == [n != 50 for n in range(len(probes))]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_sender_without_a_route_says_so(ends: tuple[Path, Path]) -> None:

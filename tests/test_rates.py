@@ -13,9 +13,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -175,9 +177,15 @@ class Net:
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Net]:
+    with up(EXAMPLE) as found:
+        yield found
+
+
+@contextmanager
+def up(file: Path) -> Iterator[Net]:
     found = Net(f"t-{uuid.uuid4().hex[:8]}", {}, {})
     try:
-        found.nestnet("up", str(EXAMPLE), "--name", found.name)
+        found.nestnet("up", str(file), "--name", found.name)
         for port in json.loads(found.nestnet("get", "ports", "--lab", found.name, "-o", "json"))["items"]:
             found.rooms[port["name"]] = Lab(found.name).workload(port["row"])
             found.addresses[port["name"]] = port["addresses"][0].partition("/")[0]
@@ -189,9 +197,9 @@ def net() -> Iterator[Net]:
 FRAME = 14 + 20 + 8  # bytes that a UDP packet has in front, and is charged for
 
 
-def is_held(seconds: list[float], rate: float, overhead: int = FRAME) -> bool:
+def is_held(seconds: list[float], rate: float, overhead: int = FRAME, size: int = 1400) -> bool:
     """After the first second, in which a full bucket was emptied."""
-    payload = rate * 1400 / (1400 + overhead)
+    payload = rate * size / (size + overhead)
     return len(seconds) > 1 and abs(sum(seconds[1:]) / len(seconds[1:]) / payload - 1) < 0.05
 
 
@@ -217,10 +225,30 @@ def test_what_a_host_carries_is_held_to_its_rate(net: Net) -> None:
 
 
 @pytest.mark.root
+def test_what_hosts_carry_over_ipv6_pays_for_its_headers(tmp_path: Path) -> None:
+    """Machines with IPv6 addresses, and hosts with them: 70 bytes a level, which small packets feel."""
+    text = EXAMPLE.read_text()
+    for old, new in [
+        ("m1: {}", 'm1: {address: "2001:db8::1"}'),
+        ("west: {cidr: 10.0.0.0/24}", 'west: {cidr: [10.0.0.0/24, "fd00::/64"]}'),
+        ("lab:  ", "lab:\n        underlay: 6  "),
+    ]:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    file = tmp_path / "rates6.yaml"
+    file.write_text(text)
+    with up(file) as net:
+        found = net.stream("a", "b", "--udp", "--bitrate", "8M", "--length", "100")
+        assert is_held(found, 10, FRAME + 70, 100), found
+        assert not is_held(found, 10, FRAME + 50, 100), found
+
+
+@pytest.mark.root
 @pytest.mark.parametrize(("source", "target", "rate"), [("w1", "w2", 10), ("w2", "w1", 10), ("w1", "e1", 20)])
 def test_tcp_finds_its_rate(net: Net, source: str, target: str, rate: int) -> None:
     found = net.stream(source, target, "--length", "128K", seconds=4)
-    assert 0.7 * rate < sum(found[1:]) / len(found[1:]) < 1.1 * rate, found
+    # Of some seconds TCP makes little: what it sends again may be lost again, and then it waits for its timer.
+    assert 0.7 * rate < median(found[1:]) < 1.1 * rate, found
 
 
 @pytest.mark.root

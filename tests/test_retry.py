@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +40,13 @@ import sys; from pathlib import Path
 from nestnet.api.server import serve
 from nestnet.store import write
 write.KEPT_REVISIONS = 3
+serve(Path(sys.argv[1]), sys.argv[2])
+"""
+JUMPING = """
+import sys, time; from pathlib import Path
+real, ahead = time.time, Path(sys.argv[1]).with_name("ahead")
+time.time = lambda: real() + float(ahead.read_text())
+from nestnet.api.server import serve
 serve(Path(sys.argv[1]), sys.argv[2])
 """
 
@@ -175,6 +186,38 @@ def test_a_key_belongs_to_one_request(client: Client) -> None:
     with pytest.raises(NotFound):
         client.delete("link", "k/none", key="again")
     client.delete("link", "k/ab", key="again")  # Only successes are kept.
+
+
+@pytest.mark.parametrize("years", [1, -1])
+def test_a_wall_clock_that_jumps_changes_nothing(tmp_path: Path, years: int) -> None:
+    ahead = tmp_path / "ahead"
+    ahead.write_text("0")
+    with running(tmp_path, JUMPING) as controller, Client(controller.url) as client, Client(controller.url) as follower:
+        client.join("m1", "192.0.2.1")
+        client.apply(manifest(k=LINKED))
+        feed = follower.feed("m1")
+        token = next(feed)["token"]
+        first = client.set_link("k/ab", False, key="key")
+        client.report("m1", first["revision"])
+        client.set_link("k/ab", True)
+        ahead.write_text(str(years * 365 * 86400))
+        assert client.set_link("k/ab", False, key="key") == first
+        assert client.get("link", "k/ab")["up"], "asked for before the jump, done before it, too"
+        assert client.set_link("k/ab", False)["revision"] == first["revision"] + 2
+        while next(feed)["revision"] < first["revision"] + 2:
+            pass
+        with Client(controller.url) as again:
+            assert not next(again.feed("m1", token)).get("snapshot"), "tokens hold"
+        client.report("m1", first["revision"] + 2)
+        (machine,) = client.status()["machines"]
+        assert 0 <= machine["reported"] < 60
+        controller.stop(signal.SIGKILL)
+        controller.start()
+        assert client.set_link("k/ab", False, key="key") == first
+        (machine,) = client.status()["machines"]
+        assert 0 <= machine["reported"] < 60
+        told = [line["event"]["text"] for line in client.events()]
+        assert not any("-" in text for text in told if "after it was stored" in text), told
 
 
 def test_a_restart_in_the_middle_is_only_a_pause(tmp_path: Path) -> None:
@@ -502,6 +545,37 @@ def test_reports_without_news_write_nothing(client: Client) -> None:
     assert commits() == before
     assert client.get("port", "quiet/p0")["attachment"] == {"interface": "p1", "drops": {"policy_denied": 19}}
     assert client.get("machine", "m1")["reported"] < 5
+
+
+def test_nobody_waits_for_who_reads_the_logs(tmp_path: Path) -> None:
+    """A pipe that is never read: it is full after 64 KiB."""
+    made = Controller(tmp_path)
+    command = [sys.executable, "-c", made.code, str(made.db), made.url]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+    assert process.stderr is not None
+    try:
+        assert b"listening" in process.stderr.readline()
+        with Client(made.url, timeout=10) as client:
+            client._answered = True
+            for _ in range(1000):
+                client.status()
+            fcntl.fcntl(process.stderr, fcntl.F_SETFL, os.O_NONBLOCK)
+            said = process.stderr.read()
+            client.status()
+            os.set_blocking(process.stderr.fileno(), True)
+            said += process.stderr.readline()
+        assert 60_000 < len(said) < 70_000
+        assert re.search(rb"^\d+ lines are missing here: nobody took them$", said, re.M)
+    finally:
+        process.kill()
+        process.communicate()
+    loud = "from nestnet.agent.agent import say\nfor _ in range(3000): say('x' * 100)\nprint('done')"
+    both = subprocess.Popen([sys.executable, "-c", loud], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert both.wait(30) == 0
+    finally:
+        both.kill()
+        both.communicate()
 
 
 # Metrics

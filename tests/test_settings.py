@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_access import PORT, Secured
+from test_access import Secured
 from test_api import manifest
 
 from nestnet.api.client import Client
@@ -115,7 +115,7 @@ def test_the_service_manager_is_told(tmp_path: Path) -> None:
 @pytest.mark.root  # Labs that are up beside it would be meant, too.
 def test_contexts_say_which_controller_is_meant(tmp_path: Path) -> None:
     """Over TLS, by a token, as somebody who has nothing else of the installation."""
-    controller = Secured(tmp_path, PORT + 3)
+    controller = Secured(tmp_path)
     controller.start()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("NESTNET")}
     environment |= {"XDG_CONFIG_HOME": str(tmp_path / "config")}

@@ -304,6 +304,8 @@ def test_a_manifest_moves_machines_that_have_joined(store: Store) -> None:
     store.apply(moved)
     assert not store.plan(moved)
     assert items(store, "machine")["m1"]["nics"] == ["eth0", "eth1"]
+    *_, (_, event) = store.events_after(0, 100)
+    assert event["text"] == "apply: 2 changed: machine m1, machine m2"
     batch = store.changes_since(1, before)
     assert batch is not None
     # Whose it is gets the names of its NICs; others do not.

@@ -10,13 +10,17 @@ When the agent ends, its machine's datapath stays as it is and forwards on.
 from __future__ import annotations
 
 import faulthandler
+import select
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 import numpy as np
 
@@ -29,7 +33,7 @@ from nestnet.agent.metrics import Measured, serve
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Bump, Epoch, diff
 from nestnet.compile.slots import Slots, assign, slots_of
-from nestnet.compile.tables import Tables
+from nestnet.compile.tables import TABLES, Tables
 from nestnet.model.errors import NestnetError, Unreachable
 from nestnet.model.reasons import NAMES
 from nestnet.model.values import World
@@ -40,18 +44,24 @@ if TYPE_CHECKING:
 
 HELD = 0.2  # of the ports that a machine knows: a store that is another than before removes no more unasked
 HEARTBEAT = 5.0  # seconds between two reports when there is nothing new
+ANSWER = 3.0  # seconds for an answer of the controller
 WHOLE = 60.0  # seconds between two reports that say everything again
 STORM, STORM_PAUSE = 1000.0, 60.0  # packets a second dropped for one reason that are told, and how often at most
+LINE = 2000  # characters of a line of the log: so much is taken at once, or not at all (PIPE_BUF)
 NOTICED = 100  # events that wait for the controller
 SWEEP = 2.0  # seconds between two looks at what the kernel has aged out, what drifted and what was dropped
+CHECK = 5.0  # seconds between two looks at all tables and pins: reading 10,000 ports takes 40 ms
+ROUND = 3  # turns in which every hook is looked at
+TELL = 30  # repairs of one turn that are told one by one
 NEIGHBOURS = 20.0  # seconds; the kernel may forget a neighbour that is not used for 60
 AGAIN = 0.2  # seconds from one look at the underlay to the next, at least; more when looking takes long: see SHARE
 SHARE = 5  # one part in so many of its time is what a machine whose routes never rest has for looking
 
 
 def say(text: str) -> None:
-    """One line of the agent's log."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    """One line of the agent's log, if somebody takes it: its machine must not wait for whoever reads logs."""
+    if select.select([], [sys.stderr], [], 0)[1]:
+        print(f"{time.strftime('%H:%M:%S')} {text[:LINE]}", file=sys.stderr, flush=True)
 
 
 def run(
@@ -77,10 +87,11 @@ def run(
     own = Own(state, say) if state is not None else None
     here = boot()
 
-    def connect(patience: float = 0) -> Client:
-        return Client(controller, patience=patience, credentials=own.credentials if own is not None else ANONYMOUS)
+    def connect() -> Client:
+        # It hardly waits: what is reported late is reported better, and the machine needs its agent meanwhile.
+        credentials = own.credentials if own is not None else ANONYMOUS
+        return Client(controller, timeout=ANSWER, patience=0, credentials=credentials)
 
-    # It never waits: what is reported late is reported better.
     with connect() as client, Kernel.open(pins) as kernel:
         agent = Agent(_row(client, machine), kernel, Workloads(workloads), Inquiries(kernel, say))
         feed = Feed(lambda token: connect().feed(machine, token, here), say)
@@ -122,7 +133,8 @@ def run(
                     agent.converge(desired)
                     agent.sweep()
                     agent.measure()
-                    reports.turn(agent)
+                    if feed.problem is None:  # else nobody would hear it
+                        reports.turn(agent)
                 if own is not None:
                     own.renew(client, machine)
             if watch.interest != (interest := agent.interest):
@@ -155,23 +167,28 @@ class Reports:
         self._machine = machine
         self._said: tuple[int, list[str], dict[str, Any]] | None = None
         self._at = self._whole_at = 0.0
+        self._events: list[tuple[str, str]] = []  # On their way, with one key until they are known to have arrived.
+        self._key = ""
 
     def turn(self, agent: Agent) -> None:
         """Report if there is a reason to."""
         now = time.monotonic()
         ports, problems = agent.ports(), [*([agent.held] if agent.held else []), *agent.problems]
         said = (agent.realised, problems, ports)
-        if said == self._said and not agent.noticed and now - self._at < HEARTBEAT:
+        if not self._events and agent.noticed:
+            self._events, self._key = list(agent.noticed), uuid4().hex
+            agent.noticed.clear()
+        if said == self._said and not self._events and now - self._at < HEARTBEAT:
             return
         whole = self._said is None or ports != self._said[2] or now - self._whole_at > WHOLE
-        events = list(agent.noticed)
+        told = ports if whole else None
         try:
-            self._client.report(self._machine, agent.realised, problems, ports if whole else None, events)
+            self._client.report(self._machine, agent.realised, problems, told, self._events, key=self._key or None)
         except NestnetError as error:
             say(f"report: {error}")  # the next one says the same, and more
             self._said = None
             return
-        del agent.noticed[: len(events)]
+        self._events, self._key = [], ""
         self._said, self._at, self._whole_at = said, now, now if whole else self._whole_at
 
 
@@ -206,8 +223,15 @@ class Agent:
     _nic: int = 0
     _warnings: list[str] = field(default_factory=list)  # what is wrong, but nothing that a turn could not do without
     _failed: bool = False  # the last turn left something undone
+    _want: tuple[World, dict[int, Attachment]] | None = None  # the attachments that a world has here
     _ends: dict[int, links.Link] = field(default_factory=dict)
-    _attached: dict[int, str] = field(init=False)
+    _attached: dict[int, ProgramName] = field(init=False)
+    _secured: set[int] = field(default_factory=set)  # ifindexes that this agent has seen to
+    _looked: int = 0  # of the hooks that are looked at in turn, how many were
+    _checked: float = 0.0  # when tables and pins were, in monotonic seconds
+    _seat: underlay.Seat | None = None
+    _ids: tuple[Slots, dict[int, int]] | None = None
+    _said: tuple[Any, ...] = (None, None, None, {})  # what `ports` was of, and what it was
 
     def __post_init__(self) -> None:
         # The kernel is the memory: after a restart the first diff is against what is really there.
@@ -261,7 +285,7 @@ class Agent:
             say(f"measuring: {error}")
 
     def _measure(self) -> None:
-        of = self.slots.ids("port")
+        of = self._port_of()
         traffic = {}
         for row in self.kernel.stats():
             names = row["value"].dtype.names or ()
@@ -299,37 +323,44 @@ class Agent:
     def _turn(self, desired: Desired) -> None:
         if desired.values is not self._desired.values:
             self._latest = desired.world
-        world = self._latest
+        if self._want is None or self._want[0] is not self._latest:
+            self._want = self._latest, wanted(self._latest, self.machine, own=self.workloads.prefix is not None)
+        world, want = self._want
         problems: list[str] = []
-        want = wanted(world, self.machine, own=self.workloads.prefix is not None)
         try:
-            ends = self._prepare(want, problems)
-            nic = self._underlay(world, problems)
-            known = {port: end.index for port, end in self._ends.items()}
-            ready = {port: end.index for port, end in ends.items()}
-            if world is self._world:
-                for port in sorted(port for port in ready if known.get(port, ready[port]) != ready[port]):
-                    self.notice("repaired", f"port {port}: its link had gone, it has a new one")
-            if world is not self._world or ready != known or self._failed or problems or nic != self._nic:
-                slots = assign(self.slots, world)
-                tables = compile(world, self.machine, ready, nic, slots)
-                self.kernel.apply(diff(self.have, tables))
-                self.have, self.slots = tables, slots
+            checked = self._check()
+            ends, failed = self.workloads.prepare(want)
+            problems += failed.values()
+            # What happens to NICs is heard of: `follow`.
+            new = world is not self._world or self._failed or self._warnings or not self._nics
+            nic = self._underlay(world, problems) if new or checked else self._nic
+            quiet = world is self._world and ends is self._ends and nic == self._nic
+            quiet = quiet and not self._failed and not problems
+            if not quiet:
+                self._write(world, ends, nic)
+            secured = self._secure(ends, problems, every=not quiet)
             # Frames flow from here on: the tables know every port.
-            self.inquiries.know(
-                {
-                    self.slots["port", port]: Asker(end.index, want[port].settings, want[port].tap is not None)
-                    for port, end in ends.items()
-                }
-            )
-            self.workloads.open(ends.values())
+            if not quiet:
+                self.inquiries.know(
+                    {
+                        self.slots["port", port]: Asker(end.index, want[port].settings, want[port].tap is not None)
+                        for port, end in ends.items()
+                    }
+                )
+                self.workloads.open(secured.values())
             self.inquiries.advertise(time.monotonic())
-            self._remove(want, ends)
+            if not quiet:
+                self._remove(want, ends)
+                self.kernel.forget_others()
+            self._repaired()
             self._world, self._ends, self._nic = world, ends, nic
         except (OSError, NestnetError) as error:
             problems.append(str(error))
             self.have = self.kernel.read()  # some of the actions may be done
             self.slots = slots_of(self.have)
+            self._secure(
+                self._ends, problems, every=True
+            )  # what is open stays secured, whatever is in the way of the rest
         for problem in (*problems, *self._warnings):
             if problem not in self.problems:
                 say(f"revision {desired.revision}: {problem}")
@@ -337,6 +368,89 @@ class Agent:
             say(f"revision {desired.revision}: {len(want)} workloads, {len(world.values)} values")
             self.realised = desired.revision
         self._desired, self.problems, self._failed = desired, [*problems, *self._warnings], bool(problems)
+
+    def _write(self, world: World, ends: Mapping[int, links.Link], nic: int) -> None:
+        """The tables, where anything is another than before."""
+        known = {port: end.index for port, end in self._ends.items()}
+        ready = {port: end.index for port, end in ends.items()}
+        if world is not self._world or ready != known or self._failed or nic != self._nic:
+            slots = assign(self.slots, world)
+            tables = compile(world, self.machine, ready, nic, slots)
+            self.kernel.apply(diff(self.have, tables))
+            self.have, self.slots = tables, slots
+
+    # ---- what others did
+
+    def _check(self) -> bool:
+        """Whether pins and tables are as this agent left them. That takes a while: False if it is too soon."""
+        now = time.monotonic()
+        if now - self._checked < CHECK:
+            return False
+        self._checked = now
+        if pins := self.kernel.pinned_again():
+            self.notice("repaired", f"pins were missing in {self.kernel.folder}, and are back: {pins}")
+        if drifted := self.kernel.drifted(self.have):
+            self.kernel.restore(self.have)
+            what = "every table" if len(drifted) >= len(TABLES) else ", ".join(drifted)
+            self.notice("repaired", f"somebody had written to {what}: all is as it should be again")
+        return True
+
+    def _repaired(self) -> None:
+        """Tell what workloads had to have repaired."""
+        found, self.workloads.repaired = self.workloads.repaired, []
+        for port, what in found[:TELL]:
+            self.notice("repaired", f"port {port}: {what}")
+        if len(found) > TELL:
+            self.notice("repaired", f"the same or the like at {len(found) - TELL} more")
+
+    def _secure(self, ends: Mapping[int, links.Link], problems: list[str], every: bool) -> dict[int, links.Link]:
+        """Our programs on our ends and the NICs, once the tables that they read are there. Returns the ends that may be
+        opened; one that cannot be secured is closed.
+
+        Who takes a program off is told by nobody. So if not `every` hook is looked at, some are each time."""
+        self._secure_nics(problems)
+        some = len(ends) // ROUND + 1
+        self._looked = 0 if every or self._looked >= len(ends) else self._looked
+        chosen = list(ends.items()) if every else list(islice(ends.items(), self._looked, self._looked + some))
+        self._looked += some
+        secured = {}
+        for port, end in chosen:
+            try:
+                if self.kernel.attach(end.index, "workload") and end.index in self._secured:
+                    self.workloads.repaired.append((port, f"the program of {end.name} had been taken off, it is back"))
+            except (OSError, NestnetError) as error:
+                problems.append(f"port {port}: closed, for there is no program on {end.name}: {error}")
+                self._secured.discard(end.index)
+                with suppress(OSError):  # it has gone
+                    self.workloads.close(port)
+            else:
+                self._attached[end.index] = "workload"
+                self._secured.add(end.index)
+                secured[port] = end
+        return secured
+
+    def _secure_nics(self, problems: list[str]) -> None:
+        off = []
+        here = set()
+        for name, nic in self._nics.items():
+            try:
+                if self.kernel.attach(nic.index, "underlay") and nic.index in self._secured:
+                    self.notice("repaired", f"{name}: its program had been taken off, it is back")
+            except (OSError, NestnetError) as error:
+                off.append(f"no program on {name}: {error}")
+            else:
+                here.add(nic.index)
+        self._secured |= here
+        self._attached |= dict.fromkeys(here, "underlay")
+        left = [i for i, program in self._attached.items() if program == "underlay" and i not in here] if here else ()
+        for index in left:
+            self.kernel.detach(index)
+            del self._attached[index]
+            self._secured.discard(index)
+        if here:
+            self._warnings += off
+        else:
+            problems += off
 
     def sweep(self) -> None:
         """Let the datapath forget what is old, and have the kernel know its neighbours: copies of a broadcast cannot
@@ -386,32 +500,31 @@ class Agent:
 
     def ports(self) -> dict[str, dict[str, Any]]:
         """What the controller is told of each local port, by its id: where it hangs, and what was dropped by reason."""
+        drops = self.kernel.drops()
+        said = (self._ends, self.slots, drops)
+        if all(new is old for new, old in zip(said[:2], self._said[:2], strict=True)) and drops == self._said[2]:
+            return cast("dict[str, dict[str, Any]]", self._said[3])
         ports: dict[str, dict[str, Any]] = {
             str(port): {"interface": end.name, **self.workloads.told(port), "drops": {}}
             for port, end in self._ends.items()
         }
-        of = self.slots.ids("port")
-        for (slot, reason), packets in self.kernel.drops().items():
+        of = self._port_of()
+        for (slot, reason), packets in drops.items():
             # Slot 0: came in before its port was known, or from the wire for nobody here.
             port = ports.setdefault(str(of.get(slot, 0)), {"drops": {}})
             name = NAMES.get(reason, str(reason))
             port["drops"][name] = port["drops"].get(name, 0) + packets
+        self._said = (*said, ports)
         return ports
 
-    def _prepare(self, want: Mapping[int, Attachment], problems: list[str]) -> dict[int, links.Link]:
-        """Workloads that are there, with our programs on our ends, still closed if they are new."""
-        ends, failed = self.workloads.prepare(want)
-        problems += failed.values()
-        for port, end in list(ends.items()):
-            try:
-                self._attach(end.index, "workload")
-            except (OSError, NestnetError) as error:
-                problems.append(f"port {port}: no program on {end.name}: {error}")
-                del ends[port]  # stays closed
-        return ends
+    def _port_of(self) -> dict[int, int]:
+        """Slot -> port id, worked out once for all the ports that there are."""
+        if self._ids is None or self._ids[0] is not self.slots:
+            self._ids = self.slots, self.slots.ids("port")
+        return self._ids[1]
 
     def _underlay(self, world: World, problems: list[str]) -> int:
-        """The ifindex of the NIC, or the first of them, with our program on all; 0 when there is none.
+        """The ifindex of the NIC, or the first of them; 0 when there is none.
 
         One of several that is not there is a warning: the machine does what it should by the others."""
         machine = world.machines.get(self.machine)
@@ -420,32 +533,17 @@ class Agent:
             return 0
         with links.netlink() as ipr:
             found = underlay.nics(ipr, machine)
+            if not found.links and self._seat is not None and self._seat.put_back(ipr, machine.address):
+                self.notice("repaired", f"{self._seat.interface} had gone from {self._seat.name}, it is back")
+                found = underlay.nics(ipr, machine)
+            self._seat = underlay.seat(ipr, machine.address) or self._seat
+        links.set_sysctls(links.sysctls_of_nics(found.links, machine.address.version))
         if not self._nics:  # an agent before this one may have had others
             self._attached |= {index: name for index, name in self.kernel.attached().items() if name == "underlay"}
-        attached: list[int] = []
-        flaws = list(found.missing)
-        for link in found.links.values():
-            try:
-                self.kernel.attach(link.index, "underlay")  # again each time, for somebody may have taken it off
-            except OSError as error:
-                flaws.append(f"no program on {link.name}: {error}")
-            else:
-                self._attached[link.index] = "underlay"
-                attached.append(link.index)
-        left = [i for i, program in self._attached.items() if program == "underlay" and i not in attached]
-        for index in left if attached else ():
-            self.kernel.detach(index)
-            del self._attached[index]
-        links.set_sysctls(links.sysctls_of_nics(found.links, machine.address.version))
         self._nics = found.links
-        self._warnings = flaws if attached else []
-        problems += [] if attached else flaws
-        return attached[0] if attached else 0
-
-    def _attach(self, index: int, program: ProgramName) -> None:
-        if self._attached.get(index) != program:
-            self.kernel.attach(index, program)
-            self._attached[index] = program
+        self._warnings = list(found.missing) if found.links else []
+        problems += [] if found.links else found.missing
+        return next((link.index for link in found.links.values()), 0)
 
     def _remove(self, want: Mapping[int, Attachment], ends: Mapping[int, links.Link]) -> None:
         """Workloads of ports that have gone or moved away. Only called when the world is whole."""
@@ -459,3 +557,4 @@ class Agent:
             self.workloads.release(index)
             self.kernel.detach(index)
             del self._attached[index]
+            self._secured.discard(index)

@@ -9,27 +9,35 @@ In a namespace the other end gets the port's MAC, addresses, MTU and default rou
 from here: who hangs there asks (`inquiries.py`).
 
 `wanted` says from a World what there should be, and touches nothing. `Workloads` makes it so, in three steps
-around the datapath's work: `prepare` (everything there, our end down: closed), then the caller attaches programs and
-writes tables, then `open` (our end up). `remove` takes away what is no longer wanted, and is only called with a whole
-World. What was not made here is never deleted: an interface of ours bears an alias that says for which port.
+around the datapath's work: `prepare` (everything there, our end down: closed), then the caller writes tables and
+attaches programs, then `open` (our end up). `remove` takes away what is no longer wanted, and is only called with a
+whole World. What was not made here is never deleted: an interface of ours bears an alias that says for which port.
+
+Others have root, too. `Monitor` hears what they do to a link, at either end, and the next `prepare` puts it right; that
+a namespace has lost its name is told by nobody, so some are looked up each time. `repaired` says what was found.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
 from nestnet.agent import links, netns
+from nestnet.agent.monitor import Monitor
 from nestnet.compile.compiler import place
 from nestnet.model.bootstrap import Settings, settings
 from nestnet.model.values import Attach, Port, World
 
 LARGEST = 65535  # MTU of our ends: what is too big for the network reaches the program, which can say so
+LOOKS = 50  # workloads that are looked into in one turn, at most: others have to wait, should somebody cause more
+SINGLY = 50  # links that are asked for one by one; more of them come with all the others
+ROUND = 3  # turns in which every namespace is looked up
 ALIAS = "nestnet port "  # + id, and what it hangs on if that was chosen: so that a new agent finds it
 
 
@@ -70,11 +78,12 @@ class End(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What was made so; where, if that is not ours (the inode of a namespace, the ifindex of a tap); and the workload's
-    interface in a namespace."""
+    """What was made so; where (the inode of the namespace, the ifindex of a tap); our end; and the workload's interface
+    in a namespace."""
 
     attachment: Attachment
     where: int
+    end: links.Link
     inside: str = ""
 
 
@@ -89,6 +98,19 @@ class Workloads:
 
     prefix: str | None
     made: dict[int, Made] = field(default_factory=dict)
+    repaired: list[tuple[int, str]] = field(default_factory=list)  # by port: what was not as it should have been
+    _monitor: Monitor | None = None
+    _there: dict[int, links.Link] = field(default_factory=dict)  # every link here, by ifindex
+    _doubted: dict[int, None] = field(default_factory=dict)  # ports to look at again, the longest waiting first
+    _opened: set[int] = field(default_factory=set)  # ifindexes
+    _looked_up: int = 0  # of the ports whose namespaces are looked up in turn, how many were
+    _done: dict[int, links.Link] | None = (
+        None  # what the last turn returned, if nothing was left and has happened since
+    )
+    _want: Mapping[int, Attachment] | None = (
+        None  # what was wanted then, and since it is, on which ifindexes ports were
+    )
+    _known: dict[int, int] = field(default_factory=dict)
 
     def namespace(self, attachment: Attachment) -> str:
         """The name of the namespace of a port's workload, which is on no tap."""
@@ -105,15 +127,26 @@ class Workloads:
 
     def actual(self) -> dict[int, End]:
         """The interfaces that were made for ports, as the kernel has them."""
-        return _ends(_links())
+        self._hear()
+        return _ends(self._there.values())
 
     def prepare(self, want: Mapping[int, Attachment]) -> tuple[dict[int, links.Link], dict[int, str]]:
         """Make what is missing and correct what differs; what is new stays closed. A port that hangs on something else
         now is taken off what it hung on first.
 
-        Returns our ends by port id, and for each port that failed what to do about it: the others are made."""
-        there = _links()
-        have = _ends(there)
+        Returns our ends by port id, the same dict as before if nothing has happened, and for each port that failed what
+        to do about it: the others are made."""
+        self._hear()
+        self._look_up()
+        if self._done is not None and self._want is want and not self._doubted:
+            return self._done, {}
+        waiting = [port for port in self._doubted if port in want]
+        doubted = set(waiting[:LOOKS])
+        self._doubted = dict.fromkeys(waiting[LOOKS:])
+        for port in doubted:
+            self._name(port)
+        have = _ends(self._there.values())
+        there = {link.name: link for link in self._there.values()}
         ready: dict[int, links.Link] = {}
         failed: dict[int, str] = {}
         taps = {attachment.tap for attachment in want.values()} - {None}
@@ -123,6 +156,16 @@ class Workloads:
             del have[port]
         for port, attachment in want.items():
             end = have.get(port)
+            made = self.made.get(port)
+            if (
+                port not in doubted
+                and made is not None
+                and made.attachment == attachment
+                and end is not None
+                and end.link.index == made.end.index
+            ):
+                ready[port] = end.link
+                continue
             try:
                 if attachment.tap is not None:
                     ready[port] = self._tap(attachment, attachment.tap, there.get(attachment.tap))
@@ -131,7 +174,67 @@ class Workloads:
             except OSError as error:
                 self.made.pop(port, None)
                 failed[port] = f"{error.filename or self._where(attachment)}: {error.strerror or error}"
+        known = self._known if self._want is want else {}
+        for port, link in ready.items():
+            if known.get(port, link.index) != link.index:
+                self.repaired.append((port, "its link had gone, it has a new one"))
+        self._want, self._known = want, {**known, **{port: link.index for port, link in ready.items()}}
+        self._done = None if failed else ready
         return ready, failed
+
+    # ---- what others did
+
+    def _hear(self) -> None:
+        """What has happened since the last time: the links as they are now, and ports to look at again."""
+        if self._monitor is None:
+            self._monitor = Monitor()  # before looking: what happens meanwhile is heard
+            with links.netlink() as ipr:
+                links.remove_all(ipr, [])  # half made, or half gone, when an agent before this one was killed
+                self._there = {link.index: link for link in links.links(ipr).values()}
+            return
+        heard = self._monitor.take()
+        if not heard:
+            return
+        if heard.links or heard.everything:
+            with links.netlink() as ipr:
+                if heard.everything or len(heard.links) > SINGLY:
+                    self._there = {link.index: link for link in links.links(ipr).values()}
+                else:
+                    for index in heard.links:
+                        self._there.pop(index, None)
+                        if (link := links.at(ipr, index)) is not None:
+                            self._there[index] = link
+        self._doubted |= {
+            port: None
+            for port, made in self.made.items()
+            if heard.everything or made.end.index in heard.links or made.end.namespace in heard.namespaces
+        }
+        self._done = None  # a link that comes may be one that was missing
+
+    def _look_up(self) -> None:
+        """Whether the namespaces of some ports, all of them within a ROUND, still have their names."""
+        ports = list(self.made)
+        some = len(ports) // ROUND + 1
+        self._looked_up = 0 if self._looked_up >= len(ports) else self._looked_up
+        for port in ports[self._looked_up : self._looked_up + some]:
+            made = self.made[port]
+            if made.attachment.tap is None and _inode(self.namespace(made.attachment)) != made.where:
+                self._doubted[port] = None
+        self._looked_up += some
+
+    def _name(self, port: int) -> None:
+        """Put the alias back on an end that somebody took it off, so that it is found."""
+        made = self.made.get(port)
+        link = self._there.get(made.end.index) if made is not None else None
+        if made is None or link is None or link.alias == made.end.alias or not made.end.alias.startswith(ALIAS):
+            return
+        same = (link.peer, link.namespace) == (made.end.peer, made.end.namespace)
+        if not same or (not link.peer and link.name != made.end.name):
+            return  # another interface has its number now
+        with links.netlink() as ipr:
+            ipr.link("set", index=link.index, ifalias=made.end.alias)
+        self._there[link.index] = replace(link, alias=made.end.alias)
+        self.repaired.append((port, f"{link.name} had lost its alias"))
 
     def _where(self, attachment: Attachment) -> str:
         return str(attachment.attach) if attachment.attach is not None else self.namespace(attachment)
@@ -140,9 +243,21 @@ class Workloads:
         """Let frames through: our ends up. Called when the tables know the ports."""
         closed = [link for link in ends if not link.up]
         if closed:
+            port_of = {made.end.index: port for port, made in self.made.items()}
             with links.netlink() as ipr:
                 for link in closed:
                     ipr.link("set", index=link.index, state="up")
+                    if link.index in self._opened:
+                        self.repaired.append((port_of.get(link.index, 0), f"{link.name} was down"))
+            self._opened |= {link.index for link in closed}
+
+    def close(self, port: int) -> None:
+        """Let nothing through from a port that cannot be secured: our end down."""
+        link = self._there.get(self.made[port].end.index) if port in self.made else None
+        if link is not None and link.up:
+            self._opened.discard(link.index)
+            with links.netlink() as ipr:
+                ipr.link("set", index=link.index, state="down")
 
     def remove(self, want: Mapping[int, Attachment]) -> list[int]:
         """Take away the workloads of ports that are not wanted here, and end what runs in those that were made for
@@ -155,10 +270,10 @@ class Workloads:
         """Leave alone a tap that was taken and is not wanted any more: down, so that whoever has it open does not talk
         to the machine instead."""
         with links.netlink() as ipr:
-            link = next((link for link in _links().values() if link.index == index), None)
+            link = links.at(ipr, index)
             if link is not None and not link.alias.startswith(ALIAS):
                 ipr.link("set", index=index, state="down")
-                links.set_sysctls(_forwarding(link.name, 0))
+                links.set_sysctls({**_forwarding(link.name, 0), **_as_others(link.name)})
 
     def _take_away(self, gone: Mapping[int, End], kept: Collection[str | None]) -> None:
         """Delete our ends. A tap that another port wants now stays, and bears that port's alias soon."""
@@ -187,27 +302,31 @@ class Workloads:
 
     def _make(self, attachment: Attachment, end: links.Link | None) -> links.Link:
         name = self.namespace(attachment)
-        # What is not ours may have been deleted, and made again, under the same name.
-        inode = _inode_of(name) if attachment.attach is not None else 0
         made = self.made.get(attachment.port)
-        if end is not None and made is not None and made[:2] == (attachment, inode):
-            return end
         if attachment.attach is None:
             if not netns.exists(name):
                 netns.delete(name)  # a file that a crash left
                 netns.create(name)
             # Held: the machine that a port moves away from deletes a namespace that it finds without eth0.
             with netns.held(name):
-                end, inside = self._veth(attachment, name, end)
+                where = _inode(name)
+                end, inside, changed = self._veth(attachment, name, end)
         else:
-            end, inside = self._veth(attachment, name, end)
-        netns.run_in(netns.path(name), lambda: _configure(attachment, inside))
-        self.made[attachment.port] = Made(attachment, inode, inside)
+            # What is not ours may have been deleted, and made again, under the same name.
+            where = _inode_of(name)
+            end, inside, changed = self._veth(attachment, name, end)
+        # What a workload gave itself since stays.
+        exactly = made is None or made.attachment != attachment
+        changed += netns.run_in(netns.path(name), lambda: _configure(attachment, inside, exactly))
+        if changed and made is not None and made[:2] == (attachment, where) and made.end.index == end.index:
+            self.repaired.append((attachment.port, f"{', '.join(changed)} had changed"))
+        self.made[attachment.port] = Made(attachment, where, end, inside)
         return end
 
-    def _veth(self, attachment: Attachment, name: str, end: links.Link | None) -> tuple[links.Link, str]:
-        """Our end of the pair, and the name of the other, in the namespace of this name."""
+    def _veth(self, attachment: Attachment, name: str, end: links.Link | None) -> tuple[links.Link, str, list[str]]:
+        """Our end of the pair, the name of the other, in the namespace of this name, and what had to be corrected."""
         namespace = netns.path(name)
+        changed = []
         with links.netlink() as ipr:
             inside = _other_end(name, end) if end is not None else None
             if end is not None and inside is None:
@@ -231,8 +350,10 @@ class Workloads:
                 )
             if end.mtu != LARGEST:
                 ipr.link("set", index=end.index, mtu=LARGEST)
-        links.set_sysctls(_forwarding(end.name, 1))
-        return end, inside
+                changed.append(f"MTU of {end.name}")
+        if links.set_sysctls(_behind(end.name) | _forwarding(end.name, 1)):
+            changed.append(f"sysctls of {end.name}")
+        return end, inside, changed
 
     def _tap(self, attachment: Attachment, name: str, link: links.Link | None) -> links.Link:
         """One that is there is taken as it is."""
@@ -240,29 +361,25 @@ class Workloads:
         if link is not None and link.master:
             what_to_do = f"`ip link set {name} nomaster` ends that"
             raise OSError(errno.EBUSY, f"is part of a bridge: {what_to_do}", f"tap {name}")
-        if link is not None and self.made.get(attachment.port) == Made(attachment, link.index):
-            return link
         with links.netlink() as ipr:
             if link is None:
                 link = links.make_tap(ipr, name, mtu=mtu, alias=alias)
             elif not links.is_tap(ipr, link.index):
                 raise OSError(errno.ENODEV, "is no tap device: name another", f"tap {name}")
-            elif link.alias.startswith(ALIAS):
+            elif link.alias.startswith(ALIAS) and (link.alias, link.mtu) != (alias, mtu):
                 ipr.link("set", index=link.index, ifalias=alias, mtu=mtu)
-        links.set_sysctls(_forwarding(name, 1))
-        self.made[attachment.port] = Made(attachment, link.index)
+        if links.set_sysctls(_behind(name) | _forwarding(name, 1)):
+            made = self.made.get(attachment.port)
+            if made is not None and made[:2] == (attachment, link.index):
+                self.repaired.append((attachment.port, f"sysctls of {name} had changed"))
+        self.made[attachment.port] = Made(attachment, link.index, link)
         return link
 
 
-def _links() -> dict[str, links.Link]:
-    with links.netlink() as ipr:
-        return links.links(ipr)
-
-
-def _ends(there: Mapping[str, links.Link]) -> dict[int, End]:
+def _ends(there: Iterable[links.Link]) -> dict[int, End]:
     """Those of the links that were made for ports."""
     ends = {}
-    for link in there.values():
+    for link in there:
         if link.alias.startswith(ALIAS):
             port, *words = link.alias.removeprefix(ALIAS).split(" ")
             ends[int(port)] = End(link, Attach(*words) if len(words) == 2 else None)
@@ -273,6 +390,32 @@ def _forwarding(name: str, on: int) -> dict[str, int]:
     """The datapath asks the kernel for the way to other machines as if from our end, which it answers only where
     forwarding is on. Nothing is forwarded by it: every frame that comes in there ends in our program."""
     return {f"net/ipv4/conf/{name}/forwarding": on, f"net/ipv6/conf/{name}/forwarding": on}
+
+
+def _behind(name: str) -> dict[str, int]:
+    """What keeps the machine's own stack from listening at our end, should our program be taken off: it speaks no IPv6
+    there, knows no address of the machine's there, and nobody's address leads there."""
+    return {
+        f"net/ipv6/conf/{name}/disable_ipv6": 1,
+        f"net/ipv4/conf/{name}/arp_ignore": 8,
+        f"net/ipv4/conf/{name}/rp_filter": 1,
+    }
+
+
+def _as_others(name: str) -> dict[str, str]:
+    """The same settings as of any other interface here."""
+    keys = _behind(name)
+    defaults = {key: Path("/proc/sys") / key.replace(f"/{name}/", "/default/") for key in keys}
+    return {key: file.read_text().strip() for key, file in defaults.items() if file.exists()}
+
+
+def _inode(name: str) -> int:
+    """The namespace of this name; 0 if there is none."""
+    try:
+        found = os.stat(f"{netns.FOLDER}/{name}")  # noqa: PTH116 - of ten thousand
+    except FileNotFoundError:
+        return 0
+    return found.st_ino
 
 
 def _inode_of(name: str) -> int:
@@ -312,20 +455,14 @@ def _clear() -> None:
             links.remove(ipr, link.index)
 
 
-def _configure(attachment: Attachment, inside: str) -> None:
-    """Inside: MAC, MTU, addresses and default routes of the interface; and in a namespace of ours, loopback up.
+def _configure(attachment: Attachment, inside: str, exactly: bool) -> list[str]:
+    """Inside: MAC, MTU, addresses (`exactly` these) and default routes of the interface; and in a namespace of ours,
+    loopback up. Returns what was otherwise.
 
     In one that was there before, a default route that leads out of another interface stays the only one of its family.
     """
     wanted = attachment.settings
-    links.set_sysctls(
-        {
-            f"net/ipv6/conf/{inside}/accept_ra": 0,  # gateways and addresses come from us
-            f"net/ipv6/conf/{inside}/autoconf": 0,
-            f"net/ipv6/conf/{inside}/accept_dad": 0,  # the source guard already makes addresses unique
-            f"net/ipv6/conf/{inside}/router_solicitations": 0,
-        }
-    )
+    changed = []
     mac = links.mac_text(wanted.mac)
     with links.netlink() as ipr:
         if attachment.attach is None:
@@ -336,14 +473,32 @@ def _configure(attachment: Attachment, inside: str) -> None:
         if link.mac != mac:
             ipr.link("set", index=link.index, state="down")  # a new link-local address, too
             ipr.link("set", index=link.index, address=mac)
+            changed.append(f"MAC of {inside}")
         if link.mtu != wanted.mtu:
             ipr.link("set", index=link.index, mtu=wanted.mtu)
-        links.set_addresses(ipr, link.index, wanted.addresses)
-        ipr.link("set", index=link.index, state="up")
+            changed.append(f"MTU of {inside}")
+        # Behind the MTU: below 1280 bytes there is no IPv6, and when it comes back it knows nothing of this.
+        if links.set_sysctls(
+            {
+                f"net/ipv6/conf/{inside}/accept_ra": 0,  # gateways and addresses come from us
+                f"net/ipv6/conf/{inside}/autoconf": 0,
+                f"net/ipv6/conf/{inside}/accept_dad": 0,  # the source guard already makes addresses unique
+                f"net/ipv6/conf/{inside}/router_solicitations": 0,
+            }
+        ):
+            changed.append(f"sysctls of {inside}")
+        if links.set_addresses(ipr, link.index, wanted.addresses, exactly):
+            changed.append(f"addresses of {inside}")
+        if not link.up or link.mac != mac:
+            ipr.link("set", index=link.index, state="up")
+        if not link.up:
+            changed.append(f"state of {inside}")
         default = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
         gateways = [
             gateway
             for gateway in wanted.gateways
             if attachment.attach is None or not links.has_default_route(ipr, gateway.version, link.index)
         ]
-        links.set_routes(ipr, link.index, {default[gateway.version]: gateway for gateway in gateways})
+        if links.set_routes(ipr, link.index, {default[gateway.version]: gateway for gateway in gateways}):
+            changed.append(f"default routes of {inside}")
+    return changed

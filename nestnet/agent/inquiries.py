@@ -44,6 +44,7 @@ class Inquiries:
         self._say = say
         self._source = kernel.inquiries()
         self._askers: Mapping[int, Asker] = {}  # by slot; replaced as a whole
+        self._taps: Mapping[int, Settings] = {}  # of those who are told, by ifindex
         self._told: dict[int, tuple[Settings, float]] = {}  # by ifindex: what was advertised, and when
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: it hears nothing
         self._end, self._wake = os.pipe2(os.O_CLOEXEC)
@@ -62,14 +63,15 @@ class Inquiries:
     def know(self, askers: Mapping[int, Asker]) -> None:
         """These workloads are there, by the slots of their ports."""
         self._askers = askers
+        self._taps = {a.ifindex: a.settings for a in askers.values() if a.on_tap}
+        self._told = {index: told for index, told in self._told.items() if index in self._taps}
+        self._taps = {index: settings for index, settings in self._taps.items() if settings.of_family(6)}
 
     def advertise(self, now: float) -> None:
         """Tell those on taps what they do not know, or were told long ago. `now`: in seconds of any clock."""
-        taps = {asker.ifindex: asker.settings for asker in self._askers.values() if asker.on_tap}
-        self._told = {index: told for index, told in self._told.items() if index in taps}
-        for index, settings in taps.items():
+        for index, settings in self._taps.items():
             told, at = self._told.get(index, (None, 0.0))
-            if (told != settings or now - at > AGAIN) and settings.of_family(6):
+            if told != settings or now - at > AGAIN:
                 if told is not None and told.server != settings.server:
                     # Who was the router says that it is no more.
                     self._send(index, bootstrap.advertisement(replace(told, gateways=())))

@@ -31,14 +31,14 @@ RT_SCOPE_LINK = 253
 TUNSETIFF, TUNSETPERSIST, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x400454CB, 2, 0x1000  # <linux/if_tun.h>
 IFNAMSIZ = 15  # characters in the name of an interface
 IFA_F_NODAD = 0x02  # <linux/if_addr.h>: usable at once, no duplicate address detection
-LEAVING = 0x6E6E7421  # a number that no group of interfaces has: who is in it goes
+LEAVING = 0x6E6E7421  # a number that no group of interfaces has: who is in it goes, or is not finished
 EUI64, NO_ADDRESS = 0, 1  # <linux/if_link.h>: in6_addr_gen_mode
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface as the kernel has it. `peer` is the ifindex of a veth's other end, maybe in another namespace;
-    `master` that of a bridge or bond which it is a part of, or 0."""
+    """An interface as the kernel has it. `peer` is the ifindex of a veth's other end, and `namespace` the number that
+    its namespace has here, if it is another; `master` that of a bridge or bond which it is a part of, or 0."""
 
     index: int
     name: str
@@ -48,6 +48,7 @@ class Link:
     alias: str = ""
     peer: int = 0
     master: int = 0
+    namespace: int | None = None
 
 
 @contextmanager
@@ -91,6 +92,7 @@ def read(message: Any) -> Link:
         message.get_attr("IFLA_IFALIAS") or "",
         message.get_attr("IFLA_LINK") or 0,
         message.get_attr("IFLA_MASTER") or 0,
+        message.get_attr("IFLA_LINK_NETNSID"),
     )
 
 
@@ -98,6 +100,18 @@ def links(ipr: IPRoute) -> dict[str, Link]:
     """Every interface of the namespace by its name."""
     found = (read(message) for message in ipr.get_links())
     return {link.name: link for link in found}
+
+
+def at(ipr: IPRoute, index: int) -> Link | None:
+    """The interface with this ifindex, or None."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        return read(ipr.get_links(index)[0])
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+        return None
 
 
 def find(ipr: IPRoute, name: str) -> Link | None:
@@ -118,7 +132,8 @@ def remove(ipr: IPRoute, index: int) -> None:
 
 
 def remove_all(ipr: IPRoute, indexes: Sequence[int]) -> None:
-    """Delete interfaces, in about the time that one takes: the kernel waits once for all who may be using them."""
+    """Delete interfaces, in about the time that one takes: the kernel waits once for all who may be using them. And
+    those that somebody who was killed had begun to make or to delete."""
     from pyroute2.netlink.exceptions import NetlinkError
 
     for index in indexes:
@@ -151,26 +166,28 @@ def make_veth(
         far["address"] = mac
     fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        ipr.link("add", ifname=name, kind="veth", mtu=mtu, peer={**far, "net_ns_fd": fd})
+        # The kernel takes no alias here: whose it is is not known to others before the next but one step.
+        ipr.link("add", ifname=name, kind="veth", mtu=mtu, group=LEAVING, peer={**far, "net_ns_fd": fd})
     finally:
         os.close(fd)
     link = find(ipr, name)
     assert link is not None, "the kernel has just made it"
     set_address_generation(ipr, link.index, NO_ADDRESS)
-    if alias:
-        ipr.link("set", index=link.index, ifalias=alias)
-    return link
+    ipr.link("set", index=link.index, ifalias=alias, group=0)
+    return replace(link, alias=alias)
 
 
 def make_tap(ipr: IPRoute, name: str, *, mtu: int, alias: str) -> Link:
     """A tap device, down, that stays when nobody has it open, and never gets an address by itself."""
     with Path("/dev/net/tun").open("r+b", buffering=0) as tun:
         fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
-        fcntl.ioctl(tun, TUNSETPERSIST, 1)
-    link = find(ipr, name)
-    assert link is not None, "the kernel has just made it"
-    set_address_generation(ipr, link.index, NO_ADDRESS)
-    ipr.link("set", index=link.index, ifalias=alias, mtu=mtu)
+        link = find(ipr, name)
+        assert link is not None, "the kernel has just made it"
+        set_address_generation(ipr, link.index, NO_ADDRESS)
+        ipr.link("set", index=link.index, ifalias=alias, mtu=mtu)
+        fcntl.ioctl(
+            tun, TUNSETPERSIST, 1
+        )  # last: until then it goes with this process, and leaves none that is nobody's
     return replace(link, alias=alias, mtu=mtu)
 
 
@@ -232,16 +249,22 @@ def with_address(ipr: IPRoute, address: Address) -> int | None:
     return None
 
 
-def set_addresses(ipr: IPRoute, index: int, wanted: Sequence[Interface]) -> bool:
-    """Give an interface exactly these addresses. True when that was a change."""
+def set_addresses(ipr: IPRoute, index: int, wanted: Sequence[Interface], exactly: bool = True) -> bool:
+    """Give an interface these addresses, and `exactly` these. True when that was a change."""
     have = addresses(ipr, index)
-    for gone in have - set(wanted):
+    left = have - set(wanted) if exactly else set()
+    for gone in left:
         ipr.addr("del", index=index, address=str(gone.ip), prefixlen=gone.network.prefixlen)
-    for new in wanted:
-        if new not in have:
-            flags = {"IFA_FLAGS": IFA_F_NODAD} if new.version == 6 else {}
-            ipr.addr("add", index=index, address=str(new.ip), prefixlen=new.network.prefixlen, **flags)
-    return have != set(wanted)
+    missing = [new for new in wanted if new not in have]
+    for new in missing:
+        add_address(ipr, index, new)
+    return bool(left or missing)
+
+
+def add_address(ipr: IPRoute, index: int, new: Interface) -> None:
+    """Give an interface an address, which it has at once."""
+    flags = {"IFA_FLAGS": IFA_F_NODAD} if new.version == 6 else {}
+    ipr.addr("add", index=index, address=str(new.ip), prefixlen=new.network.prefixlen, **flags)
 
 
 Gateways = Mapping[Prefix, Address | None]
@@ -313,14 +336,17 @@ def sysctls_of_nics(names: Collection[str], version: int) -> dict[str, int]:
     return found
 
 
-def set_sysctls(values: Mapping[str, int | str]) -> None:
-    """Write sysctls of the calling thread's namespace: {'net/ipv6/conf/eth0/accept_ra': 0}.
+def set_sysctls(values: Mapping[str, int | str]) -> bool:
+    """Write sysctls of the calling thread's namespace: {'net/ipv6/conf/eth0/accept_ra': 0}. True if any was otherwise.
 
     Keys that this kernel does not have (no IPv6) are passed over."""
+    changed = False
     for key, value in values.items():
         file = Path("/proc/sys") / key
         try:
             if file.read_text().strip() != str(value):
                 file.write_text(str(value))
+                changed = True
         except FileNotFoundError:
             continue
+    return changed

@@ -133,6 +133,34 @@ def confirm(ipr: IPRoute, hops: Iterable[Hop]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Seat:
+    """Where this machine's own address is: on which interface, with which length."""
+
+    index: int
+    name: str
+    interface: links.Interface
+
+    def put_back(self, ipr: IPRoute, address: Address) -> bool:
+        """Somebody took the address off: put it where it was. False if it should be another, or the interface is gone,
+        for then whoever makes a new one says what it has."""
+        link = links.at(ipr, self.index)
+        if link is None or (link.name, self.interface.ip) != (self.name, address):
+            return False
+        links.add_address(ipr, self.index, self.interface)
+        return True
+
+
+def seat(ipr: IPRoute, address: Address) -> Seat | None:
+    """Where this address is, or None."""
+    index = links.with_address(ipr, address)
+    link = links.at(ipr, index) if index is not None else None
+    if link is None:
+        return None
+    found = next((each for each in links.addresses(ipr, link.index) if each.ip == address), None)
+    return Seat(link.index, link.name, found) if found is not None else None
+
+
+@dataclass(frozen=True, slots=True)
 class Nics:
     """The interfaces to the underlay that are there, by name. `missing` says what is not as it should be."""
 
@@ -253,10 +281,10 @@ class Watch:
         os.close(self._end)
 
     def _listen(self) -> None:
-        while True:
-            ready, _, _ = select.select([self._socket.fileno(), self._end], [], [])
-            if self._end in ready:
-                return
+        poll = select.poll()
+        for descriptor in (self._socket.fileno(), self._end):
+            poll.register(descriptor, select.POLLIN)
+        while all(descriptor != self._end for descriptor, _ in poll.poll()):
             try:
                 data = self._socket.recv(1 << 16)
                 ours = any(self.interest.in_message(kind, body) for kind, body in _messages(data))

@@ -38,6 +38,7 @@ from nestnet.model.exposition import CONTENT_TYPE, text
 from nestnet.model.manifest import Manifest, parse, read_address
 from nestnet.model.problems import join, moved
 from nestnet.model.values import Attach
+from nestnet.store.database import explained
 from nestnet.store.once import Asked
 from nestnet.store.read import IN_NETWORK
 from nestnet.store.scope import EVERYTHING, Scope
@@ -259,10 +260,10 @@ def _verbs(store: Store) -> APIRouter:
         return await run_in_threadpool(store.join, *spec, asked=how)
 
     @routes.put("/machines/{reference}/status", status_code=204, tags=["machines"])
-    def report(reference: str, said: shapes.Report) -> None:
-        """What an agent says of its machine."""
+    def report(reference: str, said: shapes.Report, how: Annotated[Asked, Depends(keyed)]) -> None:
+        """What an agent says of its machine. Events are written once for a key; all else may be said any often."""
         events = [(event.kind, event.text) for event in said.events]
-        store.report(reference, said.revision, said.problems, said.ports, events)
+        store.report(reference, said.revision, said.problems, said.ports, events, how)
 
     @routes.get("/status", response_model=shapes.Status, tags=["machines"])
     def status(request: Request) -> dict[str, Any]:
@@ -399,8 +400,7 @@ def _operating(store: Store) -> APIRouter:
         file = folder / "store.backup"
 
         def remove() -> None:
-            file.unlink(missing_ok=True)
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)  # A copy that failed has a journal, too.
 
         try:
             store.backup(file)
@@ -417,7 +417,7 @@ def _operating(store: Store) -> APIRouter:
         """Become what a backup is (the body), as a new store: tokens and ETags from before mean nothing any more."""
         with tempfile.TemporaryDirectory(prefix="nestnet-restore-", dir=store.folder) as folder:
             file = FilePath(folder) / "store.db"
-            with file.open("wb") as copy:
+            with explained(), file.open("wb") as copy:
                 async for chunk in request.stream():
                     await run_in_threadpool(copy.write, chunk)
             return {"revision": await run_in_threadpool(store.restore, file, force, Asked(who(request).name))}

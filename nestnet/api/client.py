@@ -34,6 +34,7 @@ import msgspec
 from nestnet.model.errors import (
     Ambiguous,
     Conflict,
+    DiskFull,
     Exhausted,
     Forbidden,
     Invalid,
@@ -337,15 +338,18 @@ class Client:
         problems: Sequence[str] = (),
         ports: Mapping[str, Any] | None = None,
         events: Sequence[tuple[str, str]] = (),
+        *,
+        key: str | None = None,
     ) -> None:
         """An agent tells that its machine has realised a revision. `ports`, by row id, replaces what it said of
-        them before; None leaves that. `events` are (kind, text): repaired, drops or started."""
+        them before; None leaves that. `events` are (kind, text): repaired, drops or started; told again with their
+        `key`, they are written once."""
         body: dict[str, Any] = {"revision": revision, "problems": list(problems)}
         if ports is not None:
             body["ports"] = dict(ports)
         if events:
             body["events"] = [{"kind": kind, "text": text} for kind, text in events]
-        self._ask("PUT", _member("machine", machine) + "/status", json=body)
+        self._change("PUT", _member("machine", machine) + "/status", key, None, json=body)
 
     def feed(self, machine: str, since: str | None = None, boot: str = "") -> Iterator[dict[str, Any]]:
         """The lines of a machine's feed as they come, without end: batches (with `rows`) and heartbeats. `boot` tells
@@ -486,6 +490,8 @@ def _error(response: httpx2.Response) -> NestnetError:
             error = Unreachable(detail)
         case 504:
             error = NotRealised(detail)
+        case 507:
+            error = DiskFull(detail)
         case _:
             error = NestnetError(detail, code)
     error.message = detail

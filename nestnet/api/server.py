@@ -13,6 +13,7 @@ import fcntl
 import grp
 import logging
 import os
+import select
 import signal
 import socket
 import ssl
@@ -24,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -34,6 +36,7 @@ from nestnet.api.authority import LIFE, Authority, make_authority
 from nestnet.model.errors import Conflict, Invalid, Problem
 from nestnet.store.store import Store
 
+LINE = 2000  # Characters of one entry of the log: so much is taken at once, or not at all (PIPE_BUF).
 GRACE = 5  # Seconds that requests get to finish after SIGTERM.
 GONE = 20  # Seconds after which a peer that acknowledges nothing is gone.
 
@@ -67,7 +70,6 @@ def serve(
         store = Store(db)
         try:
             authority = Authority(*store.authority(make_authority), life)
-            tls = Certified(authority, names)
             app = create_app(store, authority)
             config = uvicorn.Config(
                 app,
@@ -83,6 +85,7 @@ def serve(
             log.info("listening on=%s db=%s revision=%d", ",".join(wanted), db, store.revision)
             plain = [listener for url, listener in listeners if not url.startswith("https:")]
             secure = [listener for url, listener in listeners if url.startswith("https:")]
+            tls = Certified(authority, names) if secure else None
             _Server(config, secure, tls, ready).run(sockets=plain)
         finally:
             store.close()
@@ -93,7 +96,7 @@ class _Server(uvicorn.Server):
     """Serves over TLS too, and ends the feeds, which would never end by themselves, when it is told to stop."""
 
     def __init__(
-        self, config: uvicorn.Config, secure: Sequence[socket.socket], tls: Certified, ready: Callable[[], None]
+        self, config: uvicorn.Config, secure: Sequence[socket.socket], tls: Certified | None, ready: Callable[[], None]
     ) -> None:
         super().__init__(config)
         self._secure, self._tls, self._ready = secure, tls, ready
@@ -105,10 +108,11 @@ class _Server(uvicorn.Server):
         def protocol() -> asyncio.Protocol:
             return Peered(self.config, self.server_state, self.lifespan.state)
 
-        for listener in self._secure:
-            context = self._tls.context
-            self.servers.append(await loop.create_server(protocol, sock=listener, ssl=context, backlog=2048))
-        self._renewing = asyncio.create_task(self._tls.stay_certified())
+        if self._tls is not None:
+            for listener in self._secure:
+                made = await loop.create_server(protocol, sock=listener, ssl=self._tls.context, backlog=2048)
+                self.servers.append(made)
+            self._renewing = asyncio.create_task(self._tls.stay_certified())
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -241,9 +245,27 @@ def _tcp(listen: str) -> socket.socket:
     return listener
 
 
+class _Lossy(logging.StreamHandler[TextIO]):
+    """Leaves out what nobody takes, and counts it: who asks must not wait for whoever reads the log."""
+
+    lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not select.select([], [self.stream], [], 0)[1]:
+            self.lost += 1
+            return
+        if self.lost:
+            lost, self.lost = self.lost, 0
+            self.stream.write(f"{lost} lines are missing here: nobody took them\n")
+        super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record)[:LINE]
+
+
 def _log_plainly() -> None:
     """One line an event on stderr: time, level, what, key=value."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lossy(sys.stderr)
     formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)

@@ -34,7 +34,7 @@ importing = typer.Typer(
 )
 
 tokens = typer.Typer(
-    help="Make tokens; `get tokens` lists and `delete token` revokes them.",
+    help="Make tokens, for people and machines.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -335,16 +335,20 @@ def trace(
         int | None, typer.Option("--udp", metavar="PORT", min=1, max=65535, help="UDP to this port.")
     ] = None,
     icmp: Annotated[bool, typer.Option("--icmp", help="An echo request; so it is when nothing is said.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Send one now, too, and show where it went.")] = False,
     lab: Lab = None,
     output: Output = Format.table,
 ) -> None:
-    """Tell what happens to a packet, layer by layer."""
+    """Tell what happens to a packet, layer by layer.
+
+    From the rules that machines run: each level's decision, and the bytes on the wire.
+    """
     from nestnet.cli import views
 
     if (tcp is not None) + (udp is not None) + icmp > 1:
         raise typer.BadParameter("choose one of --tcp, --udp and --icmp")
     protocol = "tcp" if tcp is not None else "udp" if udp is not None else "icmp"
-    views.trace(port, to, protocol, tcp or udp, lab, output)
+    views.trace(port, to, protocol, tcp or udp, live, lab, output)
 
 
 @app.command()

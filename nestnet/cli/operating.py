@@ -46,7 +46,9 @@ def _told(event: Mapping[str, Any], wide: bool) -> str:
     """12:30:01 changed   uid:0  apply: 1 made: port acme/web9"""
     when = time.strftime("%Y-%m-%d %H:%M:%S" if wide else "%H:%M:%S", time.localtime(event["at"]))
     who = f"{event['who']}  " if event["who"] else ""
-    lines = [f"{when}  {event['kind']:<9} {who}{event['text']}"]
+    machine = f"{event['machine']}: " if event["machine"] else ""
+    where = "" if event["text"].startswith(machine) else machine  # the controller says of which machine it speaks
+    lines = [f"{when}  {event['kind']:<9} {who}{where}{event['text']}"]
     if wide:
         lines += [f"  {change['op']} {change['kind']} {change['path']}" for change in event["changes"]]
     return "\n".join(lines)

@@ -41,6 +41,7 @@ def text(trace: Mapping[str, Any], places: Places | None = None) -> str:
             lines.append(layer)
         place = (places or {}).get((step.get("network", ""), _key(step.get("policy", ""))))
         lines.append(f"  {step['step']:<{WIDTH}} {step['text']}{f' ({place})' if place else ''}")
+        lines += [f"  {'':<{WIDTH}} {part['header']:<9} {part['bytes']}" for part in step.get("headers", ())]
     return "\n".join([*lines, verdict(trace)])
 
 

@@ -44,8 +44,9 @@ def describe(kind: str, path: str, lab: str | None) -> None:
         out.described(client.get(kind, path))
 
 
-def trace(port: str, to: str, protocol: str, number: int | None, lab: str | None, output: Format) -> None:
-    """Tell what happens to a packet. `to` is an address, or the path of a port whose address is meant."""
+def trace(port: str, to: str, protocol: str, number: int | None, live: bool, lab: str | None, output: Format) -> None:
+    """Tell what happens to a packet. `to` is an address, or the path of a port whose address is meant. `live`: send
+    one, too, and tell where it went."""
     from ipaddress import ip_address, ip_interface
 
     from nestnet.cli import traces
@@ -57,10 +58,18 @@ def trace(port: str, to: str, protocol: str, number: int | None, lab: str | None
         except ValueError:
             address = str(ip_interface(client.get("port", to)["addresses"][0]).ip)
         told = client.trace(port, address, protocol, number or 0)
+    if live:
+        from nestnet.cli.live import follow
+
+        told["live"] = follow(found, port, address, protocol, number or 0)
     if output in (Format.json, Format.yaml):
         out.data(out.versioned("Trace", told), output)
     else:
         print(traces.text(told, _places(found)))
+        if live:
+            from nestnet.cli.live import text
+
+            print(text(told["live"]))
 
 
 def _places(found: Target) -> Places:

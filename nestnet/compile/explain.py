@@ -9,16 +9,18 @@ have the same cost, the way told is that of a flow from source port 49152, or of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
 
+from nestnet.compile.opener import Header, opener, outer
 from nestnet.compile.routes import neighbours, routes_to
 from nestnet.compile.rules import RuleSet, rules_of
 from nestnet.compile.tables import CIDR, CLASS, DENY, IDENTITY, PROTOCOL
 from nestnet.model import rates
 from nestnet.model.hash import flow_hash, outer_source_port
+from nestnet.model.packet import encapsulate
 from nestnet.model.values import (
     CARRIAGE_PORT,
     FABRIC,
@@ -174,10 +176,15 @@ def _deliver(
     assert at is not None
     _tell_rates(trace, sender, way.links if way is not None else (), target, 0)
     entropy = outer_source_port(_hash(source, destination, protocol, SOURCE_PORT, number))
-    return _carry(trace, world, network, sender, target, at, entropy)
+    ttl, mac = (TTL - len(way.routers), way.routers[-1].mac) if way is not None else (TTL, sender.mac)
+    frame = opener(mac, target.mac, source, destination, ttl, protocol, SOURCE_PORT, number)
+    return _carry(trace, world, network, sender, target, at, entropy, frame)
 
 
-def _carry(trace: _Trace, world: World, network: Network, sender: Port, target: Port, at: Segment, entropy: int) -> str:
+def _carry(
+    trace: _Trace, world: World, network: Network, sender: Port, target: Port, at: Segment, entropy: int,
+    frame: Sequence[Header],
+) -> str:  # fmt: skip
     """Down the carriers, as the datapath walks them: one decision a level, one encapsulation in the end."""
     reached = trace.name("port", target.id)
     a, b, above = sender.host, target.host, 0
@@ -201,6 +208,10 @@ def _carry(trace: _Trace, world: World, network: Network, sender: Port, target: 
                 "encapsulate",
                 f"VXLAN, VNI {at.vni}, UDP {entropy} to {CARRIAGE_PORT}, TTL 64: {before} bytes before the frame",
             )
+            datagram = encapsulate(b"".join(part for _, part in frame), at.vni, here.address, there.address, entropy)
+            headers = [*outer(datagram, here.address.version), *frame]
+            told = [{"header": name, "bytes": part.hex(" ")} for name, part in headers]
+            trace.say("wire", f"{len(datagram) - 14} bytes after the Ethernet header to the next hop", headers=told)
             trace.say("deliver", f"{names[1]} finds the sender at {names[0]}, judges again, and delivers to {reached}")
             return f"to {reached}"
         pa, pb = world.ports[a], world.ports[b]

@@ -12,7 +12,10 @@
 
 Nothing here ends with the process: traffic flows on, and the next agent opens the same maps. When the object has
 changed meanwhile but not its layout, `Kernel.open` loads the new programs onto the pinned maps and swaps them in place,
-so no packet meets an empty hook and no connection is forgotten.
+so no packet meets an empty hook and no connection is forgotten. Another layout has a folder of its own: its tables are
+filled first, then `attach` takes over each hook, link and all, and `forget_others` frees what is left of the old.
+
+Others have root, too. `attach`, `pinned_again` and `drifted` find what they took away or wrote over, and put it back.
 
 Look from a shell: `bpftool map dump pinned /sys/fs/bpf/nestnet/LAB/MACHINE/v1/port`, `bpftool net`.
 """
@@ -25,6 +28,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import resource
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -36,11 +40,23 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from nestnet.compile.diff import Action, Bump, Delete, Epoch, Put
+from nestnet.compile.diff import Action, Bump, Delete, Epoch, Put, diff
 from nestnet.compile.tables import GENERATIONS, LAYOUT, TABLES, Rows, Tables, ordered
 from nestnet.datapath import build
 from nestnet.datapath.btf import Dtype, differences
-from nestnet.datapath.libbpf import ARRAY, Context, Link, LoadError, Map, Object, Program, Ring, get, pin
+from nestnet.datapath.libbpf import (
+    ARRAY,
+    Context,
+    Link,
+    LoadError,
+    Map,
+    Object,
+    Program,
+    Ring,
+    get,
+    on_hook_numbers,
+    pin,
+)
 from nestnet.model.clock import SECOND
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
 from nestnet.model.errors import Conflict, Exhausted, NestnetError
@@ -76,12 +92,13 @@ class Capacity:
 
     networks: int = 4096
     segments: int = 8192
-    routers: int = 4096
+    routers: int = 16384
     ports: int = 16384
     hosts: int = 16384
     machines: int = 4096
     addresses: int = 65536  # MACs, and addresses and prefixes that have an owner
-    routes: int = 65536
+    routes: int = 262144
+    hops: int = 524288  # links that begin the ways of routes: the 65536 routes of one network may have 300,000
     members: int = 131072  # of lists: hosts of segments, ports of segments, classes of ports
     prefixes: int = 65536  # CIDRs and services in policies
     rules: int = 262144
@@ -107,8 +124,8 @@ class Capacity:
             "mac": self.addresses,
             "owner": self.addresses,
             "route": self.routes,
-            "hop": self.routes,
-            "face": self.routes,
+            "hop": self.hops,
+            "face": self.addresses,
             "flood": self.members,
             "local": self.members,
             "peer": self.members,
@@ -173,6 +190,9 @@ class Kernel:
     def __init__(self, folder: Path, lock: int | None) -> None:
         self.folder = folder
         self._lock = lock
+        self._held: dict[int, Link] = {}  # by ifindex: open, so that who unlinks a pin empties no hook
+        self._raised: dict[str, npt.NDArray[np.uint64]] = {}  # the counters that only we write, as they were written
+        self._said: dict[str, str] = {}  # symbolic links in the folder
         self._maps: dict[str, Map] = {}
         self._programs: dict[str, Program] = {}
         self._ring: Ring | None = None
@@ -237,6 +257,9 @@ class Kernel:
             table.close()
         for program in self._programs.values():
             program.close()
+        for link in self._held.values():
+            link.close()
+        self._held.clear()
         self._maps.clear()
         self._programs.clear()
         if self._lock is not None:
@@ -253,7 +276,9 @@ class Kernel:
 
     def _make(self, opened: Object, capacity: Capacity, recording: bool, driven: bool) -> None:
         identity = _identity(opened.path, recording, driven)
-        if _link_target(self.folder / "object") == identity:
+        self._forget_torn(opened, identity)
+        complete = all(_is_pinned(self.folder / name) for name in (*PINNED, *PROGRAMS))
+        if complete and _link_target(self.folder / "object") == identity:
             self._get(opened, PINNED)
             for name in PROGRAMS:
                 self._programs[name] = Program(get(self.folder / name))
@@ -262,12 +287,28 @@ class Kernel:
             self._swap()
             # Last, so that whoever is killed before this is finished by the next one.
             _link(self.folder / "object", identity)
+        said = {name: _link_target(self.folder / name) for name in ("object", "store")}
+        self._said = {name: target for name, target in said.items() if target is not None}
+        self._raised = {name: self._maps[name].items()[1].astype(COUNTER) for name in (*COUNTERS, "epoch")}
         if (self.folder / "unfinished").is_symlink():
             self._raise_all()
         self._driven = driven
         if recording:
             self._ring = Ring(self._maps["emitted"])
             self._ring.take()
+
+    def _forget_torn(self, opened: Object, identity: str) -> None:
+        """Somebody unpinned some maps while no agent ran. Rows of one table without those of another could open what a
+        policy closes, so all tables are made anew, and nothing passes before they are filled. What only a newer object
+        has is not missing, and neither is what a first start had not come to when it was killed: it has no rows yet."""
+        missing = {name for name in PINNED if name in opened.shapes and not _is_pinned(self.folder / name)}
+        if _link_target(self.folder / "object") != identity:
+            missing -= set(STATE)
+        if missing and len(missing) < len(PINNED):
+            for name in PINNED:
+                (self.folder / name).unlink(missing_ok=True)
+            for name in ("object", "store"):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _get(self, opened: Object, names: Sequence[str]) -> None:
         for name in names:
@@ -296,10 +337,10 @@ class Kernel:
         """Put our programs where others of the same name are: on the hooks first, then in the pins."""
         for ifindex, link in self._links():
             with contextlib.closing(link):
-                name = self._attached(link)
                 try:
-                    if name is not None:
-                        link.update(self._programs[name])
+                    if link.ifindex:
+                        if (name := self._attached(link)) is not None:  # else `attach` replaces what somebody put there
+                            link.update(self._programs[name])
                         continue
                 except OSError as error:
                     if error.errno != errno.ENOLINK:  # the interface went just now
@@ -367,15 +408,24 @@ class Kernel:
                 else:
                     table.delete(keys)
             case Bump(counter, slots):
-                self._add(self._maps[f"generation_{counter}"], np.unique(slots))
+                self._raise(f"generation_{counter}", np.unique(slots))
             case Epoch():
-                self._add(self._maps["epoch"], np.zeros(1, SLOT))
+                self._raise("epoch", np.zeros(1, SLOT))
 
     def _raise_all(self) -> None:
         """Every flow looks at everything again before its next packet."""
         for name in (*COUNTERS, "epoch"):  # the epoch last: a flow that sees it sees the counters
-            self._add(self._maps[name], np.arange(self._maps[name].max_entries, dtype=SLOT))
+            self._raise(name, np.arange(self._maps[name].max_entries, dtype=SLOT))
         (self.folder / "unfinished").unlink(missing_ok=True)
+
+    def _raise(self, name: str, slots: npt.NDArray[np.uint32]) -> None:
+        """Add one to these slots of a counter, which nobody else writes; a program reads each as one word."""
+        counter, raised = self._maps[name], self._raised[name]
+        if len(slots) and int(slots.max()) >= len(raised):
+            limit = counter.max_entries
+            raise Exhausted(f"counter {counter.name} has {limit} slots on this machine", "table_full", limit)
+        raised[slots] += COUNTER.type(1)
+        self._put(counter, slots, raised[slots])
 
     def _put(self, table: Map, keys: npt.NDArray[np.generic], values: npt.NDArray[np.generic]) -> None:
         try:
@@ -388,20 +438,6 @@ class Kernel:
                 f"table {table.name} has room for {limit} rows on this machine", "table_full", limit
             ) from error
 
-    def _add(self, counter: Map, slots: npt.NDArray[np.uint32], amounts: npt.NDArray[np.uint64] | int = 1) -> None:
-        """Read, add, write: nobody else writes these, and a program reads each as one word."""
-        if not len(slots):
-            return
-        if len(slots) <= 64:
-            found = [counter.lookup(slots[at : at + 1]) for at in range(len(slots))]
-            if any(value is None for value in found):
-                limit = counter.max_entries
-                raise Exhausted(f"counter {counter.name} has {limit} slots on this machine", "table_full", limit)
-            now = np.concatenate([value for value in found if value is not None])
-        else:
-            now = counter.items()[1][slots]
-        self._put(counter, slots, now.astype(COUNTER) + np.asarray(amounts, COUNTER))
-
     @property
     def store(self) -> str | None:
         """Which store the tables are from; None when nobody has said."""
@@ -410,44 +446,77 @@ class Kernel:
     @store.setter
     def store(self, name: str) -> None:
         if self.store != name:
+            self._said["store"] = name
             _link(self.folder / "store", name)
 
     # ---- where programs are
 
-    def attach(self, ifindex: int, program: ProgramName) -> None:
-        """Put a program on the ingress hook of an interface of the calling thread's network namespace.
+    def attach(self, ifindex: int, program: ProgramName) -> bool:
+        """See to it that a program is on the ingress hook of an interface of the calling thread's network namespace,
+        once. True if it was not; cheap if it was. Programs of others stay where they are.
 
-        If one of ours is there already it is replaced in place. OSError ENODEV if there is no such interface.
+        One of ours that is there already, of whatever version or layout, is replaced in place. OSError ENODEV if there
+        is no such interface.
         """
+        number = self._programs[program].id
+        link = self._held.get(ifindex)
+        if link is not None and number in on_hook_numbers(ifindex):
+            return False
         path = _link_path(self.folder, ifindex)
-        if not _is_pinned(path):
+        if link is None:
             self._adopt(path)
-        if _is_pinned(path):
-            with contextlib.closing(Link(get(path))) as link:
-                if link.ifindex == ifindex:
-                    link.update(self._programs[program])
-                    return
-            path.unlink()  # of an interface that is gone, whose number has come up again
-        with contextlib.closing(Link.create(self._programs[program], ifindex)) as link:
-            pin(link.fd, path)
+            link = Link(get(path)) if _is_pinned(path) else None
+        if link is not None:
+            if link.ifindex == ifindex:
+                was = link.program
+                link.update(self._programs[program])
+                if number in on_hook_numbers(ifindex):
+                    self._hold(ifindex, link)
+                    return was != number
+            # Somebody took it off, or its interface is gone, or elsewhere, and the number has come up again.
+            self._held.pop(ifindex, None)
+            link.close()
+            path.unlink(missing_ok=True)
+        made = Link.create(self._programs[program], ifindex)
+        pin(made.fd, path)
+        self._hold(ifindex, made)
+        return True
+
+    def _hold(self, ifindex: int, link: Link) -> None:
+        """Keep it open, if there is room: a process may have so many files, and others are needed, too."""
+        if ifindex in self._held:
+            return
+        if len(self._held) < _may_open() // 2:
+            self._held[ifindex] = link
+        else:
+            link.close()
 
     def _adopt(self, path: Path) -> None:
         """Take over the link that an older or newer layout has on the same interface: two would both see each frame."""
         for other in path.parent.parent.glob(f"v*/{path.name}"):
-            other.rename(path)
+            if other == path:
+                continue
+            if _is_pinned(path):
+                _detach(other)
+            else:
+                other.rename(path)
 
     def detach(self, ifindex: int) -> None:
         """Take our program off an interface, which may be gone. No error if there is none."""
-        _detach(_link_path(self.folder, ifindex))
+        if (held := self._held.pop(ifindex, None)) is not None:
+            with contextlib.closing(held):
+                _take_off(held)
+        for path in self.folder.parent.glob(f"v*/link_{ifindex}"):
+            _detach(path)
 
     def attached(self) -> dict[int, ProgramName]:
-        """The interfaces that are there and have one of our programs, and which."""
+        """The interfaces that are there and have one of our programs, of any layout, and which."""
         found: dict[int, ProgramName] = {}
-        for ifindex, link in self._links():
-            with contextlib.closing(link):
+        for path in sorted(self.folder.parent.glob("v*/link_*")):
+            with contextlib.closing(Link(get(path))) as link:
                 name = self._attached(link)
                 if name is not None:
-                    found[ifindex] = name
+                    found[int(path.name.removeprefix("link_"))] = name
         return found
 
     def _links(self) -> Iterator[tuple[int, Link]]:
@@ -459,7 +528,66 @@ class Kernel:
         if not link.ifindex:
             return None
         with contextlib.closing(Program.of_id(link.program)) as running:
-            return next(name for name in PROGRAMS if name == running.name)
+            return next((name for name in PROGRAMS if name == running.name), None)
+
+    # ---- what others did
+
+    def pinned_again(self) -> int:
+        """Pin what somebody unpinned, also where the whole folder has gone: how many pins that were. An agent that came
+        later would find no hook, no table and no connection without them."""
+        mine = {f"link_{index}": link.fd for index, link in self._held.items()}
+        mine |= {name: table.fd for name, table in self._maps.items()}
+        mine |= {name: program.fd for name, program in self._programs.items()}
+        try:
+            there = set(os.listdir(self.folder))  # noqa: PTH208 - of ten thousand
+        except FileNotFoundError:
+            there = set()
+            mount(self.folder.parent)
+            lock = _locked(self.folder)
+            if self._lock is not None:
+                os.close(self._lock)
+            self._lock = lock
+        missing = [name for name in mine if name not in there]
+        for name in missing:
+            pin(mine[name], self.folder / name)
+        for name, target in self._said.items():
+            if name not in there:
+                _link(self.folder / name, target)
+        return len(missing)
+
+    def drifted(self, want: Tables) -> list[str]:
+        """The tables whose rows are not these, and counters that are not as they were raised: somebody wrote them."""
+        found = [name for name in TABLES if self._table(name).tobytes() != want[name].tobytes()]
+        return found + [
+            name for name, raised in self._raised.items() if not np.array_equal(self._maps[name].items()[1], raised)
+        ]
+
+    def restore(self, want: Tables) -> None:
+        """Make the tables these rows, whatever they are, and have every flow look at everything again: some may have
+        been composed of what should not have been there."""
+        if self._lock is None:
+            raise NestnetError("opened for looking only", "read_only")
+        _link(self.folder / "unfinished", "restore")
+        try:
+            for action in diff(self.read(), want):
+                if isinstance(action, Put | Delete):
+                    self._do(action)
+        finally:
+            self._raise_all()
+
+    def forget_others(self) -> None:
+        """Free the maps of layouts that no hook uses any more, if nobody writes them."""
+        for folder in self.folder.parent.glob("v*"):
+            if folder != self.folder and not any(folder.glob("link_*")):
+                with contextlib.suppress(Conflict):
+                    lock = _locked(folder)
+                    try:
+                        # In one step, for who goes back to that layout must find all of it or nothing.
+                        folder.rename(folder.with_name(f"left_{folder.name}"))
+                    finally:
+                        os.close(lock)
+        for folder in self.folder.parent.glob("left_v*"):
+            remove(folder)
 
     # ---- what the programs remember and count
 
@@ -522,7 +650,9 @@ class Kernel:
         gone["connection"] = self._maps["connection"].delete(over)
         self.remembered["connection"] = len(rows) - len(over)
         slots, amounts = np.unique(over["source"], return_counts=True)
-        self._add(self._maps["closed"], slots.astype(SLOT), amounts.astype(COUNTER))
+        if len(slots):  # nobody else writes these
+            closed = self._maps["closed"].items()[1].astype(COUNTER)[slots]
+            self._put(self._maps["closed"], slots.astype(SLOT), closed + amounts.astype(COUNTER))
 
         rows = self.rows("fragment")
         gone["fragment"] = self._maps["fragment"].delete(rows["key"][_idle(rows, clock) >= FRAGMENT_SECONDS])
@@ -659,12 +789,23 @@ def _detach(path: Path) -> None:
     """Take a pinned link off its hook and forget it, whether it or its interface is there or not."""
     if _is_pinned(path):
         with contextlib.closing(Link(get(path))) as link:
-            try:
-                link.detach()
-            except OSError as error:
-                if error.errno != errno.ENOLINK:  # the interface is gone, and took the link off its hook
-                    raise
+            _take_off(link)
         path.unlink()
+
+
+def _take_off(link: Link) -> None:
+    try:
+        link.detach()
+    except OSError as error:
+        if error.errno != errno.ENOLINK:  # the interface is gone, and took the link off its hook
+            raise
+
+
+def _may_open() -> int:
+    """How many files this process may have open, which is as many as root may let it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def _locked(folder: Path) -> int:

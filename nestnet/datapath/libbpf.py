@@ -629,13 +629,19 @@ class Ring:
             self._ring = None
 
 
-def on_hook(ifindex: int) -> list[str]:
-    """Names of the programs on the tcx ingress hook of an interface, ours and others', in the order they run."""
+def on_hook_numbers(ifindex: int) -> list[int]:
+    """Numbers of the programs on the tcx ingress hook of an interface, ours and others', in the order they run."""
     count, flags, numbers = c_uint32(64), c_uint32(), (c_uint32 * 64)()
     result = _lib().bpf_prog_query(ifindex, TCX_INGRESS, 0, byref(flags), numbers, byref(count))
-    _check(result, f"look at the hook of interface {ifindex}")
+    if result < 0:
+        _check(result, f"look at the hook of interface {ifindex}")
+    return numbers[: count.value]
+
+
+def on_hook(ifindex: int) -> list[str]:
+    """The names of the same."""
     names = []
-    for number in numbers[: count.value]:
+    for number in on_hook_numbers(ifindex):
         with contextlib.closing(Program.of_id(number)) as program:
             names.append(program.name)
     return names

@@ -464,7 +464,7 @@ class Reference:
             raise Drop("hairpin")
         q, way = owner.slot, ()
         if owner.kind == OWNER_ROUTER:
-            behind = self.through(owner.slot, p, port, packet, out)
+            behind = self.through(owner.slot, p, port, packet, now, out)
             if behind is None:
                 return
             q, way = behind
@@ -494,7 +494,9 @@ class Reference:
         else:
             self.to_machine(machine, self.segment[to.segment], packet, frame, out)
 
-    def through(self, router: int, p: int, port: Row, packet: Packet, out: Outputs) -> tuple[int, Way] | None:
+    def through(
+        self, router: int, p: int, port: Row, packet: Packet, now: float, out: Outputs
+    ) -> tuple[int, Way] | None:
         """Line 10: the port behind the router, and the way there. None if a router has answered."""
         target = packet.flow.target
         itself = Owner(OWNER_ROUTER, router)
@@ -517,6 +519,7 @@ class Reference:
         self.expire(way[:-1], packet)
         if not packet.is_echo_request:
             raise Drop("router_local", router=way[-1], passed=before)
+        self.remember(p, packet, None, now)
         self.to_workload(p, echo_reply(packet, before), out)
         return None
 

@@ -7,18 +7,20 @@ address?
 An answer would prove nothing: another port may have the same address, or the sender itself. So the only witness is
 a packet socket in the namespace of `to`, on frames that come in. What is sent goes through the sender's own stack
 (routes, ARP, ND): an ICMP echo request, a UDP datagram, or the SYN of a TCP connection, with the nonce as payload.
-All checks run at once, so a hundred take as long as one.
+2,000 checks run at once, so a hundred take as long as one.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import resource
 import select
 import socket
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -30,8 +32,11 @@ from nestnet.model.values import Address
 PATIENCE = 2.0  # seconds until what has not arrived is taken as denied
 SENDING = (0.0, 0.1, 0.3, 0.7, 1.3)  # seconds after the start: the first may wait for ARP or ND, one may be lost
 NONCE = 16  # bytes
+AT_ONCE = 2000  # probes: they are sent in a fraction of PATIENCE, and each has a socket
 
 ETH_P_ALL = 0x0003  # <linux/if_ether.h>
+SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
+ROOM = AT_ONCE * 4096  # bytes of a socket's buffer: all may be for one workload, and are read when all are sent
 PACKET_OUTGOING = 4  # <linux/if_packet.h>
 ECHO = {4: 8, 6: 128}  # RFC 792, RFC 4443
 SYN = 0x02
@@ -126,13 +131,99 @@ def checksum(data: bytes) -> int:
 
 
 def run(probes: Sequence[Probe], patience: float = PATIENCE) -> list[Seen]:
-    """Send all probes at once and wait for them: until each has arrived, at most `patience` seconds."""
-    flights = [_Flight(probe) for probe in probes]
+    """Send the probes, AT_ONCE at a time, and wait for them: until each has arrived, at most `patience` seconds."""
+    targets = {probe.target for probe in probes}
+    _allow(len(targets) + AT_ONCE + 100)
     watchers: dict[int, tuple[socket.socket, Witness]] = {}
     try:
-        for target in {probe.target for probe in probes}:
+        for target in targets:
             watcher = netns.run_in(target.namespace, partial(_watch, target.interface))
             watchers[watcher.fileno()] = (watcher, target)
+        flights = [_Flight(probe) for probe in probes]
+        for first in range(0, len(flights), AT_ONCE):
+            _send(flights[first : first + AT_ONCE], watchers, patience)
+    finally:
+        for watcher, _ in watchers.values():
+            watcher.close()
+    return [
+        Seen(f.seen is not None, round((f.seen - f.first) * 1000, 1) if f.seen is not None else None, f.error)
+        for f in flights
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A frame with the packet in it, seen at a place: `out` if it left there, after so many ms."""
+
+    place: str
+    out: bool
+    ms: float
+    frame: bytes
+
+
+def follow(probe: Probe, places: Mapping[str, Witness], patience: float = PATIENCE) -> tuple[list[Passed], str | None]:
+    """Send one packet, and again until it has arrived at the probe's target, and tell where it was seen: the first time
+    at each place, in each direction. And why it could not be sent, if so."""
+    flight = _Flight(probe)
+    seen: dict[tuple[str, bool], Passed] = {}
+    _allow(len(places) + 100)
+    watchers: dict[int, tuple[socket.socket, str]] = {}
+    poll = select.poll()
+    try:
+        for name, place in places.items():
+            watcher = netns.run_in(place.namespace, partial(_watch, place.interface))
+            watchers[watcher.fileno()] = (watcher, name)
+            poll.register(watcher.fileno(), select.POLLIN)
+        flight.sender = netns.run_in(probe.source, lambda: _sender(flight))
+        start = time.monotonic()
+        turns = [start + after for after in SENDING]
+        while (now := time.monotonic()) < start + patience:
+            if turns and now >= turns[0]:
+                turns.pop(0)
+                flight.send()
+            until = min(turns[0] if turns else start + patience, start + patience)
+            for descriptor, _ in poll.poll(max(until - time.monotonic(), 0) * 1000):
+                watcher, name = watchers[descriptor]
+                for frame, out in _heard(watcher, flight.nonce):
+                    ms = round((time.monotonic() - flight.first) * 1000, 1)
+                    seen.setdefault((name, out), Passed(name, out, ms, frame))
+            if any(_is_target(one, probe, places) for one in seen.values()):
+                break
+    except OSError as error:
+        flight.error = error.strerror or str(error)
+    finally:
+        for watcher, _ in watchers.values():
+            watcher.close()
+        if flight.sender is not None:
+            flight.sender.close()
+    return list(seen.values()), flight.error
+
+
+def _is_target(one: Passed, probe: Probe, places: Mapping[str, Witness]) -> bool:
+    return places[one.place] == probe.target and one.out == probe.target.outside
+
+
+def _heard(watcher: socket.socket, nonce: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The frames at a place with the packet in it, and whether they left there."""
+    while True:
+        try:
+            frame, (_, _, direction, *_) = watcher.recvfrom(65535)
+        except BlockingIOError:
+            return
+        if nonce in frame and not _quoted(frame):
+            yield frame, direction == PACKET_OUTGOING
+
+
+def _allow(files: int) -> None:
+    """So many may be open: a shell's limit is often 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        most = hard if hard == resource.RLIM_INFINITY else max(hard, files)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+
+
+def _send(flights: list[_Flight], watchers: dict[int, tuple[socket.socket, Witness]], patience: float) -> None:
+    try:
         for flight in flights:
             try:
                 flight.sender = netns.run_in(flight.probe.source, lambda f=flight: _sender(f))  # type: ignore[misc]
@@ -140,15 +231,9 @@ def run(probes: Sequence[Probe], patience: float = PATIENCE) -> list[Seen]:
                 flight.error = error.strerror or str(error)  # no route to it
         _fly(flights, watchers, patience)
     finally:
-        for watcher, _ in watchers.values():
-            watcher.close()
         for flight in flights:
             if flight.sender is not None:
                 flight.sender.close()
-    return [
-        Seen(f.seen is not None, round((f.seen - f.first) * 1000, 1) if f.seen is not None else None, f.error)
-        for f in flights
-    ]
 
 
 def _fly(flights: list[_Flight], watchers: dict[int, tuple[socket.socket, Witness]], patience: float) -> None:
@@ -205,6 +290,7 @@ def _quoted(frame: bytes) -> bool:
 def _watch(interface: str) -> socket.socket:
     """Where `to` is: a socket that gets a copy of every frame on its interface."""
     watcher = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    watcher.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
     watcher.bind((interface, ETH_P_ALL))
     watcher.setblocking(False)
     return watcher
@@ -225,9 +311,24 @@ def _sender(flight: _Flight) -> socket.socket:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # nobody reads answers
         sender.setblocking(False)
         if probe.protocol == "udp":
-            sender.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", flight.source_port))
+            _bind(sender, flight)
         sender.connect((str(probe.address), probe.port if probe.protocol == "udp" else 0))
     except OSError:
         sender.close()
         raise
     return sender
+
+
+def _bind(sender: socket.socket, flight: _Flight) -> None:
+    """To its source port, or to another one that nobody in this namespace has."""
+    anywhere = "::" if sender.family == socket.AF_INET6 else "0.0.0.0"
+    low, high = EPHEMERAL
+    first = flight.source_port
+    for flight.source_port in (*range(first, high + 1), *range(low, first)):
+        try:
+            sender.bind((anywhere, flight.source_port))
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, "no source port is free")

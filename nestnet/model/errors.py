@@ -11,8 +11,9 @@
     +- Forbidden            exit 1, HTTP 403   somebody who may not do this
     +- Stale                exit 1, HTTP 412   it has changed since it was looked at, with what changed
     +- TooFast              exit 1, HTTP 429   a tenant asks too often: come back after so many seconds
+    +- DiskFull             exit 1, HTTP 507   the controller's disk has no room: nothing of it is stored
     +- NotRealised          exit 7, HTTP 504   not done by all machines before --timeout
-    +- Unreachable          exit 8, HTTP 503   no controller, or no agent, answers
+    +- Unreachable          exit 8, HTTP 503   no controller, or no agent, answers, or its disk does not
 
 A `Problem` is one broken rule: where (a JSON pointer into the manifest), which (`code`), what to
 do about it (`message`), and what was nearest or what the limit is. Codes are API: they are listed
@@ -134,6 +135,13 @@ class TooFast(NestnetError):
     def __init__(self, message: str, after: float) -> None:
         self.after = after
         super().__init__(message, "too_fast")
+
+
+class DiskFull(NestnetError):
+    status = 507
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "disk_full")
 
 
 class NotRealised(NestnetError):

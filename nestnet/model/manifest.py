@@ -59,6 +59,8 @@ OWNS_PER_PORT = 64  # each is a route on every machine of the network
 ADDRESSES_PER_PORT = 16  # each is a row on every machine of the network
 SEGMENTS_PER_ROUTER = 256
 ROUTERS_PER_SEGMENT = 16
+ROUTERS_PER_NETWORK = 4096
+ROUTES_PER_NETWORK = 65536  # of all its routers together: every machine of the network has them
 LINKS_PER_NETWORK = 4096  # every machine of the network finds its least-cost paths over them
 DNS_PER_SEGMENT = 8  # an answer to DHCP has room for them, and no resolver asks more
 NETNS = 200  # characters in the name of a namespace: the alias of an interface has it
@@ -762,7 +764,7 @@ class NetworkSpec(_Spec):
     given."""
     segments: Maybe[dict[Name, SegmentSpec]] = None
     """Its broadcast domains."""
-    routers: Maybe[dict[Name, RouterSpec]] = None
+    routers: Maybe[Annotated[dict[Name, RouterSpec], _at_most(ROUTERS_PER_NETWORK, "routers")]] = None
     """What joins its segments."""
     links: Maybe[Annotated[dict[Name, LinkSpec], _at_most(LINKS_PER_NETWORK, "links")]] = None
     """What joins its routers."""

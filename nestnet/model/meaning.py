@@ -185,7 +185,8 @@ def deliver(
         answer = complain(world, port, packet, dropped)
         return Outcome(((port.id, answer),), drops, replace(state, told={**state.told, port.id: until}))
     except _Answered as answered:
-        return Outcome(((port.id, answered.frame),), (), state)
+        after = state if packet is None else _remember(state, port, packet, now)
+        return Outcome(((port.id, answered.frame),), (), after)
 
 
 def _expire(routers: Sequence[Router], packet: Packet) -> None:
@@ -412,7 +413,7 @@ def _fragment_key(port: Port, packet: Packet) -> tuple[int, bytes, bytes, int, i
 
 
 def _remember(state: State, port: Port, packet: Packet, now: float) -> State:
-    """The first fragment of a packet, once it passed."""
+    """The first fragment of a packet, once it passed or was answered."""
     if packet.fragment != pk.FIRST:
         return state
     first = FirstFragment(packet.flow, packet.icmp_type, now)

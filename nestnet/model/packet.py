@@ -185,10 +185,9 @@ class Packet:
 
     @property
     def is_echo_request(self) -> bool:
-        """One that a router answers: type 8 or 128, code 0, no fragment."""
+        """One that a router answers, whole or each fragment by itself: type 8 or 128, code 0."""
         return (
-            self.fragment == WHOLE
-            and self.icmp_code == 0
+            (self.icmp_code == 0 or self.fragment == LATER)
             and self.family != 0
             and self.icmp_type == ECHO[self.family][0]
         )
@@ -582,13 +581,15 @@ def neighbour_advertisement(solicitation: Packet, mac: int, is_router: bool) -> 
 
 def echo_reply(request: Packet, passed: int = 0) -> bytes:
     """The answer to an echo request: the same frame with MACs and addresses swapped, TTL 255 less one for each router
-    that it `passed`, and the type of a reply. All else stays as it was, options and padding too."""
+    that it `passed`, and the type of a reply. All else stays as it was, options and padding too. So each fragment of a
+    request becomes one of the answer: the checksum in the first is over all of them, and only the type changes it."""
     frame = bytearray(with_ttl(request, ROUTER_TTL - passed))
     frame[0:12] = frame[6:12] + frame[0:6]
     at, length = (ETHERNET + 12, 4) if request.family == 4 else (ETHERNET + 8, 16)
     frame[at : at + 2 * length] = frame[at + length : at + 2 * length] + frame[at : at + length]
     # A checksum is over 16-bit words from the ICMP header on, and that header is at an even offset.
-    _patch(frame, request.offset, ECHO[request.family][1], request.offset + 2)
+    if request.fragment != LATER:
+        _patch(frame, request.offset, ECHO[request.family][1], request.offset + 2)
     return bytes(frame)
 
 

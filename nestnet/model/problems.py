@@ -75,6 +75,7 @@ CODES: dict[str, str] = {
     "port_range": "a range of TCP or UDP ports is 1 to 65535 and does not run backwards",
     "no_ports": "only tcp and udp have ports",
     "too_many_rules": "the policies of a network become at most 65536 rules",
+    "too_many_routes": "the routers of a network have at most 65536 routes, each one to each prefix that it reaches",
     "cannot_flatten": "the way of a packet has at most 8 rates, those of all carriers below among them",
     "missing_port": "a check names ports by their path, and they exist",
     "bad_check": "a check sends icmp, tcp/PORT or udp/PORT from one port to another",

@@ -10,7 +10,7 @@ costs n log n at most: 20,000 ports take well under a second.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +22,7 @@ from .errors import Invalid, Problem
 from .manifest import (
     API_VERSION,
     ROUTERS_PER_SEGMENT,
+    ROUTES_PER_NETWORK,
     Check,
     Manifest,
     NetworkSpec,
@@ -299,6 +300,7 @@ class _Network:
         yield from self._ports()
         yield from self._full()
         yield from self._overlaps()
+        yield from self._routes()
         yield from self._policies()
 
     def _whole(self) -> Iterator[Problem]:
@@ -412,6 +414,26 @@ class _Network:
                 groups.append(group)
         return groups
 
+    @cached_property
+    def _groups(self) -> list[tuple[list[str], list[str]]]:
+        """Routers that links connect, and the segments that they join."""
+        return [
+            (group, list(dict.fromkeys(segment for name in group for segment in self.routers[name].segments or ())))
+            for group in self._connected()
+        ]
+
+    def _routes(self) -> Iterator[Problem]:
+        """Each router has a route to each prefix that it reaches when all links are up."""
+        prefixes = Counter({name: len(segment.cidr or ()) for name, segment in self.segments.items()})
+        prefixes.update(port.segment for port in self.ports.values() for _ in port.owns or ())
+        sizes = [(len(group), sum(prefixes[name] for name in segments)) for group, segments in self._groups]
+        count = sum(routers * known for routers, known in sizes)
+        if count > ROUTES_PER_NETWORK:
+            routers, known = max(sizes, key=lambda size: size[0] * size[1])
+            message = f"its routers have {count} routes, and a network has at most {ROUTES_PER_NETWORK}: "
+            message += f"links connect {routers} of them, which reach {known} prefixes; split the network"
+            yield Problem("too_many_routes", f"{self.at}/routers", message, limit=ROUTES_PER_NETWORK)
+
     # Ports
 
     def _ports(self) -> Iterator[Problem]:
@@ -509,9 +531,9 @@ class _Network:
         scopes = [
             (
                 f"router {group[0]}" if len(group) == 1 else f"routers that links connect ({_some(group, ', ')})",
-                list(dict.fromkeys(segment for name in group for segment in self.routers[name].segments or ())),
+                segments,
             )
-            for group in self._connected()
+            for group, segments in self._groups
         ]
         routed = set(chain.from_iterable(names for _, names in scopes))
         scopes += [(f"segment {name}", [name]) for name in own if name not in routed]

@@ -23,12 +23,13 @@ from sqlalchemy import Connection, delete, select, update
 
 from nestnet.model.errors import Invalid, Problem
 from nestnet.store import events, numbers, tables
-from nestnet.store.database import Database, migrate, open_engine
+from nestnet.store.database import Database, explained, migrate, open_engine
 
 AHEAD = 1_000_000  # Revisions and rows of a kind that may have been made since the backup.
 HELD_BACK = 1 << 16  # VNIs that may have been, lowest first, as they are given out.
 
 
+@explained()
 def write(database: Database, to: Path) -> None:
     """Write a copy of what is committed now."""
     with closing(sqlite3.connect(database.path)) as source:
@@ -36,6 +37,7 @@ def write(database: Database, to: Path) -> None:
     to.chmod(0o600)
 
 
+@explained()
 def restore(database: Database, file: Path, confirmed: bool, who: str) -> int:
     """Become what `file` has. The file is changed. Returns the revision. Raises Invalid if it is no store's copy."""
     _judge(file)
@@ -47,8 +49,9 @@ def restore(database: Database, file: Path, confirmed: bool, who: str) -> int:
             raise _invalid("it was made by a newer version of nestnet: restore it with that one") from None
         with database.alone():  # Nothing may be acknowledged any more that the copy does not have.
             aside = database.path.with_name(f"{database.path.name}.before-restore")
-            aside.unlink(missing_ok=True)
-            write(database, aside)
+            before = file.with_name("before")
+            write(database, before)
+            before.replace(aside)  # Whole, or not there yet.
             with database.read() as live, engine.connect() as copy, copy.begin():
                 n = _renew(copy, live, confirmed, who)
             engine.dispose()
@@ -88,7 +91,7 @@ def _keep_out(copy: Connection, live: Connection) -> None:
 
 def _judge(file: Path) -> None:
     try:
-        with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as copy:
+        with explained(), closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as copy:
             if copy.execute("PRAGMA integrity_check").fetchone() != ("ok",):
                 raise _invalid("it is damaged: take an older one")
             copy.execute("SELECT epoch, key FROM store").fetchone()[0]

@@ -7,6 +7,8 @@ for the writer is committed together, with a savepoint each: a commit costs a fl
 
 from __future__ import annotations
 
+import errno
+import logging
 import secrets
 import sqlite3
 import threading
@@ -23,14 +25,52 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, create_engine, event, insert, select
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
+from nestnet.model.errors import DiskFull, Unreachable
 from nestnet.store import numbers, tables
 
 BUSY_SECONDS = 30  # How long a writer waits for another process before it gives up.
 TOGETHER, TOGETHER_SECONDS = 100, 0.1  # A commit takes no more turns after so many, or when they took so long.
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FAILING = (errno.EIO, errno.EROFS)
+SQLITE_FAILING = (
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_CORRUPT,  # It also says so of what it could not read.
+    sqlite3.SQLITE_NOTADB,
+)
+
+log = logging.getLogger("nestnet.store")
 T = TypeVar("T")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What the disk refuses is told as what it is: DiskFull, or Unreachable, as it may go well the next time.
+
+    After either, what was to be written is there wholly or not at all: whoever asks again, with the same idempotency
+    key, finds out."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error, OSError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        code, number = getattr(cause, "sqlite_errorcode", 0) & 0xFF, getattr(cause, "errno", None)
+        if code == sqlite3.SQLITE_FULL or number in FULL:
+            told: Exception = DiskFull("the controller's disk is full: make room there, and ask again")
+        elif code in SQLITE_FAILING or number in FAILING:
+            what_to_do = "ask again; should it stay so, restore a backup"
+            told = Unreachable(f"the controller's disk does not do what it should: {cause}; {what_to_do}")
+        else:
+            raise
+        log.error("disk error=%r", str(cause))
+        raise told from error
 
 
 @dataclass
@@ -52,6 +92,7 @@ class _Turn(Generic[T]):
 class Database:
     """An SQLite file with the tables of this version. Threads may share it."""
 
+    @explained()
     def __init__(self, path: Path, vnis: int) -> None:
         self.path = path
         path.touch(0o600)  # It has keys. What SQLite puts beside it is as private.
@@ -73,7 +114,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state."""
-        with self.engine.connect() as connection, connection.begin():
+        with explained(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -93,7 +134,8 @@ class Database:
             # Whoever comes first writes for all who wait; the others find it done.
             while not turn.done:
                 self._commit_together()
-        return turn.outcome()
+        with explained():
+            return turn.outcome()
 
     def _commit_together(self) -> None:
         turns = [self._waiting.popleft() for _ in range(min(len(self._waiting), TOGETHER))]
@@ -113,8 +155,9 @@ class Database:
                 while taken < len(turns) and time.monotonic() - begun < TOGETHER_SECONDS:
                     self._attempt(connection, turns[taken])
                     taken += 1
-        except IntegrityError:
-            # Foreign keys are judged at COMMIT. Whose it is, is found out one by one.
+        except (IntegrityError, OperationalError):
+            # Foreign keys are judged at COMMIT, and a full disk ends the transaction. Whose it is, is found out one
+            # by one.
             for turn in turns[:taken]:
                 turn.result.clear()
                 turn.error = self._alone(turn)
@@ -148,6 +191,7 @@ class Database:
         with self._writer:
             yield
 
+    @explained()
     def become(self, file: Path) -> None:
         """Take over everything that another file has, in one transaction. Called by who is `alone`."""
         with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(self.path)) as target:

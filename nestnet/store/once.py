@@ -19,7 +19,8 @@ from nestnet.model.errors import Conflict
 from nestnet.store import tables
 from nestnet.store.scope import EVERYTHING, Scope
 
-KEPT_ANSWERS = 24 * 3600  # Seconds for which a repeated request gets its first answer.
+KEPT_ANSWERS = 24 * 3600  # Seconds for which a repeated request gets its first answer, at least
+KEPT_ALWAYS = 1000  # and so many of the newest: clocks may be set forward.
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def said(connection: Connection, asked: Asked, request: str) -> Any | None:
         return None
     i = tables.idempotency.c
     query = select(i.request, i.answer).where(i.tenant == asked.tenant, i.key == asked.key)
-    row = connection.execute(query.where(i.at >= time.time() - KEPT_ANSWERS)).first()
+    row = connection.execute(query).first()
     if row is None:
         return None
     if row.request != request:
@@ -65,7 +66,8 @@ def claim(connection: Connection, asked: Asked, request: str) -> Any | None:
         return None
     i = tables.idempotency
     now = time.time()
-    connection.execute(delete(i).where(i.c.at < now - KEPT_ANSWERS))
+    newest = select(i.c.at).order_by(i.c.at.desc()).offset(KEPT_ALWAYS).limit(1).scalar_subquery()
+    connection.execute(delete(i).where(i.c.at < now - KEPT_ANSWERS, i.c.at <= newest))
     claimed = connection.execute(
         insert(i)
         .values(tenant=asked.tenant, key=asked.key, request=request, answer="null", at=now)

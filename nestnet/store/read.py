@@ -494,7 +494,7 @@ class Reader:
         if any(row.kind == "realised" for row in known):
             return None
         count = self._connection.scalar(select(func.count()).select_from(m))
-        after = min((time.time() - row.at for row in known), default=None)
+        after = min((max(0.0, time.time() - row.at) for row in known), default=None)
         took = f", {after:.2f} s after it was stored" if after is not None else ""
         return Happened("realised", f"all {count} machines have realised revision {n}{took}", revision=n)
 
@@ -534,7 +534,7 @@ def _state(state: str, cause: str | None = None) -> Resource:
 
 
 def _age(at: float | None) -> float | None:
-    return round(time.time() - at, 3) if at is not None else None
+    return max(0.0, round(time.time() - at, 3)) if at is not None else None  # Clocks are set back.
 
 
 def _bad_value(message: str) -> Invalid:

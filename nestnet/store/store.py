@@ -152,6 +152,7 @@ class Store:
                 revision = self._move_machines(connection, work.machines)
             if work.pairs or work.tenants:
                 revision = write.write(connection, self.identity, work.pairs, work.tenants)
+            if revision != before:
                 events.changed(connection, asked.who, "apply", revision, work.plan.changes)
             etag = self.identity.etag("plan", 0, revision)
             return asdict(Applied(revision, replace(work.plan, etag=etag)))
@@ -299,24 +300,33 @@ class Store:
         problems: Sequence[str] = (),
         ports: Mapping[str, Any] | None = None,
         noticed: Sequence[tuple[str, str]] = (),
+        asked: Asked = NOBODY,
     ) -> None:
         """An agent has realised `revision`; `ports` is what it says about its ports, by row id, and `noticed` what
-        happened, (kind, text). Raises NotFound.
+        happened, (kind, text): written once for a key. Raises NotFound.
 
         Only news is written: that the machine is there and what it drops is kept in memory."""
         with self._database.read() as connection:
             id = self._reader(connection).find("machine", machine)
         stored, drops = heard.split(ports) if ports is not None else (None, None)
         back = self.heard.say(id, drops)
-        news = [Happened(kind, text, machine) for kind, text in noticed[: events.TOLD] if kind in events.MACHINE_KINDS]
-        if back:
-            news.append(Happened("back", f"{machine} speaks again", machine))
+        told = [Happened(kind, text, machine) for kind, text in noticed[: events.TOLD] if kind in events.MACHINE_KINDS]
+        news = [Happened("back", f"{machine} speaks again", machine)] if back else []
         said = json.dumps([revision, list(problems)])
         known = self._reports.get(id, "")
         what = json.dumps(stored) if stored is not None else known.partition("\n")[2]
-        if not news and known == f"{said}\n{what}":
+        if not told and not news and known == f"{said}\n{what}":
             return
-        self._database.transact(lambda connection: self._write_report(connection, id, revision, problems, stored, news))
+
+        request = once.digest({"report": machine, "noticed": [list(one) for one in noticed]})
+
+        def turn(connection: Connection) -> None:
+            again = told and once.claim(connection, asked, request) is not None
+            self._write_report(connection, id, revision, problems, stored, [*([] if again else told), *news])
+            if told:
+                once.keep(connection, asked, True)
+
+        self._database.transact(turn)
         self._reports[id] = f"{said}\n{what}"
         self.happened()
 

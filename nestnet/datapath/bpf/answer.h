@@ -160,7 +160,8 @@ ONCE int answer_nd(struct __sk_buff *skb, struct packet *p)
 
 #define ROUTER_TTL 255 /* of what routers send themselves: it reaches back over any way */
 
-/* An echo request to a router: back with the addresses changed over, each router on the way takes one from the TTL. */
+/* An echo request to a router, or a fragment of one: back with the addresses changed over, each router on the way takes
+ * one from the TTL. The checksum in the first fragment is over all of them, and only the type changes it. */
 ONCE int answer_echo(struct __sk_buff *skb, struct packet *p)
 {
 	u32 v4 = p && p->tuple.family == 4;
@@ -182,9 +183,11 @@ ONCE int answer_echo(struct __sk_buff *skb, struct packet *p)
 		bpf_skb_store_bytes(skb, ETH_BYTES + 8, &p->tuple.target, 16, 0);
 		bpf_skb_store_bytes(skb, ETH_BYTES + 24, &p->tuple.source, 16, 0);
 	}
-	bpf_l4_csum_replace(skb, p->l4 + 2, swap16((u16)p->icmp_type << 8), swap16((u16)type << 8), 2);
-	if (bpf_skb_store_bytes(skb, p->l4, &type, 1, 0))
-		return REASON_ERROR;
+	if (p->fragment != LATER_FRAGMENT) {
+		bpf_l4_csum_replace(skb, p->l4 + 2, swap16((u16)p->icmp_type << 8), swap16((u16)type << 8), 2);
+		if (bpf_skb_store_bytes(skb, p->l4, &type, 1, 0))
+			return REASON_ERROR;
+	}
 	p->answered = 1;
 	return 0;
 }

@@ -215,7 +215,10 @@ ONCE int reassemble(struct packet *p)
 		return REASON_FRAGMENT_UNKNOWN;
 	p->tuple.source_port = first->source_port;
 	p->tuple.target_port = first->target_port;
-	p->icmp_kind = first->kind;
+	if (is_icmp(&p->tuple)) {
+		p->icmp_type = first->type;
+		p->icmp_kind = icmp_kind(p->tuple.family, p->icmp_type);
+	}
 	return 0;
 }
 
@@ -229,7 +232,7 @@ ONCE int remember_fragment(struct packet *p)
 	fragment_key_of(p, &key);
 	first.source_port = p->tuple.source_port;
 	first.target_port = p->tuple.target_port;
-	first.kind = p->icmp_kind;
+	first.type = p->icmp_type;
 	first.seen = p->now;
 	bpf_map_update_elem(&fragment, &key, &first, BPF_ANY);
 	return 0;

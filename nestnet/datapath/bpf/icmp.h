@@ -6,7 +6,7 @@
 
 /* Mirror model/icmp.py. */
 #define TOLD_COST 10000000ull /* ns: 100 in a second */
-#define TOLD_BURST 1000000000ull
+#define TOLD_BURST 2000000000ull /* 200 at once */
 #define QUOTE4 548 /* bytes, of messages that have 576 and 1280 */
 #define QUOTE6 1232
 

@@ -88,9 +88,11 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 			return REASON_POLICY;
 		if (where == ROUTER && ((p->hops > 1 && p->ttl < p->hops) || !p->arrived))
 			return REASON_TTL_EXPIRED;
-		if (p->icmp_kind == ICMP_ECHO && p->icmp_type == (p->tuple.family == 4 ? 8 : 128) && !p->icmp_code &&
-		    p->fragment == WHOLE)
+		/* A later fragment has no code: its first one had none either, or was not answered. */
+		if (p->icmp_kind == ICMP_ECHO && p->icmp_type == (p->tuple.family == 4 ? 8 : 128) && !p->icmp_code) {
+			remember_fragment(p);
 			return answer_echo(skb, p);
+		}
 		return where == GATEWAY && !may(p) ? REASON_POLICY : REASON_ROUTER_LOCAL;
 	default:
 		if (!may(p))

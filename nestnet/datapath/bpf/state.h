@@ -78,7 +78,7 @@ struct fragment_key {
 };
 struct fragment {
 	u16 source_port, target_port;
-	u32 kind; /* of ICMP: ICMP_ */
+	u32 type; /* of ICMP */
 	u32 seen;
 };
 
