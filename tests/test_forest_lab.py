@@ -244,6 +244,20 @@ def recarried_under_traffic(lab: Lab, client: Client, folder: Path) -> None:
     places = {port["path"]: port["machine"] for port in client.list("port") if port["path"].startswith("acme/child")}
     assert places == dict(zip(ABOVE, ("m2", "m3", "m1", "m2", "m3"), strict=True))
     target = client.get("port", "acme/child/grand/g2")["addresses"][0].partition("/")[0]
+    # What was on m1 is not there any more: m2 and m3 exchange it, and m1 sees nothing of it.
+    vni = client.get("segment", "acme/child/grand/lan")["vni"]
+    only = f"udp port 4789 and ether[46:4] & 0xffffff00 = {vni << 8}"
+    seen = {machine: folder / f"seen-{machine}" for machine in ("m1", "m2")}
+    with contextlib.ExitStack() as watching:
+        for machine, file in seen.items():
+            output = watching.enter_context(file.open("wb"))
+            command = ["tcpdump", "-nlqi", "eth0", "--immediate-mode", only]
+            dump = netns.spawn(netns.path(lab.machine(machine)), command, output=output)
+            watching.callback(lambda dump=dump: (dump.terminate(), dump.wait(20)))
+            until(lambda file=file: "listening on" in file.read_text())  # type: ignore[misc]
+        with unharmed(lab, client, "acme/child/grand/g1", "acme/child/grand/g2", folder / "moved"):
+            until(lambda: seen["m2"].read_text().count(".4789: ") > 40)
+    assert seen["m1"].read_text().count(".4789: ") == 0
     nestnet("disable", "port", "acme/w3", "--lab", lab.name)
     assert not passes(lab.name, "acme/child/grand/g1", target)
     nestnet("enable", "port", "acme/w3", "--lab", lab.name)
