@@ -761,12 +761,14 @@ def errors(draw: Draw, port: Port, heard: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Step:
-    """At `now` (seconds) the workload of `port` sends `frame`, in this world."""
+    """At `now` (seconds) the workload of `port` sends `frame`, in this world; while it moves perhaps from where else
+    it lives."""
 
     now: float
     world: World
     port: int
     frame: bytes
+    elsewhere: bool = False
 
 
 START = 1000.0  # Seconds: buckets were filled long ago.
@@ -802,7 +804,7 @@ def conversations(
             again = pick(draw, done)
             if again.port in world.ports:
                 id, frame = again.port, again.frame
-        done.append(Step(now, world, id, frame))
+        done.append(Step(now, world, id, frame, elsewhere=sends_elsewhere(draw, world)))
         outcome = deliver(world, state, id, frame, now)
         state = outcome.state
         for receiver, got in outcome.deliveries:
@@ -1027,9 +1029,11 @@ def dialogues(draw: st.DrawFn, moves: bool = True) -> list[Step]:
     return some_dialogues(random.Random(draw(st.integers(0, 1 << 64))), moves)
 
 
-def some_dialogues(rng: random.Random, moves: bool = True) -> list[Step]:
+def some_dialogues(rng: random.Random, moves: bool = True, live: bool = True) -> list[Step]:
     """Two that talk, as hosts do: one opens, the other answers and complains; fragments, ends, pauses that are longer
-    than lifetimes, and changes of the world in between."""
+    than lifetimes, and changes of the world in between. `moves`: ports may be elsewhere all at once, without what was
+    known of their connections; `live`: phase by phase."""
+    kinds = CHANGES if live else [kind for kind in CHANGES if kind != "live"]
     world = a_world(rng, disabled=False, least=rng.choice([1, 3]), policed=rng.random() < 0.7)
     state, now = State(), START
     steps: list[Step] = []
@@ -1038,7 +1042,7 @@ def some_dialogues(rng: random.Random, moves: bool = True) -> list[Step]:
         nonlocal state
         if port not in world.ports:
             return []
-        steps.append(Step(now, world, port, frame))
+        steps.append(Step(now, world, port, frame, elsewhere=sends_elsewhere(rng, world)))
         outcome = deliver(world, state, port, frame, now)
         state = outcome.state
         return [(receiver, got) for receiver, got in outcome.deliveries if receiver != port]
@@ -1066,7 +1070,7 @@ def some_dialogues(rng: random.Random, moves: bool = True) -> list[Step]:
             if turn:
                 now += rng.choice(PAUSES)
                 if rng.random() < 0.4:
-                    world = a_change(rng, world, moves)
+                    world = a_change(rng, world, moves, kinds)
             for receiver, got in heard[:1]:
                 if receiver in world.ports:
                     other = world.ports[receiver]
@@ -1122,7 +1126,9 @@ def _fragment(
     return ethernet(target_mac, source_mac, pk.IPV6, ipv6(source, target, 44, payload, ttl, headers=header))
 
 
-CHANGES = ["add policy", "remove policy", "move", "link"] * 2 + ["port", "network", "delete", "cost", "rate"]
+CHANGES = ["add policy", "remove policy", "move", "live", "live", "link"] * 2 + [
+    "port", "network", "delete", "cost", "rate",
+]  # fmt: skip
 
 
 def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] = CHANGES) -> World:
@@ -1134,6 +1140,9 @@ def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] 
     if kind in ("link", "cost") and world.links:
         link = world.links[pick(draw, sorted(world.links))]
         return world.with_(replace(link, up=not link.up) if kind == "link" else replace(link, cost=pick(draw, COSTS)))
+    moving = next((port for port in world.ports.values() if port.other), None)
+    if kind == "live" and moving is not None:
+        return world.with_(further(draw, moving))
     network = world.networks[pick(draw, sorted(world.networks))]
     ports = world.ports_in(network.id)
     if kind == "add policy":
@@ -1148,10 +1157,25 @@ def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] 
     if kind == "port":
         return world.with_(replace(port, enabled=not port.enabled))
     if kind == "move" and moves:
-        return world.with_(replace(port, host=pick(draw, homes(world, network))))
+        return world.with_(replace(port, host=pick(draw, homes(world, network)), other=0, leaving=False))
+    if kind == "live" and (others := [home for home in homes(world, network) if home != port.host]):
+        return world.with_(replace(port, other=pick(draw, others)))
     if kind == "delete" and not _is_needed(world, port):
         return world.without(("port", port.id))
     return world
+
+
+def further(draw: Draw, port: Port) -> Port:
+    """A port that moves (rule 15), one phase on: prepared, it leaves, or is given up; then it is flipped; settled."""
+    if port.leaving:
+        return replace(port, host=port.other, other=port.host, leaving=False)
+    return replace(port, leaving=True) if upto(draw, 1) else replace(port, other=0)
+
+
+def sends_elsewhere(draw: Draw, world: World) -> bool:
+    """Rates are of a machine: what there is of those is sent from where a port lives."""
+    rated = any(value.rate for value in (*world.ports.values(), *world.links.values()))
+    return not rated and any(port.other for port in world.ports.values()) and upto(draw, 1) == 1
 
 
 def homes(world: World, network: Network) -> list[int]:
@@ -1163,7 +1187,7 @@ def homes(world: World, network: Network) -> list[int]:
 
 def _is_needed(world: World, port: Port) -> bool:
     carried = any(
-        other.host == port.id and world.networks[other.network].carrier == port.network
+        port.id in (other.host, other.other) and world.networks[other.network].carrier == port.network
         for other in world.ports.values()
     )
     named = any(

@@ -190,6 +190,7 @@ ROWS: dict[tuple[str, str], Row] = {
     ("patch", "/v1/links/{reference}"): Row("/v1/links/a/l", CHANGES, {"up": False}, stale=True),
     ("patch", "/v1/ports/{reference}"): Row("/v1/ports/a/q", CHANGES, {"attach": {}}, stale=True),
     ("patch", "/v1/networks/{reference}"): Row("/v1/networks/a", CHANGES, {"enabled": True}, stale=True),
+    ("post", "/v1/move"): Row("/v1/move", CHANGES, {"port": "a/q", "to": "m1"}, stale=True),
     ("patch", "/v1/machines/{reference}"): Row("/v1/machines/m1", STALE, {"fenced": True}, stale=True),
     ("post", "/v1/plan"): Row("/v1/plan", "401 401 403 200 200 403 403 403 200", {"manifest": manifest()}),
     ("post", "/v1/apply"): Row("/v1/apply", "401 401 403 200 200 403 403 403 200", {"manifest": manifest()}),
@@ -206,6 +207,9 @@ ROWS: dict[tuple[str, str], Row] = {
     ("put", "/v1/machines/{reference}/status"): Row(
         "/v1/machines/m1/status", MACHINES.format(204, 204), {"revision": 0}
     ),
+    # Nothing moves: not there, for those who may ask.
+    ("get", "/v1/machines/{reference}/moves/{port}"): Row("/v1/machines/m1/moves/1", MACHINES.format(404, 404)),
+    ("put", "/v1/machines/{reference}/moves/{port}"): Row("/v1/machines/m1/moves/1", MACHINES.format(404, 404)),
     ("post", "/v1/machines/{reference}/certificate"): Row(
         "/v1/machines/m1/certificate", MACHINES.format(200, 403), {"request": REQUEST}
     ),
@@ -347,6 +351,30 @@ def test_what_a_tenant_carries_of_others_is_not_told_and_not_taken_along(world: 
             with pytest.raises(Forbidden, match="another tenant's"):
                 rival.trace("a/guest/x", "10.0.0.9")
         operator.apply(manifest(a=network("acme", networks={})))
+
+
+def test_a_port_moves_to_what_its_owner_sees(world: World) -> None:
+    """What carries the network is another tenant's: its hosts are not there."""
+    guest = {
+        "tenant": "rival",
+        "segments": {"hidden": {"cidr": "10.0.0.0/24"}},
+        "ports": {"x": {"segment": "hidden", "host": "p"}},
+    }
+    with world.client("other") as client, Client(world.controller.url) as operator:
+        operator.apply(manifest(a=network("acme", networks={"guest": guest})))
+        try:
+            answers = []
+            for to in ("q", "none"):
+                with pytest.raises(NestnetError) as refused:
+                    client.move("a/guest/x", to)
+                answers.append(str(refused.value).replace(to, "HOST"))
+            assert answers[0] == answers[1]
+            with pytest.raises(NotFound):
+                client.move("a/p", "m2")
+            with world.client("reader") as reader, pytest.raises(Forbidden):
+                reader.move("a/p", "m2")
+        finally:
+            operator.delete("network", "a/guest", cascade=True)
 
 
 def test_a_watch_tells_what_is_in_scope(world: World) -> None:

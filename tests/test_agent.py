@@ -62,6 +62,14 @@ class Silent:
     def advertise(self, now: float) -> None: ...
 
 
+class Still:
+    """Nothing moves."""
+
+    def before(self, *_: Any) -> None: ...
+
+    def behind(self, *_: Any) -> None: ...
+
+
 @dataclass
 class Asked(Workloads):
     """Workloads that remember what was wanted, and fail to open as often as they are told."""
@@ -86,7 +94,7 @@ class Asked(Workloads):
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
     monkeypatch.setattr(Agent, "_underlay", cast("Callable[..., int]", lambda *_: 1))
-    return Agent(1, cast("Any", Memory()), Asked("none."), cast("Any", Silent()))
+    return Agent(1, cast("Any", Memory()), Asked("none."), cast("Any", Silent()), cast("Any", Still()))
 
 
 def test_a_turn_that_failed_is_tried_again_with_what_is_wanted_now(agent: Agent) -> None:

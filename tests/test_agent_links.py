@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from nestnet.agent import links, netns
-from nestnet.agent.attachments import Attachment, Workloads, attachment, wanted
+from nestnet.agent.attachments import Attachment, Workloads, wanted
 from nestnet.model.bootstrap import Settings
 from nestnet.model.values import Interface, Machine, Network, Port, Router, Segment, World
 
@@ -43,7 +43,7 @@ WORLD = World.of(
 
 def test_what_a_workload_gets_follows_from_the_world() -> None:
     assert sorted(wanted(WORLD, 1)) == [40, 42]
-    assert attachment(WORLD, WORLD.ports[40]) == Attachment(
+    assert wanted(WORLD, 1)[40] == Attachment(
         40,
         Settings(
             0x020000000001,
@@ -54,8 +54,19 @@ def test_what_a_workload_gets_follows_from_the_world() -> None:
         ),
     )
     # No router, no default route; and none of a family that the port has no address of.
-    assert attachment(WORLD, WORLD.ports[42]).settings.gateways == ()
-    assert attachment(WORLD, WORLD.ports[41]).settings.gateways == (IPv4Address("10.0.0.1"),)
+    assert wanted(WORLD, 1)[42].settings.gateways == ()
+    assert wanted(WORLD, 2)[41].settings.gateways == (IPv4Address("10.0.0.1"),)
+
+
+def test_what_moves_hangs_on_two_machines_and_sends_by_one() -> None:
+    """With all that lives on it."""
+    moves = replace(WORLD.ports[40], other=2)
+    for world, sends in ((WORLD.with_(moves), 1), (WORLD.with_(replace(moves, host=2, other=1)), 2)):
+        for port in (40, 42):
+            found = {machine: wanted(world, machine)[port] for machine in (1, 2)}
+            assert [found[machine].moves for machine in (1, 2)] == [True, True]
+            assert [machine for machine in (1, 2) if not found[machine].elsewhere] == [sends]
+        assert not wanted(world, 2)[41].moves
 
 
 @pytest.mark.parametrize(("number", "name"), [(17, "p17"), (10**13, "p10000000000000"), (2**64 - 1, "p-3w5e11264sgsf")])

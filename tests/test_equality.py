@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
@@ -22,10 +23,10 @@ from nestnet.compile.compiler import compile
 from nestnet.compile.routes import routes_of
 from nestnet.compile.slots import Slots, assign, slots_of
 from nestnet.compile.tables import Tables
-from nestnet.datapath.reference import Fabric
+from nestnet.datapath.reference import Fabric, Key
 from nestnet.model import bootstrap, meaning
 from nestnet.model.meaning import Outcome, State, deliver
-from nestnet.model.packet import parse
+from nestnet.model.packet import FlowTuple, parse
 from nestnet.model.values import FABRIC, MAX_DEPTH, World
 
 EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "200"))
@@ -42,6 +43,7 @@ class Machines:
         self.slots = {id: Slots({("port", -n): n for n in range(1, id)}) for id in world.machines}
         self.world = world
         self.fabric = Fabric(self.tables(), self.answer)
+        self.copied: dict[tuple[object, ...], object] = {}
 
     def answer(self, port: int, frame: bytes) -> bytes | None:
         """What the agents do."""
@@ -57,13 +59,54 @@ class Machines:
         attachments = {id: FIRST_IFINDEX + id for id in self.world.ports}
         return {id: compile(self.world, id, attachments, 2, slots) for id, slots in self.slots.items()}
 
+    def copy(self) -> None:
+        """What two machines remember of a port that moves from one to the other, each gets from the other, as agents
+        copy it; here at once, and fragments too."""
+        for port in self.world.ports:
+            pair = machine_of(self.world, port), machine_of(self.world, port, elsewhere=True)
+            if pair[0] == pair[1]:
+                continue
+            known = [self.remembered(machine, port) for machine in pair]
+            for key in known[0].keys() | known[1].keys():
+                # Both had the same before, so the one that differs from it is news.
+                values = [each[key] for each in known if key in each]
+                news = next((value for value in values if value != self.copied.get(key)), values[0])
+                self.copied[key] = news
+                for machine in pair:
+                    self.remember(machine, key, news)
 
-def machine_of(world: World, port: int) -> int:
-    """Where a port lives in the end."""
+    def remembered(self, machine: int, port: int) -> dict[tuple[object, ...], object]:
+        """By ids: the connections of a port, and first fragments that it sent."""
+        reference, ids = self.fabric.machines[machine], self.slots[machine].ids("port")
+        found: dict[tuple[object, ...], object] = {}
+        for key, connection in reference.connections.items():
+            ends = ids.get(key.opener, 0), ids.get(key.answerer, 0)
+            if port in ends:
+                found["connection", *ends, key.flow] = connection
+        for (p, *what), first in reference.fragments.items():
+            if ids.get(p) == port:
+                found["fragment", port, *what] = first
+        return found
+
+    def remember(self, machine: int, key: tuple[object, ...], value: Any) -> None:
+        reference, slots = self.fabric.machines[machine], self.slots[machine]
+        if key[0] == "connection":
+            _, opener, answerer, flow = cast("tuple[str, int, int, FlowTuple]", key)
+            if all(("port", end) in slots.of for end in (opener, answerer)):
+                reference.connections[Key(slots["port", opener], slots["port", answerer], flow)] = value
+        else:
+            _, port, *what = cast("tuple[Any, ...]", key)
+            reference.fragments[cast("Any", (slots["port", port], *what))] = value
+
+
+def machine_of(world: World, port: int, elsewhere: bool = False) -> int:
+    """Where a port lives in the end; `elsewhere`: where else, while it moves."""
     here = world.ports[port]
-    while world.networks[here.network].carrier != FABRIC:
-        here = world.ports[here.host]
-    return here.host
+    while True:
+        host = here.other if elsewhere and here.other else here.host
+        if world.networks[here.network].carrier == FABRIC:
+            return host
+        here = world.ports[host]
 
 
 def counted(world: World, sender: int, frame: bytes, outcome: Outcome) -> Counter[str]:
@@ -90,7 +133,10 @@ def check(steps: list[Step]) -> None:
         machines.become(step.world)
         outcome = deliver(step.world, state, step.port, step.frame, step.now)
         state = outcome.state
-        deliveries, drops = machines.fabric.send(step.port, step.frame, step.now)
+        machines.copy()
+        sender = machine_of(step.world, step.port, step.elsewhere)
+        deliveries, drops = machines.fabric.send(step.port, step.frame, step.now, sender)
+        machines.copy()
         if currently_in_test_context():
             note(f"{number}: {step.now} {step.port} {step.frame.hex()} -> {outcome.deliveries} {outcome.drops}")
         expected = sorted(outcome.deliveries), counted(step.world, step.port, step.frame, outcome)

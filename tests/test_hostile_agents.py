@@ -29,6 +29,7 @@ from frames import ethernet, ip_frame, udp
 from hostile import TAG
 from test_hostile import stack_socket
 from test_namespaces import SMALL, ip, packet_socket, pending, quiet
+from twins import copies
 
 from nestnet.agent import netns
 from nestnet.agent.agent import Agent
@@ -153,7 +154,7 @@ def farm() -> Iterator[Farm]:
             ip(wire, f"link set m{machine} master wire up")
             made.kernels[machine] = Kernel.open(pins / str(machine), SMALL)
             inquiries = netns.run_in(made.machine(machine), partial(Inquiries, made.kernels[machine], print))
-            made.agents[machine] = Agent(machine, made.kernels[machine], Workloads(f"{prefix}w"), inquiries)
+            made.agents[machine] = Agent(machine, made.kernels[machine], Workloads(f"{prefix}w"), inquiries, copies())
         made.become(world())
         ping = ["ping", "-n", "-c", "1", "-W", "2", "192.0.2.2"]
         netns.run_in(made.machine(1), partial(subprocess.run, ping, capture_output=True, check=True))

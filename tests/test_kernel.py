@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import numpy as np
 import pytest
@@ -52,7 +52,10 @@ from nestnet.model.values import (
     FABRIC,
     MAX_DEPTH,
     Machine,
+    Network,
     Policy,
+    Port,
+    Segment,
     Selector,
     Service,
     World,
@@ -286,6 +289,54 @@ def test_only_what_changed_is_composed_again(bed: Bed) -> None:
                         foreign += 1
     assert composed > 50
     assert foreign > 100
+
+
+def test_a_live_flow_is_composed_again_for_its_carriers_alone(bed: Bed) -> None:
+    """By the datapath's own count. What a carrier changes is seen by the next packet; what others do, however much,
+    composes nothing again."""
+    world = tower(3)
+    bed.begin(world)
+    near, far = world.ports_in(3)
+    port, ends = near.id, (pk.mapped(near.addresses[0]), pk.mapped(far.addresses[0]))
+    frame = ip_frame(far.mac, near.mac, *ends, pk.UDP, udp(*ends, 1000, 2000))
+
+    def composed() -> list[dict[str, int]]:
+        return [kernel.composed() for kernel in bed.kernels.values()]
+
+    def dropped() -> int:
+        return sum(sum(drops.values()) for drops in bed.teller.drops.values())
+
+    for level in (1, 2):
+        refused = Policy(9, level, (ANY,), (ANY,), (Service(pk.UDP),), False)
+        bed.send(port, frame)
+        before, drops = composed(), dropped()
+        bed.send(port, frame)
+        assert composed() == before, "a live flow"
+        bed.play(bed.teller.become(world.with_(refused)))
+        bed.send(port, frame)
+        assert dropped() == drops + 1, "the very next packet"
+        bed.play(bed.teller.become(world))
+        bed.send(port, frame)
+        assert dropped() == drops + 1
+        assert composed() != before
+    rng = random.Random(7)
+    live = composed()
+    now = world
+    for turn in range(60):  # somebody else on the same machines: a network with ports, policies, and all gone again
+        own = 100 + turn % 3
+        lan = Segment(own, own, own, (IPv4Network("10.9.0.0/16"),))
+        ids = [32 * own + 8 + 6 * (turn % 3) + n for n in range(rng.randrange(1, 6))]  # on links of their own
+        ports = [
+            Port(id, own, own, rng.choice([1, 2]), 0x020000000000 + id, (IPv4Address("10.9.0.0") + id,)) for id in ids
+        ]
+        rule = Policy(own, own, (ANY,), (ANY,), (Service(pk.TCP, turn, turn),), turn % 2 == 0)
+        kept = World.of(
+            value for value in now if getattr(value, "network", value.id) != own or isinstance(value, Machine)
+        )
+        now = kept if turn % 4 == 3 else kept.with_(Network(own), lan, *ports, rule)
+        bed.play(bed.teller.become(now))
+        bed.send(port, frame)
+        assert composed() == live, f"turn {turn}"
 
 
 def test_a_moved_host_is_found_whatever_its_machines_went_through(bed: Bed) -> None:

@@ -179,6 +179,12 @@ FAULTS = [
         "carriers' changes are not seen", "flow.h",
         "sum + p->way.sum != f->sum", "sum - flow_sum(f->source, f->target, f->network)",
     ),
+    Fault("who moves is heard from one place", "nestnet.bpf.c", " && machine_of(from->host, 1) != p->sender)", ")"),
+    Fault("who moves is where it was", "lookup.h", "own ? own->at : 0", "own ? own->from ? own->from : own->at : 0"),
+    Fault(
+        "what is on one host is always here", "carriage.h",
+        "w->a = w->b = below_a;\n\t\treturn 0;", "w->done = 1;\n\t\treturn 1;",
+    ),
     Fault("DHCP is forwarded", "inquiry.h", "t->source_port == 68 && t->target_port == 67", "0"),
     Fault("solicitations of routers are forwarded", "inquiry.h", "return p->icmp_type == 133;", "return 0;"),
     Fault("inquiries in fragments", "inquiry.h", "if (p->fragment != WHOLE ||", "if ("),

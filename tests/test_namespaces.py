@@ -44,7 +44,7 @@ from strategies import (
     wire_family,
 )
 from test_equality import counted, machine_of
-from twins import SMALL
+from twins import SMALL, copies
 
 from nestnet.agent import netns
 from nestnet.agent.agent import Agent
@@ -336,7 +336,7 @@ def test_workloads_hear_what_they_should_and_nothing_more(bed: Bed) -> None:
     tally, rng = Tally(), random.Random(SEED)
     for _ in range(CASES):
         play(bed, some_rounds(rng), tally)
-        play(bed, some_dialogues(rng, moves=False), tally)
+        play(bed, some_dialogues(rng, moves=False, live=False), tally)
         play(bed, some_chatter(rng), tally)
         play(bed, some_inquiries(rng), tally)
     print(f"seed {SEED}: {tally}")
@@ -428,7 +428,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
             kernels.append(kernel)
             room = netns.path(f"{prefix}m{machine}")
             inquiries.append(netns.run_in(room, partial(Inquiries, kernel, print)))
-            agent = Agent(machine, kernel, Workloads(f"{prefix}w"), inquiries[-1])
+            agent = Agent(machine, kernel, Workloads(f"{prefix}w"), inquiries[-1], copies())
             desired = Desired(world.values, 1, True)
             netns.run_in(room, partial(agent.converge, desired))
             assert not agent.problems

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 from frames import ip_frame, udp
 from machines import Guest
-from twins import SMALL
+from twins import SMALL, copies
 
 from nestnet.agent import netns
 from nestnet.agent.agent import Agent
@@ -108,7 +108,8 @@ class Site:
         self.inquiries.close()
         self.inquiries = netns.run_in(self.room, partial(Inquiries, self.kernel, print))
         self.agent = netns.run_in(
-            self.room, partial(Agent, self.machine, self.kernel, Workloads(f"{PREFIX}w"), self.inquiries)
+            self.room,
+            partial(Agent, self.machine, self.kernel, Workloads(f"{PREFIX}w"), self.inquiries, copies()),
         )
 
     def drops(self, port: int) -> dict[str, int]:
@@ -158,7 +159,7 @@ def lab() -> Iterator[Lab]:
             kernel = Kernel.open(pins / str(machine), SMALL)
             room = netns.path(f"{PREFIX}m{machine}")
             inquiries = netns.run_in(room, partial(Inquiries, kernel, print))
-            agent = netns.run_in(room, partial(Agent, machine, kernel, Workloads(f"{PREFIX}w"), inquiries))
+            agent = netns.run_in(room, partial(Agent, machine, kernel, Workloads(f"{PREFIX}w"), inquiries, copies()))
             sites[machine] = Site(machine, kernel, inquiries, agent)
             assert sites[machine].become(made.world) == []
         yield made
@@ -503,7 +504,7 @@ def test_what_is_no_free_tap_is_left_alone(lab: Lab, site: Site, make: list[str]
 def test_an_agent_without_a_prefix_makes_only_what_is_named(lab: Lab, site: Site) -> None:
     site.inquiries.close()
     site.inquiries = netns.run_in(site.room, partial(Inquiries, site.kernel, print))
-    site.agent = netns.run_in(site.room, partial(Agent, 1, site.kernel, Workloads(None), site.inquiries))
+    site.agent = netns.run_in(site.room, partial(Agent, 1, site.kernel, Workloads(None), site.inquiries, copies()))
     assert site.become(lab.world, 2) == []
     hanging = {port for port, said in site.agent.ports().items() if "interface" in said}
     assert hanging == {str(VM), str(NS), str(LONELY)}

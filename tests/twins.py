@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from hypothesis import currently_in_test_context, note
@@ -28,6 +29,8 @@ from strategies import START, Step, on_the_wire
 from test_equality import machine_of
 
 from nestnet.agent import netns
+from nestnet.agent.moves import Moves
+from nestnet.api.client import Client
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Action, diff
 from nestnet.compile.slots import Slots, assign
@@ -46,6 +49,24 @@ SMALL = Capacity(
     members=4096, prefixes=4096, rules=16384, flows=4096, connections=4096, fragments=1024, buckets=512,
 )  # fmt: skip
 AGAIN = 8  # frames and datagrams that come once more after a change
+
+
+class Copies:
+    """What agents without a controller give each other of ports that move."""
+
+    def __init__(self) -> None:
+        self.given: dict[int, bytes] = {}
+
+    def give_connections(self, _machine: str, port: int, connections: bytes) -> None:
+        self.given[port] = connections
+
+    def take_connections(self, _machine: str, port: int) -> bytes:
+        return self.given.get(port, b"")
+
+
+def copies(between: Copies | None = None) -> Moves:
+    """For one agent."""
+    return Moves(cast("Client", between or Copies()), "", say)
 
 
 # ---- what is told
@@ -178,8 +199,8 @@ class Teller:
                 self.references[machine] = Reference(want)
             yield Load(machine, actions)
 
-    def workload(self, port: int, frame: bytes, now: float) -> tuple[Send, Outputs]:
-        machine, ifindex = machine_of(self.world, port), self.device(port)
+    def workload(self, port: int, frame: bytes, now: float, elsewhere: bool = False) -> tuple[Send, Outputs]:
+        machine, ifindex = machine_of(self.world, port, elsewhere), self.device(port)
         outputs = self.references[machine].workload(ifindex, frame, now)
         return self._told(machine, "workload", ifindex, frame, outputs), outputs
 
@@ -191,11 +212,11 @@ class Teller:
         self.drops.setdefault(machine, Counter()).update(outputs.drops)
         return Send(machine, program, ifindex, frame, told(outputs))
 
-    def through(self, port: int, frame: bytes, now: float) -> Iterator[Send]:
+    def through(self, port: int, frame: bytes, now: float, elsewhere: bool = False) -> Iterator[Send]:
         """A frame from its workload, and what comes of it on other machines."""
         if not is_runnable(frame):
             return
-        sent, outputs = self.workload(port, frame, now)
+        sent, outputs = self.workload(port, frame, now, elsewhere)
         yield sent
         for out in outputs.emitted:
             if isinstance(out, ToMachine):
@@ -225,7 +246,7 @@ class Teller:
             frames.append((step.port, step.frame))
             for time in range(4 if hostile else 2):
                 frame = step.frame if time < 2 else changed_by_workload(step.frame, hostile)
-                for send in self.through(step.port, frame, now):
+                for send in self.through(step.port, frame, now, step.elsewhere):
                     yield send
                     if send.program == "underlay":
                         datagram = send.frame[14:]

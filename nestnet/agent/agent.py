@@ -30,6 +30,7 @@ from nestnet.agent.credentials import Own, boot
 from nestnet.agent.feed import Desired, Feed
 from nestnet.agent.inquiries import Asker, Inquiries
 from nestnet.agent.metrics import Measured, serve
+from nestnet.agent.moves import Moves
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Bump, Epoch, diff
 from nestnet.compile.slots import Slots, assign, slots_of
@@ -93,7 +94,8 @@ def run(
         return Client(controller, timeout=ANSWER, patience=0, credentials=credentials)
 
     with connect() as client, Kernel.open(pins) as kernel:
-        agent = Agent(_row(client, machine), kernel, Workloads(workloads), Inquiries(kernel, say))
+        moves = Moves(client, machine, say)
+        agent = Agent(_row(client, machine), kernel, Workloads(workloads), Inquiries(kernel, say), moves)
         feed = Feed(lambda token: connect().feed(machine, token, here), say)
         stopped: list[int] = []
 
@@ -204,6 +206,7 @@ class Agent:
     kernel: Kernel
     workloads: Workloads
     inquiries: Inquiries
+    moves: Moves
     have: Tables = field(init=False)
     slots: Slots = field(init=False)
     realised: int = 0
@@ -304,6 +307,7 @@ class Agent:
             problems=len(self.problems),
             held=self.held is not None,
             remembered=dict(self.kernel.remembered),
+            composed=self.kernel.composed(),
             traffic=traffic,
             drops=drops,
         )
@@ -328,6 +332,8 @@ class Agent:
         world, want = self._want
         problems: list[str] = []
         try:
+            if world is not self._world:
+                self.moves.before(world, self.machine, self.kernel, self.slots)  # before workloads speak from here
             checked = self._check()
             ends, failed = self.workloads.prepare(want)
             problems += failed.values()
@@ -352,6 +358,7 @@ class Agent:
             if not quiet:
                 self._remove(want, ends)
                 self.kernel.forget_others()
+                self.moves.behind(self.kernel, self.slots)
             self._repaired()
             self._world, self._ends, self._nic = world, ends, nic
         except (OSError, NestnetError) as error:

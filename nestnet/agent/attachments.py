@@ -8,6 +8,10 @@
 In a namespace the other end gets the port's MAC, addresses, MTU and default routes. On a tap nothing can be configured
 from here: who hangs there asks (`inquiries.py`).
 
+A port that moves has a link on both machines (rule 15), which on one computer are two links into one namespace: the
+second has no addresses until the port is flipped; then they go over to it, routes first, and what still comes by the
+first is heard. When the port has arrived the first link goes, and the second takes its name.
+
 `wanted` says from a World what there should be, and touches nothing. `Workloads` makes it so, in three steps
 around the datapath's work: `prepare` (everything there, our end down: closed), then the caller writes tables and
 attaches programs, then `open` (our end up). `remove` takes away what is no longer wanted, and is only called with a
@@ -24,7 +28,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +36,11 @@ from nestnet.agent import links, netns
 from nestnet.agent.monitor import Monitor
 from nestnet.compile.compiler import place
 from nestnet.model.bootstrap import Settings, settings
+from nestnet.model.icmp import DUMMY
 from nestnet.model.values import Attach, Port, World
 
 LARGEST = 65535  # MTU of our ends: what is too big for the network reaches the program, which can say so
+NOBODY = ip_interface(f"{DUMMY}/32")  # of an interface that only hears (RFC 7600)
 LOOKS = 50  # workloads that are looked into in one turn, at most: others have to wait, should somebody cause more
 SINGLY = 50  # links that are asked for one by one; more of them come with all the others
 ROUND = 3  # turns in which every namespace is looked up
@@ -43,11 +49,14 @@ ALIAS = "nestnet port "  # + id, and what it hangs on if that was chosen: so tha
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """What a port's workload hangs on, None for a namespace of its own, and what it should use."""
+    """What a port's workload hangs on, None for a namespace of its own, and what it should use. While it moves it has a
+    link on another machine, too; `elsewhere`: and sends by that."""
 
     port: int
     settings: Settings
     attach: Attach | None = None
+    moves: bool = False
+    elsewhere: bool = False
 
     @property
     def tap(self) -> str | None:
@@ -55,18 +64,22 @@ class Attachment:
         return self.attach.name if self.attach is not None and self.attach.kind == "tap" else None
 
 
-def attachment(world: World, port: Port) -> Attachment:
-    """What the workload of this port gets."""
-    return Attachment(port.id, settings(world, port), port.attach)
+def attachment(world: World, port: Port, machine: int) -> Attachment | None:
+    """What the workload of this port gets on a machine; None where it does not live."""
+    places = place(world, port)[1], place(world, port, other=True)[1]
+    if machine not in places:
+        return None
+    return Attachment(port.id, settings(world, port), port.attach, places[0] != places[1], places[0] != machine)
 
 
 def wanted(world: World, machine: int, own: bool = True) -> dict[int, Attachment]:
     """The attachments of every port that lives on this machine, by port id; without `own` only of those that say what
     they hang on."""
     return {
-        port.id: attachment(world, port)
+        port.id: found
         for port in world.ports.values()
-        if (own or port.attach is not None) and place(world, port)[1] == machine and port.segment in world.segments
+        if (own or port.attach is not None) and port.segment in world.segments
+        if (found := attachment(world, port, machine)) is not None
     }
 
 
@@ -281,15 +294,16 @@ class Workloads:
             return
         with links.netlink() as ipr:
             links.remove_all(ipr, [end.link.index for end in gone.values() if end.link.name not in kept])
-        own = sorted(f"{self.prefix}{port}" for port, end in gone.items() if end.attach is None)
+        gone_of = {f"{self.prefix}{port}": port for port, end in gone.items() if end.attach is None}
         # Another machine of the lab may have taken the namespace over: the port moved. Then it has an eth0 again.
         with ExitStack() as stack:
             left = []
-            for name in own:
+            for name in sorted(gone_of):
                 with suppress(FileNotFoundError):
                     if netns.exists(name):
                         stack.enter_context(netns.held(name))
-                        if not _has(name, "eth0"):
+                        # In this order: the one takes the other's name.
+                        if not (_has(name, _second(gone_of[name])) or _has(name, "eth0")):
                             left.append(name)
             # The agent of that machine may be having a look inside.
             netns.kill_inside([netns.path(name) for name in left], visiting=False)
@@ -317,7 +331,8 @@ class Workloads:
             end, inside, changed = self._veth(attachment, name, end)
         # What a workload gave itself since stays.
         exactly = made is None or made.attachment != attachment
-        changed += netns.run_in(netns.path(name), lambda: _configure(attachment, inside, exactly))
+        inside, more = netns.run_in(netns.path(name), lambda: _in(attachment, inside, exactly))
+        changed += more
         if changed and made is not None and made[:2] == (attachment, where) and made.end.index == end.index:
             self.repaired.append((attachment.port, f"{', '.join(changed)} had changed"))
         self.made[attachment.port] = Made(attachment, where, end, inside)
@@ -334,10 +349,13 @@ class Workloads:
                 end = None
             if end is None or inside is None:
                 inside = "eth0"
-                if attachment.attach is None:
-                    netns.run_in(namespace, _clear)
-                elif _has(name, "eth0"):
-                    inside = links.short_name("p", attachment.port)
+                if _has(name, "eth0"):
+                    if attachment.moves:
+                        inside = _second(attachment.port)
+                    elif attachment.attach is not None:
+                        inside = links.short_name("p", attachment.port)
+                    else:
+                        netns.run_in(namespace, _clear)
                 words = "" if attachment.attach is None else f" {attachment.attach}"
                 end = links.make_veth(
                     ipr,
@@ -448,6 +466,11 @@ def _other_end(name: str, end: links.Link) -> str | None:
     return netns.run_in(netns.path(name), look)
 
 
+def _second(port: int) -> str:
+    """What the other end is called inside as long as the one on the machine that the port leaves has its name."""
+    return links.short_name("n", port)
+
+
 def _clear() -> None:
     """Inside: take an eth0 that hangs on another machine away, for a port that moved here."""
     with links.netlink() as ipr:
@@ -455,11 +478,29 @@ def _clear() -> None:
             links.remove(ipr, link.index)
 
 
+def _in(attachment: Attachment, inside: str, exactly: bool) -> tuple[str, list[str]]:
+    """Inside: all that the attachment says of the interface. Returns its name, which is another one when the port has
+    arrived, and what was otherwise."""
+    changed = _configure(attachment, inside, exactly)
+    if attachment.moves or inside != _second(attachment.port):
+        return inside, changed
+    with links.netlink() as ipr:
+        before = links.find(ipr, "eth0")
+        name = "eth0" if before is None or attachment.attach is None else links.short_name("p", attachment.port)
+        if before is not None and attachment.attach is None:
+            links.remove(ipr, before.index)  # of a machine that is too slow, or dead
+        link = links.find(ipr, inside)
+        if link is not None:
+            ipr.link("set", index=link.index, ifname=name)
+    return name, changed
+
+
 def _configure(attachment: Attachment, inside: str, exactly: bool) -> list[str]:
     """Inside: MAC, MTU, addresses (`exactly` these) and default routes of the interface; and in a namespace of ours,
     loopback up. Returns what was otherwise.
 
     In one that was there before, a default route that leads out of another interface stays the only one of its family.
+    While the port moves it is heard by two interfaces, and only one of them has its addresses.
     """
     wanted = attachment.settings
     changed = []
@@ -478,27 +519,39 @@ def _configure(attachment: Attachment, inside: str, exactly: bool) -> list[str]:
             ipr.link("set", index=link.index, mtu=wanted.mtu)
             changed.append(f"MTU of {inside}")
         # Behind the MTU: below 1280 bytes there is no IPv6, and when it comes back it knows nothing of this.
-        if links.set_sysctls(
-            {
-                f"net/ipv6/conf/{inside}/accept_ra": 0,  # gateways and addresses come from us
-                f"net/ipv6/conf/{inside}/autoconf": 0,
-                f"net/ipv6/conf/{inside}/accept_dad": 0,  # the source guard already makes addresses unique
-                f"net/ipv6/conf/{inside}/router_solicitations": 0,
-            }
-        ):
+        sysctls = {
+            f"net/ipv6/conf/{inside}/accept_ra": 0,  # gateways and addresses come from us
+            f"net/ipv6/conf/{inside}/autoconf": 0,
+            f"net/ipv6/conf/{inside}/accept_dad": 0,  # the source guard already makes addresses unique
+            f"net/ipv6/conf/{inside}/router_solicitations": 0,
+        }
+        if attachment.moves:
+            # Loose: answers leave by the other one. It is strict where there is no IPv4 address at all.
+            sysctls[f"net/ipv4/conf/{inside}/rp_filter"] = 2
+        if links.set_sysctls(sysctls):
             changed.append(f"sysctls of {inside}")
-        if links.set_addresses(ipr, link.index, wanted.addresses, exactly):
+        hears = attachment.moves and links.set_addresses(ipr, link.index, [NOBODY], exactly=False)
+        there = links.having(ipr, wanted.addresses, besides=link.index) if attachment.moves else []
+        # The other machine may know of the flip already: what it took over while this one knew nothing new stays there.
+        sends = not attachment.elsewhere and (exactly or not there)
+        own = [*wanted.addresses, NOBODY] if attachment.moves else wanted.addresses
+        if (sends and links.set_addresses(ipr, link.index, own, exactly)) or hears:
             changed.append(f"addresses of {inside}")
         if not link.up or link.mac != mac:
             ipr.link("set", index=link.index, state="up")
         if not link.up:
             changed.append(f"state of {inside}")
+        if not sends:
+            return changed
         default = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
         gateways = [
             gateway
             for gateway in wanted.gateways
-            if attachment.attach is None or not links.has_default_route(ipr, gateway.version, link.index)
+            if attachment.attach is None or not links.has_default_route(ipr, gateway.version, [link.index, *there])
         ]
         if links.set_routes(ipr, link.index, {default[gateway.version]: gateway for gateway in gateways}):
             changed.append(f"default routes of {inside}")
+        for index in there:  # its routes go with them; what comes in there is heard
+            links.set_addresses(ipr, index, [NOBODY], exactly=False)
+            links.drop_addresses(ipr, index, wanted.addresses)
     return changed

@@ -117,7 +117,7 @@ def at(ipr: IPRoute, index: int) -> Link | None:
 def find(ipr: IPRoute, name: str) -> Link | None:
     """One interface, or None."""
     index = ipr.link_lookup(ifname=name)
-    return read(ipr.get_links(index[0])[0]) if index else None
+    return at(ipr, index[0]) if index else None  # it may have just gone
 
 
 def remove(ipr: IPRoute, index: int) -> None:
@@ -200,11 +200,11 @@ def is_tap(ipr: IPRoute, index: int) -> bool:
     return data is not None and data.get_attr("IFLA_TUN_TYPE") == IFF_TAP
 
 
-def has_default_route(ipr: IPRoute, family: int, besides: int) -> bool:
-    """Does a default route of this family (4 or 6) lead out of another interface?"""
+def has_default_route(ipr: IPRoute, family: int, besides: Collection[int]) -> bool:
+    """Does a default route of this family (4 or 6) lead out of another interface than these?"""
     found = ipr.get_routes(family=AF_INET if family == 4 else AF_INET6, table=MAIN)
     return any(
-        route["dst_len"] == 0 and route["type"] == RTN_UNICAST and route.get_attr("RTA_OIF") not in (None, besides)
+        route["dst_len"] == 0 and route["type"] == RTN_UNICAST and route.get_attr("RTA_OIF") not in (None, *besides)
         for route in found
     )
 
@@ -265,6 +265,19 @@ def add_address(ipr: IPRoute, index: int, new: Interface) -> None:
     """Give an interface an address, which it has at once."""
     flags = {"IFA_FLAGS": IFA_F_NODAD} if new.version == 6 else {}
     ipr.addr("add", index=index, address=str(new.ip), prefixlen=new.network.prefixlen, **flags)
+
+
+def having(ipr: IPRoute, wanted: Collection[Interface], besides: int) -> list[int]:
+    """The interfaces that have any of these addresses, but for this one."""
+    texts = {str(address.ip) for address in wanted}
+    found = {m["index"] for m in ipr.get_addr() if (m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS")) in texts}
+    return sorted(found - {besides})
+
+
+def drop_addresses(ipr: IPRoute, index: int, unwanted: Collection[Interface]) -> None:
+    """Take these addresses from an interface, as far as it has them."""
+    for gone in addresses(ipr, index) & set(unwanted):
+        ipr.addr("del", index=index, address=str(gone.ip), prefixlen=gone.network.prefixlen)
 
 
 Gateways = Mapping[Prefix, Address | None]

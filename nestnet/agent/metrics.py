@@ -47,6 +47,7 @@ class Measured:
     turn: float = 0.0
     turns_took: float = 0.0
     remembered: Mapping[str, int] = field(default_factory=dict)
+    composed: Mapping[str, int] = field(default_factory=dict)
     traffic: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     drops: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
@@ -66,6 +67,11 @@ def families(now: Measured) -> Iterator[Family]:
     for name, what in (("flow", "Flows that are composed."), ("connection", "Connections that are remembered.")):
         if name in now.remembered:
             yield one(f"nestnet_{name}s", "gauge", what, now.remembered[name])
+    for name, value, what in (
+        ("nestnet_flows_composed_total", "flows", "Flows composed, at first or again."),
+        ("nestnet_carriages_composed_total", "carriages", "Ways from host to host composed, at first or again."),
+    ):
+        yield one(name, "counter", what, now.composed.get(value, 0))
     shown = set(sorted({port for port in (*now.traffic, *now.drops) if port})[:PORTS])
     for name, value, what in DIRECTIONS:
         total: Counter[str] = Counter()

@@ -91,6 +91,7 @@ RIGHTS: dict[str, Right] = {
     **{f"delete_{kind}": Right.CHANGER for kind in _KINDS},
     "patch_link": Right.CHANGER,
     "patch_port": Right.CHANGER,
+    "move": Right.CHANGER,
     "patch_network": Right.CHANGER,
     "events": Right.LOOKER,
     "metrics": Right.LOOKER,
@@ -109,6 +110,8 @@ RIGHTS: dict[str, Right] = {
     "feed": Right.MACHINE,
     "report": Right.MACHINE,
     "renew": Right.MACHINE,
+    "give": Right.MACHINE,
+    "take": Right.MACHINE,
 }
 
 

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from nestnet import __version__
-from nestnet.api import identities, shapes, streams
+from nestnet.api import identities, moves, shapes, streams
 from nestnet.api.access import RIGHTS, Who, judge, recognise, still, who
 from nestnet.api.asked import Rates, asked, keyed
 from nestnet.api.authority import Authority, make_authority
@@ -105,7 +105,14 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
     app.add_exception_handler(RequestValidationError, _badly_asked)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _internal)
-    for router in (_resources(store), _verbs(store), _operating(store), identities.routes(store, authority)):
+    routers = (
+        moves.routes(store),
+        _resources(store),
+        _verbs(store),
+        _operating(store),
+        identities.routes(store, authority),
+    )
+    for router in routers:
         nobodys = [route.name for route in router.routes if isinstance(route, APIRoute) and route.name not in RIGHTS]
         if nobodys:
             raise RuntimeError(f"nobody may use {', '.join(nobodys)}: api/access.py has no row for it")

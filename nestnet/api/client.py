@@ -218,6 +218,23 @@ class Client:
         """Say what a port's workload hangs on: {"netns": NAME}, {"tap": NAME} or {}."""
         return self._change("PATCH", _member("port", reference), key, etag, json={"attach": dict(attach)})
 
+    def move(self, reference: str, to: str, *, key: str | None = None, etag: str | None = None) -> dict[str, Any]:
+        """Send a port on its way to another host: {"revision", "machines", "disturbs", "port"}. The port says in
+        `moving` how far it is."""
+        return self._change("POST", "/v1/move", key, etag, json={"port": reference, "to": to})
+
+    def give_connections(self, machine: str, port: int, connections: bytes) -> None:
+        """What this machine remembers of a port, by its row, that leaves it."""
+        self._ask("PUT", _moving(machine, port), content=connections)
+
+    def take_connections(self, machine: str, port: int) -> bytes:
+        """What was given, for the machine that the port comes to. Raises NotFound when it does not move (any more)."""
+        with self._reaching():
+            response = self._http.get(_moving(machine, port))
+        if response.is_error:
+            raise _error(response)
+        return response.content
+
     def plan(self, manifest: Mapping[str, Any], prune: bool = False) -> dict[str, Any]:
         """What apply would do: changes, disturbs, machines, etag. `manifest` is data, as a network file has it."""
         return self._ask("POST", "/v1/plan", json={"manifest": manifest, "prune": prune})
@@ -456,6 +473,10 @@ def _collection(kind: str) -> str:
 
 def _member(kind: str, reference: str) -> str:
     return f"{_collection(kind)}/{quote(reference, safe='/')}"
+
+
+def _moving(machine: str, port: int) -> str:
+    return f"{_member('machine', machine)}/moves/{port}"
 
 
 def _error(response: httpx2.Response) -> NestnetError:

@@ -113,6 +113,15 @@ class Link(_Resource):
     description: str
 
 
+class Moving(Shape):
+    phase: Literal["prepare", "leave", "flip", "settle", "failed"]
+    """Until the flip `host` is where it comes from, then where it goes to."""
+    problem: str | None
+    """Why it failed."""
+    other: str | None
+    """Where else it lives meanwhile."""
+
+
 class Port(_Resource):
     row: int
     """The number that agents know it by: a lab's namespace is named after it."""
@@ -142,6 +151,8 @@ class Port(_Resource):
     """Why it is not up."""
     attachment: Any
     """What the agent of its machine says about it; null: nothing yet."""
+    moving: Moving | None
+    """How far its move to another host is; null: it stays where it is."""
     labels: dict[str, str]
     description: str
 

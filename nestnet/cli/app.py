@@ -276,6 +276,24 @@ def attach(
 
 
 @app.command()
+def move(
+    path: Annotated[str, typer.Argument(metavar="PORT", help="A port like acme/web1, or its id.")],
+    to: Annotated[str, typer.Option("--to", metavar="HOST", help="A machine, or a host port of what carries it.")],
+    lab: Lab = None,
+    wait: Wait = True,
+    timeout: Timeout = 60,
+) -> None:
+    """Move a port to another host, under traffic.
+
+    All that lives on it comes along, networks that it carries too, and connections go on. It ends when the port lives
+    there and nowhere else; where the new machine cannot have it, it stays where it was.
+    """
+    from nestnet.cli import changes
+
+    changes.move(path, to, lab, wait, timeout)
+
+
+@app.command()
 def detach(
     path: Annotated[str, typer.Argument(metavar="PORT", help="A port like acme/web1, or its id.")],
     lab: Lab = None,

@@ -1,4 +1,4 @@
-"""The verbs that change something: up, down, plan, apply, delete, link, attach, detach."""
+"""The verbs that change something: up, down, plan, apply, delete, link, attach, detach, move."""
 
 from __future__ import annotations
 
@@ -201,6 +201,26 @@ def attach(path: str, wanted: dict[str, str], lab: str | None, wait: bool, timeo
     else:
         say(f"port {port['path']} is detached")
     say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
+
+
+def move(path: str, to: str, lab: str | None, wait: bool, timeout: float) -> None:
+    """Move a port to another host under traffic, wait until it lives there and nowhere else, and say how long that
+    took."""
+    from nestnet.cli.waiting import until_moved, until_realised
+
+    start = time.monotonic()
+    found = target(lab)
+    with found.client() as client:
+        told = client.move(path, to)
+        port = told["port"]
+        for line in told["disturbs"]:
+            say(line)
+        if wait and port["moving"] is None:  # from host to host of one machine
+            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+        elif wait:
+            until_moved(client, port, to, timeout)
+    what = "moved" if wait else "is moving"
+    say(f"port {port['path']} {what} to {to}, {time.monotonic() - start:.2f} s")
 
 
 def _concerned(client: Client, kind: str, path: str) -> set[str]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nestnet.model.errors import NotRealised, Unreachable
+from nestnet.model.errors import Conflict, NotRealised, Unreachable
 
 if TYPE_CHECKING:
     from nestnet.api.client import Client
@@ -36,6 +36,31 @@ def until_realised(
                 raise Unreachable(f"the agent of {', '.join(ended)} has ended: its log is in {lab.logs}")
             if time.monotonic() > limit:
                 raise NotRealised(_late(revision, behind, state, timeout))
+            time.sleep(PACE)  # the pace of asking; the wait is for the answer
+    finally:
+        progress.done()
+
+
+def until_moved(client: Client, port: Mapping[str, Any], to: str, timeout: float) -> None:
+    """Return when a port that moves lives on its new host, and nowhere else.
+
+    Raises NotRealised after `timeout` seconds, and what went wrong when it stays where it was."""
+    progress = _Progress()
+    limit = time.monotonic() + timeout
+    path = port["path"]
+    try:
+        while True:
+            now = client.get("port", port["id"])
+            moving = now["moving"]
+            if moving is None:
+                if now["host"] != to:
+                    raise Conflict(f"{path} is on {now['host']}: another change has ended the move", "move_ended")
+                return
+            if moving["phase"] == "failed":
+                raise Conflict(moving["problem"], "move_failed")
+            progress.show(f"{path}: {moving['phase']}", [])
+            if time.monotonic() > limit:
+                raise NotRealised(f"{path} is moving, phase {moving['phase']}, and has not arrived after {timeout:g} s")
             time.sleep(PACE)  # the pace of asking; the wait is for the answer
     finally:
         progress.done()

@@ -51,19 +51,34 @@ def packed(address: Address) -> bytes:
     return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
 
 
-def place(world: World, port: Port) -> tuple[int, int | None]:
-    """How many hosts down a port lives on which machine; None if the chain leads nowhere."""
+def place(world: World, port: Port, other: bool = False) -> tuple[int, int | None]:
+    """How many hosts down a port lives on which machine; None if the chain leads nowhere. `other`: where else it lives,
+    if something on the way moves."""
     for step in range(MAX_DEPTH):
         network = world.networks.get(port.network)
         if network is None:
             break
+        host = port.other if other and port.other else port.host
         if network.carrier == FABRIC:
-            return step, port.host if port.host in world.machines else None
-        below = world.ports.get(port.host)
+            return step, host if host in world.machines else None
+        below = world.ports.get(host)
         if below is None:
             break
         port = below
     return MAX_DEPTH, None
+
+
+def mover(world: World, port: Port) -> Port | None:
+    """Who moves when this port does: itself, or one that it lives on; None if it stays where it is."""
+    for _ in range(MAX_DEPTH):
+        if port.other:
+            return port
+        network = world.networks.get(port.network)
+        below = None if network is None or network.carrier == FABRIC else world.ports.get(port.host)
+        if below is None:
+            break
+        port = below
+    return None
 
 
 class _Compiler:
@@ -142,7 +157,7 @@ class _Compiler:
         slot = self.slots["segment", segment.id]
         ports = self.world.ports_of(segment.id)
         hosts = [slot for _, slot in sorted({(port.host, self.host_of(port)) for port in ports}) if slot]
-        local = [self.slots["port", port.id] for port in ports if self.is_local(port)]
+        local = [self.slots["port", port.id] for port in ports if self.hears_floods(port)]
         floods, locals_ = _version(hosts), _version(local)
         for index, host in enumerate(hosts):
             self.put("flood", (slot, floods, index), host)
@@ -202,12 +217,12 @@ class _Compiler:
         local = self.is_local(port)
         ifindex = self.attachments.get(port.id, 0) if local else 0
         is_tap = ifindex and port.attach is not None and port.attach.kind == "tap"
-        flags = t.ENABLED * port.enabled | t.LOCAL * local | t.HOSTS * port.hosts | t.TAP * bool(is_tap)
+        flags = t.ENABLED * port.enabled | t.LOCAL * local | t.TAP * bool(is_tap)
+        flags |= t.HOSTS * bool(port.hosts or port.other)
         first = {family: port.address(family) for family in (4, 6)}
         host = self.host_of(port)
-        if port.hosts:
-            own = self.slots["host_port", port.id]
-            self.put("host", own, port.id, t.PORT, slot, host, 0)
+        if own := self.slots.get(("host_port", port.id)):
+            self.put("host", own, port.id, t.PORT, slot, host, self.host_of(port, port.other))
             host = own
         self.put(
             "port", slot, port.id, self.slots.get(("network", port.network)), segment, host, ifindex, flags,
@@ -233,14 +248,18 @@ class _Compiler:
 
     # ---- where ports live
 
-    def host_of(self, port: Port) -> int:
-        """The slot of the host a port lives on, 0 if this machine does not know it."""
+    def host_of(self, port: Port, id: int | None = None) -> int:
+        """The slot of the host a port lives on, or of another one; 0 if this machine does not know it."""
         network = self.world.networks.get(port.network)
         kind = "host_machine" if network is not None and network.carrier == FABRIC else "host_port"
-        return self.slots.get((kind, port.host))
+        return self.slots.get((kind, port.host if id is None else id))
 
     def is_local(self, port: Port) -> bool:
-        return place(self.world, port)[1] == self.machine
+        return self.machine in (place(self.world, port)[1], place(self.world, port, other=True)[1])
+
+    def hears_floods(self, port: Port) -> bool:
+        moving = mover(self.world, port)
+        return place(self.world, port)[1] == self.machine and not (moving is not None and moving.leaving)
 
 
 def _lpm(slot: int, prefix: Prefix) -> list[tuple[int | bytes, ...]]:

@@ -56,7 +56,7 @@ def wanted(world: World) -> Iterable[Key]:
     for machine in world.machines:
         yield "host_machine", machine
     for port in world.ports.values():
-        if port.hosts:
+        if port.hosts or port.other:
             yield "host_port", port.id
         if port.rate:
             yield "port_out", port.id

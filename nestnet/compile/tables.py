@@ -32,9 +32,10 @@ exists. No row: denied. A class is 0 where a lookup finds nothing, and is then l
 that no port has has no peer.
 
 **Where a port lives.** `port.host` is a slot in `host`. For a machine's row (kind MACHINE) `at` is
-a slot in `machine`. For a port that is itself a host its own row in `host` (kind PORT) says
-where it lives, in `at`, and `port.host` is that row: so moving it is one row. For any other port
-`port.host` is the place itself.
+a slot in `machine`. For a port that is itself a host, or is moving, its own row in `host` (kind PORT)
+says where it lives, in `at`, and `port.host` is that row: so moving it is one row. For any other port
+`port.host` is the place itself. While something on the way down moves, a port is here (LOCAL, with
+`ifindex`) on two machines; only where it lives by `at` is it in a list `local`.
 
 **Rates.** A port that has a rate has two buckets, a link one for each direction: rows of `bucket`, pointed to by `out`
 and `in` of the port and by `bucket` of the hops over the link; 0: no limit. What is in a bucket is the datapath's own.
@@ -57,7 +58,7 @@ MAC = ("u1", (6,))
 # port.flags
 ENABLED = 1  # also network.flags
 LOCAL = 2  # lives on this machine
-HOSTS = 4  # is itself a host: see `port.host`
+HOSTS = 4  # has a row of its own in `host`, for it is itself a host, or moves: see `port.host`
 TAP = 8  # hangs on a tap: what is for its workload goes out there, and not to the other end of a veth
 # network.flags
 RATED = 2  # a port or a link of it, or of what carries it, has a rate
@@ -178,7 +179,7 @@ TABLES: dict[str, Table] = {
             "host",
             "array",
             # MACHINE: id of the machine, at and from are machine slots. PORT: id of the port, `port` its slot
-            # in its own network, at and from are host slots. `from` is where else it may send from while moving, or 0.
+            # in its own network, at and from are host slots. `from` is where else it lives while it moves, or 0.
             _struct(("id", "u8"), ("kind", "u4"), ("port", "u4"), ("at", "u4"), ("from", "u4")),
         ),
         Table("machine", "array", _struct(("id", "u8"), ("address", *ADDRESS), ("mtu", "u4"), ("pad", "u4"))),

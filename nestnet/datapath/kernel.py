@@ -71,7 +71,7 @@ FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it 
 COUNTERS = tuple(f"generation_{name}" for name in GENERATIONS)
 STATE = (
     "flow", "carriage", "connection", "fragment", "opened", "closed", "told", "asked", "until", "drops", "stats",
-    "emitted", "clock",
+    "composed", "emitted", "clock",
 )  # fmt: skip
 PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 
@@ -150,6 +150,7 @@ class Capacity:
             "until": self.buckets + 1,
             "drops": 4 * self.ports,
             "stats": self.ports + 1,
+            "composed": 1,
             "copied": self.machines + 1,
             "charged": self.hosts + 1,
         }
@@ -613,6 +614,11 @@ class Kernel:
             total["value"][name] = values[name].sum(axis=1)
         return total[_not_zero(total["value"])]
 
+    def composed(self) -> dict[str, int]:
+        """How often a flow, or how a host reaches another, was composed, at first or again: `flows`, `carriages`."""
+        (row,) = self.rows("composed")
+        return {name: int(row["value"][name].sum()) for name in row["value"].dtype.names or ()}
+
     def flows(self) -> Rows:
         """Every flow that is composed now: struct flow_key and struct flow of bpf/state.h."""
         return self.rows("flow")
@@ -620,6 +626,25 @@ class Kernel:
     def connections(self) -> Rows:
         """Every connection that is remembered: struct connection_key and struct connection of bpf/state.h."""
         return self.rows("connection")
+
+    def adopt(self, keys: bytes, values: bytes) -> None:
+        """Remember these connections, too, but for those that are there already: packed structs as of bpf/state.h.
+        Their openers have them in their shares. Raises OSError when there is no room for all of them."""
+        table = self._maps["connection"]
+        rows: Rows = np.frombuffer(keys, table.key)
+        fresh: Rows = rows[table.insert(rows, np.frombuffer(values, table.value))]
+        slots, amounts = np.unique(fresh["source"], return_counts=True)
+        # Programs write `opened`; of the two, `closed` is ours, and what counts is the difference, modulo 2^64.
+        self._count_closed(slots, -amounts.astype(COUNTER))
+
+    def _count_closed(self, slots: npt.NDArray[np.integer], amounts: npt.NDArray[np.uint64]) -> None:
+        if len(slots):  # nobody else writes these
+            closed = self._maps["closed"].items()[1].astype(COUNTER)[slots]
+            self._put(self._maps["closed"], slots.astype(SLOT), closed + amounts)
+
+    def seconds(self) -> int:
+        """The programs' clock, as connections have it."""
+        return int(self.clock() // SECOND)
 
     def count_drop(self, slot: int, reason: int) -> None:
         """Count a packet that the agent dropped, for one of the reasons that no program counts."""
@@ -650,9 +675,7 @@ class Kernel:
         gone["connection"] = self._maps["connection"].delete(over)
         self.remembered["connection"] = len(rows) - len(over)
         slots, amounts = np.unique(over["source"], return_counts=True)
-        if len(slots):  # nobody else writes these
-            closed = self._maps["closed"].items()[1].astype(COUNTER)[slots]
-            self._put(self._maps["closed"], slots.astype(SLOT), closed + amounts.astype(COUNTER))
+        self._count_closed(slots, amounts.astype(COUNTER))
 
         rows = self.rows("fragment")
         gone["fragment"] = self._maps["fragment"].delete(rows["key"][_idle(rows, clock) >= FRAGMENT_SECONDS])

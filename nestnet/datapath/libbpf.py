@@ -25,6 +25,8 @@ import numpy.typing as npt
 from nestnet.datapath.btf import Btf, Dtype
 from nestnet.model.errors import NestnetError
 
+BPF_NOEXIST = 1  # <linux/bpf.h>
+
 Array = npt.NDArray[np.generic]
 
 # <linux/bpf.h>
@@ -292,6 +294,18 @@ class Map:
         options = _BatchOptions(ctypes.sizeof(_BatchOptions))
         result = _lib().bpf_map_update_batch(self.fd, _pointer(keys), _pointer(values), byref(count), byref(options))
         _check(result, f"write {len(keys)} to map {self.name}")
+
+    def insert(self, keys: Array, values: Array) -> npt.NDArray[np.bool_]:
+        """Write those entries whose keys are not there yet, and say which. OSError E2BIG or ENOSPC when it is full."""
+        keys, values = np.ascontiguousarray(keys, self.key), np.ascontiguousarray(values, self.value)
+        fresh = np.zeros(len(keys), np.bool_)
+        for at in range(len(keys)):
+            one = slice(at, at + 1)
+            result = _lib().bpf_map_update_elem(self.fd, _pointer(keys[one]), _pointer(values[one]), BPF_NOEXIST)
+            if result == 0 or ctypes.get_errno() != errno.EEXIST:
+                _check(result, f"write to map {self.name}")
+                fresh[at] = True
+        return fresh
 
     def delete(self, keys: Array) -> int:
         """Remove entries; one that is not there is no error. How many were there. Arrays cannot: they have no holes."""

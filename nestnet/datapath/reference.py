@@ -903,17 +903,22 @@ class Fabric:
             if machine in machines:
                 machines[machine].load(rows)
             self.machines[machine] = machines.get(machine) or Reference(rows)
-        self.attachments: dict[int, tuple[int, int]] = {}
+        self.attachments: dict[tuple[int, int], int] = {}
         for machine, reference in self.machines.items():
             for (ifindex,), row in reference.attachments.items():
-                self.attachments[reference.port[row.port].id] = machine, ifindex
+                self.attachments[machine, reference.port[row.port].id] = ifindex
 
-    def send(self, port: int, frame: bytes, now: float) -> tuple[list[tuple[int, bytes]], list[str]]:
-        """What becomes of a frame from the workload of a port: (port, frame) of each delivery, and the reason of
-        each drop, on all machines. KeyError if the port has no workload."""
+    def send(
+        self, port: int, frame: bytes, now: float, machine: int | None = None
+    ) -> tuple[list[tuple[int, bytes]], list[str]]:
+        """What becomes of a frame from the workload of a port: (port, frame) of each delivery, and the reason of each
+        drop, on all machines. `machine`: where it is sent from, of two while the port moves. KeyError if the port has
+        no workload there."""
         deliveries: list[tuple[int, bytes]] = []
         drops: list[str] = []
-        machine, ifindex = self.attachments[port]
+        if machine is None:
+            (machine,) = (at for at, attached in self.attachments if attached == port)
+        ifindex = self.attachments[machine, port]
         pending = deque([(machine, self.machines[machine].workload(ifindex, frame, now))])
         while pending:
             machine, outputs = pending.popleft()

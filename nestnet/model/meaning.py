@@ -541,6 +541,8 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
         nonlocal state
         refused: dict[int, str] = {}  # by host
         for other in ports:
+            if _passed_by(world, other):
+                continue
             address = other.address(packet.family)
             to = None if address is None else pk.mapped(address)
             try:
@@ -667,6 +669,13 @@ def _is_carried(world: World, network: Network, a: int, b: int) -> bool:
     except _Dropped:
         return False
     return True
+
+
+def _passed_by(world: World, port: Port) -> bool:
+    """While it, or a host that it lives on, leaves one machine for another, frames for all pass it by (rule 15)."""
+    while not port.leaving and world.networks[port.network].carrier != FABRIC:
+        port = world.ports[port.host]
+    return port.leaving
 
 
 def machine_of(world: World, port: Port) -> int:

@@ -125,6 +125,8 @@ class Port:
     hosts      may networks carried by this one live here?
     attach     what its workload hangs on; None: what the agent makes for it by itself, if it makes any
     rate       what it may send, and what may be sent to it, each, in bit/s (rule 8); 0: no limit
+    other      where else it lives while it moves (rule 15): frames are taken from both, and go to `host`; 0: nowhere
+    leaving    while it moves: frames for all pass it by, so that none comes twice
     """
 
     id: int
@@ -139,6 +141,8 @@ class Port:
     enabled: bool = True
     attach: Attach | None = None
     rate: int = 0
+    other: int = 0
+    leaving: bool = False
 
     def address(self, family: int) -> Address | None:
         """Its first address of that family (4 or 6), or None."""

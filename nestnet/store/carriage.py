@@ -49,6 +49,11 @@ def prepare(
     if carrier == FABRIC:
         moved = replace(moved, underlay=objects.fabric(connection).family)
     state.contents = objects.load_contents(connection, [*(each.id for each in chain), *subtree])
+    for each in subtree:
+        for port in state.contents[each].ports.values():
+            if port.other:
+                seen = f"{state.path(each)}/{port.name}" if scope.may_read(state.networks[each].tenant) else "a port"
+                raise Conflict(f"{seen} that comes along is moving: wait until it has arrived", "moving")
     ports = state.contents[id].ports
     named = _hosts_by_name(connection, row, state)
     wanted = {name: hosts.get(name, named[port.host]) for name, port in ports.items()}

@@ -5,6 +5,7 @@
     realised    every machine has realised a revision
     problem     something is in a machine's way;  solved: it no longer is
     repaired    a machine's agent found something missing or changed under its hands, and put it right
+    moved       a port has arrived on another machine;  move_failed: it stays where it was
     drops       a machine drops many packets for one reason
     started     an agent began to run;  silent: it says nothing;  back: it speaks again
 

@@ -86,7 +86,7 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
     for row in moved:
         changed[row.network].add((row.kind, row.id))
         if row.kind == "port":
-            was.ports.setdefault(row.id, _Was(row.network, row.was_machine, row.was_port))
+            was.ports.setdefault(row.id, _Was(row.network, row.was_machine, row.was_port, row.was_other))
         elif row.was_carrier is not None:
             was.carriers.setdefault(row.id, row.was_carrier)
     before, after = _view(connection, machine, was), _view(connection, machine, _Past())
@@ -112,26 +112,28 @@ class _Past:
 
 @dataclass(frozen=True, slots=True)
 class _Was:
-    """Where a port was: on a machine, on a port, or on neither, for it did not exist."""
+    """Where a port was: on a machine, on a port, or on neither, for it did not exist; where else, while it moved."""
 
     network: int
     machine: int | None
     port: int | None
+    other: int | None
 
-    @property
-    def host(self) -> int | None:
-        return self.machine if self.machine is not None else self.port
+    def on(self, column: str) -> set[int]:
+        """The machines, or the ports, that it was on."""
+        host = getattr(self, column)
+        return {each for each in (host, self.other) if each is not None} if host is not None else set()
 
 
 def _view(connection: Connection, machine: int, was: _Past) -> View:
     """What a machine needs; with what was, what it needed then."""
     view: View = {}
-    here = _ports_on(connection, "host_machine", [machine], was)
+    here = _ports_on(connection, "machine", [machine], was)
     for _ in range(MAX_DEPTH):  # Up: who lives on the ports that live here?
         view.update(dict.fromkeys(here.values(), ALL))
         if not here:
             break
-        here = _ports_on(connection, "host_port", list(here), was)
+        here = _ports_on(connection, "port", list(here), was)
     for network in list(view):  # Down: what carries it, with the hosts that the level above uses.
         level, used = network, None
         for _ in range(MAX_DEPTH):
@@ -147,37 +149,45 @@ def _view(connection: Connection, machine: int, was: _Past) -> View:
 
 
 def _ports_on(connection: Connection, column: str, hosts: list[int], was: _Past) -> dict[int, int]:
-    """Port -> network of the ports on these hosts, machines or ports."""
+    """Port -> network of the ports on these hosts, machines or ports. One that moves is on two."""
     c = tables.port.c
     found: dict[int, int] = {}
     for chunk in chunks(hosts):
-        rows = connection.execute(select(c.id, c.network).where(c[column].in_(chunk)))
-        found.update({row.id: row.network for row in rows if row.id not in was.ports})
+        for where in (c[f"host_{column}"], c[f"other_{column}"]):
+            rows = connection.execute(select(c.id, c.network).where(where.in_(chunk)))
+            found.update({row.id: row.network for row in rows if row.id not in was.ports})
     wanted = set(hosts)
-    for id, place in was.ports.items():
-        if (place.machine if column == "host_machine" else place.port) in wanted:
-            found[id] = place.network
+    found.update({id: place.network for id, place in was.ports.items() if not wanted.isdisjoint(place.on(column))})
     return found
 
 
 def _hosts_of(connection: Connection, network: int, was: _Past, ports: set[int] | None) -> set[int]:
     """The hosts of a network's ports, or of these ones."""
-    c, p = tables.host_use.c, tables.port.c
+    c = tables.host_use.c
     moved = {
         id: place for id, place in was.ports.items() if place.network == network and (ports is None or id in ports)
     }
     if ports is None:
         rows = connection.execute(select(c.host, c.count).where(c.network == network))
         uses = Counter({row.host: row.count for row in rows})
-        for chunk in chunks(list(moved)):
-            host = func.coalesce(p.host_port, p.host_machine)  # on the wire now, perhaps, and on ports then
-            uses.subtract(connection.scalars(select(host).where(p.id.in_(chunk))).all())
+        uses.subtract(_hosts_now(connection, list(moved)))
     else:
-        uses = Counter()
-        for chunk in chunks(sorted(ports - moved.keys())):
-            uses.update(connection.scalars(select(p.host_port).where(p.id.in_(chunk))).all())
-    uses.update(place.host for place in moved.values() if place.host is not None)
+        uses = _hosts_now(connection, sorted(ports - moved.keys()))
+    for place in moved.values():
+        uses.update(place.on("port"))
     return {host for host, uses_ in uses.items() if uses_ > 0}
+
+
+def _hosts_now(connection: Connection, ports: list[int]) -> Counter[int]:
+    """The hosts that these ports live on, each as often as it is lived on."""
+    p = tables.port.c
+    found: Counter[int] = Counter()
+    # They may be on the wire now, and have been on ports.
+    host, other = func.coalesce(p.host_port, p.host_machine), func.coalesce(p.other_port, p.other_machine)
+    for chunk in chunks(ports):
+        for row in connection.execute(select(host, other).where(p.id.in_(chunk))):
+            found.update(set(row) - {None})
+    return found
 
 
 def _carrier(connection: Connection, network: int, was: _Past) -> int:
@@ -292,7 +302,8 @@ def value_of(row: Row, left: int) -> Value:
             addresses, owns = tuple(map(ip_address, row.addresses)), tuple(map(ip_network, row.owns))
             place = (row.segment, row.host, row.mac or 0)
             port = Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts)
-            return replace(port, enabled=row.enabled, attach=row.attach, rate=row.rate)
+            port = replace(port, enabled=row.enabled, attach=row.attach, rate=row.rate)
+            return replace(port, other=row.other, leaving=row.leaving)
         case PolicyRow():
             sides = (row.sources, row.targets, row.services)
             return Policy(row.id, row.network, *sides, row.allow, row.priority)

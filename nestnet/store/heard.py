@@ -51,6 +51,10 @@ class Heard:
         """Is it too early to say that a machine which spoke before this process started is lost?"""
         return time.monotonic() - self._since <= SILENT
 
+    def is_silent(self, machine: int) -> bool:
+        """Has it said nothing for so long that nobody should wait for it?"""
+        return time.monotonic() - self._at.get(machine, self._since) > SILENT
+
     def say(self, machine: int, drops: Drops | None) -> bool:
         """A machine has spoken; `drops` None: as before. True if it had been silent."""
         with self._lock:

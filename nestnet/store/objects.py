@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, RowMapping, Table, select
+from sqlalchemy import Connection, RowMapping, Table, func, select
 
 from nestnet.model.values import FABRIC, OVERHEAD, Attach, Selector, Service
 from nestnet.store import tables
@@ -95,7 +95,8 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class PortRow:
-    """`host` is a machine's id if the fabric carries the network, else a port's. `mac` None: to be chosen."""
+    """`host` is a machine's id if the fabric carries the network, else a port's; so is `other`, where else it lives
+    while it moves, or 0. `mac` None: to be chosen."""
 
     kind: ClassVar[str] = "port"
     id: int
@@ -113,6 +114,8 @@ class PortRow:
     enabled: bool
     labels: str
     description: str
+    other: int = 0
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +298,7 @@ def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
         PortRow(
             **_pick(row, PortRow),
             host=row["host_machine"] if row["host_machine"] is not None else row["host_port"],
+            other=row["other_machine"] or row["other_port"] or 0,
             addresses=tuple(part["address"] for part in addresses[row["id"]]),
             owns=tuple(part["prefix"] for part in owned[row["id"]]),
             groups=tuple(part["group"] for part in members[row["id"]]),
@@ -343,16 +347,20 @@ def _parts(
     return found
 
 
-def machines_of(connection: Connection, ports: Iterable[int]) -> dict[int, int]:
-    """Port -> the machine at the bottom of its chain of hosts."""
+def machines_of(connection: Connection, ports: Iterable[int], other: bool = False) -> dict[int, int]:
+    """Port -> the machine at the bottom of its chain of hosts; `other`: the other one, if something there moves."""
     p = tables.port.c
+    machine_column, port_column = p.host_machine, p.host_port
+    if other:
+        machine_column = func.coalesce(p.other_machine, p.host_machine).label("host_machine")  # type: ignore[assignment]
+        port_column = func.coalesce(p.other_port, p.host_port).label("host_port")  # type: ignore[assignment]
     at = {port: port for port in ports}
     machine: dict[int, int] = {}
     open_ = set(at)
     while open_:
         below: dict[int, int] = {}
         for chunk in chunks(sorted(open_)):
-            for row in connection.execute(select(p.id, p.host_machine, p.host_port).where(p.id.in_(chunk))):
+            for row in connection.execute(select(p.id, machine_column, port_column).where(p.id.in_(chunk))):
                 if row.host_machine is not None:
                     machine[row.id] = row.host_machine
                 else:

@@ -553,14 +553,18 @@ class _Wanted:
         carrier = self.networks[network].carrier
         if carrier == FABRIC:
             hosts = self.state.machines
+            may_host = set(hosts.values())
         else:
             hosts = {name: port.id for name, port in self.contents[carrier].ports.items()}
+            may_host = {port.id for port in self.contents[carrier].ports.values() if port.hosts}
         specs = spec.ports or {}
         addresses = _Addresses(specs, stored, contents, at)
         macs = _kept_macs(specs, stored)
         for name, one in specs.items():
             old = stored.ports.get(name)
             id = old.id if old else next(self._fresh)
+            # Who is sent elsewhere meanwhile moves no longer.
+            moves = old is not None and old.host == hosts[one.host] and old.other in may_host
             contents.ports[name] = PortRow(
                 id,
                 network,
@@ -577,6 +581,8 @@ class _Wanted:
                 one.enabled if one.enabled is not None else old is None or old.enabled,
                 dump(one.labels),
                 one.description or "",
+                old.other if old and moves else 0,
+                old.leaving if old and moves else False,
             )
             self.pointers["port", id] = f"{at}/ports/{name}"
 

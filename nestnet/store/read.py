@@ -374,7 +374,9 @@ class Reader:
         carried = [row for row in rows if networks[row.network].carrier != FABRIC]
         places = self.machines_of([row.id for row in rows])
         machines = self._names(tables.machine, {row.host for row in wired} | set(places.values()))
-        hosts = self._names(tables.port, {row.host for row in carried})
+        hosts = self._names(tables.port, {row.host for row in carried} | {row.other for row in carried})
+        machines |= self._names(tables.machine, {row.other for row in wired} - machines.keys())
+        moves = self._moves(ids)
         attachments = self._attachments(places)
         stand = standings(self._connection, self.heard, list(networks.values()))
         return [
@@ -397,11 +399,25 @@ class Reader:
                 "enabled": row.enabled,
                 **self._state_of_port(row, networks[row.network], paths[row.network], stand[row.network]),
                 "attachment": attachments.get(row.id),
+                "moving": {
+                    **moves[row.id],
+                    "other": (machines if networks[row.network].carrier == FABRIC else hosts).get(row.other),
+                }
+                if row.id in moves
+                else None,
                 "labels": json.loads(row.labels),
                 "description": row.description,
             }
             for row in rows
         ]
+
+    def _moves(self, ports: Sequence[int]) -> dict[int, dict[str, Any]]:
+        m = tables.move.c
+        found: dict[int, dict[str, Any]] = {}
+        for chunk in chunks(sorted(ports)):
+            rows = self._connection.execute(select(m.port, m.phase, m.problem).where(m.port.in_(chunk)))
+            found.update({row.port: {"phase": row.phase, "problem": row.problem or None} for row in rows})
+        return found
 
     # How they are
 
@@ -507,11 +523,12 @@ class Reader:
         ports: list[int] = []
         for chunk in chunks(networks):
             ports += self._connection.scalars(select(p.id).where(p.network.in_(chunk))).all()
-        return sorted(self._names(tables.machine, set(self.machines_of(ports).values())).values())
+        places = {*self.machines_of(ports).values(), *self.machines_of(ports, other=True).values()}
+        return sorted(self._names(tables.machine, places).values())
 
-    def machines_of(self, ports: Sequence[int]) -> dict[int, int]:
-        """Port -> the machine at the bottom of its chain of hosts."""
-        return objects.machines_of(self._connection, ports)
+    def machines_of(self, ports: Sequence[int], other: bool = False) -> dict[int, int]:
+        """Port -> the machine at the bottom of its chain of hosts; `other`: the other one, if something there moves."""
+        return objects.machines_of(self._connection, ports, other)
 
     def _attachments(self, places: dict[int, int]) -> dict[int, Any]:
         """Port -> what the agent of its machine says about it."""

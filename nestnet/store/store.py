@@ -26,6 +26,7 @@ from nestnet.store import (
     feed,
     heard,
     hosts,
+    moves,
     numbers,
     objects,
     once,
@@ -78,6 +79,7 @@ class Store:
         with self._database.read() as connection:
             # May agents remove whatever this store does not know? After a restore, when somebody says so.
             self.confirmed = bool(connection.scalar(select(tables.store.c.confirmed)))
+            self._moving = moves.is_any(connection)
         self.heard = Heard()
         self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
@@ -329,6 +331,7 @@ class Store:
         self._database.transact(turn)
         self._reports[id] = f"{said}\n{what}"
         self.happened()
+        self._advance()
 
     def _write_report(
         self,
@@ -360,6 +363,7 @@ class Store:
 
     def look_around(self) -> None:
         """Notice machines that have fallen silent. Called every few seconds by whoever runs the store."""
+        self._advance()
         late = self.heard.fallen_silent()
         if not late:
             return
@@ -562,6 +566,61 @@ class Store:
 
         revision, machines, resource = self._change(asked, {"port": reference, "attach": _attach_data(attach)}, turn)
         return revision, machines, resource
+
+    def move(self, reference: str, to: str, asked: Asked = NOBODY) -> tuple[moves.Begun, Resource]:
+        """Send a port, with all that lives on it, on its way to another host: see moves.py. The resource says in
+        `moving` how far it is. Raises NotFound, Ambiguous, Invalid for a host that cannot be, Conflict when something
+        on the way moves already or the new machine says nothing."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            id = reader.find("port", reference)
+            reader.to_write("port", id, f"port {reference}")
+            self._fresh(connection, asked, "port", id)
+            (before,) = reader.resources("port", [id])
+            begun = moves.begin(connection, reader, self.identity, id, to, self.heard.is_silent)
+            change = Change("~", "port", before["path"], {"host": [before["host"], to]})
+            events.changed(connection, asked.who, "move", begun.revision, [change])
+            (resource,) = reader.resources("port", [id])
+            return asdict(begun), resource
+
+        begun, resource = self._change(asked, {"move": reference, "to": to}, turn)
+        self._moving = True
+        return moves.Begun(**begun), resource
+
+    def _advance(self) -> None:
+        """Take moves on, as far as machines are with them."""
+        if not self._moving:
+            return
+
+        def turn(connection: Connection) -> tuple[int, int, bool]:
+            before = objects.current_revision(connection)
+            moves.advance(connection, self._reader(connection), self.identity, self.heard.is_silent)
+            return before, objects.current_revision(connection), moves.is_any(connection)
+
+        self._moving = False  # before looking: what begins meanwhile says so behind it
+        try:
+            before, after, more = self._database.transact(turn)
+        except BaseException:
+            self._moving = True
+            raise
+        self._moving |= more
+        if after != before:
+            self.changed(after)
+        self.happened()
+
+    def give_connections(self, machine: str, port: int, connections: bytes) -> None:
+        """What a machine remembers of a port that leaves it, by its row: see moves.py. Raises NotFound."""
+
+        def turn(connection: Connection) -> None:
+            moves.give(connection, self._reader(connection).find("machine", machine), port, connections)
+
+        self._database.transact(turn)
+
+    def take_connections(self, machine: str, port: int) -> bytes:
+        """What was given, for the machine that the port comes to. Raises NotFound."""
+        with self._database.read() as connection:
+            return moves.take(connection, self._reader(connection).find("machine", machine), port)
 
     def set_enabled(
         self, kind: str, reference: str, enabled: bool, asked: Asked = NOBODY
@@ -961,7 +1020,7 @@ def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int)
     policies: list[int] = []
     match kind:
         case "machine":
-            ask("port", t.port, t.port.c.host_machine == id, t.port.c.network)
+            ask("port", t.port, (t.port.c.host_machine == id) | (t.port.c.other_machine == id), t.port.c.network)
         case "tenant":
             ask("network", t.network, t.network.c.tenant == id, t.network.c.carrier)
             children = connection.scalars(select(t.tenant.c.name).where(t.tenant.c.parent == id)).all()
@@ -980,7 +1039,7 @@ def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int)
         case "router":
             ask("link", t.link, (t.link.c.router == id) | (t.link.c.other == id), t.link.c.network)
         case "port":
-            ask("port", t.port, t.port.c.host_port == id, t.port.c.network)
+            ask("port", t.port, (t.port.c.host_port == id) | (t.port.c.other_port == id), t.port.c.network)
             policies = _policies_naming(connection, t.port, "port", id)
             for group in connection.scalars(select(t.port_group.c.group).where(t.port_group.c.port == id)).all():
                 members = select(func.count()).where(t.port_group.c.group == group)

@@ -91,6 +91,7 @@ change = Table(
     Column("id", Id, nullable=False),
     Column("was_machine", Id),
     Column("was_port", Id),
+    Column("was_other", Id),  # Where else it was, while it moved: a machine if `was_machine` says one, else a port.
     Column("was_carrier", Id),
     Column("was_tenant", Text),  # Its name, of a network: whoever could see it is told that it went.
     Index(None, "revision"),
@@ -226,6 +227,9 @@ port = Table(
     Column("name", Text, nullable=False),
     Column("host_machine", Id, _refers("machine.id")),
     Column("host_port", Id, _refers("port.id")),
+    Column("other_machine", Id, index=True),  # Where else it lives while it moves (moves.py), or neither.
+    Column("other_port", Id, index=True),
+    Column("leaving", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Column("mac", Id, nullable=False),
     Column("hosts", Boolean(create_constraint=False), nullable=False),
     Column("rate", BigInteger, nullable=False, server_default="0"),
@@ -238,6 +242,20 @@ port = Table(
     CheckConstraint("(host_machine IS NULL) <> (host_port IS NULL)", name="one_host"),
     Index(None, "host_machine"),
     Index(None, "host_port"),
+)
+
+# How far a port's move is (moves.py). One that failed stays until the next.
+move = Table(
+    "move",
+    metadata,
+    Column("port", Id, _part_of("port.id"), primary_key=True),
+    Column("source", Id, nullable=False),  # The machines that it leaves and comes to; either may be gone by then.
+    Column("target", Id, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("revision", Id, nullable=False),  # What the machines concerned have to realise before the next phase.
+    Column("at", Float, nullable=False),  # When the phase began, in seconds since 1970.
+    Column("problem", Text, nullable=False),  # Why it failed; '' if it has not.
+    Column("connections", LargeBinary),  # What the machine that it leaves remembers, as that machine wrote it.
 )
 
 # What a port hangs on, if something was chosen, on the machine at the bottom of its hosts: kept with every change of

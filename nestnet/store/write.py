@@ -49,7 +49,7 @@ OWN_REVISION: dict[str, Table] = {
     "machine": tables.machine,
     "tenant": tables.tenant,
 }
-NOTHING_WAS = {"was_machine": None, "was_port": None, "was_carrier": None, "was_tenant": None}
+NOTHING_WAS = {"was_machine": None, "was_port": None, "was_other": None, "was_carrier": None, "was_tenant": None}
 
 
 def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], tenants: Sequence[TenantWish] = ()) -> int:
@@ -77,6 +77,7 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
         _update(connection, table, moved, carriers, owners)
     _parts(connection, pairs)
     _attachments(connection, pairs)
+    _end_moves(connection, pairs)
     _host_use(connection, pairs)
     rows = [
         _change_row(row.network, row.kind, row.id, old, carriers_then)
@@ -245,6 +246,8 @@ def _columns(row: Row, carriers: dict[int, int], owners: dict[str, int]) -> dict
         on_wire = carriers[row.network] == FABRIC
         columns["host_machine"] = row.host if on_wire else None
         columns["host_port"] = None if on_wire else row.host
+        columns["other_machine"] = row.other or None if on_wire else None
+        columns["other_port"] = None if on_wire else row.other or None
     return columns
 
 
@@ -349,15 +352,25 @@ def _attachments(connection: Connection, pairs: Sequence[Pair]) -> None:
     _many(connection, insert(a), rows)
 
 
+def _end_moves(connection: Connection, pairs: Sequence[Pair]) -> None:
+    """Who is sent elsewhere meanwhile, or stays, moves no longer."""
+    ended = [
+        {"row": old.id}
+        for old, new in pairs
+        if isinstance(old, PortRow) and isinstance(new, PortRow) and old.other and not new.other
+    ]
+    _many(connection, delete(tables.move).where(tables.move.c.port == bindparam("row")), ended)
+
+
 def _host_use(connection: Connection, pairs: Sequence[Pair]) -> None:
     """Keep the count of ports for each (network, host)."""
     gone = {old.id for old, new in pairs if isinstance(old, NetworkRow) and new is None}
     by: Counter[tuple[int, int]] = Counter()
     for old, new in pairs:
-        if isinstance(old, PortRow):
-            by[old.network, old.host] -= 1
-        if isinstance(new, PortRow):
-            by[new.network, new.host] += 1
+        for row, more in ((old, -1), (new, 1)):
+            if isinstance(row, PortRow):
+                for host in {row.host, row.other} - {0}:
+                    by[row.network, host] += more
     changed = {key: more for key, more in by.items() if more and key[0] not in gone}
     c = tables.host_use.c
     have: dict[tuple[int, int], int] = {}
@@ -381,6 +394,7 @@ def _change_row(network: int, kind: str, id: int, old: Row | None, carriers: dic
         "id": id,
         "was_machine": was if on_wire else None,
         "was_port": None if on_wire else was,
+        "was_other": old.other or None if isinstance(old, PortRow) else None,
         "was_carrier": old.carrier if isinstance(old, NetworkRow) else None,
         "was_tenant": old.tenant if isinstance(old, NetworkRow) else None,
     }

@@ -4,7 +4,7 @@
  *     |  policies,  |
  *     |  routes ... |        each level asks its own rows
  *     v             v
- *     a' ---------- b'       where those ports live; down to the wire, and as soon as it is one host only whether it is up
+ *     a' ---------- b'       where those ports live; down to the machine, and as soon as it is one host only whether it is up
  */
 #pragma once
 #include "connection.h"
@@ -135,6 +135,7 @@ ONCE int carry(u32 a, u32 b, u32 family, u64 now, struct carriage *out)
 		return out->reason;
 	}
 	walk_down(w, a, b, family, 1);
+	count_composed(1);
 	out->epoch = now;
 	out->sum = w->sum;
 	out->reason = w->reason;

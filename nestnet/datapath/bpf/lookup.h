@@ -48,7 +48,7 @@ INLINE struct mac *mac_of(u32 seg, const u8 *bytes)
 	return bpf_map_lookup_elem(&mac, &key);
 }
 
-/* Where a port lives: for a host its own row says so, which makes moving it one row (rule 14). */
+/* Where a port lives: for a host, and while it moves, its own row says so, which makes moving it one row (rule 14). */
 INLINE u32 place_of(const struct port *row)
 {
 	u32 slot = row->host;
@@ -81,6 +81,17 @@ INLINE u64 driven_ns(void)
 
 /* The monotonic clock, or what a test says it is. */
 INLINE u64 now_ns(void) { return driven ? driven_ns() : bpf_ktime_get_ns(); }
+
+INLINE void count_composed(u32 is_carriage)
+{
+	u32 zero = 0;
+	struct composed *c = bpf_map_lookup_elem(&composed, &zero);
+
+	if (c && is_carriage)
+		c->carriages++;
+	else if (c)
+		c->flows++;
+}
 
 /* To the last tick is exact enough, and costs a load. */
 INLINE u32 seconds(void) { return (driven ? driven_ns() : bpf_ktime_get_coarse_ns()) / 1000000000ull; }

@@ -129,6 +129,7 @@ INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
 	f->tracked = p->tracked;
 	f->mtu = mtu;
 	memcpy(f->came, p->came, 12);
+	count_composed(0);
 	bpf_map_update_elem(&flow, &key, f, BPF_ANY);
 }
 

@@ -84,6 +84,7 @@ struct fragment {
 
 struct drops_key { u32 port, reason; };
 struct stats { u64 out_packets, out_bytes, in_packets, in_bytes; }; /* out: from the workload */
+struct composed { u64 flows, carriages; }; /* how often one was composed, at first or again */
 
 #define STATE(name_, type_, flags_, size_, key_, value_) \
 	struct { __uint(type, type_); __uint(max_entries, size_); __uint(map_flags, flags_); \
@@ -95,6 +96,7 @@ STATE(connection, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, 4096, struct connection_
 STATE(fragment, BPF_MAP_TYPE_LRU_HASH, 0, 4096, struct fragment_key, struct fragment);
 STATE(drops, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, 4096, struct drops_key, u64);
 STATE(stats, BPF_MAP_TYPE_PERCPU_ARRAY, 0, 1024, u32, struct stats);
+STATE(composed, BPF_MAP_TYPE_PERCPU_ARRAY, 0, 1, u32, struct composed);
 /* Connections a port opened here, ever, and those of them the agent has swept: the rest is its share. */
 COUNTER(opened, 1024);
 COUNTER(closed, 1024);
