@@ -2,7 +2,7 @@
 
 Two installations beside each other, each with a controller and an agent on each of two machines. In one the network
 is carried by the wire, in the other by a tower of 15. In turns, in reversed order every other round, a port is
-added and taken away; what counts is the time from `apply` until both machines have realised it, and its ratio per round.
+added and taken away; what counts is the time from `apply` until both machines have realised it: its ratio per round.
 Workloads are none: what is measured is the store, the feed, the compiler and the maps.
 
     python -m bench.adding [--rounds N] [--ports N]
