@@ -175,6 +175,8 @@ KINDS = [
     Kind("join-changed", lambda client: client.join("m1", "192.0.2.9", 1450, {"row": "7"}, key="key")),
     Kind("link", lambda client: client.set_link("acme/core-edge", False, key="key")),
     Kind("attach", lambda client: client.set_attach("acme/web1", {"netns": "blue"}, key="key")),
+    Kind("fence", lambda client: client.fence("m1", True, key="key")),
+    Kind("disable", lambda client: client.set_enabled("network", "acme", False, key="key")),
     Kind("report", report, fresh=True),
     Kind("confirm", lambda client: client.confirm(key="key"), fresh=True),
     Kind("backup", backup, again=False),

@@ -480,7 +480,7 @@ def test_everything_can_be_deleted_in_order(store: Store) -> None:
         store.delete(kind, path, cascade=path == "acme/staging")
     assert not any(items(store, kind) for kind in KINDS)
     with store._database.read() as connection:
-        kept = {"store", "revision", "counter", "change", "network", "vni_range", "vni_quarantine", "event"}
+        kept = {"carriage", "store", "revision", "counter", "change", "network", "vni_range", "vni_quarantine", "event"}
         for table in tables.metadata.sorted_tables:
             rows = connection.execute(table.select()).all()
             assert table.name in kept or rows == []

@@ -7,12 +7,13 @@ disabled passes none at all. It is computed when somebody asks: packets are judg
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from nestnet.model import packet as pk
 from nestnet.model.meaning import refusal
-from nestnet.model.values import FABRIC, MAX_DEPTH, Network, Port, World
+from nestnet.model.values import FABRIC, MAX_DEPTH, Network, Port, Selector, World
 
 DISABLED, LOST, FENCED, DEPTH = "disabled", "lost", "fenced", "carrier_depth"
 
@@ -47,6 +48,7 @@ class _Fallen:
     def __init__(self, world: World, network: Network, lost: Mapping[int, str]) -> None:
         self.world, self.network, self.lost = world, network, lost
         self._classes: dict[int, tuple[object, ...]] = {}  # by port
+        self._selectors: dict[int, frozenset[Selector]] = {}
         self._refusals: dict[tuple[object, ...], str] = {}
 
     def of(self, hosts: list[int]) -> dict[int, Cause]:
@@ -54,16 +56,23 @@ class _Fallen:
         standing = [host for host in hosts if host not in down]
         if self.network.carrier == FABRIC or len(standing) < 2:
             return down
-        up: set[int] = set()
-        for a in standing:
-            for b in () if a in up else standing:
-                if b != a and "" in (self.way(a, b)[0], self.way(b, a)[0]):
-                    up |= {a, b}
-                    break
-        for a in standing:
-            if a not in up:
-                why, level, port = self.way(a, next(b for b in standing if b != a))
-                down[a] = Cause("network", level, why, port)
+        # Those of one class that live on the same host are carried alike, so one or two of them stand for all.
+        alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        on_wire = self.world.networks[self.network.carrier].carrier == FABRIC
+        for host in standing:
+            port = self.world.ports[host]
+            alike[self.class_of(port), None if on_wire else port.host].append(host)
+        groups = list(alike.values())
+        up: set[int] = set()  # groups, by place
+        for first, one in enumerate(groups):
+            for second, other in enumerate(groups[first:], first):
+                a, b = one[0], other[-1]
+                if a != b and not {first, second} <= up and "" in (self.way(a, b)[0], self.way(b, a)[0]):
+                    up |= {first, second}
+        for place, group in enumerate(groups):
+            for a in () if place in up else group:
+                why, level, port_there = self.way(a, next(b for b in standing if b != a))
+                down[a] = Cause("network", level, why, port_there)
         return down
 
     def broken(self, host: int) -> Cause | None:
@@ -93,12 +102,16 @@ class _Fallen:
             network, a, b = self.world.networks[network.carrier], source.host, target.host
         return "", 0, 0
 
+    def selectors_of(self, network: int) -> frozenset[Selector]:
+        if network not in self._selectors:
+            policies = self.world.policies_of(network)
+            self._selectors[network] = frozenset(s for p in policies for s in (*p.sources, *p.targets))
+        return self._selectors[network]
+
     def class_of(self, port: Port) -> tuple[object, ...]:
         """Ports of which this is the same are the same to policies and routes."""
         if port.id not in self._classes:
-            selectors = {
-                s for policy in self.world.policies_of(port.network) for s in (*policy.sources, *policy.targets)
-            }
+            selectors = self.selectors_of(port.network)
             named = any(s.kind == "port" and s.id == port.id for s in selectors)
             first = [port.address(family) for family in (4, 6)]
             within = frozenset(

@@ -91,11 +91,17 @@ def _keep_out(copy: Connection, live: Connection) -> None:
 
 def _judge(file: Path) -> None:
     try:
-        with explained(), closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as copy:
+        with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as copy:
             if copy.execute("PRAGMA integrity_check").fetchone() != ("ok",):
                 raise _invalid("it is damaged: take an older one")
             copy.execute("SELECT epoch, key FROM store").fetchone()[0]
-    except (sqlite3.Error, TypeError):
+    except sqlite3.Error as error:
+        # That it is no database, or one of something else, is the file's fault; all else the disk's.
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
+            raise _invalid("it is not what `nestnet backup` writes") from None
+        with explained():
+            raise
+    except TypeError:
         raise _invalid("it is not what `nestnet backup` writes") from None
 
 

@@ -85,7 +85,7 @@ class Heard:
     def forget(self, machine: int | None = None) -> None:
         """A machine is gone; None: all of them, for the store is another one."""
         with self._lock:
-            for each in [machine] if machine is not None else list(self._at):
+            for each in [machine] if machine is not None else [*self._at, *self._left]:
                 self._at.pop(each, None)
                 self._drops.pop(each, None)
                 self._left.pop(each, None)
