@@ -260,7 +260,7 @@ def test_who_knows_of_the_flip_later_takes_nothing_back(prefix: str, machine: Pa
     inside(netns.path(f"{prefix}.port.40"), "ip", "addr", "del", "10.0.0.5/24", "dev", "n40")
     there.repaired.clear()
     assert turns(hears, sends) == ({"n40"}, {"n40"})
-    assert there.repaired == [(40, "addresses of n40, default routes of n40 had changed")]
+    assert there.repaired == [(40, "addresses of n40 had changed")]
     netns.run_in(machine, lambda: here.remove({}))
     netns.run_in(other, lambda: there.prepare({40: stays}))
     shown = inside(netns.path(f"{prefix}.port.40"), "ip", "addr")

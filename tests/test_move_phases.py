@@ -99,6 +99,19 @@ def test_between_hosts_of_one_machine_a_move_is_one_change(store: Store) -> None
     assert begun.machines == ["m1", "m2"]
 
 
+def test_a_network_in_which_something_moves_is_not_given_another_carrier(store: Store) -> None:
+    hosts = {"g1": "m1", "g2": "m2", "g3": "m3", "g4": "m1"}
+    store.move("acme/mid/top/x", "g3")
+    before = store.revision
+    with pytest.raises(Conflict, match="acme/mid/top/x that comes along is moving") as caught:
+        store.recarry("acme/mid", None, hosts)
+    assert (caught.value.code, store.revision) == ("moving", before)
+    while phase(store, "acme/mid/top/x"):
+        realise(store)
+    assert store.recarry("acme/mid", None, hosts)[2]["path"] == "mid"
+    assert port(store, "mid/top/x")["machine"] == "m3"
+
+
 @pytest.mark.parametrize(
     ("path", "to", "code", "text"),
     [
@@ -195,7 +208,7 @@ def test_a_port_that_goes_moves_no_longer(store: Store) -> None:
 
 def fall_silent(store: Store, *machines: str) -> None:
     for machine in machines:
-        store._heard._at[store.machine_row(machine)] -= heard.SILENT + 1
+        store.heard._at[store.machine_row(machine)] -= heard.SILENT + 1
 
 
 def test_a_new_machine_that_says_nothing_is_refused(store: Store) -> None:
