@@ -35,7 +35,7 @@ from nestnet.store import Store
 
 pytestmark = pytest.mark.root
 ROOT = Path(__file__).resolve().parent.parent
-AWAY = float(os.environ.get("NESTNET_AWAY", "6"))
+AWAY = float(os.environ.get("NESTNET_AWAY", "15"))
 BACK = 5.0  # seconds after which a controller that starts must answer
 AGAIN = 10.0  # seconds after which machines have what they missed
 SHARE = 0.05  # of a CPU, for an agent that has nobody to talk to

@@ -183,7 +183,7 @@ FAULTS = [
     Fault("who moves is where it was", "lookup.h", "own ? own->at : 0", "own ? own->from ? own->from : own->at : 0"),
     Fault(
         "what is on one host is always here", "carriage.h",
-        "w->a = w->b = below_a;\n\t\treturn 0;", "w->done = 1;\n\t\treturn 1;",
+        "w->a = below_a;\n", "if (from == to) {\n\t\tw->done = 1;\n\t\treturn 1;\n\t}\n\tw->a = below_a;\n",
     ),
     Fault("DHCP is forwarded", "inquiry.h", "t->source_port == 68 && t->target_port == 67", "0"),
     Fault("solicitations of routers are forwarded", "inquiry.h", "return p->icmp_type == 133;", "return 0;"),
