@@ -137,6 +137,10 @@ class Served:
     def close(self) -> None:
         os.close(self._handle)
 
+    def waited(self) -> float:
+        """Seconds that it wanted a CPU which others had."""
+        return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+
     def workers(self) -> set[int]:
         """The threads that do what routes say, when they have done something: one as long as one asks, but for what
         the controller does by itself every few seconds."""
