@@ -1,6 +1,6 @@
 """Random worlds, frames and conversations. Every feature joins here.
 
-    worlds()                        machines, networks carried by networks to depth 4, and all that is in them
+    worlds()                        machines, networks carried by networks to depth 6, and all that is in them
     frames(world, port, heard)      what a workload may send: nearly valid, and at interesting places
     rounds()                        a world that stays, and frames that get far in it
     chatter()                       what hosts say without being asked
@@ -66,7 +66,7 @@ from nestnet.model.values import (
 
 T = TypeVar("T")
 
-DEPTH = 4
+DEPTH = 6
 LEAVES = {4: 1450, 6: 1430}  # of the wire's 1500 bytes, to networks, by the family of the machines' addresses
 
 # ---- worlds
@@ -106,14 +106,14 @@ def wire_family(world: World) -> int:
 
 
 @st.composite
-def worlds(draw: st.DrawFn, machines: int = 4, networks: int = 4, disabled: bool = True) -> World:
+def worlds(draw: st.DrawFn, machines: int = 4, networks: int = 6, disabled: bool = True) -> World:
     """A consistent world. At most so many machines and networks. Without `disabled`
     everything is enabled."""
     return a_world(draw, machines, networks, disabled)
 
 
 def a_world(
-    draw: Draw, machines: int = 4, networks: int = 4, disabled: bool = True, least: int = 1, policed: bool = True
+    draw: Draw, machines: int = 4, networks: int = 6, disabled: bool = True, least: int = 1, policed: bool = True
 ) -> World:
     """As `worlds`. Of machines and networks there are at least so many; unless `policed` there is no policy, and
     neighbours live far from each other."""

@@ -363,6 +363,41 @@ def test_a_moved_host_is_found_whatever_its_machines_went_through(bed: Bed) -> N
             assert bed.send(first, across(world, 2))
 
 
+@pytest.mark.parametrize("hosts", [False, True], ids=["workload", "host"])
+@pytest.mark.parametrize("side", [0, 1], ids=["sends", "hears"])
+def test_what_a_port_says_itself_follows_its_move(side: int, hosts: bool, bed: Bed) -> None:
+    """Its flows follow every phase, on all machines, though a flip is one row: theirs, not of what it carries."""
+    world = tower(1).with_(Machine(3, IPv4Address("192.0.2.3")))
+    ports = [replace(port, hosts=hosts) for port in world.ports_in(1)]
+    # Others are everywhere: no list of who hears what is for all changes by the move.
+    others = [replace(ports[0], id=10 + m, host=m, mac=0x020000000010 + m, addresses=()) for m in (1, 2, 3)]
+    world = world.with_(*ports, *others)
+    moves, ends = ports[side], (pk.mapped(ports[0].addresses[0]), pk.mapped(ports[1].addresses[0]))
+    frame = ip_frame(ports[1].mac, ports[0].mac, *ends, pk.UDP, udp(*ends, 1000, 2000))
+    bed.begin(world)
+    phases = [
+        moves,
+        replace(moves, other=3),
+        replace(moves, other=3, leaving=True),
+        replace(moves, host=3, other=moves.host),
+        replace(moves, host=3),
+        moves,  # and hard, all at once
+    ]
+    late: list[bytes] = []
+    for phase in phases:
+        now = world.with_(phase)
+        bed.play(bed.teller.become(now))
+        for datagram in late:  # from a machine that has not heard of it
+            for machine in now.machines:
+                bed.play(iter([bed.teller.underlay(machine, datagram, START)]))
+        for elsewhere in (False, True) if phase.other and not side else (False,):
+            for _ in range(2):
+                for sent in bed.teller.through(ports[0].id, frame, START, elsewhere):
+                    bed.play(iter([sent]))
+                    if sent.program == "underlay":
+                        late.append(sent.frame[14:])
+
+
 def openings(world: World) -> Iterator[tuple[int, bytes]]:
     """From each port to each place that should work, something that becomes a flow."""
     for port in world.ports.values():

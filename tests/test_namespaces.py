@@ -67,7 +67,7 @@ from nestnet.model.values import Interface, Machine, Network, Port, Router, Segm
 
 pytestmark = pytest.mark.root
 PREFIX = f"nnt-ns-{os.getpid()}-"
-MACHINES, WORKLOADS = 4, 17  # the last workload hears the markers
+MACHINES, WORKLOADS = 4, 25  # the last workload hears the markers
 MARKER = 1 << 20  # ids from here on are those of markers
 PATIENCE = 5.0  # seconds in which a marker comes, or never
 IGNORE_OUTGOING = 23  # <linux/if_packet.h>

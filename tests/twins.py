@@ -42,7 +42,7 @@ from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.reasons import NAMES
 from nestnet.model.values import CONNECTION_SHARE, World
 
-LINKS = 32  # of workloads, more than a drawn world ever has
+LINKS = 64  # of workloads, more than a drawn world ever has
 MACHINES = 4
 SMALL = Capacity(
     networks=128, segments=128, routers=64, ports=256, hosts=256, machines=16, addresses=4096, routes=1024,

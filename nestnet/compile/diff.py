@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nestnet.compile.tables import OWNER_PORT, OWNER_ROUTER, Rows, Tables
+from nestnet.compile.tables import OWNER_PORT, OWNER_ROUTER, PORT, Rows, Tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def _counters(touched: Tables, have: Tables, want: Tables) -> list[tuple[str, np
     """Which counters these rows are built into (rule 16)."""
     value = {name: rows["value"] for name, rows in touched.items()}
     key = {name: rows["key"] for name, rows in touched.items()}
-    owner, mac = value["owner"], value["mac"]
+    owner, mac, host = value["owner"], value["mac"], value["host"]
     routers = np.concatenate(
         [
             key["router"],
@@ -99,6 +99,7 @@ def _counters(touched: Tables, have: Tables, want: Tables) -> list[tuple[str, np
         key["port"],
         key["peer"]["port"],
         value["attach"]["port"],
+        host["port"][host["kind"] == PORT],  # where it lives itself: its own flows begin below its row
         owner["slot"][owner["kind"] == OWNER_PORT],
         mac["slot"][mac["kind"] == OWNER_PORT],
     ]
