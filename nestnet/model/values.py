@@ -38,24 +38,28 @@ OVERHEAD = {4: 50, 6: 70}  # bytes before a frame, by family: Ethernet 14, IPv4 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A computer that runs an agent. `address` is its address in the underlay, `mtu` that of its NICs in bytes, `nics`
-    their names; none: the one that has the address."""
+    their names; none: the one that has the address. Not `enabled`: what is below it is closed, so all that lives on it
+    is."""
 
     id: int
     address: Address
     mtu: int = 1500
     nics: tuple[str, ...] = ()
+    enabled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
     """`carrier` is a network's id or FABRIC; `underlay` the address family (4 or 6) it is carried in there;
-    `mtu` what its workloads get, in bytes of IP."""
+    `mtu` what its workloads get, in bytes of IP. `encapsulated`: its hosts run agents of their own, to which the carrier
+    is the wire; else it is flat."""
 
     id: int
     carrier: int = FABRIC
     underlay: int = 4
     mtu: int = 1450
     enabled: bool = True
+    encapsulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ class Port:
     rate       what it may send, and what may be sent to it, each, in bit/s (rule 8); 0: no limit
     other      where else it lives while it moves (rule 15): frames are taken from both, and go to `host`; 0: nowhere
     leaving    while it moves: frames for all pass it by, so that none comes twice
+    agent      its workload runs an agent: a machine to what is carried there for real
     """
 
     id: int
@@ -143,6 +148,7 @@ class Port:
     rate: int = 0
     other: int = 0
     leaving: bool = False
+    agent: bool = False
 
     def address(self, family: int) -> Address | None:
         """Its first address of that family (4 or 6), or None."""
