@@ -51,8 +51,8 @@ class Machine:
 @dataclass(frozen=True, slots=True)
 class Network:
     """`carrier` is a network's id or FABRIC; `underlay` the address family (4 or 6) it is carried in there;
-    `mtu` what its workloads get, in bytes of IP. `encapsulated`: its hosts run agents of their own, to which the carrier
-    is the wire; else it is flat."""
+    `mtu` what its workloads get, in bytes of IP. `encapsulated`: its hosts run agents of their own, to which the
+    carrier is the wire; else it is flat."""
 
     id: int
     carrier: int = FABRIC

@@ -303,7 +303,8 @@ class Teller:
     def __init__(self, connection: Connection, rows: Iterable[Row], for_agent: bool) -> None:
         networks = {row.network for row in rows if isinstance(row, NetworkRow | PortRow)}
         self._for_agent = for_agent
-        self._encapsulated = {row.id for row in objects.networks(connection, "id", sorted(networks)) if row.encapsulated}
+        known = objects.networks(connection, "id", sorted(networks))
+        self._encapsulated = {row.id for row in known if row.encapsulated}
         domains = objects.domains(connection, {row.id for row in rows if isinstance(row, NetworkRow)})
         left = {domain: objects.left(connection, domain) for domain in set(domains.values())}
         self._left = {network: left[domain] for network, domain in domains.items()}
@@ -348,6 +349,17 @@ def machines(connection: Connection, reader: int) -> list[tuple[Key, Value]]:
         (("machine", row.id), Machine(row.id, ip_address(row.address), row.mtu, row.nics if row.id == reader else ()))
         for row in rows
     ]
+
+
+def machines_on_ports(connection: Connection, ids: Iterable[int]) -> dict[int, Machine]:
+    """Those of these machines that are on host ports, as others in their domains know them."""
+    found: dict[int, Machine] = {}
+    domains = {domain_of(connection, id) for id in ids}
+    for domain in domains - {FABRIC}:
+        for (_, id), value in _on_ports(connection, domain, objects.machines(connection, domain)):
+            if isinstance(value, Machine):
+                found[id] = value
+    return found
 
 
 def _on_ports(connection: Connection, domain: int, rows: Sequence[MachineRow]) -> list[tuple[Key, Value]]:

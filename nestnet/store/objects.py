@@ -338,7 +338,7 @@ def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
     given = _parts(connection, t.attachment, t.port, by, ids, "name")
     rows = list(_rows(connection, t.port, by, ids))
     # Who lives on a machine that is on a port lives on that port, to all but agents.
-    below = _ports_under(connection, {row[side] for row in rows for side in ("host_machine", "other_machine")} - {None})
+    below = ports_under(connection, {row[side] for row in rows for side in ("host_machine", "other_machine")} - {None})
 
     def host(row: RowMapping, side: str) -> int:
         machine = row[f"{side}_machine"]
@@ -358,7 +358,7 @@ def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
     ]
 
 
-def _ports_under(connection: Connection, machines: Iterable[int]) -> dict[int, int]:
+def ports_under(connection: Connection, machines: Iterable[int]) -> dict[int, int]:
     """Machine -> the host port that it is on, where it is on one."""
     c = tables.machine.c
     found: dict[int, int] = {}
@@ -408,8 +408,8 @@ def _parts(
 
 
 def machines_of(connection: Connection, ports: Iterable[int], other: bool = False) -> dict[int, int]:
-    """Port -> the machine whose agent has it, at the end of its chain of hosts; `other`: the other one, if something there
-    moves."""
+    """Port -> the machine whose agent has it, at the end of its chain of hosts; `other`: the other one, if something
+    there moves."""
     p = tables.port.c
     machine_column, port_column = p.host_machine, p.host_port
     if other:
@@ -449,8 +449,8 @@ def above_domains(connection: Connection, domains: Iterable[int]) -> list[Networ
 
 
 def left(connection: Connection, domain: int) -> int:
-    """Bytes of IP that the machines of a domain leave to networks: those of the wire, or of the network whose ports they
-    are on, less one encapsulation (rule 9)."""
+    """Bytes of IP that the machines of a domain leave to networks: those of the wire, or of the network whose ports
+    they are on, less one encapsulation (rule 9)."""
     if domain == FABRIC:
         return fabric(connection).left
     (row,) = networks(connection, "id", [domain])

@@ -95,9 +95,10 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
         if row is not None and row.kind in FED
     ]
     known = {(row["kind"], row["id"]) for row in rows}
+    others: list[Row] = [*seats.taken(), *_shrunk(connection, pairs)]
     rows += [
         _change_row(row.network, row.kind, row.id, row, carriers_then, seats)
-        for row in [*seats.taken(), *_shrunk(connection, pairs)]
+        for row in others
         if (row.kind, row.id) not in known
     ]
     rows += [{"network": at, "kind": "machine", "id": id, **NOTHING_WAS} for at, id in seats.changed]
@@ -150,7 +151,9 @@ class _Seats:
 
     def taken(self) -> list[PortRow]:
         """The host ports that became machines: who is below has to know."""
-        return ports_by(self._connection, "id", self._new)
+        rows = ports_by(self._connection, "id", self._new)
+        self._on.update(agents_on(self._connection, [row.host for row in rows]))
+        return rows
 
 
 def _labels_of(connection: Connection, segments: Sequence[int]) -> list[tuple[int, int]]:
@@ -228,9 +231,7 @@ def write_tenants(connection: Connection, wishes: Sequence[TenantWish]) -> dict[
     return ids
 
 
-def _settle(
-    connection: Connection, identity: Identity, pairs: Sequence[Pair]
-) -> tuple[Sequence[Pair], dict[int, int]]:
+def _settle(connection: Connection, identity: Identity, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], dict[int, int]]:
     """Real ids for those below 0, VNIs and MACs for those that have none; and the domains of networks with segments."""
     real: dict[tuple[str, int], int] = {}
     for kind in TABLES:
@@ -318,14 +319,17 @@ def _real(row: Row, real: dict[tuple[str, int], int]) -> Row:
 
 
 def _carriers(connection: Connection, pairs: Sequence[Pair]) -> dict[int, int]:
-    """Network -> carrier, of all networks that occur."""
+    """Network -> carrier, of all networks that occur, and of what carries them."""
     c = tables.network.c
     known: dict[int, int] = {}
-    for chunk in chunks(sorted({row.network for pair in pairs for row in pair if row is not None})):
-        known.update(
-            {row.id: row.carrier for row in connection.execute(select(c.id, c.carrier).where(c.id.in_(chunk)))}
-        )
-    known.update({row.id: row.carrier for pair in pairs for row in pair if isinstance(row, NetworkRow)})
+    new = {row.id: row.carrier for pair in pairs for row in pair if isinstance(row, NetworkRow)}
+    wanted = {row.network for pair in pairs for row in pair if row is not None}
+    for _ in range(2):
+        for chunk in chunks(sorted(wanted - known.keys())):
+            rows = connection.execute(select(c.id, c.carrier).where(c.id.in_(chunk)))
+            known.update({row.id: row.carrier for row in rows})
+        known.update(new)
+        wanted = {carrier for carrier in known.values() if carrier != FABRIC}
     return known
 
 
