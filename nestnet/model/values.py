@@ -37,25 +37,29 @@ OVERHEAD = {4: 50, 6: 70}  # bytes before a frame, by family: Ethernet 14, IPv4 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A computer that runs an agent. `address` is its address in the underlay, `mtu` that of its NICs in bytes, `nics`
-    their names; none: the one that has the address."""
+    """A computer that runs an agent, or a host port whose workload does (domains.py). `address` is its address in the
+    underlay, `mtu` that of its NICs in bytes, `nics` their names; none: the one that has the address. Unless it is
+    `enabled`, all that lives on it is closed: something that carries it is taken down (rule 12)."""
 
     id: int
     address: Address
     mtu: int = 1500
     nics: tuple[str, ...] = ()
+    enabled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
     """`carrier` is a network's id or FABRIC; `underlay` the address family (4 or 6) it is carried in there;
-    `mtu` what its workloads get, in bytes of IP."""
+    `mtu` what its workloads get, in bytes of IP. `encapsulated`: its hosts run agents of their own, and the
+    carrier's know nothing of it (domains.py); otherwise it is carried flat. The fabric carries nothing encapsulated."""
 
     id: int
     carrier: int = FABRIC
     underlay: int = 4
     mtu: int = 1450
     enabled: bool = True
+    encapsulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
