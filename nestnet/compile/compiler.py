@@ -108,7 +108,7 @@ class _Compiler:
             self.put("machine", slot, m.id, packed(m.address), m.mtu, 0)
             if m.id != self.machine:  # what lives here comes over no wire, whatever its sender calls itself
                 self.put("member", (packed(m.address),), slot)
-            self.put("host", self.slots["host_machine", m.id], m.id, t.MACHINE, 0, slot, 0)
+            self.put("host", self.slots["host_machine", m.id], m.id, t.MACHINE, 0, slot * m.enabled, 0)
         for network in world.networks.values():
             self.network(network)
         for segment in world.segments.values():

@@ -32,8 +32,8 @@ exists. No row: denied. A class is 0 where a lookup finds nothing, and is then l
 that no port has has no peer.
 
 **Where a port lives.** `port.host` is a slot in `host`. For a machine's row (kind MACHINE) `at` is
-a slot in `machine`. For a port that is itself a host, or is moving, its own row in `host` (kind PORT)
-says where it lives, in `at`, and `port.host` is that row: so moving it is one row. For any other port
+a slot in `machine`, or 0 if it is disabled. For a port that is itself a host, or is moving, its own
+row in `host` (kind PORT) says where it lives, in `at`, and `port.host` is that row: so moving it is one row. For any other port
 `port.host` is the place itself. While something on the way down moves, a port is here (LOCAL, with
 `ifindex`) on two machines; only where it lives by `at` is it in a list `local`.
 
@@ -178,7 +178,7 @@ TABLES: dict[str, Table] = {
         Table(
             "host",
             "array",
-            # MACHINE: id of the machine, at and from are machine slots. PORT: id of the port, `port` its slot
+            # MACHINE: id of the machine, `at` its slot, or 0 if it is disabled. PORT: id of the port, `port` its slot
             # in its own network, at and from are host slots. `from` is where else it lives while it moves, or 0.
             _struct(("id", "u8"), ("kind", "u4"), ("port", "u4"), ("at", "u4"), ("from", "u4")),
         ),

@@ -691,6 +691,8 @@ class Reference:
             if not at.id or not to.id or at.kind != to.kind:
                 raise Drop("carrier_down")
             if at.kind == MACHINE:
+                if not at.at or not to.at:
+                    raise Drop("carrier_down")
                 return int(to.at)
             network = self.carrier(self.network[network].underlay, at.port, to.port)
             a, b = at.at, to.at

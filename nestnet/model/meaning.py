@@ -628,6 +628,7 @@ def carry(world: World, network: Network, a: int, b: int) -> None:
     are the same it is there, and nobody is asked; but what is taken down closes all that hangs above (rule 12)."""
     for _ in range(MAX_DEPTH):
         if network.carrier == FABRIC:
+            _refuse(not all(world.machines[host].enabled for host in (a, b)), "carrier_down")
             return
         carrier, source, target = world.networks[network.carrier], world.ports[a], world.ports[b]
         _refuse(not (carrier.enabled and source.enabled and target.enabled), "carrier_down")

@@ -37,9 +37,9 @@ OVERHEAD = {4: 50, 6: 70}  # bytes before a frame, by family: Ethernet 14, IPv4 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A computer that runs an agent. `address` is its address in the underlay, `mtu` that of its NICs in bytes, `nics`
-    their names; none: the one that has the address. Not `enabled`: what is below it is closed, so all that lives on it
-    is."""
+    """A computer that runs an agent, or a host port whose workload does (domains.py). `address` is its address in the
+    underlay, `mtu` that of its NICs in bytes, `nics` their names; none: the one that has the address. Unless it is
+    `enabled`, all that lives on it is closed: something that carries it is taken down (rule 12)."""
 
     id: int
     address: Address
@@ -51,8 +51,8 @@ class Machine:
 @dataclass(frozen=True, slots=True)
 class Network:
     """`carrier` is a network's id or FABRIC; `underlay` the address family (4 or 6) it is carried in there;
-    `mtu` what its workloads get, in bytes of IP. `encapsulated`: its hosts run agents of their own, to which the
-    carrier is the wire; else it is flat."""
+    `mtu` what its workloads get, in bytes of IP. `encapsulated`: its hosts run agents of their own, and the
+    carrier's know nothing of it (domains.py); otherwise it is carried flat. The fabric carries nothing encapsulated."""
 
     id: int
     carrier: int = FABRIC

@@ -81,6 +81,8 @@ static long step_down(u32 index, void *nothing)
 		return 1;
 	}
 	if (a->kind == KIND_MACHINE) {
+		if (!a->at || !b->at)
+			w->reason = REASON_CARRIER_DOWN;
 		w->machine = b->at;
 		w->sum = w->sum * LEVEL + COUNTER_OF(machine, b->at) + b->at * PLACE_B;
 		w->done = 1;
