@@ -26,8 +26,9 @@ import numpy as np
 
 from nestnet.agent import links, underlay
 from nestnet.agent.attachments import Attachment, Workloads, wanted
-from nestnet.agent.credentials import Own, boot
+from nestnet.agent.credentials import Own, boot, join
 from nestnet.agent.feed import Desired, Feed
+from nestnet.agent.guests import Guests, Place
 from nestnet.agent.inquiries import Asker, Inquiries
 from nestnet.agent.metrics import Measured, serve
 from nestnet.agent.moves import Moves
@@ -72,6 +73,8 @@ def run(
     workloads: str | None = None,
     metrics: str | None = None,
     state: Path | None = None,
+    token: str | None = None,
+    guests: Path | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Make this machine what `controller` wants `machine` to be, until SIGTERM or SIGINT.
@@ -80,11 +83,15 @@ def run(
     workloads  prefix of the namespaces that are made for local ports which name nothing; None: none are made
     metrics    where /metrics is answered, unix:PATH or http://127.0.0.1:PORT; None: nowhere
     state      folder with who the machine is, for a controller over TLS (credentials.py)
+    token      to join with, unless it has joined already: of a machine on a port
+    guests     folder of agents in namespaces of ports here that are to run one (guests.py); None: none are started
     ready      called when it has begun
     """
     from nestnet.api.client import ANONYMOUS, Client
     from nestnet.datapath.kernel import Kernel
 
+    if token is not None and state is not None and not (state / "own.pem").exists():
+        _join(controller, token, machine, state)
     own = Own(state, say) if state is not None else None
     here = boot()
 
@@ -96,6 +103,8 @@ def run(
     with connect() as client, Kernel.open(pins) as kernel:
         moves = Moves(client, machine, say)
         agent = Agent(_row(client, machine), kernel, Workloads(workloads), Inquiries(kernel, say), moves)
+        if guests is not None and workloads is not None:
+            agent.guests = Guests(guests, pins.parent, workloads, machine, client, say)
         feed = Feed(lambda token: connect().feed(machine, token, here), say)
         stopped: list[int] = []
 
@@ -161,6 +170,17 @@ def _row(client: Client, machine: str) -> int:
             time.sleep(AGAIN * 5)  # the pace of asking
 
 
+def _join(controller: str, token: str, machine: str, state: Path) -> None:
+    """Join as a machine that is on a port: its address is the port's. Waits for a controller that does not answer."""
+    while True:
+        try:
+            join(controller, token, {"name": machine}, state)
+            return
+        except Unreachable as error:
+            say(f"joining: {error}")
+            time.sleep(AGAIN * 5)  # the pace of asking
+
+
 class Reports:
     """What the controller is told: at once when there is news, that we are here when there is none."""
 
@@ -212,6 +232,7 @@ class Agent:
     realised: int = 0
     problems: list[str] = field(default_factory=list)
     held: str | None = None
+    guests: Guests | None = None
     noticed: list[tuple[str, str]] = field(default_factory=list)
     measured: Measured = field(default_factory=Measured)
     _dropped: tuple[float, dict[str, int]] = (0.0, {})  # when, by reason
@@ -355,6 +376,8 @@ class Agent:
                 )
                 self.workloads.open(secured.values())
             self.inquiries.advertise(time.monotonic())
+            if self.guests is not None:
+                self._warnings += self.guests.keep(self._places(world, want))
             if not quiet:
                 self._remove(want, ends)
                 self.kernel.forget_others()
@@ -375,6 +398,16 @@ class Agent:
             say(f"revision {desired.revision}: {len(want)} workloads, {len(world.values)} values")
             self.realised = desired.revision
         self._desired, self.problems, self._failed = desired, [*problems, *self._warnings], bool(problems)
+
+    def _places(self, world: World, want: Mapping[int, Attachment]) -> dict[int, Place]:
+        """Where ports here have workloads of our making that are to run an agent."""
+        found = {}
+        for port in want:
+            if world.ports[port].agent and want[port].attach is None:
+                told = self.workloads.told(port)
+                if told:
+                    found[port] = Place(told["namespace"], told["inside"])
+        return found
 
     def _write(self, world: World, ends: Mapping[int, links.Link], nic: int) -> None:
         """The tables, where anything is another than before."""

@@ -285,6 +285,11 @@ class Client:
         """A token that lets one machine join, once: {"machine", "until", "token"}."""
         return self._change("POST", "/v1/join-tokens", key, None, json={"machine": machine, "ttl": ttl})
 
+    def invite(self, machine: str, port: int, ttl: float) -> dict[str, Any]:
+        """A token that lets the agent on a port of a machine join, once, within `ttl` seconds. `port` is its row."""
+        path = _member("machine", machine) + "/join-tokens"
+        return self._change("POST", path, None, None, json={"port": port, "ttl": ttl})
+
     def make_token(
         self,
         name: str,

@@ -99,6 +99,11 @@ class Lab:
         """The URL of its controller."""
         return f"unix:{self.socket}"
 
+    @property
+    def relayed(self) -> str:
+        """The URL at which relays reach it, for agents on ports."""
+        return f"https+unix:{self.folder / 'relayed.sock'}"
+
     def metrics(self, machine: str) -> Path:
         """The socket where the agent of a machine answers /metrics."""
         place = [seat.name for seat in self.machines].index(machine)

@@ -31,6 +31,7 @@ FABRIC = 0  # The carrier of networks that the wire carries.
 MAX_HOPS = 63  # Routers on one way (rule 6). Mirrors MAX_HOPS in bpf/tables.h.
 MAX_DEPTH = 64  # Levels that one walk down the carriers may take. Mirrors MAX_DEPTH in bpf/tables.h.
 CARRIAGE_PORT = 4789  # RFC 7348.
+RELAY_ADDRESS, RELAY_PORT = IPv6Address("fe80::1"), 4790  # Where an agent on a port reaches the controller (rule 25).
 CONNECTION_SHARE = 16384  # Connections that one port may have open, as their opener, on one machine.
 OVERHEAD = {4: 50, 6: 70}  # bytes before a frame, by family: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8
 

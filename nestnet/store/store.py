@@ -941,7 +941,7 @@ class Store:
         def turn(connection: Connection) -> Any:
             access.use(connection, secret, name)
             under = select(tables.machine.c.port).where(tables.machine.c.name == name)
-            if connection.scalar(under) is None:
+            if address and connection.scalar(under) is None:
                 resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics)
             else:  # Its address and MTU are its port's.
                 reader = self._reader(connection)
