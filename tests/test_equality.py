@@ -135,12 +135,14 @@ def check(steps: list[Step]) -> None:
         state = outcome.state
         machines.copy()
         sender = machine_of(step.world, step.port, step.elsewhere)
+        relayed = machines.fabric.relayed
         deliveries, drops = machines.fabric.send(step.port, step.frame, step.now, sender)
+        relayed = machines.fabric.relayed - relayed
         machines.copy()
         if currently_in_test_context():
             note(f"{number}: {step.now} {step.port} {step.frame.hex()} -> {outcome.deliveries} {outcome.drops}")
-        expected = sorted(outcome.deliveries), counted(step.world, step.port, step.frame, outcome)
-        assert (sorted(deliveries), Counter(drops)) == expected, (number, step)
+        expected = sorted(outcome.deliveries), counted(step.world, step.port, step.frame, outcome), outcome.relayed
+        assert (sorted(deliveries), Counter(drops), relayed) == expected, (number, step)
 
 
 @equality

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from nestnet.agent import netns
 from nestnet.model.errors import NestnetError
-from nestnet.model.values import RELAY_ADDRESS, RELAY_PORT
+from nestnet.model.values import RELAY, RELAY_PORT
 
 if TYPE_CHECKING:
     from nestnet.api.client import Client
@@ -88,7 +88,7 @@ class Guests:
     def _start(self, port: int, place: Place) -> None:
         folder = self._folder / str(port)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        url = f"https://[{RELAY_ADDRESS}%{place.interface}]:{RELAY_PORT}"
+        url = f"https://[{RELAY}%{place.interface}]:{RELAY_PORT}"
         state, token = folder / "state", folder / "token"
         if not (state / "own.pem").exists():
             invited = self._client.invite(self._machine, port, TTL)

@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 
 from nestnet.model import packet as pk
-from nestnet.model.packet import ICMPV6, IPV4, IPV6, UDP, Packet, checksum, mac_bytes
+from nestnet.model.packet import ICMPV6, IPV4, IPV6, NOBODY_MAC, UDP, Packet, checksum, mac_bytes
 from nestnet.model.values import Address, Port, World, link_local
 
-NOBODY_MAC = 0x060000000000
 NOBODY = IPv4Address("192.0.0.8")
 
 ALL_NODES = IPv6Address("ff02::1")

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from nestnet.model.hash import FIRST_SOURCE_PORT, flow_hash, outer_source_port
-from nestnet.model.values import CARRIAGE_PORT, Address, Prefix
+from nestnet.model.values import CARRIAGE_PORT, RELAY, RELAY_PORT, Address, Prefix, link_local
 
 IPV4 = 0x0800
 ARP = 0x0806
@@ -28,6 +28,7 @@ TAGS = (0x8100, 0x88A8)  # 802.1Q, 802.1ad
 CONTROL_BLOCK = 0x0180C2000000  # 01:80:c2:00:00:00 to 0f: never forwarded by a bridge (802.1D)
 BROADCAST = 0xFFFFFFFFFFFF
 ETHERNET = 14  # bytes of an Ethernet header
+NOBODY_MAC = 0x060000000000  # the network itself: no router or port has it
 
 ICMP = 1
 TCP = 6
@@ -215,6 +216,17 @@ class Packet:
         ports = (68, 67) if self.family == 4 else (546, 547)
         flow = self.flow
         return self.fragment != LATER and flow.protocol == UDP and (flow.source_port, flow.target_port) == ports
+
+    @property
+    def is_for_relay(self) -> bool:
+        """Is it for the relay of the port whose MAC it comes from? Whole, without extension headers, link-local."""
+        is_plain = self.fragment == WHOLE and self.offset == ETHERNET + 40
+        source, target, _, target_port, protocol = self.flow
+        return (
+            (self.family, protocol, target, target_port) == (6, TCP, RELAY.packed, RELAY_PORT)
+            and (is_plain, self.target_mac) == (True, NOBODY_MAC)
+            and source == link_local(self.source_mac).packed
+        )
 
     @property
     def is_carriage(self) -> bool:

@@ -41,7 +41,7 @@ def page(
     items = []
     for id, found in zip(ids[:limit], resources, strict=True):
         networks, ports = uses.get(id, (0, 0))
-        how = (found["state"], found["cause"])
+        how = (found.get("state"), found.get("cause"))
         if network is None:
             how = _of_machine(f"machine {found['name']}", lost.machines.get(id))
         elif how[0] == "up" and id in lost.ports:

@@ -896,9 +896,11 @@ class Store:
             reader = self._reader(connection)
             id = port if isinstance(port, int) else reader.find("port", port)
             if below is not None:
-                places = {*objects.machines_of(connection, [id]).values()}
-                places |= {*objects.machines_of(connection, [id], other=True).values()}
-                if reader.find("machine", below) not in places:
+                machine = reader.find("machine", below)
+                there = [row.id for row in objects.ports(connection, "id", [id])]
+                places = {*objects.machines_of(connection, there).values()}
+                places |= {*objects.machines_of(connection, there, other=True).values()}
+                if machine not in places:
                     raise NotFound(f"port {port} on machine {below}")
             name = connection.scalar(select(tables.machine.c.name).where(tables.machine.c.port == id))
             if name is None:

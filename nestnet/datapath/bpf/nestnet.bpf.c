@@ -267,6 +267,8 @@ INLINE int from_workload(struct __sk_buff *skb)
 	}
 	if (!reason && is_inquiry(p))
 		return to_agent(skb, p);
+	if (!reason && from->flags & AGENT && is_for_relay(p))
+		return to_relay(skb, p);
 	if (!reason)
 		reason = reassemble(p);
 	if (reason)
