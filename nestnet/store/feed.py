@@ -429,5 +429,6 @@ def world(connection: Connection, port: int) -> World:
     view: View = {}
     while network != FABRIC:
         view[network] = ALL
-        network = _carrier(connection, network, _Past())
+        (row,) = objects.networks(connection, "id", [network])
+        network = row.carrier
     return World(dict([*machines(connection, 0), *_of_view(connection, view, False)]))
