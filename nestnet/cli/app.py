@@ -681,6 +681,10 @@ def agent(
     state: Annotated[
         str | None, typer.Option("--state", metavar="FOLDER", help="Where `join` put its key and certificate.")
     ] = None,
+    relay: Annotated[
+        str | None,
+        typer.Option("--relay", metavar="URL", help="Where agents in workloads find the controller, if not there."),
+    ] = None,
     config: Config = None,
 ) -> None:
     """Process: make one machine so.
@@ -696,5 +700,6 @@ def agent(
         "workloads": workloads,
         "metrics": metrics,
         "state": state,
+        "relay": relay,
     }
     processes.agent(settings.read(settings.AgentSettings, config, options))

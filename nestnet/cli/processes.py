@@ -29,7 +29,7 @@ def agent(settings: AgentSettings) -> None:
         raise Usage("which machine is this? `nestnet join` writes it down, --machine says it")
     state = Path(settings.state) if settings.state is not None else None
     where = (settings.machine, settings.controller, Path(settings.pins))
-    run(*where, settings.workloads, settings.metrics, state, ready)
+    run(*where, settings.workloads, settings.metrics, state, settings.relay, ready)
 
 
 def join(url: str, token: str, machine: Mapping[str, Any], state: Path) -> None:
