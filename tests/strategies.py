@@ -711,10 +711,11 @@ def to_relay(draw: Draw, world: World, port: Port) -> bytes:
         others = [a.packed for p in world.ports.values() for a in (*p.addresses, link_local(p.mac)) if a.version == 6]
         source = pick(draw, [*others, bytes(16), own[:15] + bytes([own[15] ^ 1])])
     elif wrong == "target":
-        target = pick(draw, [IPv6Address(a).packed for a in ("fe80::2", "fe80:1::1", "fe80::1:0:0:1", "ff02::1", "fd00::1")])
+        near = ("fe80::2", "fe80:1::1", "fe80::1:0:0:1", "ff02::1", "fd00::1")
+        target = IPv6Address(pick(draw, near)).packed
     elif wrong == "mac":
-        near = [other.mac for other in world.ports_of(port.segment)] + [r.mac for r in world.routers_of(port.segment)]
-        target_mac = pick(draw, [*near, pk.BROADCAST, group_mac(target), pk.NOBODY_MAC + 1])
+        macs = [other.mac for other in (*world.ports_of(port.segment), *world.routers_of(port.segment))]
+        target_mac = pick(draw, [*macs, pk.BROADCAST, group_mac(target), pk.NOBODY_MAC + 1])
     elif wrong == "port":
         sport, dport = pick(draw, [(RELAY_PORT, 1000), (1000, RELAY_PORT + 1), (1000, 22), (1000, 7443)])
     payload = tcp(source, target, sport, dport, flags, bytes(size))

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +32,7 @@ from nestnet.agent.guests import Guests, Place
 from nestnet.agent.inquiries import Asker, Inquiries
 from nestnet.agent.metrics import Measured, serve
 from nestnet.agent.moves import Moves
+from nestnet.agent.relay import Relay
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Bump, Epoch, diff
 from nestnet.compile.slots import Slots, assign, slots_of
@@ -73,6 +74,7 @@ def run(
     workloads: str | None = None,
     metrics: str | None = None,
     state: Path | None = None,
+    relay: str | None = None,
     token: str | None = None,
     guests: Path | None = None,
     ready: Callable[[], None] = lambda: None,
@@ -83,6 +85,8 @@ def run(
     workloads  prefix of the namespaces that are made for local ports which name nothing; None: none are made
     metrics    where /metrics is answered, unix:PATH or http://127.0.0.1:PORT; None: nowhere
     state      folder with who the machine is, for a controller over TLS (credentials.py)
+    relay      where agents in workloads are relayed to, unix:PATH or https://HOST:PORT, to be spoken to by TLS; None:
+               to `controller`, if that is over TLS
     token      to join with, unless it has joined already: of a machine on a port
     guests     folder of agents in namespaces of ports here that are to run one (guests.py); None: none are started
     ready      called when it has begun
@@ -105,6 +109,8 @@ def run(
         agent = Agent(_row(client, machine), kernel, Workloads(workloads), Inquiries(kernel, say), moves)
         if guests is not None and workloads is not None:
             agent.guests = Guests(guests, pins.parent, workloads, machine, client, say)
+        if relay is not None or controller.startswith("https:"):
+            agent.relay = Relay(relay or controller, say)
         feed = Feed(lambda token: connect().feed(machine, token, here), say)
         stopped: list[int] = []
 
@@ -153,6 +159,8 @@ def run(
                 watch.moved.set()  # what it was not interested in may have happened since it was looked at
         watch.close()
         agent.inquiries.close()
+        if agent.relay is not None:
+            agent.relay.close()
         say("ended; the datapath stays")
 
 
@@ -219,7 +227,8 @@ class Agent:
     """One machine: what it has, and how it becomes what is desired.
 
     `realised` is the last revision that is wholly so here, `problems` what is in the way of the next. `held` is why
-    the machine stays as it is although the controller wants something else.
+    the machine stays as it is although the controller wants something else. `relay`: None where the controller cannot
+    be relayed to.
     """
 
     machine: int
@@ -227,6 +236,7 @@ class Agent:
     workloads: Workloads
     inquiries: Inquiries
     moves: Moves
+    relay: Relay | None = None
     have: Tables = field(init=False)
     slots: Slots = field(init=False)
     realised: int = 0
@@ -331,6 +341,7 @@ class Agent:
             composed=self.kernel.composed(),
             traffic=traffic,
             drops=drops,
+            relayed={p: asdict(counts) for p, counts in self.relay.counts.items()} if self.relay is not None else {},
         )
 
     def _storms(self, total: dict[str, int]) -> None:
@@ -375,6 +386,7 @@ class Agent:
                     }
                 )
                 self.workloads.open(secured.values())
+                problems += self._relay({port: end.index for port, end in secured.items() if want[port].relays})
             self.inquiries.advertise(time.monotonic())
             if self.guests is not None:
                 self._warnings += self.guests.keep(self._places(world, want))
@@ -418,6 +430,13 @@ class Agent:
             tables = compile(world, self.machine, ready, nic, slots)
             self.kernel.apply(diff(self.have, tables))
             self.have, self.slots = tables, slots
+
+    def _relay(self, ends: Mapping[int, int]) -> list[str]:
+        """The relays of these ports, by id the ifindex of our end. What is in the way."""
+        if self.relay is not None:
+            return self.relay.know(ends)
+        why = "this machine does not reach its controller over TLS, and no `relay` says how others do"
+        return [f"port {port}: no relay for its agent: {why}" for port in ends]
 
     # ---- what others did
 

@@ -688,6 +688,10 @@ def agent(
         str | None,
         typer.Option("--guests", metavar="FOLDER", help="Run agents in those of these namespaces that are hosts."),
     ] = None,
+    relay: Annotated[
+        str | None,
+        typer.Option("--relay", metavar="URL", help="Where agents in workloads find the controller, if not there."),
+    ] = None,
     config: Config = None,
 ) -> None:
     """Process: make one machine so.
@@ -704,6 +708,7 @@ def agent(
         "metrics": metrics,
         "state": state,
         "guests": guests,
+        "relay": relay,
     }
     token = identities.read_token(str(token_file)) if token_file is not None else None
     processes.agent(settings.read(settings.AgentSettings, config, options), token)

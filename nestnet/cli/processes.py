@@ -31,7 +31,7 @@ def agent(settings: AgentSettings, token: str | None) -> None:
     state = Path(settings.state) if settings.state is not None else None
     where = (settings.machine, settings.controller, Path(settings.pins))
     guests = Path(settings.guests) if settings.guests is not None else None
-    run(*where, settings.workloads, settings.metrics, state, token, guests, ready)
+    run(*where, settings.workloads, settings.metrics, state, settings.relay, token, guests, ready)
 
 
 def join(url: str, token: str, machine: Mapping[str, Any], state: Path) -> None:

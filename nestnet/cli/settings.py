@@ -47,6 +47,7 @@ class AgentSettings:
     workloads: str | None = None
     metrics: str | None = None
     guests: str | None = None
+    relay: str | None = None
 
 
 Settings = TypeVar("Settings", ControllerSettings, AgentSettings)

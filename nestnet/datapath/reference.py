@@ -117,7 +117,7 @@ class ToAgent(NamedTuple):
 
 
 class ToRelay(NamedTuple):
-    """What the agent in the workload of a port sends to the relay; `port` is its slot. The machine's own stack gets it."""
+    """What the agent in the workload of a port sends to the relay: for the machine's own stack. `port` is its slot."""
 
     ifindex: int
     port: int

@@ -100,6 +100,7 @@ def start(lab: Lab) -> Lab:
                 *("--machine", seat.name, "--controller", lab.controller),
                 *("--pins", str(lab.pins / seat.name), "--workloads", lab.workloads),
                 *("--metrics", f"unix:{lab.metrics(seat.name)}", "--guests", str(lab.folder / "guests")),
+                *("--relay", lab.relayed.removeprefix("https+")),
             ],
             netns.path(lab.machine(seat.name)),
         )
