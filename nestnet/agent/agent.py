@@ -363,6 +363,7 @@ class Agent:
             self._want = self._latest, wanted(self._latest, self.machine, own=self.workloads.prefix is not None)
         world, want = self._want
         problems: list[str] = []
+        inside: list[str] = []  # what is in the way of guests: all else is done without them
         try:
             if world is not self._world:
                 self.moves.before(world, self.machine, self.kernel, self.slots)  # before workloads speak from here
@@ -389,7 +390,7 @@ class Agent:
                 problems += self._relay({port: end.index for port, end in secured.items() if want[port].relays})
             self.inquiries.advertise(time.monotonic())
             if self.guests is not None:
-                self._warnings += self.guests.keep(self._places(world, want))
+                inside = self.guests.keep(self._places(world, want))
             if not quiet:
                 self._remove(want, ends)
                 self.kernel.forget_others()
@@ -403,13 +404,14 @@ class Agent:
             self._secure(
                 self._ends, problems, every=True
             )  # what is open stays secured, whatever is in the way of the rest
-        for problem in (*problems, *self._warnings):
+        for problem in (*problems, *self._warnings, *inside):
             if problem not in self.problems:
                 say(f"revision {desired.revision}: {problem}")
         if not problems and desired.revision != self.realised:
             say(f"revision {desired.revision}: {len(want)} workloads, {len(world.values)} values")
             self.realised = desired.revision
-        self._desired, self.problems, self._failed = desired, [*problems, *self._warnings], bool(problems)
+        self._desired, self._failed = desired, bool(problems)
+        self.problems = [*problems, *self._warnings, *inside]
 
     def _places(self, world: World, want: Mapping[int, Attachment]) -> dict[int, Place]:
         """Where ports here have workloads of our making that are to run an agent."""

@@ -185,7 +185,7 @@ def _carry(
     trace: _Trace, world: World, network: Network, sender: Port, target: Port, at: Segment, entropy: int,
     frame: Sequence[Header],
 ) -> str:  # fmt: skip
-    """Down the carriers, as the datapath walks them: one decision a level, one encapsulation in the end of each domain."""
+    """Down the carriers, as the datapath walks them: one decision a level, one encapsulation at the end of a domain."""
     reached = trace.name("port", target.id)
     a, b, above = sender.host, target.host, 0
     for _ in range(MAX_DEPTH):
