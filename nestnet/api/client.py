@@ -165,7 +165,8 @@ class Client:
         self._http.close()
 
     def list(self, kind: str, network: str | None = None) -> Iterator[dict[str, Any]]:
-        """All resources of a kind, or those in a network; pages are fetched as they are needed."""
+        """All resources of a kind, or those in a network; pages are fetched as they are needed. A 'host' is where ports
+        of what is carried can live: of that network, or a machine."""
         query: dict[str, Any] = {"limit": PAGE}
         if network is not None:
             query["network"] = network
@@ -471,7 +472,7 @@ class Client:
 
 
 def _collection(kind: str) -> str:
-    if kind not in KINDS:
+    if kind not in (*KINDS, "host"):
         raise ValueError(f"{kind!r} is no kind; there are {', '.join(KINDS)}")
     return "/v1/policies" if kind == "policy" else f"/v1/{kind}s"
 

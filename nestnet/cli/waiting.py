@@ -32,9 +32,7 @@ def until_realised(
             progress.show(f"revision {revision}: {len(machines) - len(behind)} of {len(machines)} machines", behind)
             if not behind:
                 return
-            # One on a port is started by the machine below, again if need be.
-            ended = [name for name in behind if "/" not in name and not lab.has_agent(name)] if lab is not None else []
-            if lab is not None and ended:
+            if lab is not None and (ended := [name for name in behind if not lab.has_agent(name)]):
                 raise Unreachable(f"the agent of {', '.join(ended)} has ended: its log is in {lab.logs}")
             if time.monotonic() > limit:
                 raise NotRealised(_late(revision, behind, state, timeout))

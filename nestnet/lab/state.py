@@ -136,8 +136,8 @@ class Lab:
         return [name for name in netns.names(self.wire) if name == self.wire or name.startswith(f"{self.wire}.")]
 
     def has_agent(self, machine: str) -> bool:
-        """Does the agent of that machine run?"""
-        return any(process.name == f"agent-{machine}" and process.alive() for process in self.processes)
+        """Does the agent of that machine run? One on a port is started by the machine below, again if need be."""
+        return "/" in machine or any(process.name == f"agent-{machine}" and process.alive() for process in self.processes)
 
     def save(self) -> None:
         """Write what is known, so that a reader sees all of it or the version before."""
