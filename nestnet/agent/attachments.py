@@ -313,12 +313,25 @@ class Workloads:
                         # In this order: the one takes the other's name.
                         if not (_has(name, _second(gone_of[name])) or _has(name, "eth0")):
                             left.append(name)
+            for name in left:  # and what an agent in there has made
+                left += [inner for inner in self._within(name) if inner not in left]
             # The agent of that machine may be having a look inside.
             netns.kill_inside([netns.path(name) for name in left], visiting=False)
             for name in left:
                 netns.delete(name)
         for port in gone:
             self.made.pop(port, None)
+
+    def _within(self, name: str) -> list[str]:
+        """The namespaces that an agent in this one has made for ports, which hang on it and on nothing else."""
+
+        def look() -> dict[int, End]:
+            with links.netlink() as ipr:
+                return _ends(links.links(ipr).values())
+
+        ends = netns.run_in(netns.path(name), look)
+        names = {port: f"{self.prefix}{port}" for port, end in ends.items() if end.attach is None}
+        return [name for port, name in names.items() if netns.exists(name) and not _has(name, _second(port))]
 
     # ---- one port
 
