@@ -33,9 +33,9 @@ that no port has has no peer.
 
 **Where a port lives.** `port.host` is a slot in `host`. For a machine's row (kind MACHINE) `at` is
 a slot in `machine`, or 0 if it is disabled. For a port that is itself a host, or is moving, its own
-row in `host` (kind PORT) says where it lives, in `at`, and `port.host` is that row: so moving it is one row. For any other port
-`port.host` is the place itself. While something on the way down moves, a port is here (LOCAL, with
-`ifindex`) on two machines; only where it lives by `at` is it in a list `local`.
+row in `host` (kind PORT) says where it lives, in `at`, and `port.host` is that row: so moving it is
+one row. For any other port `port.host` is the place itself. While something on the way down moves, a
+port is here (LOCAL, with `ifindex`) on two machines; only where it lives by `at` is it in a list `local`.
 
 **Rates.** A port that has a rate has two buckets, a link one for each direction: rows of `bucket`, pointed to by `out`
 and `in` of the port and by `bucket` of the hops over the link; 0: no limit. What is in a bucket is the datapath's own.
