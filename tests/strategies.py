@@ -42,11 +42,13 @@ from hypothesis import strategies as st
 
 from nestnet.model import bootstrap
 from nestnet.model import packet as pk
+from nestnet.model.domains import domain
 from nestnet.model.meaning import State, deliver, reached
 from nestnet.model.packet import mapped
 from nestnet.model.values import (
     CARRIAGE_PORT,
     FABRIC,
+    OVERHEAD,
     RELAY,
     RELAY_PORT,
     Address,
@@ -70,6 +72,7 @@ T = TypeVar("T")
 
 DEPTH = 6
 LEAVES = {4: 1450, 6: 1430}  # of the wire's 1500 bytes, to networks, by the family of the machines' addresses
+JUMBO = 1850  # a wire with room for DEPTH levels that are encapsulated: the deepest gets about what workloads send
 
 # ---- worlds
 
@@ -108,14 +111,22 @@ def wire_family(world: World) -> int:
 
 
 @st.composite
-def worlds(draw: st.DrawFn, machines: int = 4, networks: int = 6, disabled: bool = True) -> World:
+def worlds(
+    draw: st.DrawFn, machines: int = 4, networks: int = 6, disabled: bool = True, carriages: bool = False
+) -> World:
     """A consistent world. At most so many machines and networks. Without `disabled`
-    everything is enabled."""
-    return a_world(draw, machines, networks, disabled)
+    everything is enabled. With `carriages` some networks are encapsulated."""
+    return a_world(draw, machines, networks, disabled, carriages=carriages)
 
 
 def a_world(
-    draw: Draw, machines: int = 4, networks: int = 6, disabled: bool = True, least: int = 1, policed: bool = True
+    draw: Draw,
+    machines: int = 4,
+    networks: int = 6,
+    disabled: bool = True,
+    least: int = 1,
+    policed: bool = True,
+    carriages: bool = False,
 ) -> World:
     """As `worlds`. Of machines and networks there are at least so many; unless `policed` there is no policy, and
     neighbours live far from each other."""
@@ -130,7 +141,31 @@ def a_world(
         carrier = carriers[-1] if upto(draw, 1) else pick(draw, carriers)
         depth[id] = depth[carrier] + 1
         builder.network(id, carrier)
-    return builder.world
+    return carried(draw, builder.world) if carriages else builder.world
+
+
+def carried(draw: Draw, world: World) -> World:
+    """The same world on a wire with more room: some of its networks are encapsulated, and all have the MTU that their
+    carriage leaves them (rule 9)."""
+    world = world.with_(*(replace(machine, mtu=JUMBO) for machine in world.machines.values()))
+    rooms = {FABRIC: JUMBO - OVERHEAD[wire_family(world)]}  # by domain: what it leaves to its networks
+    for id, network in sorted(world.networks.items()):
+        if network.carrier != FABRIC and upto(draw, 1) and _is_stackable(world, network):
+            network = replace(network, encapsulated=True)
+            rooms[network.carrier] = world.networks[network.carrier].mtu - OVERHEAD[network.underlay]
+        world = world.with_(network)
+        room = rooms[domain(world, id)]
+        world = world.with_(replace(network, mtu=min(network.mtu, room) if network.mtu == 1280 else room))
+    return world
+
+
+def _is_stackable(world: World, network: Network) -> bool:
+    """In a domain of a network, all hosts have an address of one family, and each one that no other has: where nothing
+    joins segments, they may be the same."""
+    others = [n for n in world.networks.values() if n.carrier == network.carrier and n.encapsulated]
+    addresses = [port.address(network.underlay) for port in world.ports_in(network.carrier) if port.hosts]
+    known = [address for address in addresses if address is not None]
+    return all(other.underlay == network.underlay for other in others) and len(known) == len(set(known))
 
 
 def tower(depth: int, family: int = 4) -> World:
@@ -850,15 +885,16 @@ def conversations(
 
 
 @st.composite
-def rounds(draw: st.DrawFn) -> list[Step]:
-    return some_rounds(random.Random(draw(st.integers(0, 1 << 64))))
+def rounds(draw: st.DrawFn, carriages: bool = False) -> list[Step]:
+    return some_rounds(random.Random(draw(st.integers(0, 1 << 64))), carriages)
 
 
-def some_rounds(rng: random.Random) -> list[Step]:
+def some_rounds(rng: random.Random, carriages: bool = False) -> list[Step]:
     """In a world that stays as it is, workloads send to where it should work, and to all: many frames that get far,
     answers among them, from the networks with the longest chains of carriers first. In the end every network that
     carries another refuses to, for a while."""
-    world = a_world(rng, disabled=rng.random() < 0.3, least=rng.choice([1, 3, 3]), policed=rng.random() < 0.5)
+    disabled, policed = rng.random() < 0.3, rng.random() < 0.5
+    world = a_world(rng, disabled=disabled, least=rng.choice([1, 3, 3]), policed=policed, carriages=carriages)
     ports = sorted(world.ports.values(), key=lambda port: (-depth(world, port.network), rng.random()))
     steps: list[Step] = []
     for port in ports[:10]:
@@ -952,11 +988,11 @@ def some_crossings(rng: random.Random) -> list[Step]:
 
 
 @st.composite
-def torrents(draw: st.DrawFn) -> list[Step]:
-    return some_torrents(random.Random(draw(st.integers(0, 1 << 64))))
+def torrents(draw: st.DrawFn, carriages: bool = False) -> list[Step]:
+    return some_torrents(random.Random(draw(st.integers(0, 1 << 64))), carriages)
 
 
-def some_torrents(rng: random.Random) -> list[Step]:
+def some_torrents(rng: random.Random, carriages: bool = False) -> list[Step]:
     """More than rates allow: a few flows of long packets, one way and back, and frames for all, fast and less so, while
     rates, links and places change."""
     kind, often = rng.random(), rng.choice([0.2, 0.5, 1.0])
@@ -966,6 +1002,8 @@ def some_torrents(rng: random.Random) -> list[Step]:
         world, often = tower(rng.choice([4, 5, 5])), 1.0
     else:
         world = a_world(rng, disabled=False, least=rng.choice([1, 2, 3]), policed=rng.random() < 0.3)
+    if carriages:
+        world = carried(rng, world)
     limitable: list[Port | Link] = [*world.ports.values(), *world.links.values()]
     for value in limitable:
         if rng.random() < often:
@@ -1069,16 +1107,17 @@ def some_inquiries(draw: Draw) -> list[Step]:
 
 
 @st.composite
-def dialogues(draw: st.DrawFn, moves: bool = True) -> list[Step]:
-    return some_dialogues(random.Random(draw(st.integers(0, 1 << 64))), moves)
+def dialogues(draw: st.DrawFn, moves: bool = True, carriages: bool = False) -> list[Step]:
+    return some_dialogues(random.Random(draw(st.integers(0, 1 << 64))), moves, carriages=carriages)
 
 
-def some_dialogues(rng: random.Random, moves: bool = True, live: bool = True) -> list[Step]:
+def some_dialogues(rng: random.Random, moves: bool = True, live: bool = True, carriages: bool = False) -> list[Step]:
     """Two that talk, as hosts do: one opens, the other answers and complains; fragments, ends, pauses that are longer
     than lifetimes, and changes of the world in between. `moves`: ports may be elsewhere all at once, without what was
     known of their connections; `live`: phase by phase."""
     kinds = CHANGES if live else [kind for kind in CHANGES if kind != "live"]
-    world = a_world(rng, disabled=False, least=rng.choice([1, 3]), policed=rng.random() < 0.7)
+    policed = rng.random() < 0.7
+    world = a_world(rng, disabled=False, least=rng.choice([1, 3]), policed=policed, carriages=carriages)
     state, now = State(), START
     steps: list[Step] = []
 

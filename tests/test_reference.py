@@ -57,9 +57,11 @@ from nestnet.compile.tables import (
     Tables,
 )
 from nestnet.datapath.reference import Fabric, Outputs, Reference, ToAgent, ToMachine, ToWorkload
+from nestnet.model.domains import Agent
 from nestnet.model.hash import flow_hash, outer_source_port
 from nestnet.model.icmp import MESSAGES
 from nestnet.model.reasons import REASONS
+from nestnet.model.values import FABRIC
 
 Spec = dict[str, dict[object, tuple[Any, ...]]]
 
@@ -546,7 +548,7 @@ def m1() -> Reference:
 
 @pytest.fixture
 def both() -> Fabric:
-    return Fabric({1000 + machine: build(spec(machine)) for machine in (M1, M2)})
+    return Fabric({Agent(FABRIC, 1000 + machine): build(spec(machine)) for machine in (M1, M2)})
 
 
 def answer(machine: Reference, frame: Scapy, port: int = A) -> Scapy:
@@ -593,7 +595,7 @@ def far() -> Fabric:
     for machine in (M1, M2):
         rows = spec(machine)
         linked(rows)
-        tables[1000 + machine] = build(rows)
+        tables[Agent(FABRIC, 1000 + machine)] = build(rows)
     return Fabric(tables)
 
 
@@ -677,7 +679,7 @@ def test_to_all_that_the_policies_allow() -> None:
     for machine in (M1, M2):
         rows = spec(machine)
         edit(rows)
-        tables[1000 + machine] = build(rows)
+        tables[Agent(FABRIC, 1000 + machine)] = build(rows)
     frame = bytes(ether(A, "ff:ff:ff:ff:ff:ff") / ip(A, "10.0.0.255") / UDP())
     assert Fabric(tables).send(1000 + A, frame, 0.0) == ([(1000 + C, frame)], ["policy"] * 3)
 

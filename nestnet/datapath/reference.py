@@ -50,6 +50,7 @@ from nestnet.compile.tables import (
 )
 from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
+from nestnet.model.domains import Agent
 from nestnet.model.hash import flow_hash
 from nestnet.model.icmp import BURST_NS, COST_NS, icmp_error, may_be_told
 from nestnet.model.packet import (
@@ -82,11 +83,12 @@ from nestnet.model.packet import (
     parse,
     quoted,
     routed,
+    with_ethernet,
     with_first,
     with_outer_ecn,
 )
 from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, PATH_BUCKETS, RELAY_COST, cost, spend
-from nestnet.model.values import CARRIAGE_PORT, MAX_DEPTH, MAX_HOPS, OVERHEAD, RELAY
+from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, MAX_HOPS, OVERHEAD, RELAY
 
 Row = SimpleNamespace
 """The value of one row, its fields by name: MACs and addresses as bytes, all else as int."""
@@ -742,13 +744,13 @@ class Reference:
     # ---- what it pays
 
     def tolls(self, port: Row, to: Row, packet: Packet, router: int) -> tuple[list[Toll], list[Toll]]:
-        """To leave, and to arrive: in the network itself, by this router first, then in what carries it, level by
-        level."""
+        """To leave: in the network itself, by this router first, then in what carries it, level by level. To arrive:
+        the same levels backwards, the network itself last."""
         leaving, arriving = self.tolls_below(port.network, self.place(port), self.place(to), packet)
         links = self.hops_of(router, hashed(packet)) if router else None
         own = [Toll(bucket, 0) for bucket in (port.out, *(hop.bucket for hop in links or ())) if bucket]
         in_bucket = to.__dict__["in"]
-        return own + leaving, [Toll(in_bucket, 0)] * (in_bucket != 0) + arriving
+        return own + leaving, arriving + [Toll(in_bucket, 0)] * (in_bucket != 0)
 
     def tolls_below(self, network: int, a: int, b: int, packet: Packet) -> tuple[list[Toll], list[Toll]]:
         """What carriers take for what goes from host `a` to host `b`, which `carry` allows."""
@@ -768,7 +770,7 @@ class Reference:
                 links = self.hops_of(self.segment[pa.segment].router, flow)
                 leaving += [Toll(hop.bucket, above) for hop in links or ()]
             network, a, b = int(pa.network), int(at.at), int(to.at)
-        return [toll for toll in leaving if toll.bucket], [toll for toll in arriving if toll.bucket]
+        return [toll for toll in leaving if toll.bucket], [toll for toll in arriving[::-1] if toll.bucket]
 
     def pay(self, tolls: list[Toll], size: int, now: float, q: int | None = None) -> None:
         """From each bucket in turn. What was paid stays paid when one is empty."""
@@ -905,65 +907,101 @@ class Reference:
 
 
 class Fabric:
-    """Machines that exchange datagrams at once and lose none: a whole world, by its tables.
+    """Agents that exchange datagrams at once and lose none: a whole world, by the tables of each.
 
-    Machines and ports go by their ids here, never by slots.
+    The wire takes datagrams from machine to machine. Those of an agent on a host port leave as frames from the workload
+    of that port, into the agent below that has it; what comes to a workload where an agent runs is the agent's, and
+    what that does not take for VXLAN is for nobody. Machines, networks and ports go by their ids here, never by slots.
     """
 
     def __init__(
-        self, tables: Mapping[int, Tables], answer: Callable[[int, bytes], bytes | None] = lambda *_: None
+        self, tables: Mapping[Agent, Tables], answer: Callable[[int, bytes], bytes | None] = lambda *_: None
     ) -> None:
         """`answer` does what agents do: a frame for the workload of a port that asked this, or None."""
-        self.machines: dict[int, Reference] = {}
+        self.agents: dict[Agent, Reference] = {}
         self.answer = answer
         self.relayed = 0  # frames, ever
         self.load(tables)
 
-    def load(self, tables: Mapping[int, Tables]) -> None:
-        """New tables for these machines; connections and fragments stay. All others are gone."""
-        machines = self.machines
-        self.machines = {}
-        for machine, rows in tables.items():
-            if machine in machines:
-                machines[machine].load(rows)
-            self.machines[machine] = machines.get(machine) or Reference(rows)
-        self.attachments: dict[tuple[int, int], int] = {}
-        for machine, reference in self.machines.items():
+    def load(self, tables: Mapping[Agent, Tables]) -> None:
+        """New tables for these agents; connections and fragments stay. All others are gone."""
+        agents = self.agents
+        self.agents = {}
+        for agent, rows in tables.items():
+            if agent in agents:
+                agents[agent].load(rows)
+            self.agents[agent] = agents.get(agent) or Reference(rows)
+        self.attachments: dict[tuple[Agent, int], int] = {}  # ifindex
+        self.having: dict[int, list[Agent]] = {}  # by port, those where its workload hangs
+        for agent, reference in self.agents.items():
             for (ifindex,), row in reference.attachments.items():
-                self.attachments[machine, reference.port[row.port].id] = ifindex
+                port = reference.port[row.port].id
+                self.attachments[agent, port] = ifindex
+                self.having.setdefault(port, []).append(agent)
 
     def send(
-        self, port: int, frame: bytes, now: float, machine: int | None = None
+        self, port: int, frame: bytes, now: float, agent: Agent | None = None
     ) -> tuple[list[tuple[int, bytes]], list[str]]:
         """What becomes of a frame from the workload of a port: (port, frame) of each delivery, and the reason of each
-        drop, on all machines. `machine`: where it is sent from, of two while the port moves. KeyError if the port has
-        no workload there."""
+        drop, at all agents, those of what carries it as "below REASON". `agent`: where it is sent from, of two while
+        the port moves. KeyError if the port has no workload there."""
         deliveries: list[tuple[int, bytes]] = []
         drops: list[str] = []
-        if machine is None:
-            (machine,) = (at for at, attached in self.attachments if attached == port)
-        ifindex = self.attachments[machine, port]
-        pending = deque([(machine, self.machines[machine].workload(ifindex, frame, now))])
+        if agent is None:
+            (agent,) = self.having[port]
+        pending = deque([(agent, self.agents[agent].workload(self.attachments[agent, port], frame, now))])
+        own = agent.domain
         while pending:
-            machine, outputs = pending.popleft()
-            reference = self.machines[machine]
-            drops += [reason for _, reason in outputs.drops]
+            agent, outputs = pending.popleft()
+            reference = self.agents[agent]
+            is_own = agent.domain == own
+            drops += [reason if is_own else f"below {reason}" for _, reason in outputs.drops]
             for output in outputs.emitted:
-                if isinstance(output, ToWorkload):
-                    deliveries.append((reference.port[output.port].id, output.frame))
-                elif isinstance(output, ToAgent):
-                    asker = reference.port[output.port].id
-                    told = self.answer(asker, output.frame)
+                if isinstance(output, ToMachine):
+                    there = Agent(agent.domain, reference.machine[output.machine].id)
+                    if agent.domain == FABRIC:
+                        pending.append((there, self.agents[there].underlay(output.datagram, now)))
+                    elif (sent := self.below(agent, output.datagram, now)) is not None:
+                        pending.append(sent)
+                    else:
+                        drops.append("no_underlay_route")
+                    continue
+                to = reference.port[output.port].id
+                if isinstance(output, ToAgent):
+                    told = self.answer(to, output.frame)
                     if told is None:
                         drops.append("unanswerable")
                     else:
-                        deliveries.append((asker, told))
+                        deliveries.append((to, told))
                 elif isinstance(output, ToRelay):
                     self.relayed += 1
+                elif is_own:
+                    deliveries.append((to, output.frame))
                 else:
-                    to = reference.machine[output.machine].id
-                    pending.append((to, self.machines[to].underlay(output.datagram, now)))
+                    there = Agent(reference.network[reference.port[output.port].network].id, to)
+                    if there in self.agents:
+                        pending.append((there, self.agents[there].underlay(output.frame[ETHERNET:], now)))
+                    else:
+                        drops.append("below nobody")
         return deliveries, drops
+
+    def below(self, agent: Agent, datagram: bytes, now: float) -> tuple[Agent, Outputs] | None:
+        """A datagram of an agent on a host port, as a frame from that port's workload where the port lives: to who has
+        the address in its segment, else to the gateway. None if there is neither."""
+        for there in self.having[agent.machine]:
+            reference = self.agents[there]
+            ifindex = self.attachments[there, agent.machine]
+            port = reference.port[reference.attachments[ifindex,].port]
+            if reference.machine_of(port.host, leaving=False) == reference.here:
+                break
+        packet = parse(_ethernet_before(datagram))
+        owner = reference.owner(port.segment, packet.flow.target)
+        if owner == NOBODY:
+            owner = Owner(OWNER_ROUTER, reference.segment[port.segment].router)
+        if not owner.slot:
+            return None
+        frame = with_ethernet(packet.frame, reference.mac_of(owner), _number(port.mac))
+        return there, reference.workload(ifindex, frame, now)
 
 
 # ---- tables as dicts

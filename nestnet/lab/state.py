@@ -137,7 +137,8 @@ class Lab:
 
     def has_agent(self, machine: str) -> bool:
         """Does the agent of that machine run? One on a port is started by the machine below, again if need be."""
-        return "/" in machine or any(process.name == f"agent-{machine}" and process.alive() for process in self.processes)
+        agents = (process for process in self.processes if process.name == f"agent-{machine}")
+        return "/" in machine or any(process.alive() for process in agents)
 
     def save(self) -> None:
         """Write what is known, so that a reader sees all of it or the version before."""

@@ -8,12 +8,14 @@
     route, way  to which segment, and through which routers
     track       connections: an answer may pass because the opener may
     carry       from host to host, through the network that carries this one, down to the wire
+    cross       the same from agent to agent, where it is encapsulated: by what carries it, domain by domain
     pay         rates: what a packet costs on its way, from the buckets of ports and links
 
 Written to be read, next to docs/datapath.md, which has the same checks in the same order. Time and
 memory are arguments. There are no VNIs or tables here: those are how a network is made, not what it
 means; and no machines, but for the hosts of networks that the wire carries, and as whose buckets are
-whose. Both ends of a wire judge by the same rows, so here each packet is judged once.
+whose. Both ends of a wire judge by the same rows, so here each packet is judged once. Nor does it matter to
+what arrives how a network is carried, flat or encapsulated; only who pays, and when, goes by domains.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from nestnet.model import bootstrap, icmp, rates
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
+from nestnet.model.domains import agent, is_up
 from nestnet.model.hash import flow_hash
 from nestnet.model.packet import FlowTuple, Packet
 from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, RELAY_COST, spend
@@ -74,7 +77,7 @@ class FirstFragment:
 
 class Bucket(NamedTuple):
     """Whose rate it is: `kind` is port or link. What the port sends (`forth`) or is sent, what goes over the link from
-    the first of its routers (`forth`) or back; on which machine."""
+    the first of its routers (`forth`) or back; on which machine of its domain."""
 
     kind: str
     id: int
@@ -120,8 +123,9 @@ class _Dropped(Exception):
         self.reason, self.at, self.passed = reason, at, passed
 
 
-class _TooMuch(_Dropped):
-    """A rate refuses it. `state`: what is remembered, with what was paid before; `port`: at whom it ends."""
+class _Lost(_Dropped):
+    """It ends on its way, when something has been paid: a rate refuses it, or a domain below. `state`: what is
+    remembered, with what was paid before; `port`: at whom it ends."""
 
     def __init__(self, reason: str, state: State, port: int | None) -> None:
         super().__init__(reason)
@@ -176,11 +180,12 @@ def deliver(
             frame = pk.routed(packet, target.mac, routers[-1].mac, len(routers))
         carry(world, network, port.host, target.host)
         leaving, arriving = tolls(world, port, target, packet, routers)
-        # What has left has been seen, even if it does not arrive: the receiver's rates come after all else.
-        left = pay(state, leaving, now)
-        after = replace(_remember(after, port, packet, now), buckets=left.buckets)
+        paid = pay(state, leaving, now)
+        paid = cross(world, paid, below(world, network, port.host, target.host), packet, len(packet.frame), now)
+        # What came to the machine has been seen, even if it does not arrive: the receiver's rates come after all else.
+        after = replace(_remember(after, port, packet, now), buckets=paid.buckets)
         return Outcome(((target.id, frame),), (), pay(after, arriving, now, target.id))
-    except _TooMuch as dropped:
+    except _Lost as dropped:
         return Outcome((), ((dropped.port or port.id, dropped.reason),), dropped.state)
     except _Dropped as dropped:
         drops = ((port.id, dropped.reason),)
@@ -521,14 +526,14 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
     `to` matches the receiving port, not the address.
 
     The port pays once for the frame; then those of its own machine are served, then one copy leaves for each other
-    machine. A carrier is paid once for each host that the frame is for. If it refuses one of a machine that is not
-    this, that machine gets no copy."""
+    machine. A carrier is paid once for each host that the frame is for, one below the domain once for each copy. If it
+    refuses one of a machine that is not this, that machine gets no copy."""
     network = world.networks[port.network]
     # Nobody complains about what was for all, or to all, so this is about nothing (RFC 1122, 3.2.2).
     _refuse(packet.is_icmp_error_kind, "icmp_unrelated")
     _refuse(packet.length > network.mtu, "too_big")
     state = pay(state, [_toll_of(world, port, True, packet)], now)
-    here = machine_of(world, port)
+    here = _machine_of(world, port)
     others = [other for other in world.ports_of(port.segment) if other != port]
     deliveries: list[tuple[int, bytes]] = []
     drops: list[tuple[int, str]] = []
@@ -537,8 +542,9 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
         """Why the rates of the carriers do not let the frame go to this host; empty if they do."""
         nonlocal state
         try:
-            leaving, arriving = tolls_below(world, port, host, packet)
-            _refuse(len(leaving) + len(arriving) > rates.PATH_BUCKETS, "cannot_flatten")
+            leaving, arriving = _few(
+                *tolls_of(world, levels(world, network, port.host, host), packet, len(packet.frame))
+            )
             state = pay(state, leaving * leaves + arriving * arrives, now)
         except _Dropped as dropped:
             state = _paid(dropped, state)
@@ -566,17 +572,29 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
                 state = _paid(dropped, state)
                 drops.append((other.id, dropped.reason))
 
-    serve((other for other in others if machine_of(world, other) == here), leaves=True)
-    elsewhere = [other for other in others if machine_of(world, other) != here]
-    without: set[int] = set()  # machines that get no copy
-    for host, machine in sorted({(other.host, machine_of(world, other)) for other in elsewhere}):
-        if machine not in without and _is_carried(world, network, port.host, host):
+    serve((other for other in others if _machine_of(world, other) == here), leaves=True)
+    elsewhere = [other for other in others if _machine_of(world, other) != here]
+    copies: dict[int, bool] = {}  # by machine: does it get one?
+    hosts: dict[int, int] = {}  # one of each machine
+    for host, machine in sorted({(other.host, _machine_of(world, other)) for other in elsewhere}):
+        if _is_carried(world, network, port.host, host) and copies.setdefault(machine, True):
+            hosts[machine] = host
             reason = charge(host, leaves=True, arrives=False)
             if reason:
-                without.add(machine)
+                copies[machine] = False
                 drops.append((port.id, reason))
-    for machine in sorted({machine_of(world, other) for other in elsewhere} - without):
-        serve((other for other in elsewhere if machine_of(world, other) == machine), leaves=False)
+    for machine in [machine for machine, gets in copies.items() if gets]:
+        try:
+            rest = below(world, network, port.host, hosts[machine])
+            state = cross(world, state, rest, packet, len(packet.frame), now)
+        except _Dropped as dropped:
+            state = _paid(dropped, state)
+            copies[machine] = False
+            drops.append((port.id, dropped.reason))
+    served = {_machine_of(world, other) for other in elsewhere}
+    served -= {machine for machine, gets in copies.items() if not gets}
+    for machine in sorted(served):
+        serve((other for other in elsewhere if _machine_of(world, other) == machine), leaves=False)
     return Outcome(tuple(deliveries), tuple(drops), state)
 
 
@@ -631,19 +649,70 @@ def _is_alive(connection: Connection, flow: FlowTuple, now: float) -> bool:
 
 
 def carry(world: World, network: Network, a: int, b: int) -> None:
-    """From host a to host b of what carries `network`: over the wire, if they are machines; otherwise as a UDP datagram
-    from port a to port b of the carrier, which may refuse it as it may any other, and which is carried in turn. If they
-    are the same it is there, and nobody is asked; but what is taken down closes all that hangs above (rule 12)."""
+    """From host a to host b of what carries `network`, down to the machines of its domain: over the wire, or what is
+    one for them; otherwise as a UDP datagram from port a to port b of the carrier, which may refuse it as it may any
+    other, and which is carried in turn. If they are the same it is there, and nobody is asked; but what is taken down
+    closes all that hangs above (rule 12)."""
     for _ in range(MAX_DEPTH):
         if network.carrier == FABRIC:
             _refuse(not all(world.machines[host].enabled for host in (a, b)), "carrier_down")
             return
         carrier, source, target = world.networks[network.carrier], world.ports[a], world.ports[b]
+        if network.encapsulated:
+            _refuse(not all(is_up(world, port) for port in (source, target)), "carrier_down")
+            return
         _refuse(not (carrier.enabled and source.enabled and target.enabled), "carrier_down")
         if a != b:
             _carry_in(world, network.underlay, source, target)
         network, a, b = carrier, source.host, target.host
     raise _Dropped("carrier_depth")
+
+
+class Level(NamedTuple):
+    """`network` is carried from host `a` to host `b` of its carrier."""
+
+    network: Network
+    a: int
+    b: int
+
+
+def levels(world: World, network: Network, a: int, b: int) -> list[Level]:
+    """Who is asked on the way from host a to host b in the domain of `network`: each level that is carried flat, as
+    long as the hosts are not the same."""
+    found: list[Level] = []
+    while a != b and network.carrier != FABRIC and not network.encapsulated:
+        found.append(Level(network, a, b))
+        network, a, b = world.networks[network.carrier], world.ports[a].host, world.ports[b].host
+    return found
+
+
+def below(world: World, network: Network, a: int, b: int) -> Level:
+    """What is left to do then: nothing, if the hosts are the same or the network is the fabric's; else it is
+    encapsulated."""
+    for level in levels(world, network, a, b):
+        network, a, b = world.networks[level.network.carrier], world.ports[level.a].host, world.ports[level.b].host
+    return Level(network, a, b)
+
+
+def cross(world: World, state: State, level: Level, packet: Packet, size: int, now: float) -> State:
+    """From agent to agent of a domain, what the `size` bytes of one of its ports have become: a frame from the workload
+    of host port a of the carrier to that of host port b, in the carrier's own domain, and so on down to the wire.
+    `packet` is what the very first sent. What arrives has been paid for at every level; nothing of it is remembered."""
+    network, a, b = level
+    if network.carrier == FABRIC or a == b:
+        return state
+    carrier, source, target = world.networks[network.carrier], world.ports[a], world.ports[b]
+    size += OVERHEAD[network.underlay]
+    try:
+        _carry_in(world, network.underlay, source, target)
+        carry(world, carrier, source.host, target.host)
+        way_down = [level, *levels(world, carrier, source.host, target.host)]
+        leaving, arriving = _few(*tolls_of(world, way_down, packet, size - OVERHEAD[network.underlay]))
+        state = pay(state, leaving, now)
+        state = cross(world, state, below(world, carrier, source.host, target.host), packet, size, now)
+    except _Dropped as dropped:
+        raise _Lost(dropped.reason, _paid(dropped, state), None) from dropped
+    return pay(state, arriving, now)
 
 
 def _carry_in(world: World, family: int, source: Port, target: Port) -> None:
@@ -681,17 +750,16 @@ def _is_carried(world: World, network: Network, a: int, b: int) -> bool:
 
 
 def _passed_by(world: World, port: Port) -> bool:
-    """While it, or a host that it lives on, leaves one machine for another, frames for all pass it by (rule 15)."""
-    while not port.leaving and world.networks[port.network].carrier != FABRIC:
+    """While it, or a host that it lives on, leaves one machine for another, frames for all pass it by (rule 15). Agents
+    on a host that moves do not move."""
+    while not port.leaving and (network := world.networks[port.network]).carrier != FABRIC and not network.encapsulated:
         port = world.ports[port.host]
     return port.leaving
 
 
-def machine_of(world: World, port: Port) -> int:
-    """The machine where a port lives in the end."""
-    while world.networks[port.network].carrier != FABRIC:
-        port = world.ports[port.host]
-    return port.host
+def _machine_of(world: World, port: Port) -> int:
+    """The machine of its domain where a port lives in the end."""
+    return agent(world, port).machine
 
 
 # ---- rates
@@ -709,42 +777,44 @@ class Toll(NamedTuple):
 def tolls(
     world: World, port: Port, target: Port, packet: Packet, routers: Sequence[Router]
 ) -> tuple[list[Toll], list[Toll]]:
-    """What a packet pays to leave, and to arrive: the port and the links on its way, then level by level the host port
-    and the links on the way of what carries it. Each level is charged what it sees."""
-    leaving, arriving = tolls_below(world, port, target.host, packet)
+    """What a packet pays in its domain. To leave: the port and the links on its way, then level by level the host port
+    and the links on the way of what carries it. To arrive: the same levels backwards, the port last. Each level is
+    charged what it sees."""
+    way_down = levels(world, world.networks[port.network], port.host, target.host)
+    leaving, arriving = tolls_of(world, way_down, packet, len(packet.frame))
     leaving.insert(0, _toll_of(world, port, True, packet))
-    arriving.insert(0, _toll_of(world, target, False, packet))
+    arriving.append(_toll_of(world, target, False, packet))
     if routers:
-        here = machine_of(world, port)
+        here = _machine_of(world, port)
         taken = hops(world, routers[0].id, target.segment, pk.hashed(packet))
         leaving[1:1] = [_toll_over(*hop, here, len(packet.frame), "rate") for hop in taken]
-    leaving = [toll for toll in leaving if toll.rate]
-    arriving = [toll for toll in arriving if toll.rate]
-    _refuse(len(leaving) + len(arriving) > rates.PATH_BUCKETS, "cannot_flatten")
-    return leaving, arriving
+    return _few(leaving, arriving)
 
 
-def tolls_below(world: World, port: Port, host: int, packet: Packet) -> tuple[list[Toll], list[Toll]]:
-    """The carriers' part, from where a port lives to another host: `carry` allows it."""
-    network, a, b = world.networks[port.network], port.host, host
-    here = machine_of(world, port)
-    there = b if network.carrier == FABRIC else machine_of(world, world.ports[b])
+def tolls_of(world: World, way_down: list[Level], packet: Packet, size: int) -> tuple[list[Toll], list[Toll]]:
+    """What carriers take for the way of so many bytes, all in one domain: `carry` allows it."""
     leaving: list[Toll] = []
     arriving: list[Toll] = []
-    size = len(packet.frame)
-    while a != b and network.carrier != FABRIC:
+    for network, a, b in way_down:
         source, target = world.ports[a], world.ports[b]
+        here, there = _machine_of(world, source), _machine_of(world, target)
         size += OVERHEAD[network.underlay]
         leaving.append(Toll(Bucket("port", a, True, here), source.rate, size, "carrier_rate"))
-        arriving.append(Toll(Bucket("port", b, False, there), target.rate, size, "carrier_rate"))
+        arriving.insert(0, Toll(Bucket("port", b, False, there), target.rate, size, "carrier_rate"))
         if source.segment != target.segment:
             ends = _host_address(source, network.underlay), _host_address(target, network.underlay)
             flow = FlowTuple(*ends, pk.carriage_source_port(packet), CARRIAGE_PORT, pk.UDP)
             router = world.routers_of(source.segment)[0].id
             taken = hops(world, router, target.segment, flow)
             leaving += [_toll_over(*hop, here, size, "carrier_rate") for hop in taken]
-        network, a, b = world.networks[network.carrier], source.host, target.host
-    return [toll for toll in leaving if toll.rate], [toll for toll in arriving if toll.rate]
+    return leaving, arriving
+
+
+def _few(leaving: list[Toll], arriving: list[Toll]) -> tuple[list[Toll], list[Toll]]:
+    """Those that have a rate: one domain knows so many for a packet and no more."""
+    leaving, arriving = ([toll for toll in tolls if toll.rate] for tolls in (leaving, arriving))
+    _refuse(len(leaving) + len(arriving) > rates.PATH_BUCKETS, "cannot_flatten")
+    return leaving, arriving
 
 
 def _host_address(port: Port, family: int) -> bytes:
@@ -755,7 +825,7 @@ def _host_address(port: Port, family: int) -> bytes:
 
 def _toll_of(world: World, port: Port, forth: bool, packet: Packet) -> Toll:
     """What a port pays for a packet that it sends (`forth`) or is sent."""
-    return Toll(Bucket("port", port.id, forth, machine_of(world, port)), port.rate, len(packet.frame), "rate")
+    return Toll(Bucket("port", port.id, forth, _machine_of(world, port)), port.rate, len(packet.frame), "rate")
 
 
 def _toll_over(link: Link, router: int, machine: int, size: int, reason: str) -> Toll:
@@ -771,13 +841,13 @@ def pay(state: State, tolls: Iterable[Toll], now: float, port: int | None = None
             price, burst = rates.cost(toll.size, toll.rate), rates.fill(toll.rate)
             until = rates.spend(buckets.get(toll.bucket, 0), price, burst, moment)
             if until is None:
-                raise _TooMuch(toll.reason, replace(state, buckets=buckets), port)
+                raise _Lost(toll.reason, replace(state, buckets=buckets), port)
             buckets[toll.bucket] = until
     return replace(state, buckets=buckets)
 
 
 def _paid(dropped: _Dropped, before: State) -> State:
-    return dropped.state if isinstance(dropped, _TooMuch) else before
+    return dropped.state if isinstance(dropped, _Lost) else before
 
 
 def _limited(world: World, state: State) -> State:

@@ -39,7 +39,7 @@ ONCE int charge(struct __sk_buff *skb, struct packet *p, u32 to, u32 is_here)
 	if (!reason && leaves && w->leaving)
 		reason = pay(skb, &w->leave, w->leaving << 16, skb->len, headers);
 	if (!reason && is_here && w->arriving)
-		reason = pay(skb, &w->arrive, w->arriving << 16, skb->len, headers);
+		reason = pay(skb, &w->arrive, (PATH_BUCKETS - w->arriving) | PATH_BUCKETS << 16, skb->len, headers);
 	*said = *number << 8 | reason;
 	return reason;
 }

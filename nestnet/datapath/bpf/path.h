@@ -1,7 +1,8 @@
-/* What a packet has to pay on its way: the buckets of ports and links, innermost first (docs/datapath.md, Rates).
+/* What a packet has to pay on its way: the buckets of ports and links, leaving from the innermost to the outermost, arriving
+ * back again (docs/datapath.md, Rates).
  *
  *     leaving    P.out, the links to Q;   then level by level, of what carries it: a.out, the links to b
- *     arriving   Q.in;                                                             b.in
+ *     arriving   the same levels backwards: b.in;   then Q.in
  */
 #pragma once
 #include "carriage.h"
@@ -24,9 +25,10 @@ struct path {
 
 struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct path); } paying SEC(".maps");
 
+/* They are found from the innermost on: those for who arrives stand at the end of their list, the last one first. */
 INLINE int add_toll(struct path *w, struct tolls *to, u32 *count, u32 slot)
 {
-	u32 at = *count & (PATH_BUCKETS - 1);
+	u32 at = (to == &w->arrive ? PATH_BUCKETS - 1 - *count : *count) & (PATH_BUCKETS - 1);
 
 	if (!slot)
 		return 0;
@@ -37,7 +39,7 @@ INLINE int add_toll(struct path *w, struct tolls *to, u32 *count, u32 slot)
 	}
 	to->each[at].bucket = slot;
 	to->each[at].above = w->above;
-	*count = at + 1;
+	++*count;
 	return 0;
 }
 
@@ -165,6 +167,6 @@ INLINE void keep_tolls(struct flow *f, struct path *w, u32 arrives)
 	f->leaving = at;
 	for (u32 i = 0; i < PATH_BUCKETS; i++)
 		if (arrives && i < w->arriving && at < PATH_BUCKETS)
-			f->toll.each[at++ & (PATH_BUCKETS - 1)] = w->arrive.each[i];
+			f->toll.each[at++ & (PATH_BUCKETS - 1)] = w->arrive.each[(PATH_BUCKETS - w->arriving + i) & (PATH_BUCKETS - 1)];
 	f->tolls = at;
 }
