@@ -107,13 +107,20 @@ INLINE u16 fold(u32 sum)
  *
  * RFC 7348 figure 1; over IPv6 the UDP checksum is 0 as well (RFC 6935, for the inner packet has its own).
  * Lengths of a GSO packet describe the whole; whoever segments it sets them right. */
+#define EALREADY 114
+
 INLINE int make_room(struct __sk_buff *skb, u32 outer_bytes)
 {
 	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_BYTES) |
 		    BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
 
-	return bpf_skb_adjust_room(skb, outer_bytes, BPF_ADJ_ROOM_MAC,
-				   flags | (outer_bytes == OUTER6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4));
+	long grown = bpf_skb_adjust_room(skb, outer_bytes, BPF_ADJ_ROOM_MAC,
+					 flags | (outer_bytes == OUTER6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4));
+
+	/* What is a tunnel's already cannot be made one again: it stays that, and grows. */
+	if (grown == -EALREADY)
+		grown = bpf_skb_adjust_room(skb, outer_bytes, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+	return grown;
 }
 
 /* The Ethernet header of the inner frame: in front of it, the outer headers end. */
