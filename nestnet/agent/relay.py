@@ -1,7 +1,7 @@
 """The relay: how an agent in a port's workload reaches the controller (rule 25).
 
-    workload                        machine
-    agent --- TLS ---> [fe80::1%eth0]:4795  relay --- the same bytes ---> the controller, as the machine's own agent does
+    workload                     machine
+    agent -- TLS --> [fe80::1%eth0]:4795  relay -- the same bytes --> the controller, as the machine's own agent has it
 
 The programs let nothing else through to the machine's stack, and this from no port but one with an `agent`
 (docs/datapath.md, line 6). What is relayed is TLS between that agent and the controller: here it is bytes. Each port
