@@ -368,6 +368,7 @@ class Agent:
             if world is not self._world:
                 self.moves.before(world, self.machine, self.kernel, self.slots)  # before workloads speak from here
             checked = self._check()
+            self._end_relays(want)
             ends, failed = self.workloads.prepare(want)
             problems += failed.values()
             # What happens to NICs is heard of: `follow`.
@@ -432,6 +433,13 @@ class Agent:
             tables = compile(world, self.machine, ready, nic, slots)
             self.kernel.apply(diff(self.have, tables))
             self.have, self.slots = tables, slots
+
+    def _end_relays(self, want: Mapping[int, Attachment]) -> None:
+        """Of ports that lose theirs: while our ends have the address, so that who is connected hears of it."""
+        if self.relay is not None:
+            kept = {port: index for port, index in self.relay.known.items() if port in want and want[port].relays}
+            if kept != self.relay.known:
+                self.relay.know(kept)
 
     def _relay(self, ends: Mapping[int, int]) -> list[str]:
         """The relays of these ports, by id the ifindex of our end. What is in the way."""

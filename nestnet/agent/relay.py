@@ -1,7 +1,7 @@
 """The relay: how an agent in a port's workload reaches the controller (rule 25).
 
-    workload                        machine
-    agent --- TLS ---> [fe80::1%eth0]:4795  relay --- the same bytes ---> the controller, as the machine's agent does
+    workload                     machine
+    agent -- TLS --> [fe80::1%eth0]:4795  relay -- the same bytes --> the controller, as the machine's own agent has it
 
 The programs let nothing else through to the machine's stack, and this from no port but one with an `agent`
 (docs/datapath.md, line 6). What is relayed is TLS between that agent and the controller: here it is bytes. Each port
@@ -73,6 +73,11 @@ class Relay:
         self._thread.join()
         self._loop.close()
 
+    @property
+    def known(self) -> dict[int, int]:
+        """The ports that have a relay, by id the ifindex of our end."""
+        return dict(self._places)
+
     def know(self, ends: Mapping[int, int]) -> list[str]:
         """These ports have a relay, by port id the ifindex of our end; the connections of all others end. Returns what
         is in the way."""
@@ -83,11 +88,9 @@ class Relay:
         self.counts = {port: self.counts.get(port) or Counts() for port in ends}
         for port, index in ends.items() - self._places.keys():
             try:
-                listener = _listener(index)
+                self._places[port, index] = self._run(self._begin(port, index))
             except OSError as error:
                 problems.append(f"port {port}: no relay at [{RELAY}]:{RELAY_PORT} for its agent: {error.strerror}")
-                continue
-            self._places[port, index] = self._run(_begun(self._serve(port, listener, self.counts[port])))
         return problems
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -95,6 +98,9 @@ class Relay:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     # ---- on the thread
+
+    async def _begin(self, port: int, index: int) -> asyncio.Task[None]:
+        return asyncio.create_task(self._serve(port, _listener(index), self.counts[port]))
 
     async def _serve(self, port: int, listener: socket.socket, counts: Counts) -> None:
         room = asyncio.Semaphore(CONNECTIONS)
@@ -236,10 +242,6 @@ def _bound(made: socket.socket) -> None:
     if made.family != socket.AF_UNIX:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE * 1000)
-
-
-async def _begun(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    return asyncio.create_task(work)
 
 
 async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -276,11 +276,13 @@ class Reference:
         port = self.port[p]
         if not port.id:
             raise Drop("not_attached")
-        if not port.flags & ENABLED:
-            raise Drop("port_disabled")
-        if not self.network[port.network].flags & ENABLED:
-            raise Drop("network_disabled")
         packet = parse(frame)
+        closed = "" if self.network[port.network].flags & ENABLED else "network_disabled"
+        if not port.flags & ENABLED:
+            closed = "port_disabled"
+        is_own = packet.source_mac == _number(port.mac)
+        if closed and not (port.flags & AGENT and is_own and packet.seeks_relay):
+            raise Drop(closed)
         if packet.link_flaw:
             raise Drop(packet.link_flaw)
         if packet.source_mac != _number(port.mac):

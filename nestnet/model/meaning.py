@@ -156,8 +156,9 @@ def deliver(
     network = world.networks[port.network]
     packet = None
     try:
-        _refuse(not port.enabled, "port_disabled")
-        _refuse(not network.enabled, "network_disabled")
+        closed = "" if port.enabled and network.enabled else "network_disabled" if port.enabled else "port_disabled"
+        # An agent hears from the controller all the same: else who would tell it what is closed, and open again?
+        _refuse(closed != "" and not (port.agent and _seeks_relay(port, frame)), closed)
         packet = guard(world, port, frame)
         if packet.is_inquiry:
             _refuse(packet.fragment != pk.WHOLE or packet.size > pk.INQUIRY_BYTES, "malformed")
@@ -199,6 +200,11 @@ def deliver(
     except _Answered as answered:
         after = state if packet is None else _remember(state, port, packet, now)
         return Outcome(((port.id, answered.frame),), (), after)
+
+
+def _seeks_relay(port: Port, frame: bytes) -> bool:
+    packet = pk.parse(frame)
+    return packet.seeks_relay and packet.source_mac == port.mac
 
 
 def _expire(routers: Sequence[Router], packet: Packet) -> None:

@@ -229,6 +229,14 @@ class Packet:
         )
 
     @property
+    def seeks_relay(self) -> bool:
+        """Is it for the relay, or asks who that is? Not malformed, so far as was looked."""
+        target = self.frame[self.offset + 8 : self.offset + 24]
+        asks = self.family == 6 and self.icmp_type == SOLICITATION and self.fragment == WHOLE
+        asks = asks and self.end - self.offset >= 24 and target == RELAY.packed
+        return not self.link_flaw and not self.flaw and (asks or self.is_for_relay)
+
+    @property
     def is_carriage(self) -> bool:
         """UDP to port 4789: never tracked (rule 2)."""
         return self.flow.protocol == UDP and self.flow.target_port == CARRIAGE_PORT

@@ -55,6 +55,16 @@ INLINE int is_for_relay(const struct packet *p)
 	       a[14] == mac[4] && a[15] == mac[5];
 }
 
+/* For the relay, or asking who that is. */
+ONCE int seeks_relay(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p)
+		return 0;
+	if (p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->icmp_type == 135 && p->fragment == WHOLE)
+		return p->end - p->l4 >= 24 && !load(skb, p->l4 + 8, &p->given, 16) && is_relay(&p->given);
+	return is_for_relay(p);
+}
+
 /* The one thing from a workload that the machine's own stack ever hears. Its answers leave as they are. */
 ONCE int to_relay(struct __sk_buff *skb, struct packet *p)
 {

@@ -225,7 +225,7 @@ INLINE int from_workload(struct __sk_buff *skb)
 	struct attach *here = bpf_map_lookup_elem(&attach, &ifindex);
 	struct port *from;
 	struct network *n;
-	int reason;
+	int reason, closed;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -244,13 +244,14 @@ INLINE int from_workload(struct __sk_buff *skb)
 	p->segment = from->segment;
 	p->a = place_of(from);
 	n = bpf_map_lookup_elem(&network, &p->network);
-	if (!(from->flags & ENABLED))
-		return drop(skb, p->source, REASON_PORT_DISABLED);
-	if (!n || !(n->flags & ENABLED))
-		return drop(skb, p->source, REASON_NETWORK_DISABLED);
+	closed = !(from->flags & ENABLED) ? REASON_PORT_DISABLED : !n || !(n->flags & ENABLED) ? REASON_NETWORK_DISABLED : 0;
+	if (closed && !(from->flags & AGENT))
+		return drop(skb, p->source, closed);
 	reason = parse_ethernet(skb, p);
 	if (!reason && !same_mac(p->came + 6, from->mac))
 		reason = REASON_SOURCE_MAC;
+	if (closed && (reason || p->ether_type == ETH_ARP))
+		reason = closed;
 	if (reason)
 		return drop(skb, p->source, reason);
 	if (p->ether_type == ETH_ARP) {
@@ -258,6 +259,8 @@ INLINE int from_workload(struct __sk_buff *skb)
 		return reason ? drop(skb, p->source, reason) : back(skb, p);
 	}
 	reason = parse_ip(skb, p);
+	if (closed && (reason || !seeks_relay(skb, p)))
+		return drop(skb, p->source, closed);
 	if (!reason)
 		reason = guard(p, 0);
 	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
