@@ -245,8 +245,10 @@ INLINE int from_workload(struct __sk_buff *skb)
 	p->a = place_of(from);
 	n = bpf_map_lookup_elem(&network, &p->network);
 	closed = !(from->flags & ENABLED) ? REASON_PORT_DISABLED : !n || !(n->flags & ENABLED) ? REASON_NETWORK_DISABLED : 0;
-	if (closed && !(from->flags & AGENT))
+	if (closed && (!n || !(from->flags & AGENT)))
 		return drop(skb, p->source, closed);
+	if (!n)
+		return TC_ACT_SHOT;
 	reason = parse_ethernet(skb, p);
 	if (!reason && !same_mac(p->came + 6, from->mac))
 		reason = REASON_SOURCE_MAC;
