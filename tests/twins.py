@@ -28,7 +28,7 @@ from typing import cast
 
 import numpy as np
 from hypothesis import currently_in_test_context, note
-from strategies import START, Step, on_the_wire
+from strategies import JUMBO, START, Step, on_the_wire
 
 from nestnet.agent import netns
 from nestnet.agent.moves import Moves
@@ -433,7 +433,11 @@ def devices(name: str) -> Iterator[list[int]]:
     home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
     try:
         netns.enter(netns.path(name))
-        batch = ["link add wire type veth peer name wire-peer", "link set wire up", "link set wire-peer up"]
+        batch = [
+            f"link add wire mtu {JUMBO} type veth peer name wire-peer",
+            "link set wire up",
+            "link set wire-peer up",
+        ]
         batch += ["addr add 192.0.2.254/24 dev wire", "addr add 2001:db8::fe/64 dev wire nodad"]
         for machine in range(1, MACHINES + 1):
             for address in (on_the_wire(machine, family) for family in (4, 6)):
