@@ -131,9 +131,10 @@ def a_world(
     """As `worlds`. Of machines and networks there are at least so many; unless `policed` there is no policy, and
     neighbours live far from each other."""
     family = pick(draw, [4, 4, 6])
-    ids = range(1, max(least, upto(draw, machines - 1) + 1) + 1)
-    builder = _Builder(draw, World.of(()), disabled, policed)
-    builder.add(*(Machine(id, on_the_wire(id, family), enabled=builder.on(32)) for id in ids))
+    world = World.of(
+        Machine(id, on_the_wire(id, family)) for id in range(1, max(least, upto(draw, machines - 1) + 1) + 1)
+    )
+    builder = _Builder(draw, world, disabled, policed)
     depth = {FABRIC: 0}
     for id in range(1, max(least, upto(draw, networks - 1) + 1) + 1):
         carriers = [n for n in depth if depth[n] < DEPTH and (n == FABRIC or builder.hosts_of(n))]

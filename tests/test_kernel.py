@@ -38,7 +38,7 @@ from strategies import (
     torrents,
     tower,
 )
-from twins import Operation, Teller, Wait, devices, play, recording
+from twins import AGENTS, MACHINES, Operation, Teller, Wait, devices, play, recording
 
 from nestnet.compile.diff import Bump, Epoch
 from nestnet.compile.tables import PORT_IN, PORT_OUT
@@ -90,7 +90,7 @@ class Bed:
 
 @pytest.fixture(scope="module")
 def bed() -> Iterator[Bed]:
-    with devices(NAME) as found, recording(NAME) as kernels:
+    with devices(NAME) as found, recording(NAME, agents=MACHINES + AGENTS) as kernels:
         yield Bed(kernels, Teller(found))
 
 
@@ -115,6 +115,21 @@ def test_the_kernel_does_the_same_wherever_frames_get_far(steps: list[Step], see
 def test_the_kernel_does_the_same_to_those_who_answer(steps: list[Step], share: int, bed: Bed) -> None:
     bed.teller.share = share
     bed.play(bed.teller.tell(steps, sweep=share != CONNECTION_SHARE or len(steps) % 2 == 0))
+
+
+@settings(equality, max_examples=max(1, EXAMPLES // 3))
+@given(steps=rounds(carriages=True), seed=st.integers(0, 1 << 32))
+def test_agents_upon_agents_do_the_same(steps: list[Step], seed: int, bed: Bed) -> None:
+    """Where carriage alternates: what one sends is what the workload of a host port sends to the one below."""
+    bed.teller.share = CONNECTION_SHARE
+    bed.play(bed.teller.tell(steps, random.Random(seed)))
+
+
+@settings(equality, max_examples=max(1, EXAMPLES // 6))
+@given(steps=torrents(carriages=True))
+def test_agents_upon_agents_limit_the_same(steps: list[Step], bed: Bed) -> None:
+    bed.teller.share = CONNECTION_SHARE
+    bed.play(bed.teller.tell(steps))
 
 
 @settings(equality, max_examples=max(1, EXAMPLES // 5))

@@ -12,17 +12,21 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from strategies import (
+    START,
+    Step,
+    across,
     some_chatter,
     some_crossings,
     some_dialogues,
     some_inquiries,
     some_rounds,
     some_torrents,
+    tower,
 )
 from test_hostile import Field, bed, change, field_, onslaught
 from twins import Mismatch, Operation, Teller, devices, play, recording
@@ -108,6 +112,16 @@ FAULTS = [
     Fault("rates in bytes", "rates.h", "* 8 * SECOND", "* SECOND"),
     Fault("carriers' rates are one's own", "rates.h", "above ? REASON_CARRIER_RATE : REASON_RATE", "REASON_RATE"),
     Fault("who sends is not paid", "path.h", "add_toll(w, &w->leave, &w->leaving, from->out);", ""),
+    Fault(
+        "who arrives pays the innermost first", "path.h",
+        "w->arrive.each[(PATH_BUCKETS - w->arriving + i) & (PATH_BUCKETS - 1)]",
+        "w->arrive.each[(PATH_BUCKETS - 1 - i) & (PATH_BUCKETS - 1)]",
+    ),
+    Fault(
+        "hosts of a frame for all pay the innermost first", "flood.h",
+        "(PATH_BUCKETS - w->arriving) | PATH_BUCKETS << 16", "w->arriving << 16",
+    ),
+    Fault("machines that are disabled", "carriage.h", "if (!a->at || !b->at)", "if (0)"),
     Fault("hosts that send are not paid", "path.h", "if (w->links && add_toll", "if (0 && add_toll"),
     Fault("each level is as long as the first", "path.h", "w->above += w->family == 6", "w->above = w->family == 6"),
     Fault("deny is allow", "policy.h", "best && !((best - 1) & DENY)", "best"),
@@ -268,7 +282,15 @@ def script() -> Iterator[list[Operation]]:
         for _ in range(DIALOGUES):
             teller.share = rng.choice([1, 2, 4096])
             operations += teller.tell(some_dialogues(rng), sweep=teller.share < 4096)
+        operations += teller.tell(taken_down())
         yield operations
+
+
+def taken_down() -> list[Step]:
+    """A machine that is disabled, as host ports are that run agents, and comes back."""
+    up = tower(2)
+    down = up.with_(replace(up.machines[2], enabled=False))
+    return [Step(START, world, 3, across(up, 2)) for world in (up, down, up)]
 
 
 def survives(script: list[Operation], object: Path) -> int | None:

@@ -1,8 +1,10 @@
-"""Every machine twice: `Teller` says by the reference what must become of each frame, `play` has the kernel do it.
+"""Every agent twice: `Teller` says by the reference what must become of each frame, `play` has the kernel do it.
 
     conversation -> machine's tables -> Reference.workload    Kernel.run(workload)     frames, drops: equal
                                              | datagram               |
                                         Reference.underlay    Kernel.run(underlay)     frames, drops: equal
+
+An agent on a host port has a number above those of machines; its datagrams are frames for the agent below.
 
 What is told is a list of operations, values that know what they expect: it can be played at once, or again and again to
 kernels that are not what they should be (test_mutants.py).
@@ -20,13 +22,13 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 from hypothesis import currently_in_test_context, note
-from strategies import START, Step, on_the_wire
-from test_equality import machine_of
+from strategies import JUMBO, START, Step, on_the_wire
 
 from nestnet.agent import netns
 from nestnet.agent.moves import Moves
@@ -39,15 +41,18 @@ from nestnet.datapath.kernel import BPFFS, Capacity, Kernel, ProgramName, Record
 from nestnet.datapath.reference import Outputs, Reference, ToAgent, ToMachine, ToRelay, ToWorkload
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds, seconds
+from nestnet.model.domains import Agent, agent, domain, within
 from nestnet.model.reasons import NAMES
-from nestnet.model.values import CONNECTION_SHARE, World
+from nestnet.model.values import CONNECTION_SHARE, FABRIC, World
 
 LINKS = 64  # of workloads, more than a drawn world ever has
 MACHINES = 4
+AGENTS = 12  # on host ports; no more in any world that is told
 SMALL = Capacity(
     networks=128, segments=128, routers=64, ports=256, hosts=256, machines=16, addresses=4096, routes=1024,
     members=4096, prefixes=4096, rules=16384, flows=4096, connections=4096, fragments=1024, buckets=512,
 )  # fmt: skip
+SHORTEST = 70  # bytes of a datagram with a packet in it: what comes to agents by workloads may be anything
 AGAIN = 8  # frames and datagrams that come once more after a change
 
 
@@ -164,7 +169,7 @@ def seen(records: tuple[Record, ...]) -> tuple[str, ...]:
 
 
 class Teller:
-    """All machines of worlds that change, as the reference runs them. `devices`: the ifindex of the NIC, then those of
+    """All agents of worlds that change, as the reference runs them. `devices`: the ifindex of the NIC, then those of
     the links of workloads."""
 
     def __init__(self, devices: list[int], share: int = CONNECTION_SHARE) -> None:
@@ -175,54 +180,92 @@ class Teller:
         self.references: dict[int, Reference] = {}
         self.drops: dict[int, Counter[tuple[int, str]]] = {}
         self.world = World.of(())
+        self.above: dict[Agent, int] = {}  # the numbers of agents on host ports
+        self.known: dict[int, World] = {}  # by number, those of this world: what they know
 
     def forget(self) -> Operation:
         self.references = {machine: Reference(tables) for machine, tables in self.have.items()}
         self.drops.clear()
+        self.above.clear()
         return Forget()
 
     def device(self, port: int) -> int:
         """Where a port's workload hangs. There are enough for drawn worlds; of a tower the highest have one."""
         return self.devices[1 + port % (len(self.devices) - 1)]
 
+    def number(self, one: Agent) -> int:
+        if one.domain == FABRIC:
+            return one.machine
+        return self.above.setdefault(one, MACHINES + 1 + len(self.above))
+
     def become(self, world: World) -> Iterator[Load]:
-        """The tables that turn what there is into this world, on all its machines."""
+        """The tables that turn what there is into this world, at all its agents."""
         self.world = world
         attachments = {port: self.device(port) for port in world.ports}
-        for machine in world.machines:
-            self.slots[machine] = assign(self.slots.get(machine, Slots()), world)
-            want = compile(world, machine, attachments, self.devices[0], self.slots[machine])
-            want["port"]["value"]["share"] = self.share
-            actions = diff(self.have.get(machine) or empty(), want)
-            self.have[machine] = want
-            if machine in self.references:
-                self.references[machine].load(want)
-            else:
-                self.references[machine] = Reference(want)
-            yield Load(machine, actions)
+        self.known = {}
+        for here in sorted({FABRIC, *(domain(world, network) for network in world.networks)}):
+            inside = within(world, here)
+            self.known |= {self.number(Agent(here, machine)): inside for machine in inside.machines}
+            for id in inside.machines:
+                machine = self.number(Agent(here, id))
+                self.slots[machine] = assign(self.slots.get(machine, Slots()), inside)
+                want = compile(inside, id, attachments, self.devices[0], self.slots[machine])
+                want["port"]["value"]["share"] = self.share
+                actions = diff(self.have.get(machine) or empty(), want)
+                self.have[machine] = want
+                if machine in self.references:
+                    self.references[machine].load(want)
+                else:
+                    self.references[machine] = Reference(want)
+                yield Load(machine, actions)
 
-    def workload(self, port: int, frame: bytes, now: float, elsewhere: bool = False) -> tuple[Send, Outputs]:
-        machine, ifindex = machine_of(self.world, port, elsewhere), self.device(port)
+    def workload(self, machine: int, port: int, frame: bytes, now: float) -> tuple[Send, Outputs]:
+        ifindex = self.device(port)
         outputs = self.references[machine].workload(ifindex, frame, now)
         return self._told(machine, "workload", ifindex, frame, outputs), outputs
 
     def underlay(self, machine: int, datagram: bytes, now: float) -> Send:
+        return self._underlay(machine, datagram, now)[0]
+
+    def _underlay(self, machine: int, datagram: bytes, now: float) -> tuple[Send, Outputs]:
         outputs = self.references[machine].underlay(datagram, now)
-        return self._told(machine, "underlay", self.devices[0], ethernet(datagram) + datagram, outputs)
+        sent = self._told(machine, "underlay", self.devices[0], ethernet(datagram) + datagram, outputs)
+        return sent, outputs
 
     def _told(self, machine: int, program: ProgramName, ifindex: int, frame: bytes, outputs: Outputs) -> Send:
         self.drops.setdefault(machine, Counter()).update(outputs.drops)
         return Send(machine, program, ifindex, frame, told(outputs))
 
     def through(self, port: int, frame: bytes, now: float, elsewhere: bool = False) -> Iterator[Send]:
-        """A frame from its workload, and what comes of it on other machines."""
+        """A frame from its workload, and what comes of it at other agents, below and above."""
         if not is_runnable(frame):
             return
-        sent, outputs = self.workload(port, frame, now, elsewhere)
+        here = agent(self.world, self.world.ports[port], elsewhere)
+        sent, outputs = self.workload(self.number(here), port, frame, now)
         yield sent
-        for out in outputs.emitted:
-            if isinstance(out, ToMachine):
-                yield self.underlay(machine_at(self.world, out.datagram), out.datagram, now)
+        pending = deque([(here, outputs)])
+        while pending:
+            here, outputs = pending.popleft()
+            reference = self.references[self.number(here)]
+            for out in outputs.emitted:
+                if isinstance(out, ToMachine) and here.domain != FABRIC:
+                    there = agent(self.world, self.world.ports[here.machine])
+                    ifindex = self.device(here.machine)
+                    lower = self.references[self.number(there)].from_agent(ifindex, out.datagram)
+                    if lower is None:
+                        continue
+                    sent, outputs = self.workload(self.number(there), here.machine, lower, now)
+                elif isinstance(out, ToMachine):
+                    there = Agent(FABRIC, machine_at(self.world, out.datagram))
+                    sent, outputs = self._underlay(there.machine, out.datagram, now)
+                else:  # for a workload: if an agent runs there, it is the agent's too
+                    port = int(reference.port[out.port].id)
+                    there = Agent(self.world.ports[port].network, port)
+                    if there not in self.above or not is_runnable(out.frame):
+                        continue
+                    sent, outputs = self._underlay(self.above[there], out.frame[14:], now)
+                yield sent
+                pending.append((there, outputs))
 
     def tell(self, steps: list[Step], hostile: random.Random | None = None, sweep: bool = True) -> Iterator[Operation]:
         """A conversation. Every frame goes through twice, so that the second time it meets the flow that the first
@@ -240,7 +283,8 @@ class Teller:
                 world = step.world
                 yield from self.become(world)
                 for machine, datagram in datagrams:
-                    yield self.underlay(machine, datagram, now)
+                    if machine in self.known:
+                        yield self.underlay(machine, datagram, now)
                 for port, frame in list(frames):
                     if port in world.ports:
                         yield from self.through(port, frame, now)
@@ -253,10 +297,11 @@ class Teller:
                     if send.program == "underlay":
                         datagram = send.frame[14:]
                         datagrams.append((send.machine, datagram))
-                        for _ in range(4 if hostile else 0):
-                            yield self.underlay(send.machine, changed_by_machine(datagram, world, hostile), now)
+                        for _ in range(4 if hostile and len(datagram) >= SHORTEST else 0):
+                            there = self.known[send.machine]
+                            yield self.underlay(send.machine, changed_by_machine(datagram, there, hostile), now)
         if world is not None:
-            for machine in world.machines:
+            for machine in self.known:
                 yield Compare(machine, self.have[machine], dict(self.drops.get(machine, {})))
 
 
@@ -310,7 +355,8 @@ def changed_by_machine(datagram: bytes, world: World, rng: random.Random | None)
     for _ in range(rng.randint(1, 2)):
         match rng.randrange(8):
             case 0 | 1:
-                address = rng.choice([*(on_the_wire(m, family) for m in world.machines), on_the_wire(99, family)])
+                machines = [m.address for m in world.machines.values() if m.address.version == family]
+                address = rng.choice([*machines, on_the_wire(99, family)])
                 changed[source_at : source_at + len(address.packed)] = address.packed
             case 2:
                 vni = rng.choice([0, 1 << 23, *(segment.vni for segment in world.segments.values())])
@@ -389,11 +435,20 @@ def devices(name: str) -> Iterator[list[int]]:
     home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
     try:
         netns.enter(netns.path(name))
-        batch = ["link add wire type veth peer name wire-peer", "link set wire up", "link set wire-peer up"]
+        batch = [
+            f"link add wire mtu {JUMBO} type veth peer name wire-peer",
+            "link set wire up",
+            "link set wire-peer up",
+        ]
         batch += ["addr add 192.0.2.254/24 dev wire", "addr add 2001:db8::fe/64 dev wire nodad"]
         for machine in range(1, MACHINES + 1):
             for address in (on_the_wire(machine, family) for family in (4, 6)):
                 batch.append(f"neigh add {address} lladdr 02:00:5e:00:00:0{machine} dev wire nud permanent")
+        # Host addresses, of agents upon agents: they too leave by this NIC.
+        batch += ["route add 10.0.0.0/8 dev wire", "route add fd00::/8 dev wire"]
+        for n, last in product(range(3), [1, 2, *range(10, 14), *range(30, 34)]):
+            for address in (f"10.0.{n}.{last}", f"fd00:{n}::{last:x}"):
+                batch.append(f"neigh add {address} lladdr 02:00:5e:00:01:{last:02x} dev wire nud permanent")
         for n in range(LINKS // 2):
             batch += [f"link add a{n} type veth peer name b{n}", f"link set a{n} up", f"link set b{n} up"]
         subprocess.run(["ip", "-batch", "-"], input="\n".join(batch), text=True, check=True)
@@ -408,12 +463,13 @@ def devices(name: str) -> Iterator[list[int]]:
 
 
 @contextmanager
-def recording(name: str, object: Path | None = None) -> Iterator[dict[int, Kernel]]:
-    """A kernel for each machine, that tells what it would do. `name`: of a folder for their pins."""
+def recording(name: str, object: Path | None = None, agents: int = MACHINES) -> Iterator[dict[int, Kernel]]:
+    """A kernel for each machine, or for so many agents, that tells what it would do. `name`: of a folder for their
+    pins."""
     pins = BPFFS / "nestnet" / name
     kernels: dict[int, Kernel] = {}
     try:
-        for machine in range(1, MACHINES + 1):
+        for machine in range(1, agents + 1):
             kernels[machine] = Kernel.open(pins / str(machine), SMALL, recording=True, object=object)
         yield kernels
     finally:

@@ -808,6 +808,18 @@ class Reference:
         )
         out.emitted.append(ToMachine(machine, datagram[ETHERNET:]))
 
+    # ---- from an agent above
+
+    def from_agent(self, ifindex: int, datagram: bytes) -> bytes | None:
+        """The frame in which the workload on this interface, that runs an agent, sends its datagram: to who has the
+        address in its segment, as ARP and ND say, else to the gateway. None if there is neither."""
+        port = self.port[self.attachments[ifindex,].port]
+        packet = parse(_ethernet_before(datagram))
+        owner = self.owner(port.segment, packet.flow.target)
+        if owner == NOBODY:
+            owner = Owner(OWNER_ROUTER, self.segment[port.segment].router)
+        return with_ethernet(packet.frame, self.mac_of(owner), _number(port.mac)) if owner.slot else None
+
     # ---- from the wire
 
     def is_ours(self, outer: Packet) -> bool:
@@ -988,22 +1000,16 @@ class Fabric:
         return deliveries, drops
 
     def below(self, agent: Agent, datagram: bytes, now: float) -> tuple[Agent, Outputs] | None:
-        """A datagram of an agent on a host port, as a frame from that port's workload where the port lives: to who has
-        the address in its segment, else to the gateway. None if there is neither."""
+        """A datagram of an agent on a host port, as a frame from that port's workload where the port lives. None if
+        that has no route."""
         for there in self.having[agent.machine]:
             reference = self.agents[there]
             ifindex = self.attachments[there, agent.machine]
             port = reference.port[reference.attachments[ifindex,].port]
             if reference.machine_of(port.host, leaving=False) == reference.here:
                 break
-        packet = parse(_ethernet_before(datagram))
-        owner = reference.owner(port.segment, packet.flow.target)
-        if owner == NOBODY:
-            owner = Owner(OWNER_ROUTER, reference.segment[port.segment].router)
-        if not owner.slot:
-            return None
-        frame = with_ethernet(packet.frame, reference.mac_of(owner), _number(port.mac))
-        return there, reference.workload(ifindex, frame, now)
+        frame = reference.from_agent(ifindex, datagram)
+        return None if frame is None else (there, reference.workload(ifindex, frame, now))
 
 
 # ---- tables as dicts
