@@ -1093,9 +1093,14 @@ def some_inquiries(draw: Draw) -> list[Step]:
     world = a_world(draw, machines=2, networks=2, disabled=False)
     servers = tuple(ip_address(text) for text in ("10.0.0.53", "fd00::53"))
     world = world.with_(*(replace(s, dns=pick(draw, [servers, ()])) for s in world.segments.values()))
+    if upto(draw, 1):
+        world = world.with_(replace(world.ports[min(world.ports)], agent=True))
     ports = sorted(world.ports.values(), key=lambda port: port.id)
     now = START
-    steps = [Step(now, world, ports[0].id, asks(draw, world, ports[0])) for _ in range(pick(draw, [1, 15, 30]))]
+    steps: list[Step] = []
+    for _ in range(pick(draw, [1, 15, 30])):
+        one = pick(draw, [asks, asks, asks, to_relay])
+        steps.append(Step(now, world, ports[0].id, one(draw, world, ports[0])))
     for _ in range(20):
         now += pick(draw, [0.0, 0.3, 0.5, 1.003, 11.007])
         if rarely(draw, 6):

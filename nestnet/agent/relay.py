@@ -22,12 +22,15 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from nestnet.model.clock import SECOND
-from nestnet.model.rates import cost, fill, spend
+from nestnet.model.rates import spend
 from nestnet.model.values import RELAY, RELAY_PORT
 
 CONNECTIONS = 32  # of a port at once: an agent has three, and it may relay for others. More wait to be accepted.
-OPENED = SECOND // 10  # ns from one new connection of a port to the next, in the long run: each is a TLS handshake
-RATE = 32_000_000  # bit/s of a port, each way: the first 20,000 values of a feed are 8 MB, two seconds
+# A port may have so many bytes in a second, each way, and open so many connections: the first 20,000 values of a feed are
+# 8 MB, and each connection is a TLS handshake. All ports together have EVERYBODY times that, in turn: the thread must
+# leave the processor to its agent.
+BYTES, OPENED = 4_000_000, 10
+EVERYBODY = 16
 CHUNK = 1 << 16  # bytes of a connection in hand, each way
 BUFFER = 1 << 17  # bytes that the kernel holds at each of its four ends: so much memory can a port tie up, and no more
 IDLE = 60.0  # seconds without a byte either way: a feed says something every 5
@@ -60,6 +63,7 @@ class Relay:
         self._controller = controller
         self._say = say
         self._said = ""
+        self._all = [_Bucket(EVERYBODY * most) for most in (OPENED, BYTES, BYTES)]
         self._places: dict[tuple[int, int], asyncio.Task[None]] = {}  # (port id, ifindex): who serves it
         self.counts: Mapping[int, Counts] = {}  # by port id; replaced as a whole
         self._loop = asyncio.new_event_loop()
@@ -104,7 +108,7 @@ class Relay:
 
     async def _serve(self, port: int, listener: socket.socket, counts: Counts) -> None:
         room = asyncio.Semaphore(CONNECTIONS)
-        opening, up, down = _Bucket(CONNECTIONS * OPENED), _Bucket(fill(RATE)), _Bucket(fill(RATE))
+        opening, up, down = map(_Bucket, (OPENED, BYTES, BYTES), self._all)
 
         async def relay(connection: socket.socket) -> None:
             counts.accepted += 1
@@ -122,7 +126,7 @@ class Relay:
             async with asyncio.TaskGroup() as connections:
                 while True:
                     await room.acquire()
-                    await opening.pay(OPENED)
+                    await opening.pay(1)
                     connections.create_task(relay(await self._accepted(listener)))
 
     async def _accepted(self, listener: socket.socket) -> socket.socket:
@@ -173,7 +177,7 @@ class Relay:
             if not idle.expired():
                 idle.reschedule(self._loop.time() + IDLE)
             setattr(counts, way, getattr(counts, way) + len(data))
-            await bucket.pay(cost(len(data), RATE))
+            await bucket.pay(len(data))
             await self._loop.sock_sendall(target, data)
         target.shutdown(socket.SHUT_WR)
 
@@ -208,16 +212,22 @@ class Relay:
 
 
 class _Bucket:
-    """One that is waited for: see model/rates.py. In nanoseconds."""
+    """For so many in a second, and as many at once (see model/rates.py), which others wait for in turn: of those in
+    front of a bucket that is `behind` this one, only one waits there."""
 
-    def __init__(self, burst: int) -> None:
-        self._burst = burst
-        self._until = 0
+    def __init__(self, most: int, behind: _Bucket | None = None) -> None:
+        self._price = SECOND // most
+        self._behind = behind
+        self._turn = asyncio.Lock()
+        self._until = 0  # ns
 
-    async def pay(self, price: int) -> None:
-        while (after := spend(self._until, price, self._burst, now := time.monotonic_ns())) is None:
-            await asyncio.sleep((self._until - now) / SECOND)
-        self._until = after
+    async def pay(self, count: int) -> None:
+        async with self._turn:
+            while (after := spend(self._until, count * self._price, SECOND, now := time.monotonic_ns())) is None:
+                await asyncio.sleep((self._until - now) / SECOND)
+            self._until = after
+            if self._behind is not None:
+                await self._behind.pay(count)
 
 
 def _listener(index: int) -> socket.socket:

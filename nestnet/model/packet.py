@@ -219,12 +219,12 @@ class Packet:
 
     @property
     def is_for_relay(self) -> bool:
-        """Is it for the relay of the port whose MAC it comes from? Whole, without extension headers, link-local."""
-        is_plain = self.fragment == WHOLE and self.offset == ETHERNET + 40
+        """Is it for the relay of the port whose MAC it comes from? From its link-local address, and without extension
+        headers: no fragment either."""
         source, target, _, target_port, protocol = self.flow
         return (
             (self.family, protocol, target, target_port) == (6, TCP, RELAY.packed, RELAY_PORT)
-            and (is_plain, self.target_mac) == (True, NOBODY_MAC)
+            and (self.target_mac, self.offset) == (NOBODY_MAC, ETHERNET + 40)
             and source == link_local(self.source_mac).packed
         )
 

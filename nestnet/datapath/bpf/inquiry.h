@@ -1,6 +1,6 @@
-/* What a port asks of its machine (docs/datapath.md line 6). Inquiries: DHCP, and router solicitations. The agent answers
- * them, from the port's record. And the relay, which its sockets take from the machine's own stack. Here both are judged
- * by their form and number, and handed over. */
+/* What a port asks of its machine (docs/datapath.md line 6). Inquiries: DHCP, and router solicitations, which the agent
+ * answers, from the port's record. And what is for the relay, which has it from the machine's own stack. Here both are
+ * judged by their form and number, and handed over. */
 #pragma once
 #include "guard.h"
 #include "rates.h"
@@ -25,34 +25,47 @@ INLINE int is_inquiry(const struct packet *p)
 			      : t->source_port == 546 && t->target_port == 547;
 }
 
-ONCE int to_agent(struct __sk_buff *skb, struct packet *p)
+/* What the machine itself does for a port has one bucket, whatever it is. */
+ONCE int may_ask(struct packet *p, u64 cost)
 {
 	u32 slot = p ? p->source : 0;
 	u64 *until = bpf_map_lookup_elem(&asked, &slot);
 
 	if (!p || !until)
-		return TC_ACT_SHOT;
-	if (p->fragment != WHOLE || p->end - ETH_BYTES > INQUIRY_BYTES)
-		return drop(skb, p->source, REASON_MALFORMED);
-	if (!spend(until, INQUIRY_COST, INQUIRY_BURST, now_ns()))
-		return drop(skb, p->source, REASON_ASK_LIMIT);
-	/* Nobody takes them out of the ring fast enough, or nobody does at all. */
-	if (record(skb, RECORD_ASKED, p->source, p->where))
-		return drop(skb, p->source, REASON_ASK_LIMIT);
-	return TC_ACT_SHOT;
+		return REASON_ERROR;
+	return spend(until, cost, INQUIRY_BURST, now_ns()) ? 0 : REASON_ASK_LIMIT;
 }
 
-/* Link-local, and no address else: the machine's routes have no say in where answers go. */
+ONCE int to_agent(struct __sk_buff *skb, struct packet *p)
+{
+	int reason;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	reason = p->fragment != WHOLE || p->end - ETH_BYTES > INQUIRY_BYTES ? REASON_MALFORMED : may_ask(p, INQUIRY_COST);
+	/* Nobody takes them out of the ring fast enough, or nobody does at all. */
+	if (!reason && record(skb, RECORD_ASKED, p->source, p->where))
+		reason = REASON_ASK_LIMIT;
+	return reason ? drop(skb, p->source, reason) : TC_ACT_SHOT;
+}
+
+/* EUI-64 (RFC 4291, appendix A). */
+INLINE int is_link_local_of(const struct address *a, const u8 *mac)
+{
+	const u8 *b = a->bytes;
+
+	return a->words[0] == swap32(0xfe800000) && !a->words[1] && b[8] == (mac[0] ^ 2) && b[9] == mac[1] &&
+	       b[10] == mac[2] && b[11] == 0xff && b[12] == 0xfe && b[13] == mac[3] && b[14] == mac[4] && b[15] == mac[5];
+}
+
+/* From the link-local address and no other, so that the machine's routes have no say in where answers go; without
+ * extension headers, so that its stack reads none. */
 INLINE int is_for_relay(const struct packet *p)
 {
 	const struct tuple *t = &p->tuple;
-	const u8 *mac = p->came + 6, *a = t->source.bytes;
 
-	return p->fragment == WHOLE && t->family == 6 && t->protocol == TCP && t->target_port == RELAY_PORT &&
-	       is_relay(&t->target) && p->l4 == ETH_BYTES + 40 && same_mac(p->came, nobody_mac) &&
-	       t->source.words[0] == swap32(0xfe800000) && !t->source.words[1] && a[8] == (mac[0] ^ 2) &&
-	       a[9] == mac[1] && a[10] == mac[2] && a[11] == 0xff && a[12] == 0xfe && a[13] == mac[3] &&
-	       a[14] == mac[4] && a[15] == mac[5];
+	return t->family == 6 && t->protocol == TCP && t->target_port == RELAY_PORT && is_relay(&t->target) &&
+	       p->l4 == ETH_BYTES + 40 && same_mac(p->came, nobody_mac) && is_link_local_of(&t->source, p->came + 6);
 }
 
 /* For the relay, or asking who that is. */
@@ -68,13 +81,12 @@ ONCE int seeks_relay(struct __sk_buff *skb, struct packet *p)
 /* The one thing from a workload that the machine's own stack ever hears. Its answers leave as they are. */
 ONCE int to_relay(struct __sk_buff *skb, struct packet *p)
 {
-	u32 slot = p ? p->source : 0;
-	u64 *until = bpf_map_lookup_elem(&asked, &slot);
+	int reason = may_ask(p, RELAY_COST);
 
-	if (!p || !until)
+	if (!p)
 		return TC_ACT_SHOT;
-	if (!spend(until, RELAY_COST, INQUIRY_BURST, now_ns()))
-		return drop(skb, p->source, REASON_ASK_LIMIT);
+	if (reason)
+		return drop(skb, p->source, reason);
 	if (recording) {
 		record(skb, RECORD_RELAYED, p->source, p->where);
 		return TC_ACT_SHOT;
