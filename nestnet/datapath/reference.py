@@ -79,6 +79,7 @@ from nestnet.model.packet import (
     encapsulate,
     hashed,
     is_mapped,
+    made_whole,
     neighbour_advertisement,
     parse,
     quoted,
@@ -844,7 +845,7 @@ class Reference:
             raise Drop("unknown_vni")
         if not self.network[self.segment[vni.segment].network].flags & ENABLED:
             raise Drop("network_disabled")
-        packet = parse(carried.frame)
+        packet = parse(made_whole(carried.frame))
         if packet.link_flaw:
             raise Drop(packet.link_flaw)
         if packet.ether_type == ARP:

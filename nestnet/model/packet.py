@@ -690,6 +690,37 @@ def decapsulate(packet: Packet) -> Carried | None:
     return Carried(label >> 8, packet.frame[at + 8 : packet.end], packet.ecn)
 
 
+STACKED_BYTES = 44  # Of a packet whose lengths are ever set. Mirrors bpf/out.h.
+
+
+def made_whole(frame: bytes) -> bytes:
+    """A frame from a machine that is VXLAN itself and says that it is longer than it is, with the lengths that it has.
+
+    So arrives the last segment of a large packet, from under several levels: whoever segments it copies what is between
+    the outermost headers and the innermost packet. Its UDP checksum is left out then, over IPv4."""
+    there = len(frame) - ETHERNET
+    if there < STACKED_BYTES:
+        return frame
+    is_v4 = frame[12:15] == b"\x08\x00\x45" and not frame[20] & 0x3F and not frame[21] and frame[23] == UDP
+    is_v6 = frame[12:14] == b"\x86\xdd" and frame[14] >> 4 == 6 and frame[20] == UDP
+    at = ETHERNET + (40 if is_v6 else 20)
+    if not (is_v4 or is_v6) or int.from_bytes(frame[at + 2 : at + 4], "big") != CARRIAGE_PORT:
+        return frame
+    size_at = ETHERNET + (4 if is_v6 else 2)
+    said = int.from_bytes(frame[size_at : size_at + 2], "big")
+    size = there - 40 if is_v6 else there
+    if said <= size:
+        return frame
+    changed = bytearray(frame)
+    changed[size_at : size_at + 2] = size.to_bytes(2, "big")
+    changed[at + 4 : at + 6] = (there - (at - ETHERNET)).to_bytes(2, "big")
+    if is_v4:
+        was = int.from_bytes(frame[ETHERNET + 10 : ETHERNET + 12], "big")
+        changed[ETHERNET + 10 : ETHERNET + 12] = checksum_replaced(was, said, size).to_bytes(2, "big")
+        changed[at + 6 : at + 8] = bytes(2)
+    return bytes(changed)
+
+
 def with_outer_ecn(packet: Packet, outer: int) -> bytes | None:
     """The inner frame with what the outer header says about congestion (RFC 6040, figure 4), or None if it
     must be dropped.

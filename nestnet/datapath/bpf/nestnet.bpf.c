@@ -204,7 +204,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		}
 		return to_workload(skb, p->target, f->ifindex, f->out == TO_TAP);
 	}
-	if (encapsulate(skb, f, p->ecn, p->ether_type))
+	if (encapsulate(skb, f, p->ecn, p->ether_type, skb->gso_size && is_carriage(&p->tuple) ? headers : 0))
 		return drop(skb, p->source, REASON_ERROR);
 	if (p->hops)
 		take_hops(skb, f->outer_bytes + ETH_BYTES, p->tuple.family, p->ttl, p->hops);
@@ -366,6 +366,8 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	n = bpf_map_lookup_elem(&network, &p->network);
 	if (!n || !(n->flags & ENABLED))
 		return drop(skb, 0, REASON_NETWORK_DISABLED);
+	if (!p->cut && made_whole(skb))
+		return drop(skb, 0, REASON_ERROR);
 	reason = p->cut == BEFORE_IP ? REASON_MALFORMED : parse_ethernet(skb, p);
 	if (!reason && p->ether_type == ETH_ARP)
 		reason = REASON_ETHER_TYPE;
