@@ -26,9 +26,9 @@ from nestnet.model.rates import spend
 from nestnet.model.values import RELAY, RELAY_PORT
 
 CONNECTIONS = 32  # of a port at once: an agent has three, and it may relay for others. More wait to be accepted.
-# A port may have so many bytes in a second, each way, and open so many connections: the first 20,000 values of a feed are
-# 8 MB, and each connection is a TLS handshake. All ports together have EVERYBODY times that, in turn: the thread must
-# leave the processor to its agent.
+# A port may have so many bytes in a second, each way, and open so many connections: the first 20,000 values of a feed
+# are 8 MB, and each connection is a TLS handshake. All ports together have EVERYBODY times that, in turn: the thread
+# must leave the processor to its agent.
 BYTES, OPENED = 4_000_000, 10
 EVERYBODY = 16
 CHUNK = 1 << 16  # bytes of a connection in hand, each way
