@@ -42,7 +42,7 @@ def test_agents_upon_agents_mean_the_same(steps: list[Step]) -> None:
         check(steps)
 
 
-@equality
+@settings(equality, max_examples=max(1, EXAMPLES // 2))
 @given(rounds(carriages=True))
 def test_wherever_frames_get_far(steps: list[Step]) -> None:
     if steps:
