@@ -30,8 +30,10 @@ from test_equality import EXAMPLES, Agents, check, equality
 from nestnet.compile.diff import diff
 from nestnet.compile.tables import Tables, empty
 from nestnet.model import packet as pk
+from nestnet.model.clock import nanoseconds
 from nestnet.model.domains import Agent
 from nestnet.model.meaning import State, deliver
+from nestnet.model.rates import cost, fill
 from nestnet.model.values import FABRIC, Link, Machine, Policy, Port, Selector, Service, World
 
 
@@ -124,11 +126,13 @@ def test_a_host_port_moves_below_its_agent() -> None:
         replace(host, other=3), replace(host, other=3, leaving=True), replace(host, host=3, other=2),
         replace(host, host=3),
     ]  # fmt: skip
-    steps = [Step(START, world, 7, across(world, 4))]
+    to_one = across(world, 4)
+    to_all = pk.with_ethernet(to_one, pk.BROADCAST, world.ports[7].mac)
+    steps = [Step(START, world, 7, to_one)]
     for phase in phases:
         moved = world.with_(phase)
         assert {one.domain for one in changed(steps[-1].world, moved)} == {FABRIC}
-        steps.append(Step(START, moved, 7, across(world, 4)))
+        steps += [Step(START, moved, 7, frame) for frame in (to_one, to_all)]
     assert check(steps) == Counter(delivered=len(steps))
 
 
@@ -197,3 +201,19 @@ def test_who_is_no_machine_of_a_domain_is_not_heard() -> None:
         outputs = above.underlay(frame[14:], START)
         assert [reason for _, reason in outputs.drops] == said
         assert len(outputs.emitted) == (not said)
+
+
+@pytest.mark.parametrize("chosen", [(), (2,), (3,), (2, 3)])
+def test_what_arrives_pays_the_outermost_first(chosen: tuple[int, ...]) -> None:
+    """What a bucket refuses has cost nothing further in, whatever is carried how."""
+    world = tower(3)
+    world = stacked(world.with_(*(replace(world.ports[id], rate=8_000) for id in (2, 4, 6))), chosen)
+    steps = [Step(START, world, 5, across(world, 3, 1200))] * 30
+    seen = check(steps)
+    assert seen["delivered"] > 5
+    state = State()
+    for step in steps:
+        state = deliver(step.world, state, step.port, step.frame, step.now).state
+    paid = {bucket.id: until - (nanoseconds(START) - fill(8_000)) for bucket, until in state.buckets.items()}
+    assert paid[6] == seen["delivered"] * cost(len(steps[0].frame), 8_000)
+    assert paid[4] == seen["delivered"] * cost(len(steps[0].frame) + 50, 8_000)
