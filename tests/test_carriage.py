@@ -208,9 +208,9 @@ def test_what_arrives_pays_the_outermost_first(chosen: tuple[int, ...]) -> None:
     """What a bucket refuses has cost nothing further in, whatever is carried how."""
     world = tower(3)
     world = stacked(world.with_(*(replace(world.ports[id], rate=8_000) for id in (2, 4, 6))), chosen)
-    steps = [Step(START, world, 5, across(world, 3, 1200))] * 30
+    steps = [Step(START, world, 5, across(world, 3, 100))] * 100  # short, so that headers count
     seen = check(steps)
-    assert seen["delivered"] > 5
+    assert 50 < seen["delivered"] < 90
     state = State()
     for step in steps:
         state = deliver(step.world, state, step.port, step.frame, step.now).state
