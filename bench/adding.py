@@ -147,8 +147,10 @@ def main() -> int:
             for more in (True, False):
                 for level in LEVELS if turn % 2 == 0 else LEVELS[::-1]:
                     took[level].append(Sample(both[level].changed(more), 0.0))
-                    print(f"\r{turn + 1} of {options.rounds}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+            if sys.stderr.isatty():
+                print(f"\r{turn + 1} of {options.rounds}", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
     found: Interval = ratio(took[LEVELS[1]], took[LEVELS[0]])
     for level in LEVELS:
         middle = statistics.median(sample.rate for sample in took[level])

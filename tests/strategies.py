@@ -4,7 +4,7 @@
     frames(world, port, heard)      what a workload may send: nearly valid, and at interesting places
     rounds()                        a world that stays, and frames that get far in it
     chatter()                       what hosts say without being asked
-    inquiries()                     workloads that ask for their addresses, right and wrong
+    inquiries()                     workloads that ask for their addresses and talk to the relay, right and wrong
     dialogues()                     hosts that open, answer, complain, end, and come back too late
     torrents()                      more than rates allow
     conversations(world)            frames over time: answers, errors about earlier ones, changes of the world
@@ -49,6 +49,8 @@ from nestnet.model.values import (
     CARRIAGE_PORT,
     FABRIC,
     OVERHEAD,
+    RELAY,
+    RELAY_PORT,
     Address,
     Attach,
     Interface,
@@ -316,6 +318,7 @@ class _Builder:
             enabled=self.on(32),
             attach=Attach("tap", f"t{len(self.world.ports)}") if rarely(draw) else None,
             rate=pick(draw, RATES) if rarely(draw) else 0,
+            agent=rarely(draw, 3),
         )
         self.add(port)
         return port
@@ -524,11 +527,13 @@ def frames(draw: st.DrawFn, world: World, port: Port, heard: tuple[bytes, ...] =
         return neighbours(draw, world, port)
     if kind == "asks":
         return asks(draw, world, port)
+    if kind == "relay":
+        return to_relay(draw, world, port)
     frame = packets(draw, world, port)
     return damaged(draw, frame) if kind == "damaged" else frame
 
 
-_KINDS = ["packet"] * 18 + ["arp"] * 2 + ["neighbour"] * 2 + ["damaged"] * 2 + ["asks", "noise"]
+_KINDS = ["packet"] * 18 + ["arp"] * 2 + ["neighbour"] * 2 + ["damaged"] * 2 + ["asks", "relay", "noise"]
 _KINDS_OF_A_LISTENER = ["answer"] * 12 + ["error"] * 5 + _KINDS
 
 
@@ -616,7 +621,7 @@ def neighbours(draw: Draw, world: World, port: Port) -> bytes:
     gateways += [link_local(router.mac) for router in world.routers_of(port.segment)]
     own = [address for address in own_addresses(port) if family_of(address) == 6]
     type = pick(draw, [135, 135, 135, 136])
-    about = pick(draw, [*(mapped(g) for g in gateways), *known, *own])
+    about = pick(draw, [*(mapped(g) for g in gateways), *known, *own, RELAY.packed])
     if type == 136:
         about = pick(draw, [*own, about])
     source = pick(draw, [*own * 4, bytes(16), about])
@@ -735,6 +740,39 @@ def _solicitation(draw: Draw, world: World, port: Port) -> bytes:
         headers = extension(44, 58, fragment=pick(draw, [0, 1]))
         return ethernet(target_mac, port.mac, pk.IPV6, ipv6(source, target, 44, body, ttl, headers=headers))
     return ip_frame(target_mac, port.mac, source, target, pk.ICMPV6, body, ttl)
+
+
+def to_relay(draw: Draw, world: World, port: Port) -> bytes:
+    """What an agent in a workload sends to its relay, right, or wrong in one thing."""
+    own = link_local(port.mac).packed
+    source, target, target_mac, sport, dport = own, RELAY.packed, pk.NOBODY_MAC, 1000 + upto(draw, 1), RELAY_PORT
+    flags, headers, size = pick(draw, FLAGS), b"", pick(draw, [0, 0, 12, 1500])
+    wrong = pick(draw, ["", "", "", "source", "target", "mac", "port", "udp", "echo", "headers", "damaged"])
+    if wrong == "source":
+        others = [a.packed for p in world.ports.values() for a in (*p.addresses, link_local(p.mac)) if a.version == 6]
+        source = pick(draw, [*others, bytes(16), own[:15] + bytes([own[15] ^ 1])])
+    elif wrong == "target":
+        near = ("fe80::2", "fe80:1::1", "fe80::1:0:0:1", "ff02::1", "fd00::1")
+        target = IPv6Address(pick(draw, near)).packed
+    elif wrong == "mac":
+        macs = [other.mac for other in (*world.ports_of(port.segment), *world.routers_of(port.segment))]
+        target_mac = pick(draw, [*macs, pk.BROADCAST, group_mac(target), pk.NOBODY_MAC + 1])
+    elif wrong == "port":
+        sport, dport = pick(draw, [(RELAY_PORT, 1000), (1000, RELAY_PORT + 1), (1000, 22), (1000, 7443)])
+    payload = tcp(source, target, sport, dport, flags, bytes(size))
+    protocol = pk.TCP
+    if wrong == "udp":
+        protocol, payload = pk.UDP, udp(source, target, sport, dport, bytes(size))
+    elif wrong == "echo":
+        protocol, payload = pk.ICMPV6, echo(source, target, 1)
+    next_header = protocol
+    if wrong == "headers":
+        next_header = pick(draw, [44, 44, 0, 43, 60])
+        headers = extension(next_header, protocol, fragment=pick(draw, [0, 1, 8, 9]))
+    body = ipv6(source, target, next_header, payload, pick(draw, [64, 255, 1, 0]), pick(draw, [0, 2]), headers)
+    mac = UNKNOWN_MAC if rarely(draw, 16) else port.mac
+    frame = ethernet(target_mac, mac, pk.IPV6, body + bytes(pick(draw, [0, 0, 6])))
+    return damaged(draw, frame) if wrong == "damaged" else frame
 
 
 def damaged(draw: Draw, frame: bytes) -> bytes:
@@ -1026,13 +1064,15 @@ def some_chatter(draw: Draw) -> list[Step]:
     steps: list[Step] = []
     for _ in range(30):
         port = pick(draw, sorted(world.ports.values(), key=lambda port: port.id))
-        kind = pick(draw, ["neighbour", "arp", "icmp", "asks"])
+        kind = pick(draw, ["neighbour", "arp", "icmp", "asks", "relay"])
         if kind == "neighbour":
             frame = neighbours(draw, world, port)
         elif kind == "arp":
             frame = arps(draw, world, port)
         elif kind == "asks":
             frame = asks(draw, world, port)
+        elif kind == "relay":
+            frame = to_relay(draw, world, port)
         else:
             good, odd = aims(world, port)
             aim = pick(draw, [*good, *odd])
@@ -1053,17 +1093,27 @@ def inquiries(draw: st.DrawFn) -> list[Step]:
 
 
 def some_inquiries(draw: Draw) -> list[Step]:
-    """Workloads that ask how to begin: the first more often than it is answered, then others now and then."""
+    """Workloads that ask how to begin: the first more often than it is answered, then others now and then; and agents
+    in them that talk to the relay, while ports get and lose theirs."""
     world = a_world(draw, machines=2, networks=2, disabled=False)
     servers = tuple(ip_address(text) for text in ("10.0.0.53", "fd00::53"))
     world = world.with_(*(replace(s, dns=pick(draw, [servers, ()])) for s in world.segments.values()))
+    if upto(draw, 1):
+        world = world.with_(replace(world.ports[min(world.ports)], agent=True))
     ports = sorted(world.ports.values(), key=lambda port: port.id)
     now = START
-    steps = [Step(now, world, ports[0].id, asks(draw, world, ports[0])) for _ in range(pick(draw, [1, 15, 30]))]
+    steps: list[Step] = []
+    for _ in range(pick(draw, [1, 15, 30])):
+        one = pick(draw, [asks, asks, asks, to_relay])
+        steps.append(Step(now, world, ports[0].id, one(draw, world, ports[0])))
     for _ in range(20):
         now += pick(draw, [0.0, 0.3, 0.5, 1.003, 11.007])
+        if rarely(draw, 6):
+            changed = world.ports[pick(draw, ports[:3]).id]
+            world = world.with_(replace(changed, agent=not changed.agent))
         port = pick(draw, ports[:3])
-        steps.append(Step(now, world, port.id, asks(draw, world, port)))
+        one = pick(draw, [asks, to_relay, to_relay, neighbours])
+        steps.append(Step(now, world, port.id, one(draw, world, port)))
     return steps
 
 

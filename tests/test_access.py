@@ -213,6 +213,9 @@ ROWS: dict[tuple[str, str], Row] = {
     ("post", "/v1/machines/{reference}/certificate"): Row(
         "/v1/machines/m1/certificate", MACHINES.format(200, 403), {"request": REQUEST}
     ),
+    ("post", "/v1/machines/{reference}/join-tokens"): Row(
+        "/v1/machines/m1/join-tokens", MACHINES.format(404, 404), {"port": 999}
+    ),
     # Of all who ask, only a join token is asked for here.
     ("post", "/v1/join"): Row(
         "/v1/join", " ".join(["401"] * 9), {"name": "m9", "address": "192.0.2.9", "request": REQUEST}

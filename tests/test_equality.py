@@ -183,13 +183,16 @@ def check(steps: list[Step]) -> Counter[str]:
         outcome = deliver(step.world, state, step.port, step.frame, step.now)
         state = outcome.state
         agents.copy()
+        relayed = agents.fabric.relayed
         deliveries, drops = agents.send(step)
+        relayed = agents.fabric.relayed - relayed
         agents.copy()
         if currently_in_test_context():
             note(f"{number}: {step.now} {step.port} {step.frame.hex()} -> {outcome.deliveries} {outcome.drops}")
         meant = counted(step.world, step.port, step.frame, outcome)
         assert sorted(deliveries) == sorted(outcome.deliveries), (number, step)
         assert means(drops, meant), (number, drops, meant, step)
+        assert relayed == outcome.relayed, (number, step)
         seen.update(drops)
         seen["delivered"] += len(deliveries)
     return seen

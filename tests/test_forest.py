@@ -25,7 +25,7 @@ from test_store import MACHINES, acme, content, items, manifest, store
 from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound, Stale
 from nestnet.model.manifest import parse
 from nestnet.model.meaning import _is_carried
-from nestnet.model.standing import fallen
+from nestnet.model.standing import Lost, fallen
 from nestnet.model.values import FABRIC, Attach, Network, World
 from nestnet.store import Store, deletion, heard
 from nestnet.store.once import Asked
@@ -209,7 +209,7 @@ def test_down_is_what_passes_nothing(data: st.DataObject) -> None:
         hosts = {port.host for port in world.ports_in(network.id)}
         if network.carrier != FABRIC and any(world.ports[h].network != network.carrier for h in hosts):
             continue
-        down = fallen(world, network, hosts, lost)
+        down = fallen(world, network, hosts, Lost(lost))
         standing = {host for host in hosts if stands(world, network, host, lost)}
         for host in hosts:
             others = standing - {host}

@@ -27,6 +27,7 @@ from nestnet.model.hash import flow_hash
 from nestnet.model.meaning import Outcome, State, carry, deliver, judge, longest_way, way
 from nestnet.model.packet import FlowTuple, mapped
 from nestnet.model.values import (
+    RELAY,
     Interface,
     Link,
     Machine,
@@ -404,6 +405,34 @@ CARRIAGE = Service(17, 4789, 4789)
 HOSTS = (Selector("hosts"),)
 
 
+def test_the_relay_of_a_port_whose_workload_runs_an_agent() -> None:
+    own, mine = link_local(mac(A)).packed, ip("fd00::11")
+
+    def relayed(
+        world: World, port: int = A, source: bytes = own, to: int = pk.NOBODY_MAC, number: int = 4795
+    ) -> Outcome:
+        body = tcp(source, RELAY.packed, 1000, number, pk.SYN)
+        return send(world, port, ip_frame(to, mac(port), source, RELAY.packed, pk.TCP, body))
+
+    solicitation = neighbour(135, own, solicited(RELAY.packed), RELAY.packed, (1, mac(A)))
+    ask = ip_frame(0x3333FF000001, mac(A), own, solicited(RELAY.packed), pk.ICMPV6, solicitation, 255)
+    world = WORLD.with_(replace(WORLD.ports[A], agent=True))
+    outcome = relayed(world)
+    assert (outcome.relayed, outcome.deliveries, outcome.drops) == (True, (), ())
+    ((port, answer),) = send(world, A, ask).deliveries
+    assert (port, pk.parse(answer).source_mac, pk.parse(answer).icmp_type) == (A, pk.NOBODY_MAC, pk.ADVERTISEMENT)
+    # Nobody else has one, and it has no other door.
+    nobody = ((A, "unknown_unicast"),)
+    assert relayed(WORLD).drops == nobody
+    assert send(WORLD, A, ask).drops == ((A, "nd_unknown"),)
+    assert relayed(world, source=mine).drops == nobody
+    assert relayed(world, number=4796).drops == nobody
+    assert relayed(world, to=mac(B)).deliveries != (), "who has that MAC is sent what is sent to it"
+    other = link_local(mac(B)).packed
+    assert relayed(world, B, other).drops == ((B, "unknown_unicast"),)
+    assert relayed(world, source=other).drops == ((A, "source_address"),)
+
+
 def test_carriers_are_asked() -> None:
     assert p_to_q() == [Q]
     assert p_to_q(policy(1, ANY, ANY, Service(6))) == "carrier_policy", "not allowed is denied, for carriage too"
@@ -637,7 +666,8 @@ def test_every_frame_has_an_outcome(steps: list[Step]) -> None:
         assert outcome == again
         is_group = len(step.frame) >= 14 and step.frame[0] & 1
         told = is_group or [id for id, _ in outcome.deliveries] == [id for id, _ in outcome.drops] == [step.port]
-        assert told or len(outcome.deliveries) + len(outcome.drops) == 1
+        assert told or len(outcome.deliveries) + len(outcome.drops) + outcome.relayed == 1
+        assert not outcome.relayed or step.world.ports[step.port].agent
         sender = step.world.ports[step.port]
         for receiver, frame in outcome.deliveries:
             port = step.world.ports[receiver]

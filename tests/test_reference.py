@@ -38,6 +38,7 @@ from scapy.packet import Packet as Scapy
 from scapy.packet import Raw
 
 from nestnet.compile.tables import (
+    AGENT,
     CIDR,
     CLASS,
     DENY,
@@ -56,7 +57,7 @@ from nestnet.compile.tables import (
     TABLES,
     Tables,
 )
-from nestnet.datapath.reference import Fabric, Outputs, Reference, ToAgent, ToMachine, ToWorkload
+from nestnet.datapath.reference import Fabric, Outputs, Reference, ToAgent, ToMachine, ToRelay, ToWorkload
 from nestnet.model.domains import Agent
 from nestnet.model.hash import flow_hash, outer_source_port
 from nestnet.model.icmp import MESSAGES
@@ -671,6 +672,18 @@ def test_what_is_asked_is_the_agents(m1: Reference, both: Fabric) -> None:
         frame = bytes(asked)
         assert m1.workload(10 + A, frame, 0.0) == Outputs([ToAgent(10 + A, A, frame)], [])
     assert both.send(1000 + A, bytes(ASKED), 0.0) == ([], ["unanswerable"])
+
+
+def test_what_an_agent_says_is_for_the_relay() -> None:
+    rows = spec(M1)
+    with_field(rows, "port", A, flags=rows["port"][A][5] | AGENT)
+    machine = Reference(build(rows))
+    opening = ether(A, "06:00:00:00:00:00") / IPv6(src=local6(A), dst="fe80::1") / TCP(dport=4795)
+    assert machine.workload(10 + A, bytes(opening), 0.0) == Outputs([ToRelay(10 + A, A, bytes(opening))], [])
+    asked = ether(A, "33:33:ff:00:00:01") / IPv6(src=local6(A), dst="ff02::1:ff00:1", hlim=255)
+    advertised = answer(machine, asked / ICMPv6ND_NS(tgt="fe80::1"))
+    told = advertised[ICMPv6ND_NA]
+    assert (advertised.src, told.tgt, told.R) == ("06:00:00:00:00:00", "fe80::1", 0)
 
 
 def test_to_all_that_the_policies_allow() -> None:

@@ -38,7 +38,7 @@ from nestnet.compile.diff import Action, diff
 from nestnet.compile.slots import Slots, assign
 from nestnet.compile.tables import Tables, empty
 from nestnet.datapath.kernel import BPFFS, Capacity, Kernel, ProgramName, Record
-from nestnet.datapath.reference import Outputs, Reference, ToAgent, ToMachine, ToWorkload
+from nestnet.datapath.reference import Outputs, Reference, ToAgent, ToMachine, ToRelay, ToWorkload
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.domains import Agent, agent, domain, within
@@ -144,6 +144,8 @@ def told(outputs: Outputs) -> tuple[str, ...]:
             events.append(("workload", out.port, out.ifindex, out.frame))
         elif isinstance(out, ToAgent):
             events.append(("asked", out.port, out.ifindex, out.frame))
+        elif isinstance(out, ToRelay):
+            events.append(("relayed", out.port, out.ifindex, out.frame))
         else:
             events.append(("wire", out.datagram))
     return tuple(sorted(map(text, events)))
@@ -154,7 +156,7 @@ def seen(records: tuple[Record, ...]) -> tuple[str, ...]:
     events: list[tuple[object, ...]] = []
     for record in records:
         match record.kind:
-            case "workload" | "asked":
+            case "workload" | "asked" | "relayed":
                 events.append((record.kind, record.slot, record.what, record.frame))
             case "wire":
                 events.append(("wire", record.frame[14:]))

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,11 +26,13 @@ import numpy as np
 
 from nestnet.agent import links, underlay
 from nestnet.agent.attachments import Attachment, Workloads, wanted
-from nestnet.agent.credentials import Own, boot
+from nestnet.agent.credentials import Own, boot, join
 from nestnet.agent.feed import Desired, Feed
+from nestnet.agent.guests import Guests, Place
 from nestnet.agent.inquiries import Asker, Inquiries
 from nestnet.agent.metrics import Measured, serve
 from nestnet.agent.moves import Moves
+from nestnet.agent.relay import Relay
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Bump, Epoch, diff
 from nestnet.compile.slots import Slots, assign, slots_of
@@ -72,6 +74,9 @@ def run(
     workloads: str | None = None,
     metrics: str | None = None,
     state: Path | None = None,
+    relay: str | None = None,
+    token: str | None = None,
+    guests: Path | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Make this machine what `controller` wants `machine` to be, until SIGTERM or SIGINT.
@@ -80,11 +85,17 @@ def run(
     workloads  prefix of the namespaces that are made for local ports which name nothing; None: none are made
     metrics    where /metrics is answered, unix:PATH or http://127.0.0.1:PORT; None: nowhere
     state      folder with who the machine is, for a controller over TLS (credentials.py)
+    relay      where agents in workloads are relayed to, unix:PATH or https://HOST:PORT, to be spoken to by TLS; None:
+               to `controller`, if that is over TLS
+    token      to join with, unless it has joined already: of a machine on a port
+    guests     folder of agents in namespaces of ports here that are to run one (guests.py); None: none are started
     ready      called when it has begun
     """
     from nestnet.api.client import ANONYMOUS, Client
     from nestnet.datapath.kernel import Kernel
 
+    if token is not None and state is not None and not (state / "own.pem").exists():
+        _join(controller, token, machine, state)
     own = Own(state, say) if state is not None else None
     here = boot()
 
@@ -96,6 +107,10 @@ def run(
     with connect() as client, Kernel.open(pins) as kernel:
         moves = Moves(client, machine, say)
         agent = Agent(_row(client, machine), kernel, Workloads(workloads), Inquiries(kernel, say), moves)
+        if guests is not None and workloads is not None:
+            agent.guests = Guests(guests, pins.parent, workloads, machine, client, say)
+        if relay is not None or controller.startswith("https:"):
+            agent.relay = Relay(relay or controller, say)
         feed = Feed(lambda token: connect().feed(machine, token, here), say)
         stopped: list[int] = []
 
@@ -144,6 +159,8 @@ def run(
                 watch.moved.set()  # what it was not interested in may have happened since it was looked at
         watch.close()
         agent.inquiries.close()
+        if agent.relay is not None:
+            agent.relay.close()
         say("ended; the datapath stays")
 
 
@@ -158,6 +175,17 @@ def _row(client: Client, machine: str) -> int:
             if str(error) != problem:
                 problem = str(error)
                 say(f"{problem}; the datapath stays as it is")
+            time.sleep(AGAIN * 5)  # the pace of asking
+
+
+def _join(controller: str, token: str, machine: str, state: Path) -> None:
+    """Join as a machine that is on a port: its address is the port's. Waits for a controller that does not answer."""
+    while True:
+        try:
+            join(controller, token, {"name": machine}, state)
+            return
+        except Unreachable as error:
+            say(f"joining: {error}")
             time.sleep(AGAIN * 5)  # the pace of asking
 
 
@@ -199,7 +227,8 @@ class Agent:
     """One machine: what it has, and how it becomes what is desired.
 
     `realised` is the last revision that is wholly so here, `problems` what is in the way of the next. `held` is why
-    the machine stays as it is although the controller wants something else.
+    the machine stays as it is although the controller wants something else. `relay`: None where the controller cannot
+    be relayed to.
     """
 
     machine: int
@@ -207,11 +236,13 @@ class Agent:
     workloads: Workloads
     inquiries: Inquiries
     moves: Moves
+    relay: Relay | None = None
     have: Tables = field(init=False)
     slots: Slots = field(init=False)
     realised: int = 0
     problems: list[str] = field(default_factory=list)
     held: str | None = None
+    guests: Guests | None = None
     noticed: list[tuple[str, str]] = field(default_factory=list)
     measured: Measured = field(default_factory=Measured)
     _dropped: tuple[float, dict[str, int]] = (0.0, {})  # when, by reason
@@ -310,6 +341,7 @@ class Agent:
             composed=self.kernel.composed(),
             traffic=traffic,
             drops=drops,
+            relayed={p: asdict(counts) for p, counts in self.relay.counts.items()} if self.relay is not None else {},
         )
 
     def _storms(self, total: dict[str, int]) -> None:
@@ -331,10 +363,12 @@ class Agent:
             self._want = self._latest, wanted(self._latest, self.machine, own=self.workloads.prefix is not None)
         world, want = self._want
         problems: list[str] = []
+        inside: list[str] = []  # what is in the way of guests: all else is done without them
         try:
             if world is not self._world:
                 self.moves.before(world, self.machine, self.kernel, self.slots)  # before workloads speak from here
             checked = self._check()
+            self._end_relays(want)
             ends, failed = self.workloads.prepare(want)
             problems += failed.values()
             # What happens to NICs is heard of: `follow`.
@@ -354,7 +388,10 @@ class Agent:
                     }
                 )
                 self.workloads.open(secured.values())
+                problems += self._relay({port: end.index for port, end in secured.items() if want[port].relays})
             self.inquiries.advertise(time.monotonic())
+            if self.guests is not None:
+                inside = self.guests.keep(self._places(world, want))
             if not quiet:
                 self._remove(want, ends)
                 self.kernel.forget_others()
@@ -368,13 +405,24 @@ class Agent:
             self._secure(
                 self._ends, problems, every=True
             )  # what is open stays secured, whatever is in the way of the rest
-        for problem in (*problems, *self._warnings):
+        for problem in (*problems, *self._warnings, *inside):
             if problem not in self.problems:
                 say(f"revision {desired.revision}: {problem}")
         if not problems and desired.revision != self.realised:
             say(f"revision {desired.revision}: {len(want)} workloads, {len(world.values)} values")
             self.realised = desired.revision
-        self._desired, self.problems, self._failed = desired, [*problems, *self._warnings], bool(problems)
+        self._desired, self._failed = desired, bool(problems)
+        self.problems = [*problems, *self._warnings, *inside]
+
+    def _places(self, world: World, want: Mapping[int, Attachment]) -> dict[int, Place]:
+        """Where ports here have workloads of our making that are to run an agent."""
+        found = {}
+        for port in want:
+            if world.ports[port].agent and want[port].attach is None:
+                told = self.workloads.told(port)
+                if told:
+                    found[port] = Place(told["namespace"], told["inside"])
+        return found
 
     def _write(self, world: World, ends: Mapping[int, links.Link], nic: int) -> None:
         """The tables, where anything is another than before."""
@@ -385,6 +433,20 @@ class Agent:
             tables = compile(world, self.machine, ready, nic, slots)
             self.kernel.apply(diff(self.have, tables))
             self.have, self.slots = tables, slots
+
+    def _end_relays(self, want: Mapping[int, Attachment]) -> None:
+        """Of ports that lose theirs: while our ends have the address, so that who is connected hears of it."""
+        if self.relay is not None:
+            kept = {port: index for port, index in self.relay.known.items() if port in want and want[port].relays}
+            if kept != self.relay.known:
+                self.relay.know(kept)
+
+    def _relay(self, ends: Mapping[int, int]) -> list[str]:
+        """The relays of these ports, by id the ifindex of our end. What is in the way."""
+        if self.relay is not None:
+            return self.relay.know(ends)
+        why = "this machine does not reach its controller over TLS, and no `relay` says how others do"
+        return [f"port {port}: no relay for its agent: {why}" for port in ends]
 
     # ---- what others did
 

@@ -28,7 +28,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_interface, ip_network
+from ipaddress import IPv6Interface, ip_interface, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,9 +37,10 @@ from nestnet.agent.monitor import Monitor
 from nestnet.compile.compiler import place
 from nestnet.model.bootstrap import Settings, settings
 from nestnet.model.icmp import DUMMY
-from nestnet.model.values import Attach, Port, World
+from nestnet.model.values import RELAY, Attach, Port, World, link_local
 
 LARGEST = 65535  # MTU of our ends: what is too big for the network reaches the program, which can say so
+RELAY_HERE = IPv6Interface(f"{RELAY}/64")
 NOBODY = ip_interface(f"{DUMMY}/32")  # of an interface that only hears (RFC 7600)
 LOOKS = 50  # workloads that are looked into in one turn, at most: others have to wait, should somebody cause more
 SINGLY = 50  # links that are asked for one by one; more of them come with all the others
@@ -50,13 +51,14 @@ ALIAS = "nestnet port "  # + id, and what it hangs on if that was chosen: so tha
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """What a port's workload hangs on, None for a namespace of its own, and what it should use. While it moves it has a
-    link on another machine, too; `elsewhere`: and sends by that."""
+    link on another machine, too; `elsewhere`: and sends by that. `relays`: our end has the relay's address."""
 
     port: int
     settings: Settings
     attach: Attach | None = None
     moves: bool = False
     elsewhere: bool = False
+    relays: bool = False
 
     @property
     def tap(self) -> str | None:
@@ -69,7 +71,8 @@ def attachment(world: World, port: Port, machine: int) -> Attachment | None:
     places = place(world, port)[1], place(world, port, other=True)[1]
     if machine not in places:
         return None
-    return Attachment(port.id, settings(world, port), port.attach, places[0] != places[1], places[0] != machine)
+    moves, elsewhere = places[0] != places[1], places[0] != machine
+    return Attachment(port.id, settings(world, port), port.attach, moves, elsewhere, port.agent)
 
 
 def wanted(world: World, machine: int, own: bool = True) -> dict[int, Attachment]:
@@ -233,6 +236,10 @@ class Workloads:
             made = self.made[port]
             if made.attachment.tap is None and _inode(self.namespace(made.attachment)) != made.where:
                 self._doubted[port] = None
+            if made.attachment.relays:  # of neighbours, too, nobody tells
+                with suppress(OSError):  # it has gone, or speaks no IPv6: that is told
+                    if _seat_relay(made.attachment, made.end):
+                        self.repaired.append((port, f"addresses of {made.end.name} had changed"))
         self._looked_up += some
 
     def _name(self, port: int) -> None:
@@ -286,6 +293,7 @@ class Workloads:
             link = links.at(ipr, index)
             if link is not None and not link.alias.startswith(ALIAS):
                 ipr.link("set", index=index, state="down")
+                links.set_sysctls({f"net/ipv6/conf/{link.name}/disable_ipv6": 1})  # forgets the relay's address
                 links.set_sysctls({**_forwarding(link.name, 0), **_as_others(link.name)})
 
     def _take_away(self, gone: Mapping[int, End], kept: Collection[str | None]) -> None:
@@ -305,12 +313,25 @@ class Workloads:
                         # In this order: the one takes the other's name.
                         if not (_has(name, _second(gone_of[name])) or _has(name, "eth0")):
                             left.append(name)
+            for name in left:  # and what an agent in there has made
+                left += [inner for inner in self._within(name) if inner not in left]
             # The agent of that machine may be having a look inside.
             netns.kill_inside([netns.path(name) for name in left], visiting=False)
             for name in left:
                 netns.delete(name)
         for port in gone:
             self.made.pop(port, None)
+
+    def _within(self, name: str) -> list[str]:
+        """The namespaces that an agent in this one has made for ports, which hang on it and on nothing else."""
+
+        def look() -> dict[int, End]:
+            with links.netlink() as ipr:
+                return _ends(links.links(ipr).values())
+
+        ends = netns.run_in(netns.path(name), look)
+        names = {port: f"{self.prefix}{port}" for port, end in ends.items() if end.attach is None}
+        return [name for port, name in names.items() if netns.exists(name) and not _has(name, _second(port))]
 
     # ---- one port
 
@@ -369,8 +390,10 @@ class Workloads:
             if end.mtu != LARGEST:
                 ipr.link("set", index=end.index, mtu=LARGEST)
                 changed.append(f"MTU of {end.name}")
-        if links.set_sysctls(_behind(end.name) | _forwarding(end.name, 1)):
+        if links.set_sysctls(_behind(end.name, attachment.relays) | _forwarding(end.name, 1)):
             changed.append(f"sysctls of {end.name}")
+        if attachment.relays and _seat_relay(attachment, end):
+            changed.append(f"addresses of {end.name}")
         return end, inside, changed
 
     def _tap(self, attachment: Attachment, name: str, link: links.Link | None) -> links.Link:
@@ -386,10 +409,11 @@ class Workloads:
                 raise OSError(errno.ENODEV, "is no tap device: name another", f"tap {name}")
             elif link.alias.startswith(ALIAS) and (link.alias, link.mtu) != (alias, mtu):
                 ipr.link("set", index=link.index, ifalias=alias, mtu=mtu)
-        if links.set_sysctls(_behind(name) | _forwarding(name, 1)):
-            made = self.made.get(attachment.port)
-            if made is not None and made[:2] == (attachment, link.index):
-                self.repaired.append((attachment.port, f"sysctls of {name} had changed"))
+        changed = [f"sysctls of {name}"] * links.set_sysctls(_behind(name, attachment.relays) | _forwarding(name, 1))
+        changed += [f"addresses of {name}"] * (attachment.relays and _seat_relay(attachment, link))
+        made = self.made.get(attachment.port)
+        if changed and made is not None and made[:2] == (attachment, link.index):
+            self.repaired.append((attachment.port, f"{', '.join(changed)} had changed"))
         self.made[attachment.port] = Made(attachment, link.index, link)
         return link
 
@@ -410,19 +434,29 @@ def _forwarding(name: str, on: int) -> dict[str, int]:
     return {f"net/ipv4/conf/{name}/forwarding": on, f"net/ipv6/conf/{name}/forwarding": on}
 
 
-def _behind(name: str) -> dict[str, int]:
+def _behind(name: str, relays: bool) -> dict[str, int]:
     """What keeps the machine's own stack from listening at our end, should our program be taken off: it speaks no IPv6
-    there, knows no address of the machine's there, and nobody's address leads there."""
+    there, but for the relay, knows no address of the machine's there, and nobody's address leads there."""
     return {
-        f"net/ipv6/conf/{name}/disable_ipv6": 1,
+        f"net/ipv6/conf/{name}/addr_gen_mode": 1,
+        f"net/ipv6/conf/{name}/accept_ra": 0,
+        f"net/ipv6/conf/{name}/disable_ipv6": int(not relays),
         f"net/ipv4/conf/{name}/arp_ignore": 8,
         f"net/ipv4/conf/{name}/rp_filter": 1,
     }
 
 
+def _seat_relay(attachment: Attachment, end: links.Link) -> bool:
+    """The relay's address for our end, and who hears its answers: the port and nobody else. True when that was a
+    change. Behind the sysctls: an interface that stops speaking IPv6 forgets both."""
+    mac = attachment.settings.mac
+    with links.netlink() as ipr:
+        return links.set_only_neighbour(ipr, end.index, RELAY_HERE, link_local(mac), links.mac_text(mac))
+
+
 def _as_others(name: str) -> dict[str, str]:
     """The same settings as of any other interface here."""
-    keys = _behind(name)
+    keys = _behind(name, False)
     defaults = {key: Path("/proc/sys") / key.replace(f"/{name}/", "/default/") for key in keys}
     return {key: file.read_text().strip() for key, file in defaults.items() if file.exists()}
 

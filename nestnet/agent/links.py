@@ -13,7 +13,7 @@ import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface, ip_network
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Interface = IPv4Interface | IPv6Interface
 
-NTF_USE = 0x01  # <linux/neighbour.h>
+NTF_USE, NUD_PERMANENT = 0x01, 0x80  # <linux/neighbour.h>
 RTN_UNICAST, MAIN = 1, 254  # <linux/rtnetlink.h>
 RT_SCOPE_LINK = 253
 TUNSETIFF, TUNSETPERSIST, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x400454CB, 2, 0x1000  # <linux/if_tun.h>
@@ -265,6 +265,21 @@ def add_address(ipr: IPRoute, index: int, new: Interface) -> None:
     """Give an interface an address, which it has at once."""
     flags = {"IFA_FLAGS": IFA_F_NODAD} if new.version == 6 else {}
     ipr.addr("add", index=index, address=str(new.ip), prefixlen=new.network.prefixlen, **flags)
+
+
+def set_only_neighbour(ipr: IPRoute, index: int, own: IPv6Interface, other: IPv6Address, mac: str) -> bool:
+    """Give an interface this link-local address and one neighbour, whose MAC nobody asks for. True when that was a
+    change."""
+    has = any(m.get_attr("IFA_ADDRESS") == str(own.ip) for m in ipr.get_addr(family=AF_INET6, index=index))
+    if not has:
+        add_address(ipr, index, own)
+    known = any(
+        (m.get_attr("NDA_DST"), m.get_attr("NDA_LLADDR"), m["state"]) == (str(other), mac, NUD_PERMANENT)
+        for m in ipr.get_neighbours(family=AF_INET6, ifindex=index)
+    )
+    if not known:
+        ipr.neigh("replace", dst=str(other), lladdr=mac, ifindex=index, state=NUD_PERMANENT)
+    return not (has and known)
 
 
 def having(ipr: IPRoute, wanted: Collection[Interface], besides: int) -> list[int]:

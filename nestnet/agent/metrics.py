@@ -33,11 +33,19 @@ DIRECTIONS = (
     ("nestnet_port_receive_packets_total", "in_packets", "Packets that were delivered to a port's workload."),
     ("nestnet_port_receive_bytes_total", "in_bytes", "Bytes that were delivered to a port's workload."),
 )
+RELAYED = (
+    ("nestnet_relay_connections", "connections", "gauge", "Connections of a port's agent that are relayed now."),
+    ("nestnet_relay_accepted_total", "accepted", "counter", "Connections of a port's agent that were accepted."),
+    ("nestnet_relay_failed_total", "failed", "counter", "Those that did not reach the controller."),
+    ("nestnet_relay_sent_bytes_total", "sent", "counter", "Bytes relayed from a port's agent to the controller."),
+    ("nestnet_relay_received_bytes_total", "received", "counter", "Bytes relayed from the controller to it."),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What an agent measured at one moment. `traffic` and `drops` are by port id; 0 is no port of this machine."""
+    """What an agent measured at one moment. `traffic`, `drops` and `relayed` are by port id; 0 is no port of this
+    machine."""
 
     realised: int = 0
     problems: int = 0
@@ -50,6 +58,7 @@ class Measured:
     composed: Mapping[str, int] = field(default_factory=dict)
     traffic: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     drops: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    relayed: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
 
 def families(now: Measured) -> Iterator[Family]:
@@ -72,7 +81,7 @@ def families(now: Measured) -> Iterator[Family]:
         ("nestnet_carriages_composed_total", "carriages", "Ways from host to host composed, at first or again."),
     ):
         yield one(name, "counter", what, now.composed.get(value, 0))
-    shown = set(sorted({port for port in (*now.traffic, *now.drops) if port})[:PORTS])
+    shown = set(sorted({port for port in (*now.traffic, *now.drops, *now.relayed) if port})[:PORTS])
     for name, value, what in DIRECTIONS:
         total: Counter[str] = Counter()
         for port, counts in now.traffic.items():
@@ -84,6 +93,12 @@ def families(now: Measured) -> Iterator[Family]:
             drops[_label(port, shown), reason] += packets
     samples = [({"port": port, "reason": reason}, packets) for (port, reason), packets in drops.items()]
     yield Family("nestnet_drops_total", "counter", "Packets dropped; port 0: of no port here.", samples)
+
+    for name, value, kind, what in RELAYED:
+        total = Counter()
+        for port, counts in now.relayed.items():
+            total[_label(port, shown)] += counts[value]
+        yield Family(name, kind, what, [({"port": port}, count) for port, count in total.items()])
 
 
 def _label(port: int, shown: set[int]) -> str:

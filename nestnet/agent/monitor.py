@@ -22,7 +22,7 @@ SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_LISTEN_ALL_NSID = 270, 1, 8  # <lin
 SO_RCVBUFFORCE = 33
 # <linux/rtnetlink.h>: links, addresses and routes of IPv4 and IPv6, and their settings (forwarding, rp_filter)
 GROUPS = (1, 5, 7, 9, 11, 24, 25)
-LINK, NETCONF = (16, 17), (80, 81)  # RTM_NEW and RTM_DEL of each
+LINK, ADDRESS, NETCONF = (16, 17), (20, 21), (80, 81)  # RTM_NEW and RTM_DEL of each
 NETCONFA_IFINDEX = 1
 
 
@@ -90,8 +90,9 @@ def _links(data: bytes) -> set[int]:
         length, kind = struct.unpack_from("=IH", data, at)
         if length < 16:
             break
-        if kind in LINK:
-            found.add(struct.unpack_from("=i", data, at + 20)[0])  # struct ifinfomsg: family, type, index
+        if kind in LINK or kind in ADDRESS:
+            # struct ifinfomsg: family, type, index; struct ifaddrmsg: family, length, flags, scope, index
+            found.add(struct.unpack_from("=i", data, at + 20)[0])
         elif kind in NETCONF:
             # struct netconfmsg: family, padded to 4 bytes; the first attribute says of which
             size, what, index = struct.unpack_from("=HHi", data, at + 20)

@@ -5,7 +5,8 @@
                             a token for everything
     a local user            any other user whom the socket's group lets in        to read, but not the store's keys
     a token's holder        Authorization: Bearer nnt_SECRET_PIN                  its tenants, by its role for each
-    a machine               the certificate of its agent                          its own feed, reports and certificate
+    a machine               the certificate of its agent                          its own feed, reports and certificate,
+                                                                                  and letting in who is on its ports
     a machine that joins    Authorization: Bearer nnj_SECRET_PIN                  to join, once
     nobody                                                                        the authority's certificate
 
@@ -112,6 +113,7 @@ RIGHTS: dict[str, Right] = {
     "renew": Right.MACHINE,
     "give": Right.MACHINE,
     "take": Right.MACHINE,
+    "invite": Right.MACHINE,
 }
 
 

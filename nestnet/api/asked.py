@@ -27,10 +27,11 @@ class Peered(H11Protocol):
 
     def connection_made(self, transport: object) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        uid = _uid(transport.get_extra_info("socket"))  # type: ignore[attr-defined]
+        tls = transport.get_extra_info("ssl_object")  # type: ignore[attr-defined]
+        # Over TLS whoever dials may be a relay, and speaks for nobody.
+        uid = _uid(transport.get_extra_info("socket")) if tls is None else None  # type: ignore[attr-defined]
         if uid is not None:
             self.app_state = {**self.app_state, "uid": uid}
-        tls = transport.get_extra_info("ssl_object")  # type: ignore[attr-defined]
         if tls is not None and (certificate := tls.getpeercert(binary_form=True)) is not None:
             self.app_state = {**self.app_state, "certificate": certificate}
 

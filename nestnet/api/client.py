@@ -165,7 +165,8 @@ class Client:
         self._http.close()
 
     def list(self, kind: str, network: str | None = None) -> Iterator[dict[str, Any]]:
-        """All resources of a kind, or those in a network; pages are fetched as they are needed."""
+        """All resources of a kind, or those in a network; pages are fetched as they are needed. A 'host' is where ports
+        of what is carried can live: of that network, or a machine."""
         query: dict[str, Any] = {"limit": PAGE}
         if network is not None:
             query["network"] = network
@@ -284,6 +285,11 @@ class Client:
     def let_join(self, machine: str, ttl: float, *, key: str | None = None) -> dict[str, Any]:
         """A token that lets one machine join, once: {"machine", "until", "token"}."""
         return self._change("POST", "/v1/join-tokens", key, None, json={"machine": machine, "ttl": ttl})
+
+    def invite(self, machine: str, port: int, ttl: float) -> dict[str, Any]:
+        """A token that lets the agent on a port of a machine join, once, within `ttl` seconds. `port` is its row."""
+        path = _member("machine", machine) + "/join-tokens"
+        return self._change("POST", path, None, None, json={"port": port, "ttl": ttl})
 
     def make_token(
         self,
@@ -466,7 +472,7 @@ class Client:
 
 
 def _collection(kind: str) -> str:
-    if kind not in KINDS:
+    if kind not in (*KINDS, "host"):
         raise ValueError(f"{kind!r} is no kind; there are {', '.join(KINDS)}")
     return "/v1/policies" if kind == "policy" else f"/v1/{kind}s"
 

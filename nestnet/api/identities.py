@@ -58,11 +58,22 @@ def routes(store: Store, authority: Authority) -> APIRouter:
     @routes.post("/join-tokens", response_model=shapes.NewJoinToken)
     def let_join(wanted: shapes.JoinWish, how: How) -> dict[str, Any]:
         """A token that lets one machine join, once. One that was made for the machine before counts no more."""
-        _judge_name(wanted.machine)
-        until = time.time() + wanted.ttl
-        secret = store.let_join(wanted.machine, until, how)
-        token = f"{JOIN_PREFIX}{secret}_{authority.pin}"
-        return {"machine": wanted.machine, "until": until, "token": token}
+        machine = wanted.machine
+        if "/" in machine:
+            machine = store.guest(machine)
+        else:
+            _judge_name(machine)
+        return join_token(machine, wanted.ttl, how)
+
+    @routes.post("/machines/{reference}/join-tokens", response_model=shapes.NewJoinToken)
+    def invite(reference: Name, wanted: shapes.Guest, how: How) -> dict[str, Any]:
+        """A token that lets the agent on a port of this machine join, once. `port` is its row, as the feed has it."""
+        return join_token(store.guest(wanted.port, reference), wanted.ttl, how)
+
+    def join_token(machine: str, ttl: float, how: Asked) -> dict[str, Any]:
+        until = time.time() + ttl
+        secret = store.let_join(machine, until, how)
+        return {"machine": machine, "until": until, "token": f"{JOIN_PREFIX}{secret}_{authority.pin}"}
 
     @routes.post("/join", response_model=shapes.Entered)
     async def enter(wanted: shapes.Enter, request: Request, idempotency_key: Key = None) -> dict[str, Any]:
@@ -70,7 +81,8 @@ def routes(store: Store, authority: Authority) -> APIRouter:
         secret = who(request).joining
         if not secret:
             raise Unauthenticated("send a join token, as `Authorization: Bearer nnj_...`; see `nestnet token join`")
-        judge_machine(wanted)
+        if not wanted.name.startswith("port_"):  # It is called as its port, and what it is follows from that.
+            judge_machine(wanted)
         own = (wanted.name, wanted.address, wanted.mtu, wanted.nics, wanted.labels, wanted.request)
 
         def sign(machine: str, joins: int) -> str:

@@ -51,8 +51,8 @@ def serve(
     life: float = LIFE,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run until SIGTERM or SIGINT. `listen` is one or several of unix:PATH, https://ADDRESS:PORT and
-    http://127.0.0.1:PORT.
+    """Run until SIGTERM or SIGINT. `listen` is one or several of unix:PATH, https://ADDRESS:PORT, http://127.0.0.1:PORT
+    and https+unix:PATH, which is TLS for relays on this computer.
 
     group  whose members are let in by the socket, to read
     names  what the controller is called beside its addresses, for who looks at its certificate
@@ -83,8 +83,8 @@ def serve(
                 ws="none",
             )
             log.info("listening on=%s db=%s revision=%d", ",".join(wanted), db, store.revision)
-            plain = [listener for url, listener in listeners if not url.startswith("https:")]
-            secure = [listener for url, listener in listeners if url.startswith("https:")]
+            plain = [listener for url, listener in listeners if not url.startswith("https")]
+            secure = [listener for url, listener in listeners if url.startswith("https")]
             tls = Certified(authority, names) if secure else None
             _Server(config, secure, tls, ready).run(sockets=plain)
         finally:
@@ -174,9 +174,9 @@ def _listening(urls: Sequence[str], group: int | None) -> Iterator[list[tuple[st
     with ExitStack() as stack:
         found = []
         for url in urls:
-            if url.startswith("unix:"):
-                path = Path(url.removeprefix("unix:"))
-                listener = _unix(path, group)
+            if url.startswith(("unix:", "https+unix:")):
+                path = Path(url.partition(":")[2])
+                listener = _unix(path, group if url.startswith("unix:") else None)
                 stack.callback(path.unlink, missing_ok=True)
             else:
                 listener = _tcp(url)
@@ -222,7 +222,8 @@ def _tcp(listen: str) -> socket.socket:
     except ValueError:
         address, port = None, None
     if address is None or port is None or url.scheme not in ("http", "https"):
-        message = f"cannot listen on {listen}: write unix:/PATH, https://ADDRESS:PORT or http://127.0.0.1:PORT"
+        ways = "unix:/PATH, https://ADDRESS:PORT, http://127.0.0.1:PORT or https+unix:/PATH"
+        message = f"cannot listen on {listen}: write {ways}"
         raise Invalid([Problem("bad_value", "/listen", message)])
     if url.scheme == "http" and not address.is_loopback:
         message = f"cannot listen on {listen}: tokens would be read on their way; write https://{url.netloc}"

@@ -310,7 +310,9 @@ class Join(Shape):
 
 
 class Enter(Join):
-    """A machine that joins by itself, with its join token."""
+    """A machine that joins by itself, with its join token. One on a port has that port's address, and says none."""
+
+    address: str = ""
 
     request: Annotated[str, Field(max_length=10_000)]
     """A certificate request, PEM, for the key that it has made: one on the curve P-256."""
@@ -386,10 +388,20 @@ class Tokens(Shape):
     items: list[Token]
 
 
+class Guest(Shape):
+    """The agent on a port of a machine, which shall be able to join."""
+
+    port: int
+    """The port's row, as the feed has it."""
+    ttl: Annotated[float, Field(gt=0, le=30 * 86400)] = 600.0
+    """Seconds for which the token counts."""
+
+
 class JoinWish(Shape):
     """A machine that shall be able to join."""
 
-    machine: Annotated[str, Field(max_length=63)]
+    machine: Annotated[str, Field(max_length=2000)]
+    """Its name; of one on a host port the path of that port."""
     ttl: Annotated[float, Field(gt=0, le=30 * 86400)] = 3600.0
     """Seconds for which the token counts."""
 

@@ -681,13 +681,24 @@ def agent(
     state: Annotated[
         str | None, typer.Option("--state", metavar="FOLDER", help="Where `join` put its key and certificate.")
     ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="On a port: join first, unless it has joined.")
+    ] = None,
+    guests: Annotated[
+        str | None,
+        typer.Option("--guests", metavar="FOLDER", help="Run agents in those of these namespaces that are hosts."),
+    ] = None,
+    relay: Annotated[
+        str | None,
+        typer.Option("--relay", metavar="URL", help="Where agents in workloads find the controller, if not there."),
+    ] = None,
     config: Config = None,
 ) -> None:
     """Process: make one machine so.
 
     It runs in the network namespace of its machine. Options count more than its file, /etc/nestnet/agent.toml.
     """
-    from nestnet.cli import processes, settings
+    from nestnet.cli import identities, processes, settings
 
     options = {
         "machine": machine,
@@ -696,5 +707,8 @@ def agent(
         "workloads": workloads,
         "metrics": metrics,
         "state": state,
+        "guests": guests,
+        "relay": relay,
     }
-    processes.agent(settings.read(settings.AgentSettings, config, options))
+    token = identities.read_token(str(token_file)) if token_file is not None else None
+    processes.agent(settings.read(settings.AgentSettings, config, options), token)

@@ -21,15 +21,17 @@ def controller(settings: ControllerSettings) -> None:
     serve(state / "store.db", settings.listen, settings.group, settings.names, life, ready)
 
 
-def agent(settings: AgentSettings) -> None:
-    """Make this machine what the controller wants it to be, until SIGTERM."""
+def agent(settings: AgentSettings, token: str | None) -> None:
+    """Make this machine what the controller wants it to be, until SIGTERM. `token`: to join with first, unless it has
+    joined."""
     from nestnet.agent.agent import run
 
     if not settings.machine:
         raise Usage("which machine is this? `nestnet join` writes it down, --machine says it")
     state = Path(settings.state) if settings.state is not None else None
     where = (settings.machine, settings.controller, Path(settings.pins))
-    run(*where, settings.workloads, settings.metrics, state, ready)
+    guests = Path(settings.guests) if settings.guests is not None else None
+    run(*where, settings.workloads, settings.metrics, state, settings.relay, token, guests, ready)
 
 
 def join(url: str, token: str, machine: Mapping[str, Any], state: Path) -> None:

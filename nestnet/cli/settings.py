@@ -46,6 +46,8 @@ class AgentSettings:
     pins: str = "/sys/fs/bpf/nestnet-agent"
     workloads: str | None = None
     metrics: str | None = None
+    guests: str | None = None
+    relay: str | None = None
 
 
 Settings = TypeVar("Settings", ControllerSettings, AgentSettings)

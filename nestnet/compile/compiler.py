@@ -218,7 +218,7 @@ class _Compiler:
         ifindex = self.attachments.get(port.id, 0) if local else 0
         is_tap = ifindex and port.attach is not None and port.attach.kind == "tap"
         flags = t.ENABLED * port.enabled | t.LOCAL * local | t.TAP * bool(is_tap)
-        flags |= t.HOSTS * bool(port.hosts or port.other)
+        flags |= t.HOSTS * bool(port.hosts or port.other) | t.AGENT * (local and port.agent)
         first = {family: port.address(family) for family in (4, 6)}
         host = self.host_of(port)
         if own := self.slots.get(("host_port", port.id)):

@@ -20,7 +20,7 @@ from nestnet.compile.rules import RuleSet, rules_of
 from nestnet.compile.tables import CIDR, CLASS, DENY, IDENTITY, PROTOCOL
 from nestnet.model import rates
 from nestnet.model.hash import flow_hash, outer_source_port
-from nestnet.model.packet import encapsulate
+from nestnet.model.packet import encapsulate, parse, routed
 from nestnet.model.values import (
     CARRIAGE_PORT,
     FABRIC,
@@ -185,12 +185,12 @@ def _carry(
     trace: _Trace, world: World, network: Network, sender: Port, target: Port, at: Segment, entropy: int,
     frame: Sequence[Header],
 ) -> str:  # fmt: skip
-    """Down the carriers, as the datapath walks them: one decision a level, one encapsulation in the end."""
+    """Down the carriers, as the datapath walks them: one decision a level, one encapsulation at the end of a domain."""
     reached = trace.name("port", target.id)
     a, b, above = sender.host, target.host, 0
     for _ in range(MAX_DEPTH):
         kind = "machine" if network.carrier == FABRIC else "port"
-        if kind == "machine" or a == b:
+        if kind == "machine" or a == b or network.encapsulated:
             _few(trace)
         if a == b:
             trace.layer = "the fabric" if kind == "machine" else trace.layer
@@ -228,6 +228,7 @@ def _carry(
         except _Dropped as drop:
             raise _Dropped("carrier_policy", drop.text, **drop.more) from None
         links: tuple[Link, ...] = ()
+        way = None
         if pa.segment != pb.segment:
             routers = world.routers_of(pa.segment)
             beyond = _route(world, routers[0], addresses[1]) if routers else None
@@ -243,10 +244,35 @@ def _carry(
             subject = f"{addresses[1]} is beyond router {trace.name('router', routers[0].id)}, which"
             _tell_way(trace, subject, way, beyond)
             links = way.links
-        above += OVERHEAD[network.underlay]
+        if network.encapsulated:
+            ends_of = (trace.name("port", a), trace.name("port", b))
+            before = OVERHEAD[network.underlay]
+            trace.say(
+                "encapsulate",
+                f"by the agent on {ends_of[0]}, for that on {ends_of[1]}: VXLAN, VNI {at.vni}, UDP {entropy} to "
+                f"{CARRIAGE_PORT}: {before} bytes before the frame",
+            )
+            frame = _enclosed(frame, at.vni, pa, pb, (addresses[0], addresses[1]), entropy, way)
+            at, above, trace.rates = world.segments[pb.segment], 0, 0
+            if way is not None and len(way.routers) >= TTL:
+                raise _Dropped("carrier_ttl", f"{len(way.routers)} routers between {addresses[0]} and {addresses[1]}")
+        else:
+            above += OVERHEAD[network.underlay]
         _tell_rates(trace, pa, links, pb, above)
         network, a, b = carrier, pa.host, pb.host
     raise _Dropped("carrier_depth", f"the chain of hosts is longer than {MAX_DEPTH}")
+
+
+def _enclosed(
+    frame: Sequence[Header], vni: int, sender: Port, target: Port, ends: tuple[Address, Address], entropy: int,
+    way: _Way | None,
+) -> Sequence[Header]:  # fmt: skip
+    """The frame in a datagram from one host port to another, as that arrives there."""
+    inside = b"".join(part for _, part in frame)
+    datagram = encapsulate(inside, vni, *ends, entropy, source_mac=sender.mac, target_mac=target.mac)
+    if way is not None:
+        datagram = routed(parse(datagram), target.mac, way.routers[-1].mac, len(way.routers))
+    return [("Ethernet", datagram[:14]), *outer(datagram, ends[0].version), *frame]
 
 
 def _up(trace: _Trace, carrier: Network, *hosts: Port) -> None:

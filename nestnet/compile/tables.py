@@ -60,6 +60,7 @@ ENABLED = 1  # also network.flags
 LOCAL = 2  # lives on this machine
 HOSTS = 4  # has a row of its own in `host`, for it is itself a host, or moves: see `port.host`
 TAP = 8  # hangs on a tap: what is for its workload goes out there, and not to the other end of a veth
+AGENT = 16  # its workload runs an agent, and lives on this machine: it may reach the relay
 # network.flags
 RATED = 2  # a port or a link of it, or of what carries it, has a rate
 

@@ -78,7 +78,7 @@ PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 COUNTER = np.dtype("u8")
 SLOT = np.dtype("u4")
 RECORD = struct.Struct("<IIII")  # struct record in bpf/state.h, before its data
-RECORD_KINDS = {1: "workload", 2: "wire", 3: "drop", 4: "composed", 5: "asked"}
+RECORD_KINDS = {1: "workload", 2: "wire", 3: "drop", 4: "composed", 5: "asked", 6: "relayed"}
 RECORDS = 1 << 22  # bytes of the ring buffer under test: what one run may emit
 INQUIRIES = 1 << 17  # and else: 63 inquiries that nobody has read yet
 

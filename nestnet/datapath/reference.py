@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nestnet.compile.tables import (
+    AGENT,
     CIDR,
     CLASS,
     DENY,
@@ -61,6 +62,7 @@ from nestnet.model.packet import (
     IPV6,
     LATER,
     LIMITED_BROADCAST,
+    NOBODY_MAC,
     SOLICITATION,
     UDP,
     UNSPECIFIED4,
@@ -77,6 +79,7 @@ from nestnet.model.packet import (
     encapsulate,
     hashed,
     is_mapped,
+    made_whole,
     neighbour_advertisement,
     parse,
     quoted,
@@ -85,8 +88,8 @@ from nestnet.model.packet import (
     with_first,
     with_outer_ecn,
 )
-from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, PATH_BUCKETS, cost, spend
-from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, MAX_HOPS, OVERHEAD
+from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, PATH_BUCKETS, RELAY_COST, cost, spend
+from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, MAX_HOPS, OVERHEAD, RELAY
 
 Row = SimpleNamespace
 """The value of one row, its fields by name: MACs and addresses as bytes, all else as int."""
@@ -116,6 +119,14 @@ class ToAgent(NamedTuple):
     frame: bytes
 
 
+class ToRelay(NamedTuple):
+    """What the agent in the workload of a port sends to the relay: for the machine's own stack. `port` is its slot."""
+
+    ifindex: int
+    port: int
+    frame: bytes
+
+
 class ToMachine(NamedTuple):
     """A datagram for another machine, from its outer IP header on; `machine` is its slot."""
 
@@ -127,7 +138,7 @@ class ToMachine(NamedTuple):
 class Outputs:
     """What became of a frame. `drops` are (slot of a port or 0, reason)."""
 
-    emitted: list[ToWorkload | ToMachine | ToAgent] = field(default_factory=list)
+    emitted: list[ToWorkload | ToMachine | ToAgent | ToRelay] = field(default_factory=list)
     drops: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -204,7 +215,7 @@ class Reference:
         self.connections: dict[Key, Connection] = {}
         self.fragments: dict[tuple[int, bytes, bytes, int, int], First] = {}
         self.told: dict[int, int] = {}  # by port, the bucket of what routers tell it
-        self.asked: dict[int, int] = {}  # buckets of inquiries, by port
+        self.asked: dict[int, int] = {}  # buckets of inquiries, and of the relay, by port
         self.until: dict[int, int] = {}  # by slot of a bucket: the moment from which it is not empty
         self.load(tables)
 
@@ -266,11 +277,13 @@ class Reference:
         port = self.port[p]
         if not port.id:
             raise Drop("not_attached")
-        if not port.flags & ENABLED:
-            raise Drop("port_disabled")
-        if not self.network[port.network].flags & ENABLED:
-            raise Drop("network_disabled")
         packet = parse(frame)
+        closed = "" if self.network[port.network].flags & ENABLED else "network_disabled"
+        if not port.flags & ENABLED:
+            closed = "port_disabled"
+        is_own = packet.source_mac == _number(port.mac)
+        if closed and not (port.flags & AGENT and is_own and packet.seeks_relay):
+            raise Drop(closed)
         if packet.link_flaw:
             raise Drop(packet.link_flaw)
         if packet.source_mac != _number(port.mac):
@@ -286,6 +299,10 @@ class Reference:
             return
         if packet.is_inquiry:
             self.inquiry(p, port, packet, now, out)
+            return
+        if port.flags & AGENT and packet.is_for_relay:
+            self.ask(p, RELAY_COST, now)
+            out.emitted.append(ToRelay(port.ifindex, p, packet.frame))
             return
         packet = self.fragment(p, packet, now)
         if packet.is_group:
@@ -347,6 +364,9 @@ class Reference:
             raise Drop("nd_spoof")
         if mine:
             raise Drop("announcement")
+        if port.flags & AGENT and found.target == RELAY.packed:
+            self.to_workload(p, neighbour_advertisement(packet, NOBODY_MAC, False), out)
+            return
         owner = self.owner(port.segment, found.target)
         if owner == NOBODY:
             raise Drop("nd_unknown")
@@ -357,12 +377,16 @@ class Reference:
         """Line 6, for who asks the network."""
         if packet.fragment != WHOLE or packet.size > INQUIRY_BYTES:
             raise Drop("malformed")
+        self.ask(p, INQUIRY_COST, now)
+        out.emitted.append(ToAgent(port.ifindex, p, packet.frame))
+
+    def ask(self, p: int, cost: int, now: float) -> None:
+        """Pay for what the machine itself does for a port."""
         at = nanoseconds(now)
-        until = spend(self.asked.get(p, at - INQUIRY_BURST), INQUIRY_COST, INQUIRY_BURST, at)
+        until = spend(self.asked.get(p, at - INQUIRY_BURST), cost, INQUIRY_BURST, at)
         if until is None:
             raise Drop("ask_limit")
         self.asked[p] = until
-        out.emitted.append(ToAgent(port.ifindex, p, packet.frame))
 
     def fragment(self, p: int, packet: Packet, now: float) -> Packet:
         """Line 7: a later fragment with what its first one had."""
@@ -821,7 +845,7 @@ class Reference:
             raise Drop("unknown_vni")
         if not self.network[self.segment[vni.segment].network].flags & ENABLED:
             raise Drop("network_disabled")
-        packet = parse(carried.frame)
+        packet = parse(made_whole(carried.frame))
         if packet.link_flaw:
             raise Drop(packet.link_flaw)
         if packet.ether_type == ARP:
@@ -911,6 +935,7 @@ class Fabric:
         """`answer` does what agents do: a frame for the workload of a port that asked this, or None."""
         self.agents: dict[Agent, Reference] = {}
         self.answer = answer
+        self.relayed = 0  # frames, ever
         self.load(tables)
 
     def load(self, tables: Mapping[Agent, Tables]) -> None:
@@ -963,6 +988,8 @@ class Fabric:
                         drops.append("unanswerable")
                     else:
                         deliveries.append((to, told))
+                elif isinstance(output, ToRelay):
+                    self.relayed += 1
                 elif is_own:
                     deliveries.append((to, output.frame))
                 else:

@@ -99,6 +99,11 @@ class Lab:
         """The URL of its controller."""
         return f"unix:{self.socket}"
 
+    @property
+    def relayed(self) -> str:
+        """The URL at which relays reach it, for agents on ports."""
+        return f"https+unix:{self.folder / 'relayed.sock'}"
+
     def metrics(self, machine: str) -> Path:
         """The socket where the agent of a machine answers /metrics."""
         place = [seat.name for seat in self.machines].index(machine)
@@ -131,8 +136,9 @@ class Lab:
         return [name for name in netns.names(self.wire) if name == self.wire or name.startswith(f"{self.wire}.")]
 
     def has_agent(self, machine: str) -> bool:
-        """Does the agent of that machine run?"""
-        return any(process.name == f"agent-{machine}" and process.alive() for process in self.processes)
+        """Does the agent of that machine run? One on a port is started by the machine below, again if need be."""
+        agents = (process for process in self.processes if process.name == f"agent-{machine}")
+        return "/" in machine or any(process.alive() for process in agents)
 
     def save(self) -> None:
         """Write what is known, so that a reader sees all of it or the version before."""

@@ -78,7 +78,11 @@ def start(lab: Lab) -> Lab:
     controller = _spawn(
         lab,
         "controller",
-        [*command, "controller", "--listen", lab.controller, "--state", str(lab.folder / "controller")],
+        [
+            *command,
+            *("controller", "--listen", lab.controller, "--listen", lab.relayed),
+            *("--state", str(lab.folder / "controller")),
+        ],
     )
     lab = replace(lab, processes=(Process.of("controller", controller.pid),))
     lab.save()
@@ -95,7 +99,8 @@ def start(lab: Lab) -> Lab:
                 "agent",
                 *("--machine", seat.name, "--controller", lab.controller),
                 *("--pins", str(lab.pins / seat.name), "--workloads", lab.workloads),
-                *("--metrics", f"unix:{lab.metrics(seat.name)}"),
+                *("--metrics", f"unix:{lab.metrics(seat.name)}", "--guests", str(lab.folder / "guests")),
+                *("--relay", lab.relayed.removeprefix("https+")),
             ],
             netns.path(lab.machine(seat.name)),
         )

@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 
 from nestnet.model import packet as pk
-from nestnet.model.packet import ICMPV6, IPV4, IPV6, UDP, Packet, checksum, mac_bytes
+from nestnet.model.packet import ICMPV6, IPV4, IPV6, NOBODY_MAC, UDP, Packet, checksum, mac_bytes
 from nestnet.model.values import Address, Port, World, link_local
 
-NOBODY_MAC = 0x060000000000
 NOBODY = IPv4Address("192.0.0.8")
 
 ALL_NODES = IPv6Address("ff02::1")
@@ -75,6 +74,9 @@ class Settings:
         return link_local(self.server)
 
 
+LEAST_IPV6_MTU = 1280  # RFC 8200, section 5
+
+
 def settings(world: World, port: Port) -> Settings:
     """What the workload of this port should use."""
     segment = world.segments[port.segment]
@@ -86,9 +88,11 @@ def settings(world: World, port: Port) -> Settings:
             if interface.segment == segment.id:
                 for address in interface.addresses:
                     gateways.setdefault(address.version, address)
+    # Below that Linux speaks no IPv6 on an interface, and an agent its relay. What it carries there is short enough.
+    least = LEAST_IPV6_MTU if port.agent else 0
     return Settings(
         port.mac,
-        world.networks[port.network].mtu,
+        max(world.networks[port.network].mtu, least),
         tuple(ip_interface(f"{a}/{lengths.get(a.version, a.max_prefixlen)}") for a in port.addresses),
         # A default route needs an address of its family to leave from.
         tuple(gateways[family] for family in (4, 6) if family in gateways and port.address(family) is not None),

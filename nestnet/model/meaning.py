@@ -2,6 +2,7 @@
 
     deliver     a workload sends a frame: who receives what, and what is dropped for which reason
     guard       is the frame the port's own?
+    relay       from the agent in a port's workload to the controller
     judge       do the policies of a network allow it?
     switch      to a MAC in the segment; through routers to another one; to all
     route, way  to which segment, and through which routers
@@ -32,7 +33,7 @@ from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
 from nestnet.model.domains import agent, is_up
 from nestnet.model.hash import flow_hash
 from nestnet.model.packet import FlowTuple, Packet
-from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, spend
+from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, RELAY_COST, spend
 from nestnet.model.values import (
     CARRIAGE_PORT,
     CONNECTION_SHARE,
@@ -40,6 +41,7 @@ from nestnet.model.values import (
     MAX_DEPTH,
     MAX_HOPS,
     OVERHEAD,
+    RELAY,
     Link,
     Network,
     Port,
@@ -90,7 +92,7 @@ class State:
     connections   by opener, the other port, and the tuple of its first packet
     fragments     by sender, source, destination, protocol and identification
     told          by port, the bucket of what routers tell it
-    asked         by port: its bucket of inquiries
+    asked         by port: the bucket of what it asks of its machine: inquiries, and the relay
     buckets       the moment from which each is not empty, in ns
     """
 
@@ -104,11 +106,13 @@ class State:
 @dataclass(frozen=True)
 class Outcome:
     """Who receives what, answers to the sender included; what was dropped, at which port (0: no such
-    port) and why: of a frame for all, each copy by itself, at its receiver; what is remembered now."""
+    port) and why: of a frame for all, each copy by itself, at its receiver; what is remembered now. `relayed`: it
+    went to the relay of the sender's port, and to nobody else."""
 
     deliveries: tuple[tuple[int, bytes], ...]
     drops: tuple[tuple[int, str], ...]
     state: State
+    relayed: bool = False
 
 
 class _Dropped(Exception):
@@ -152,12 +156,16 @@ def deliver(
     network = world.networks[port.network]
     packet = None
     try:
-        _refuse(not port.enabled, "port_disabled")
-        _refuse(not network.enabled, "network_disabled")
+        closed = "" if port.enabled and network.enabled else "network_disabled" if port.enabled else "port_disabled"
+        # An agent hears from the controller all the same: else who would tell it what is closed, and open again?
+        _refuse(closed != "" and not (port.agent and _seeks_relay(port, frame)), closed)
         packet = guard(world, port, frame)
         if packet.is_inquiry:
-            state = _ask(state, port, packet, now)
+            _refuse(packet.fragment != pk.WHOLE or packet.size > pk.INQUIRY_BYTES, "malformed")
+            state = _ask(state, port, INQUIRY_COST, now)
             _answer_inquiry(world, port, packet)
+        if port.agent and packet.is_for_relay:
+            return Outcome((), (), _ask(state, port, RELAY_COST, now), relayed=True)
         packet = _whole(state, port, packet, now)
         if packet.is_group:
             return flood(world, state, port, packet, now)
@@ -192,6 +200,11 @@ def deliver(
     except _Answered as answered:
         after = state if packet is None else _remember(state, port, packet, now)
         return Outcome(((port.id, answered.frame),), (), after)
+
+
+def _seeks_relay(port: Port, frame: bytes) -> bool:
+    packet = pk.parse(frame)
+    return packet.seeks_relay and packet.source_mac == port.mac
 
 
 def _expire(routers: Sequence[Router], packet: Packet) -> None:
@@ -381,16 +394,17 @@ def _answer_discovery(world: World, port: Port, packet: Packet) -> None:
     if packet.icmp_type == pk.ADVERTISEMENT or packet.flow.source == pk.UNSPECIFIED6:
         _refuse(target != port, "nd_spoof")
     _refuse(target == port, "announcement")
+    if port.agent and asked.target == RELAY.packed:
+        raise _Answered(pk.neighbour_advertisement(packet, pk.NOBODY_MAC, False))
     if target is None:
         raise _Dropped("nd_unknown")
     raise _Answered(pk.neighbour_advertisement(packet, target.mac, isinstance(target, Router)))
 
 
-def _ask(state: State, port: Port, packet: Packet, now: float) -> State:
-    """DHCP and router solicitations are never forwarded, and so many are answered to a port as its bucket has."""
-    _refuse(packet.fragment != pk.WHOLE or packet.size > pk.INQUIRY_BYTES, "malformed")
+def _ask(state: State, port: Port, cost: int, now: float) -> State:
+    """What a port asks of its machine is never forwarded, and so much is done for it as its bucket has."""
     at = nanoseconds(now)
-    until = spend(state.asked.get(port.id, at - INQUIRY_BURST), INQUIRY_COST, INQUIRY_BURST, at)
+    until = spend(state.asked.get(port.id, at - INQUIRY_BURST), cost, INQUIRY_BURST, at)
     if until is None:
         raise _Dropped("ask_limit")
     return replace(state, asked={**state.asked, port.id: until})

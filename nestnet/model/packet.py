@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from nestnet.model.hash import FIRST_SOURCE_PORT, flow_hash, outer_source_port
-from nestnet.model.values import CARRIAGE_PORT, Address, Prefix
+from nestnet.model.values import CARRIAGE_PORT, RELAY, RELAY_PORT, Address, Prefix, link_local
 
 IPV4 = 0x0800
 ARP = 0x0806
@@ -28,6 +28,7 @@ TAGS = (0x8100, 0x88A8)  # 802.1Q, 802.1ad
 CONTROL_BLOCK = 0x0180C2000000  # 01:80:c2:00:00:00 to 0f: never forwarded by a bridge (802.1D)
 BROADCAST = 0xFFFFFFFFFFFF
 ETHERNET = 14  # bytes of an Ethernet header
+NOBODY_MAC = 0x060000000000  # the network itself: no router or port has it
 
 ICMP = 1
 TCP = 6
@@ -215,6 +216,25 @@ class Packet:
         ports = (68, 67) if self.family == 4 else (546, 547)
         flow = self.flow
         return self.fragment != LATER and flow.protocol == UDP and (flow.source_port, flow.target_port) == ports
+
+    @property
+    def is_for_relay(self) -> bool:
+        """Is it for the relay of the port whose MAC it comes from? From its link-local address, and without extension
+        headers: no fragment either."""
+        source, target, _, target_port, protocol = self.flow
+        return (
+            (self.family, protocol, target, target_port) == (6, TCP, RELAY.packed, RELAY_PORT)
+            and (self.target_mac, self.offset) == (NOBODY_MAC, ETHERNET + 40)
+            and source == link_local(self.source_mac).packed
+        )
+
+    @property
+    def seeks_relay(self) -> bool:
+        """Is it for the relay, or asks who that is? Not malformed, so far as was looked."""
+        target = self.frame[self.offset + 8 : self.offset + 24]
+        asks = self.family == 6 and self.icmp_type == SOLICITATION and self.fragment == WHOLE
+        asks = asks and self.end - self.offset >= 24 and target == RELAY.packed
+        return not self.link_flaw and not self.flaw and (asks or self.is_for_relay)
 
     @property
     def is_carriage(self) -> bool:
@@ -668,6 +688,37 @@ def decapsulate(packet: Packet) -> Carried | None:
     if flags != 0x08000000 or label & 0xFF:
         return None
     return Carried(label >> 8, packet.frame[at + 8 : packet.end], packet.ecn)
+
+
+STACKED_BYTES = 44  # Of a packet whose lengths are ever set. Mirrors bpf/out.h.
+
+
+def made_whole(frame: bytes) -> bytes:
+    """A frame from a machine that is VXLAN itself and says that it is longer than it is, with the lengths that it has.
+
+    So arrives the last segment of a large packet, from under several levels: whoever segments it copies what is between
+    the outermost headers and the innermost packet. Its UDP checksum is left out then, over IPv4."""
+    there = len(frame) - ETHERNET
+    if there < STACKED_BYTES:
+        return frame
+    is_v4 = frame[12:15] == b"\x08\x00\x45" and not frame[20] & 0x3F and not frame[21] and frame[23] == UDP
+    is_v6 = frame[12:14] == b"\x86\xdd" and frame[14] >> 4 == 6 and frame[20] == UDP
+    at = ETHERNET + (40 if is_v6 else 20)
+    if not (is_v4 or is_v6) or int.from_bytes(frame[at + 2 : at + 4], "big") != CARRIAGE_PORT:
+        return frame
+    size_at = ETHERNET + (4 if is_v6 else 2)
+    said = int.from_bytes(frame[size_at : size_at + 2], "big")
+    size = there - 40 if is_v6 else there
+    if said <= size:
+        return frame
+    changed = bytearray(frame)
+    changed[size_at : size_at + 2] = size.to_bytes(2, "big")
+    changed[at + 4 : at + 6] = (there - (at - ETHERNET)).to_bytes(2, "big")
+    if is_v4:
+        was = int.from_bytes(frame[ETHERNET + 10 : ETHERNET + 12], "big")
+        changed[ETHERNET + 10 : ETHERNET + 12] = checksum_replaced(was, said, size).to_bytes(2, "big")
+        changed[at + 6 : at + 8] = bytes(2)
+    return bytes(changed)
 
 
 def with_outer_ecn(packet: Packet, outer: int) -> bytes | None:

@@ -19,6 +19,8 @@ from nestnet.model.clock import SECOND
 
 # What a port may ask its machine (DHCP, router solicitations): 20 at once, then two in a second. Mirrors bpf/inquiry.h.
 INQUIRY_COST, INQUIRY_BURST = SECOND // 2, 10 * SECOND
+# From the same bucket: what it sends to the relay, 10,000 packets in a second. Mirrors bpf/inquiry.h.
+RELAY_COST = SECOND // 10_000
 RATE = (8_000, 100_000_000_000)  # the range, in bit/s: a byte a millisecond, and what whole nanoseconds still tell
 PATH_BUCKETS = 8  # on the way of one packet (rule 8). Mirrors PATH_BUCKETS in bpf/state.h.
 

@@ -56,7 +56,7 @@ REASONS: dict[str, str] = {
     "no_underlay_route": "the underlay has no route to the machine",
     "error": "the kernel refused an operation on the packet",
     "carrier_ttl": "a carrier has more than 63 routers between the two hosts",
-    "ask_limit": "DHCP or router solicitations faster than a machine answers them to one port",
+    "ask_limit": "DHCP, router solicitations or packets to the relay faster than a machine takes them from one port",
     "unanswerable": "DHCP or a router solicitation that needs no answer, or deserves none: see docs/workloads.md",
     "asked_elsewhere": "DHCP or a router solicitation from the wire: only the sender's own machine answers",
     "rate": "more than the rate of a port or link of the network allows",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nestnet.model import packet as pk
@@ -16,16 +17,26 @@ from nestnet.model.meaning import refusal
 from nestnet.model.values import FABRIC, MAX_DEPTH, Network, Port, Selector, World
 
 DISABLED, LOST, FENCED, DEPTH = "disabled", "lost", "fenced", "carrier_depth"
+ABSENT = "absent"  # of a host whose agent has never been there
 
 
 class Cause(NamedTuple):
-    """What is down: a `kind` (network, port, machine) and its id. `why` is disabled; lost or fenced, of a machine; else
-    the reason why `port` reaches no other host in `network`, under which its packets are dropped."""
+    """What is down: a `kind` (network, port, machine) and its id. `why` is disabled; lost, fenced or absent, of a
+    machine or of a host port whose workload is one; else the reason why `port` reaches no other host in `network`,
+    under which its packets are dropped."""
 
     kind: str
     id: int
     why: str
     port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The machines that are not there, and why: those of the fabric, and the host ports whose workloads are some."""
+
+    machines: Mapping[int, str] = field(default_factory=dict)
+    ports: Mapping[int, str] = field(default_factory=dict)
 
 
 def closed(world: World, network: Network) -> Cause | None:
@@ -39,13 +50,13 @@ def closed(world: World, network: Network) -> Cause | None:
     return None
 
 
-def fallen(world: World, network: Network, hosts: Iterable[int], lost: Mapping[int, str]) -> dict[int, Cause]:
-    """Those of the hosts in use of a network that are down. `lost`: machines that are not there, and why."""
+def fallen(world: World, network: Network, hosts: Iterable[int], lost: Lost) -> dict[int, Cause]:
+    """Those of the hosts in use of a network that are down."""
     return _Fallen(world, network, lost).of(sorted(set(hosts)))
 
 
 class _Fallen:
-    def __init__(self, world: World, network: Network, lost: Mapping[int, str]) -> None:
+    def __init__(self, world: World, network: Network, lost: Lost) -> None:
         self.world, self.network, self.lost = world, network, lost
         self._classes: dict[int, tuple[object, ...]] = {}  # by port
         self._selectors: dict[int, frozenset[Selector]] = {}
@@ -80,7 +91,9 @@ class _Fallen:
         network = self.network
         for _ in range(MAX_DEPTH):
             if network.carrier == FABRIC:
-                return Cause("machine", host, self.lost[host]) if host in self.lost else None
+                return Cause("machine", host, self.lost.machines[host]) if host in self.lost.machines else None
+            if network.encapsulated and host in self.lost.ports:
+                return Cause("port", host, self.lost.ports[host])
             network, port = self.world.networks[network.carrier], self.world.ports[host]
             if not network.enabled:
                 return Cause("network", network.id, DISABLED)

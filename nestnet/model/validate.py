@@ -115,6 +115,27 @@ class _Judge:
         self.mtu = min(mtus, default=None)
         self.family = underlay_family(manifest)
         self.overhead = OVERHEAD[self.family or 4]
+        self.left: dict[str, int | None] = {}  # by path: what its machines leave to a network; None: nobody knows
+        self.mtus: dict[str, int | None] = {}  # and what it leaves to its own ports
+        self.carriages = {level.path: level.network.carriage for level in self.levels}
+        self.families: dict[
+            str, tuple[str, int]
+        ] = {}  # by path of a carrier: who first uses its hosts' agents, and how
+        for level in self.levels:
+            self._measure(level)
+
+    def _measure(self, level: _Level) -> None:
+        carrier = level.path.rpartition("/")[0]
+        if level.carrier is None:
+            left = self.mtu - self.overhead if self.mtu is not None else None
+        elif level.network.carriage == "encapsulated":
+            below = self.mtus[carrier]
+            left = below - OVERHEAD[level.network.underlay or 4] if below is not None else None
+        else:
+            left = self.left[carrier]
+        chosen = level.network.mtu
+        self.left[level.path] = left
+        self.mtus[level.path] = min(left, chosen) if left is not None and chosen is not None else chosen or left
 
     def __iter__(self) -> Iterator[Problem]:
         yield from self._machines()
@@ -133,6 +154,8 @@ class _Judge:
             carrier = level.path.rpartition("/")[0]
             for name, port in (level.network.ports or {}).items():
                 machine = port.host if level.carrier is None else machines.get((carrier, port.host))
+                if level.carrier is not None and level.network.carriage == "encapsulated":
+                    machine = f"{carrier}/{port.host}"
                 if machine is None:
                     continue
                 machines[level.path, name] = machine
@@ -190,7 +213,8 @@ class _Judge:
             carrier = level.path.rpartition("/")[0]
             ports = [port for port in (level.network.ports or {}).values() if port.rate]
             links = _limits_on_a_way(level.network)
-            carried = below.get(carrier, 0)
+            # What is really stacked pays at each level by itself.
+            carried = 0 if level.network.carriage == "encapsulated" else below.get(carrier, 0)
             below[level.path] = carried + links + min(2, sum(bool(port.hosts) for port in ports))
             most = carried + links + (2 if ports else 0)
             if most > PATH_BUCKETS and carrier not in told:
@@ -308,21 +332,53 @@ class _Network:
         if self.carrier is None and self.network.underlay not in (None, family):
             message = f"underlay is {self.network.underlay}, but the machines' addresses are IPv{family}: leave it out"
             yield Problem("host_family", self.at + "/underlay", message)
-        if self.judge.mtu is None and self.network.mtu is None:
-            return
-        most = self.judge.mtu - overhead if self.judge.mtu is not None else None
+        yield from self._carriage()
+        most = self.judge.left[self.path]
         mtu = self.network.mtu if self.network.mtu is not None else most
-        assert mtu is not None
+        if mtu is None:
+            return
+        carrier = self.path.rpartition("/")[0]
+        is_stacked = carrier and self.network.carriage == "encapsulated"
         if most is not None and mtu > most:
-            message = f"mtu is {mtu}, but the machines' {self.judge.mtu} less {overhead} for VXLAN leave {most}"
-            yield Problem("mtu_too_large", self.at + "/mtu", message, limit=most)
+            if is_stacked:
+                less = OVERHEAD[self.underlay]
+                what = f"the {most + less} of {carrier} less {less} for VXLAN leave {most}"
+            elif self._domain():
+                what = f"the machines on {self._domain()} leave {most}"
+            else:
+                what = f"the machines' {self.judge.mtu} less {overhead} for VXLAN leave {most}"
+            yield Problem("mtu_too_large", self.at + "/mtu", f"mtu is {mtu}, but {what}", limit=most)
         families = {cidr.version for segment in self.segments.values() for cidr in segment.cidr or ()}
         least = max((SMALLEST_MTU[family] for family in families), default=0)
         if mtu < least:
-            whose = "mtu is" if self.network.mtu is not None else "the machines leave an MTU of"
+            machines = f"the machines on {self._domain()}" if self._domain() else "the machines"
+            whose = "mtu is" if self.network.mtu is not None else f"{machines} leave an MTU of"
             message = f"{whose} {mtu}, but {'IPv6' if least == SMALLEST_MTU[6] else 'IPv4'} needs {least}"
             at = self.at + ("/mtu" if self.network.mtu is not None else "")
             yield Problem("mtu_too_small", at, message, limit=least)
+
+    def _domain(self) -> str:
+        """The path of the network whose ports are the machines that its ports live on; '' if it is the fabric."""
+        path = self.path
+        while "/" in path and self.judge.carriages[path] != "encapsulated":
+            path = path.rpartition("/")[0]
+        return path.rpartition("/")[0]
+
+    def _carriage(self) -> Iterator[Problem]:
+        """What is encapsulated needs hosts with agents, which reach each other over one family."""
+        if self.network.carriage != "encapsulated":
+            return
+        if self.carrier is None:
+            message = "the wire carries it, and its machines run agents anyhow: leave carriage out"
+            yield Problem("bad_value", self.at + "/carriage", message)
+            return
+        carrier = self.path.rpartition("/")[0]
+        first, family = self.judge.families.setdefault(carrier, (self.path, self.underlay))
+        if family != self.underlay:
+            message = (
+                f"underlay is {self.underlay}, but {first} has {family} on the same hosts: agents reach each other "
+            )
+            yield Problem("mixed_families", self.at + "/underlay", message + "over one family")
 
     def _two_cidrs(self) -> Iterator[Problem]:
         for name, segment in self.segments.items():

@@ -32,6 +32,8 @@ MAX_HOPS = 63  # Routers on one way (rule 6). Mirrors MAX_HOPS in bpf/tables.h.
 MAX_DEPTH = 64  # Levels that one walk down the carriers may take. Mirrors MAX_DEPTH in bpf/tables.h.
 CARRIAGE_PORT = 4789  # RFC 7348.
 CONNECTION_SHARE = 16384  # Connections that one port may have open, as their opener, on one machine.
+RELAY = IPv6Address("fe80::1")  # Where a port's agent finds the relay to the controller, on its own link (rule 25).
+RELAY_PORT = 4795  # TCP. No service has this number.
 OVERHEAD = {4: 50, 6: 70}  # bytes before a frame, by family: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8
 
 
@@ -131,6 +133,8 @@ class Port:
     rate       what it may send, and what may be sent to it, each, in bit/s (rule 8); 0: no limit
     other      where else it lives while it moves (rule 15): frames are taken from both, and go to `host`; 0: nowhere
     leaving    while it moves: frames for all pass it by, so that none comes twice
+    agent      its workload runs an agent, a machine to what is carried there for real, which reaches the controller
+               by a relay on the port (rule 25)
     """
 
     id: int
@@ -147,6 +151,7 @@ class Port:
     rate: int = 0
     other: int = 0
     leaving: bool = False
+    agent: bool = False
 
     def address(self, family: int) -> Address | None:
         """Its first address of that family (4 or 6), or None."""

@@ -54,6 +54,10 @@ def prepare(
             if port.other:
                 seen = f"{state.path(each)}/{port.name}" if scope.may_read(state.networks[each].tenant) else "a port"
                 raise Conflict(f"{seen} that comes along is moving: wait until it has arrived", "moving")
+    there_now, there_then = state.domain(id), carrier if row.encapsulated else state.domain(carrier)
+    if there_now != there_then:
+        message = f"{was} would be carried by other machines: delete it, and create it there"
+        raise Conflict(message, "other_domain")
     ports = state.contents[id].ports
     named = _hosts_by_name(connection, row, state)
     wanted = {name: hosts.get(name, named[port.host]) for name, port in ports.items()}

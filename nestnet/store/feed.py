@@ -3,15 +3,18 @@
     snapshot    every row
     changes     the rows that differ between two revisions, with what the machine gained or lost by moves
 
-A machine needs all of each network that has a port on it, and of each carrier down to the fabric its
+A machine needs all of each network that has a port on it, and of each carrier down to its domain its
 segments, routers, links and policies, and those ports on which the level above lives. That is its *view*:
-network -> ALL, or the ids of the ports it may see. The view at an earlier revision is worked out from
+network -> ALL, or the ids of the ports it may see. One that is on a host port takes what is carried there for carried
+by the wire, and its like on other host ports for the machines; of what is below it hears nothing but whether that is
+up (rule 25). The view at an earlier revision is worked out from
 the change rows, which keep where each port was; so nothing is remembered for a machine.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
@@ -20,6 +23,7 @@ from sqlalchemy import Connection, func, select
 from nestnet.model.values import (
     FABRIC,
     MAX_DEPTH,
+    OVERHEAD,
     Interface,
     Link,
     Machine,
@@ -34,6 +38,7 @@ from nestnet.model.values import (
 from nestnet.store import objects, tables
 from nestnet.store.objects import (
     LinkRow,
+    MachineRow,
     NetworkRow,
     PolicyRow,
     PortRow,
@@ -41,7 +46,6 @@ from nestnet.store.objects import (
     Row,
     SegmentRow,
     chunks,
-    fabric,
 )
 
 
@@ -67,7 +71,7 @@ class Batch:
 def snapshot(connection: Connection, machine: int) -> Batch:
     """Everything that a machine needs."""
     view = _view(connection, machine, _Past())
-    rows = [*machines(connection, machine), *_of_view(connection, view)]
+    rows = [*machines(connection, machine), *_of_view(connection, view, True)]
     found = tuple((kind, id, value) for (kind, id), value in rows)
     return Batch(True, objects.current_revision(connection), found)
 
@@ -88,17 +92,37 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
         if row.kind == "port":
             was.ports.setdefault(row.id, _Was(row.network, row.was_machine, row.was_port, row.was_other))
         elif row.was_carrier is not None:
-            was.carriers.setdefault(row.id, row.was_carrier)
+            was.carriers.setdefault(row.id, FABRIC if row.was_encapsulated else row.was_carrier)
     before, after = _view(connection, machine, was), _view(connection, machine, _Past())
     wanted: set[Key] = set()
     for network in before.keys() | after.keys():
         wanted |= _differing(connection, network, before.get(network), after.get(network), changed[network])
     values = dict(_values(connection, wanted, after))
-    if fabric := {key for key in changed[FABRIC] if key[0] == "machine"}:  # Tenants are no agent's affair.
-        wanted |= fabric
+    if others := _machines_changed(connection, machine, changed):
+        wanted |= others
         values.update({key: value for key, value in machines(connection, machine) if key in wanted})
     rows = tuple((kind, id, values.get((kind, id))) for kind, id in sorted(wanted))
     return Batch(False, now, rows)
+
+
+def _machines_changed(connection: Connection, reader: int, changed: Mapping[int, set[Key]]) -> set[Key]:
+    """Those machines of its domain that a machine must hear of. On host ports, those are all of them if one of these
+    ports has changed, or something on their way down."""
+    domain = domain_of(connection, reader)
+    found = {key for key in changed.get(domain, ()) if key[0] == "machine"}  # Tenants are no agent's affair.
+    if domain == FABRIC:
+        return found
+    members = objects.machines(connection, domain)
+    hosts = {row.port for row in members}
+    network = domain
+    while network != FABRIC:
+        below = {("network", network), *(("port", host) for host in hosts)}
+        if not below.isdisjoint(changed.get(network, ())):
+            return found | {("machine", row.id) for row in members}
+        hosts = {port.host for port in objects.ports(connection, "id", sorted(host for host in hosts if host))}
+        (row,) = objects.networks(connection, "id", [network])
+        network = row.carrier
+    return found
 
 
 @dataclass(frozen=True)
@@ -191,9 +215,12 @@ def _hosts_now(connection: Connection, ports: list[int]) -> Counter[int]:
 
 
 def _carrier(connection: Connection, network: int, was: _Past) -> int:
+    """What carries it within its domain."""
     if network in was.carriers:
         return was.carriers[network]
-    return int(connection.execute(select(tables.network.c.carrier).where(tables.network.c.id == network)).scalar_one())
+    n = tables.network.c
+    row = connection.execute(select(n.carrier, n.encapsulated).where(n.id == network)).one()
+    return FABRIC if row.encapsulated else int(row.carrier)
 
 
 def _differing(
@@ -202,6 +229,7 @@ def _differing(
     """The keys of a network that a machine must hear of."""
     ports = _port_keys(connection, network) if isinstance(old, _All) != isinstance(new, _All) else set()
     was, now = _within(old, ports), _within(new, ports)
+    changed = {key for key in changed if key[0] != "machine"}  # of what is on its ports
     if old is None or new is None:
         keys = changed | _other_keys(connection, network) | was | now
     else:
@@ -234,8 +262,7 @@ def _other_keys(connection: Connection, network: int) -> set[Key]:
 # Values
 
 
-def _of_view(connection: Connection, view: View) -> list[tuple[Key, Value]]:
-    left = fabric(connection).left
+def _of_view(connection: Connection, view: View, for_agent: bool) -> list[tuple[Key, Value]]:
     every = list(view)
     whole = [network for network, scope in view.items() if isinstance(scope, _All)]
     some = sorted(id for scope in view.values() if not isinstance(scope, _All) for id in scope)
@@ -248,12 +275,12 @@ def _of_view(connection: Connection, view: View) -> list[tuple[Key, Value]]:
         *objects.ports(connection, "id", some),
         *objects.policies(connection, "network", every),
     ]
-    return [((row.kind, row.id), value_of(row, left)) for row in rows]
+    told = Teller(connection, rows, for_agent)
+    return [((row.kind, row.id), told.value(row)) for row in rows]
 
 
 def _values(connection: Connection, keys: set[Key], view: View) -> list[tuple[Key, Value]]:
     """The values of these keys, as far as they exist and the view has them."""
-    left = fabric(connection).left
     ids: dict[str, list[int]] = defaultdict(list)
     for kind, id in sorted(keys):
         ids[kind].append(id)
@@ -265,7 +292,38 @@ def _values(connection: Connection, keys: set[Key], view: View) -> list[tuple[Ke
         *objects.ports(connection, "id", ids["port"]),
         *objects.policies(connection, "id", ids["policy"]),
     ]
-    return [((row.kind, row.id), value_of(row, left)) for row in rows if _sees(view, row)]
+    rows = [row for row in rows if _sees(view, row)]
+    told = Teller(connection, rows, True)
+    return [((row.kind, row.id), told.value(row)) for row in rows]
+
+
+class Teller:
+    """Rows as values. `for_agent`: as those of its domain know them, else as all is."""
+
+    def __init__(self, connection: Connection, rows: Iterable[Row], for_agent: bool) -> None:
+        networks = {row.network for row in rows if isinstance(row, NetworkRow | PortRow)}
+        self._for_agent = for_agent
+        known = objects.networks(connection, "id", sorted(networks))
+        self._encapsulated = {row.id for row in known if row.encapsulated}
+        domains = objects.domains(connection, {row.id for row in rows if isinstance(row, NetworkRow)})
+        left = {domain: objects.left(connection, domain) for domain in set(domains.values())}
+        self._left = {network: left[domain] for network, domain in domains.items()}
+        ports = [row for row in rows if isinstance(row, PortRow)]
+        hosts = {each for row in ports if row.network in self._encapsulated for each in (row.host, row.other)}
+        self._machines = objects.agents_on(connection, hosts)
+        self._agents = objects.agents_on(connection, [row.id for row in ports if row.hosts])
+
+    def value(self, row: Row) -> Value:
+        value = value_of(row, self._left.get(row.network, 0))
+        if isinstance(value, Port):
+            value = replace(value, agent=value.id in self._agents)
+        if not self._for_agent or row.network not in self._encapsulated:
+            return value
+        if isinstance(value, Network):
+            return replace(value, carrier=FABRIC, encapsulated=False)
+        if isinstance(value, Port):
+            return replace(value, host=self._machines[value.host], other=self._machines.get(value.other, 0))
+        return value
 
 
 def _sees(view: View, row: Row) -> bool:
@@ -275,21 +333,70 @@ def _sees(view: View, row: Row) -> bool:
     return isinstance(scope, _All) or not isinstance(row, PortRow) or row.id in scope
 
 
+def domain_of(connection: Connection, machine: int) -> int:
+    """The domain that a machine is in: the fabric, or the network on one of whose ports it is."""
+    domain = connection.scalar(select(tables.machine.c.domain).where(tables.machine.c.id == machine))
+    return int(domain or FABRIC)
+
+
 def machines(connection: Connection, reader: int) -> list[tuple[Key, Value]]:
-    """The machines of the fabric's domain, which is the only one there is, without those that are shut out. Of the
-    reader alone it has the NICs."""
+    """The machines of the reader's domain, without those that are shut out. Of the reader alone it has the NICs."""
+    domain = domain_of(connection, reader)
+    rows = [row for row in objects.machines(connection, domain) if not row.fenced]
+    if domain != FABRIC:
+        return _on_ports(connection, domain, rows)
     return [
         (("machine", row.id), Machine(row.id, ip_address(row.address), row.mtu, row.nics if row.id == reader else ()))
-        for row in objects.machines(connection)
-        if not row.fenced
+        for row in rows
     ]
 
 
+def machines_on_ports(connection: Connection, ids: Iterable[int]) -> dict[int, Machine]:
+    """Those of these machines that are on host ports, as others in their domains know them."""
+    found: dict[int, Machine] = {}
+    domains = {domain_of(connection, id) for id in ids}
+    for domain in domains - {FABRIC}:
+        for (_, id), value in _on_ports(connection, domain, objects.machines(connection, domain)):
+            if isinstance(value, Machine):
+                found[id] = value
+    return found
+
+
+def _on_ports(connection: Connection, domain: int, rows: Sequence[MachineRow]) -> list[tuple[Key, Value]]:
+    """The machines that the workloads of these host ports are, as far as the ports have an address to be reached by."""
+    family = objects.family(connection, domain)
+    mtu = objects.left(connection, domain) + OVERHEAD[family]
+    ports = {port.id: port for port in objects.ports(connection, "id", [row.port for row in rows if row.port])}
+    up = _up(connection, domain, ports.values())
+    found: list[tuple[Key, Value]] = []
+    for row in rows:
+        addresses = [ip_address(text) for text in ports[row.port].addresses] if row.port in ports else []
+        own = next((address for address in addresses if address.version == family), None)
+        if own is not None:
+            found.append((("machine", row.id), Machine(row.id, own, mtu, (), row.port in up)))
+    return found
+
+
+def _up(connection: Connection, network: int, ports: Iterable[PortRow]) -> set[int]:
+    """Those of these ports of a network with nothing disabled on their way down to the wire, themselves included."""
+    at: dict[int, PortRow] = {port.id: port for port in ports}
+    while network != FABRIC and at:
+        (row,) = objects.networks(connection, "id", [network])
+        at = {port: here for port, here in at.items() if row.enabled and here.enabled}
+        if row.carrier == FABRIC:
+            break
+        hosts = objects.ports(connection, "id", sorted({here.host for here in at.values()}))
+        below = {host.id: host for host in hosts}
+        at = {port: below[here.host] for port, here in at.items()}
+        network = row.carrier
+    return set(at)
+
+
 def value_of(row: Row, left: int) -> Value:
-    """A row as the value that agents compile. `left`: what the wire leaves to networks, in bytes of IP."""
+    """A row as a value. `left`: what the domain of a network leaves to it, in bytes of IP."""
     match row:
         case NetworkRow():
-            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left), row.enabled)
+            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left), row.enabled, row.encapsulated)
         case SegmentRow():
             dns = tuple(map(ip_address, row.dns))
             return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)), dns)
@@ -312,7 +419,7 @@ def value_of(row: Row, left: int) -> Value:
 
 
 def network_mtu(row: NetworkRow, left: int) -> int:
-    """Bytes of IP that its ports may send: flat at any depth, so the wire's less one encapsulation (rule 9)."""
+    """Bytes of IP that its ports may send: in one domain the same at any depth (rule 9)."""
     return min(left, row.mtu) if row.mtu is not None else left
 
 
@@ -322,5 +429,6 @@ def world(connection: Connection, port: int) -> World:
     view: View = {}
     while network != FABRIC:
         view[network] = ALL
-        network = _carrier(connection, network, _Past())
-    return World(dict([*machines(connection, 0), *_of_view(connection, view)]))
+        (row,) = objects.networks(connection, "id", [network])
+        network = row.carrier
+    return World(dict([*machines(connection, 0), *_of_view(connection, view, False)]))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, func, select
 
 from nestnet.model.errors import Invalid, Problem
-from nestnet.model.standing import FENCED
+from nestnet.model.standing import ABSENT, FENCED
 from nestnet.model.values import FABRIC
 from nestnet.store import tables
 from nestnet.store.objects import chunks
@@ -24,6 +24,8 @@ def page(
     within = FABRIC if network is None else reader.find("network", network)
     table = tables.machine if network is None else tables.port
     query = select(table.c.id).order_by(table.c.id).limit(limit + 1)
+    if network is None:
+        query = query.where(tables.machine.c.port.is_(None))
     if network is not None:
         query = query.where(tables.port.c.network == within, tables.port.c.hosts.is_(True))
     if cursor is not None:
@@ -35,11 +37,15 @@ def page(
     ids = list(connection.scalars(query))
     resources = reader.resources(kind, ids[:limit])
     uses = _uses(connection, reader, within, ids)
-    lost = lost_machines(connection, reader.heard) if network is None else {}
+    lost = lost_machines(connection, reader.heard)
     items = []
     for id, found in zip(ids[:limit], resources, strict=True):
         networks, ports = uses.get(id, (0, 0))
-        how = _of_machine(found["name"], lost.get(id)) if network is None else (found["state"], found["cause"])
+        how = (found.get("state"), found.get("cause"))
+        if network is None:
+            how = _of_machine(f"machine {found['name']}", lost.machines.get(id))
+        elif how[0] == "up" and id in lost.ports:
+            how = _of_machine(f"the agent on {found['path']}", lost.ports[id])
         address = found["address"] if network is None else found["addresses"]
         items.append(
             {
@@ -62,11 +68,9 @@ def page(
 def _of_machine(name: str, why: str | None) -> tuple[str, str | None]:
     if why is None:
         return "up", None
-    return (
-        ("down: disabled", f"machine {name} is fenced")
-        if why == FENCED
-        else ("down: lost", f"machine {name} says nothing")
-    )
+    if why == FENCED:
+        return "down: disabled", f"{name} is fenced"
+    return "down: lost", f"{name} {'has never been there' if why == ABSENT else 'says nothing'}"
 
 
 def _uses(connection: Connection, reader: Reader, carrier: int, ids: Sequence[int]) -> dict[int, tuple[int, int]]:

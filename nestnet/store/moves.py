@@ -62,7 +62,15 @@ def begin(connection: Connection, reader: Reader, identity: Identity, id: int, t
     _alone(connection, reader, row, new, above)
     on_wire = network.carrier == FABRIC
     old_machine = objects.machines_of(connection, [id])[id]
-    new_machine = new if on_wire else objects.machines_of(connection, [new])[new]
+    if network.encapsulated:
+        agents = objects.agents_on(connection, [row.host, new])
+        old_machine, new_machine = agents[row.host], agents.get(new, 0)
+        if not new_machine:
+            raise Conflict(
+                f"host {to} runs no agent yet: put a port of {path.rpartition('/')[0]} on it first", "no_agent"
+            )
+    else:
+        new_machine = new if on_wire else objects.machines_of(connection, [new])[new]
     names = {machine: _name(connection, machine) for machine in (old_machine, new_machine)}
     moves = old_machine != new_machine
     disturbs = []

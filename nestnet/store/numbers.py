@@ -12,6 +12,7 @@ from itertools import pairwise
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from nestnet.model.errors import Exhausted
+from nestnet.model.values import FABRIC
 from nestnet.store import tables
 from nestnet.store.tables import machine, report, vni_quarantine, vni_range
 
@@ -27,26 +28,38 @@ def open_domain(connection: Connection, domain: int, size: int = VNIS) -> None:
     connection.execute(insert(vni_range), rows)
 
 
+def size(connection: Connection, domain: int) -> int:
+    """How many there are in all; 0 if the domain has not been opened."""
+    used = connection.scalar(select(func.count()).where(tables.segment.c.domain == domain)) or 0
+    waiting = connection.scalar(select(func.count()).where(vni_quarantine.c.domain == domain)) or 0
+    unused = connection.scalar(
+        select(func.coalesce(func.sum(vni_range.c.hi - vni_range.c.lo + 1), 0)).where(vni_range.c.domain == domain)
+    )
+    return int(used + waiting + (unused or 0))
+
+
 def free(connection: Connection, domain: int) -> int:
     """How many could be cut now, those counted whose quarantine is over."""
+    realised = _realised_by_all(connection, domain)
     ranges = select(func.coalesce(func.sum(vni_range.c.hi - vni_range.c.lo + 1), 0)).where(
-        vni_range.c.domain == domain, vni_range.c.after <= _realised_by_all(connection)
+        vni_range.c.domain == domain, vni_range.c.after <= realised
     )
-    over = select(func.count()).where(
-        vni_quarantine.c.domain == domain, vni_quarantine.c.revision <= _realised_by_all(connection)
-    )
-    return int(connection.scalar(ranges) or 0) + int(connection.scalar(over) or 0)
+    over = select(func.count()).where(vni_quarantine.c.domain == domain, vni_quarantine.c.revision <= realised)
+    found = int(connection.scalar(ranges) or 0) + int(connection.scalar(over) or 0)
+    return found or (0 if size(connection, domain) else size(connection, FABRIC))
 
 
 def cut(connection: Connection, domain: int, count: int) -> list[int]:
-    """Take `count` free VNIs.
+    """Take `count` free VNIs. A domain that has had none yet has as many as the fabric.
 
     Raises Exhausted (vni_exhausted) if there are not so many.
     """
     if count == 0:
         return []
+    if not size(connection, domain):
+        open_domain(connection, domain, size(connection, FABRIC))
     _end_quarantine(connection, domain)
-    realised = _realised_by_all(connection)
+    realised = _realised_by_all(connection, domain)
     taken: list[int] = []
     while len(taken) < count:
         row = connection.execute(
@@ -72,10 +85,7 @@ def exhausted(connection: Connection, domain: int) -> Exhausted:
     """The error for a domain that has none left, with the number there are in all."""
     used = connection.scalar(select(func.count()).where(tables.segment.c.domain == domain)) or 0
     waiting = connection.scalar(select(func.count()).where(vni_quarantine.c.domain == domain)) or 0
-    unused = connection.scalar(
-        select(func.coalesce(func.sum(vni_range.c.hi - vni_range.c.lo + 1), 0)).where(vni_range.c.domain == domain)
-    )
-    total = int(used + waiting + (unused or 0))
+    total = size(connection, domain)
     message = f"no VNI is free: all {total} are used by {used} segments, or wait for machines that may still use them"
     return Exhausted(f"{message} ({waiting}); delete segments, or bring those machines back", "vni_exhausted", total)
 
@@ -87,9 +97,10 @@ def release(connection: Connection, vnis: list[tuple[int, int]], revision: int) 
         connection.execute(insert(vni_quarantine), rows)
 
 
-def fence(connection: Connection, revision: int) -> None:
-    """A machine was removed at `revision`: what it may still hold is free when all others have realised that."""
-    connection.execute(update(vni_quarantine).values(revision=revision))
+def fence(connection: Connection, domain: int, revision: int) -> None:
+    """A machine of the domain was removed at `revision`: what it may still hold is free when all others have realised
+    that."""
+    connection.execute(update(vni_quarantine).where(vni_quarantine.c.domain == domain).values(revision=revision))
 
 
 def hold_back(connection: Connection, count: int, revision: int) -> None:
@@ -112,12 +123,15 @@ def hold_back(connection: Connection, count: int, revision: int) -> None:
     connection.execute(update(vni_quarantine).values(revision=revision))
 
 
-def _realised_by_all(connection: Connection) -> int:
-    """The revision that every machine has realised. A machine that never reported holds nothing older than
+def _realised_by_all(connection: Connection, domain: int) -> int:
+    """The revision that every machine of a domain has realised. A machine that never reported holds nothing older than
     the revision it joined at."""
     realised = func.max(func.coalesce(report.c.realised, 0), machine.c.joined, type_=tables.Id)
     each = (
-        select(realised.label("n")).select_from(machine.outerjoin(report)).where(machine.c.fenced.is_(False)).subquery()
+        select(realised.label("n"))
+        .select_from(machine.outerjoin(report))
+        .where(machine.c.fenced.is_(False), machine.c.domain == domain)
+        .subquery()
     )
     lowest = connection.scalar(select(func.min(each.c.n)))
     return int(lowest) if lowest is not None else 1 << 62
@@ -125,7 +139,7 @@ def _realised_by_all(connection: Connection) -> int:
 
 def _end_quarantine(connection: Connection, domain: int) -> None:
     """Make ranges of what is free again, joined with their neighbours."""
-    over = (vni_quarantine.c.domain == domain) & (vni_quarantine.c.revision <= _realised_by_all(connection))
+    over = (vni_quarantine.c.domain == domain) & (vni_quarantine.c.revision <= _realised_by_all(connection, domain))
     for vni in connection.scalars(select(vni_quarantine.c.vni).where(over)).all():
         lo = hi = vni
         in_domain = vni_range.c.domain == domain

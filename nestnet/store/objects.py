@@ -34,6 +34,7 @@ class NetworkRow:
     enabled: bool
     labels: str
     description: str
+    encapsulated: bool = False
 
     @property
     def network(self) -> int:
@@ -95,8 +96,8 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class PortRow:
-    """`host` is a machine's id if the fabric carries the network, else a port's; so is `other`, where else it lives
-    while it moves, or 0. `mac` None: to be chosen."""
+    """`host` is a machine's id if the fabric carries the network, else a port's of the carrier, whoever runs the agent
+    there; so is `other`, where else it lives while it moves, or 0. `mac` None: to be chosen."""
 
     kind: ClassVar[str] = "port"
     id: int
@@ -158,7 +159,8 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class MachineRow:
-    """`address` is text in canonical form; `nics` are names of interfaces."""
+    """`address` is text in canonical form; `nics` are names of interfaces. `port`: the host port whose workload it is,
+    None for a machine of the fabric; then its address and MTU are that port's."""
 
     id: int
     name: str
@@ -166,6 +168,7 @@ class MachineRow:
     mtu: int
     nics: tuple[str, ...]
     fenced: bool = False
+    port: int | None = None
 
 
 @dataclass
@@ -189,6 +192,15 @@ class State:
             names.append(self.networks[network].name)
             network = self.networks[network].carrier
         return "/".join(reversed(names))
+
+    def domain(self, network: int) -> int:
+        """Where it has its VNIs, and which machines its ports live on: the fabric's, or those on ports of a network."""
+        while network != FABRIC:
+            row = self.networks[network]
+            if row.encapsulated:
+                return row.carrier
+            network = row.carrier
+        return FABRIC
 
     def above(self, roots: Iterable[int]) -> list[int]:
         """These networks and everything that they carry, carriers first."""
@@ -221,14 +233,44 @@ def load_state(connection: Connection) -> State:
     )
 
 
-def machines(connection: Connection) -> list[MachineRow]:
-    """Every machine that has joined."""
+def machines(connection: Connection, domain: int = FABRIC) -> list[MachineRow]:
+    """Every machine of a domain: those that have joined the fabric, or those on ports of a network, joined or not."""
     c = tables.machine.c
-    rows = connection.execute(select(c.id, c.name, c.address, c.mtu, c.nics, c.fenced).order_by(c.id))
+    query = select(c.id, c.name, c.address, c.mtu, c.nics, c.fenced, c.port).where(c.domain == domain).order_by(c.id)
     return [
-        MachineRow(row.id, row.name, row.address, row.mtu, tuple(json.loads(row.nics)), bool(row.fenced))
-        for row in rows
+        MachineRow(row.id, row.name, row.address, row.mtu, tuple(json.loads(row.nics)), bool(row.fenced), row.port)
+        for row in connection.execute(query)
     ]
+
+
+def agents_on(connection: Connection, ports: Iterable[int]) -> dict[int, int]:
+    """Host port -> the machine that its workload is, where it is one."""
+    c = tables.machine.c
+    found: dict[int, int] = {}
+    for chunk in chunks(sorted(set(ports))):
+        rows = connection.execute(select(c.id, c.port).where(c.port.in_(chunk)))
+        found.update({row.port: row.id for row in rows})
+    return found
+
+
+def domains(connection: Connection, networks: Iterable[int]) -> dict[int, int]:
+    """Network -> its domain: the fabric, or the network on whose ports the machines are that its ports live on."""
+    c = tables.network.c
+    at = {network: network for network in networks}  # how far down each walk is
+    found: dict[int, int] = {}
+    while at:
+        rows: dict[int, Any] = {}
+        for chunk in chunks(sorted(set(at.values()))):
+            query = select(c.id, c.carrier, c.encapsulated).where(c.id.in_(chunk))
+            rows.update({row.id: row for row in connection.execute(query)})
+        for network, here in list(at.items()):
+            row = rows.get(here)
+            if row is None or row.id == FABRIC or row.encapsulated or row.carrier == FABRIC:
+                found[network] = row.carrier if row is not None and row.encapsulated else FABRIC
+                del at[network]
+            else:
+                at[network] = row.carrier
+    return found
 
 
 def load_contents(connection: Connection, networks: Sequence[int]) -> dict[int, Contents]:
@@ -294,18 +336,36 @@ def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
     owned = _parts(connection, t.owned, t.port, by, ids, "position")
     members = _parts(connection, t.port_group, t.port, by, ids, "group")
     given = _parts(connection, t.attachment, t.port, by, ids, "name")
+    rows = list(_rows(connection, t.port, by, ids))
+    # Who lives on a machine that is on a port lives on that port, to all but agents.
+    below = ports_under(connection, {row[side] for row in rows for side in ("host_machine", "other_machine")} - {None})
+
+    def host(row: RowMapping, side: str) -> int:
+        machine = row[f"{side}_machine"]
+        return int(row[f"{side}_port"] or 0) if machine is None else below.get(machine, machine)
+
     return [
         PortRow(
             **_pick(row, PortRow),
-            host=row["host_machine"] if row["host_machine"] is not None else row["host_port"],
-            other=row["other_machine"] or row["other_port"] or 0,
+            host=host(row, "host"),
+            other=host(row, "other"),
             addresses=tuple(part["address"] for part in addresses[row["id"]]),
             owns=tuple(part["prefix"] for part in owned[row["id"]]),
             groups=tuple(part["group"] for part in members[row["id"]]),
             attach=next((Attach(part["kind"], part["name"]) for part in given[row["id"]]), None),
         )
-        for row in _rows(connection, t.port, by, ids)
+        for row in rows
     ]
+
+
+def ports_under(connection: Connection, machines: Iterable[int]) -> dict[int, int]:
+    """Machine -> the host port that it is on, where it is on one."""
+    c = tables.machine.c
+    found: dict[int, int] = {}
+    for chunk in chunks(sorted(machines)):
+        rows = connection.execute(select(c.id, c.port).where(c.id.in_(chunk), c.port.is_not(None)))
+        found.update({row.id: row.port for row in rows})
+    return found
 
 
 def policies(connection: Connection, by: str, ids: Sequence[int]) -> list[PolicyRow]:
@@ -348,7 +408,8 @@ def _parts(
 
 
 def machines_of(connection: Connection, ports: Iterable[int], other: bool = False) -> dict[int, int]:
-    """Port -> the machine at the bottom of its chain of hosts; `other`: the other one, if something there moves."""
+    """Port -> the machine whose agent has it, at the end of its chain of hosts; `other`: the other one, if something
+    there moves."""
     p = tables.port.c
     machine_column, port_column = p.host_machine, p.host_port
     if other:
@@ -373,6 +434,38 @@ def machines_of(connection: Connection, ports: Iterable[int], other: bool = Fals
 def chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), CHUNK):
         yield items[start : start + CHUNK]
+
+
+def above_domains(connection: Connection, domains: Iterable[int]) -> list[NetworkRow]:
+    """All networks in these domains, and in those that are on ports of theirs."""
+    found: dict[int, NetworkRow] = {}
+    at = sorted(domains)
+    while at:
+        level = [row for row in networks(connection, "carrier", at) if row.encapsulated or row.carrier in found]
+        level = [row for row in level if row.id not in found]
+        found.update({row.id: row for row in level})
+        at = [row.id for row in level]
+    return list(found.values())
+
+
+def left(connection: Connection, domain: int) -> int:
+    """Bytes of IP that the machines of a domain leave to networks: those of the wire, or of the network whose ports
+    they are on, less one encapsulation (rule 9)."""
+    if domain == FABRIC:
+        return fabric(connection).left
+    (row,) = networks(connection, "id", [domain])
+    most = left(connection, domains(connection, [domain])[domain])
+    mtu = min(most, row.mtu) if row.mtu is not None else most
+    return mtu - OVERHEAD[family(connection, domain)]
+
+
+def family(connection: Connection, domain: int) -> int:
+    """Of the addresses by which the machines of a domain reach each other: 4 or 6."""
+    if domain == FABRIC:
+        return fabric(connection).family
+    c = tables.network.c
+    query = select(c.underlay).where(c.carrier == domain, c.encapsulated.is_(True)).limit(1)
+    return int(connection.scalar(query) or 4)
 
 
 def current_revision(connection: Connection) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, select
 
@@ -125,12 +125,12 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
     if problems:
         raise Invalid(problems)
     wanted = _Wanted(filled, state)
-    if problems := list(_given_twice(connection, wanted, state)):
+    if problems := [*_hosts_apart(wanted), *_given_twice(connection, wanted, state)]:
         raise Invalid(problems)
     pairs = list(_pairs(wanted, state, roots))
     wishes = _tenants(manifest, wanted, state)
     _to_write(pairs, wishes, moved, wanted, state, scope)
-    _enough_vnis(connection, pairs)
+    _enough_vnis(connection, pairs, wanted)
     _judge_quotas(connection, pairs, wishes, wanted, state)
     changes = (*_told_of_machines(moved, state), *_tenants_told(wishes, state), *_told(pairs, wanted, state))
     touched = {row.network for pair in pairs for row in pair if row is not None}
@@ -282,7 +282,8 @@ def _complete_network(
     carried = {} if row is None else state.carried.get(row.id, {})
     tenant = spec.tenant or (row.tenant if row else None) or tenant
     underlay = spec.underlay or family or (row.underlay if row else 4)
-    update: dict[str, Any] = {"tenant": tenant, "underlay": underlay}
+    carriage = spec.carriage or (_carriage_of(row) if row else "flat")
+    update: dict[str, Any] = {"tenant": tenant, "underlay": underlay, "carriage": carriage}
     if spec.segments is None:
         update["segments"] = {name: _segment_spec(segment) for name, segment in stored.segments.items()}
     if spec.routers is None:
@@ -305,12 +306,17 @@ def _network_spec(row: NetworkRow) -> NetworkSpec:
     """A stored network as a manifest has it; its collections absent, so: as they are."""
     return NetworkSpec.model_construct(
         tenant=row.tenant,
+        carriage=_carriage_of(row),
         underlay=6 if row.underlay == 6 else 4,
         mtu=row.mtu,
         enabled=row.enabled,
         labels=json.loads(row.labels) or None,
         description=row.description or None,
     )
+
+
+def _carriage_of(row: NetworkRow) -> Literal["flat", "encapsulated"]:
+    return "encapsulated" if row.encapsulated else "flat"
 
 
 def _segment_spec(row: SegmentRow) -> SegmentSpec:
@@ -412,22 +418,24 @@ def problems_of(chain: Sequence[NetworkRow], hosts: Mapping[str, str], state: St
 def _given_twice(connection: Connection, wanted: _Wanted, state: State) -> Iterator[Problem]:
     """What a machine has is given to one port: also beside networks that the manifest does not name, and when hosts
     move."""
-    names = {id: name for name, id in state.machines.items()}
-    place: dict[int, int] = {}  # port -> machine
-    given: dict[tuple[int, Attach], int] = {}
+    names: dict[Place, str] = {("machine", id): name for name, id in state.machines.items()}
+    place: dict[int, Place] = {}
+    given: dict[tuple[Place, Attach], int] = {}
     rows: dict[int, PortRow] = {}
     for network, row in wanted.networks.items():  # carriers first
         for port in wanted.contents[network].ports.values():
-            place[port.id] = port.host if row.carrier == FABRIC else place[port.host]
+            place[port.id] = _place(row, port, place)
             if port.attach is not None:
                 rows[port.id] = port
     if not rows:
         return
     own = {port.id for contents in state.contents.values() for port in contents.ports.values()}
     t = tables.attachment.c
-    for other in connection.execute(select(t.port, t.machine, t.kind, t.name)):
+    m = tables.machine.c
+    for other in connection.execute(select(t.port, t.machine, t.kind, t.name, m.port.label("on")).join(tables.machine)):
         if other.port not in own:
-            given[other.machine, Attach(other.kind, other.name)] = other.port
+            at = ("machine", other.machine) if other.on is None else ("port", other.on)
+            given[at, Attach(other.kind, other.name)] = other.port
     for port in rows.values():
         assert port.attach is not None
         key = (place[port.id], port.attach)
@@ -437,15 +445,45 @@ def _given_twice(connection: Connection, wanted: _Wanted, state: State) -> Itera
             else:
                 (row_of,) = ports(connection, "id", [one])
                 path = f"{state.path(row_of.network)}/{row_of.name}"
-            at = wanted.pointers["port", port.id] + f"/attach/{port.attach.kind}"
-            yield Problem("duplicate_attach", at, given_already(port.attach, names[place[port.id]], path))
+            pointer = wanted.pointers["port", port.id] + f"/attach/{port.attach.kind}"
+            whose = names.get(key[0]) or wanted.path_of_port(key[0][1])
+            yield Problem("duplicate_attach", pointer, given_already(port.attach, whose, path))
 
 
-def _enough_vnis(connection: Connection, pairs: Iterable[Pair]) -> None:
-    # Every carriage is flat, so every domain is the fabric's.
-    wanted = sum(1 for old, new in pairs if old is None and isinstance(new, SegmentRow))
-    if wanted and wanted > numbers.free(connection, FABRIC):
-        raise numbers.exhausted(connection, FABRIC)
+Place = tuple[str, int]
+"""Where a port lives in the end: ("machine", id), or ("port", id) of a host port whose workload is one."""
+
+
+def _place(network: NetworkRow, port: PortRow, place: Mapping[int, Place]) -> Place:
+    """`place`: those of the ports of its carrier."""
+    if network.carrier == FABRIC:
+        return "machine", port.host
+    return ("port", port.host) if network.encapsulated else place[port.host]
+
+
+def _enough_vnis(connection: Connection, pairs: Iterable[Pair], wanted: _Wanted) -> None:
+    more = Counter(wanted.domain(new.network) for old, new in pairs if old is None and isinstance(new, SegmentRow))
+    for domain, segments in more.items():
+        if segments > numbers.free(connection, domain):
+            raise numbers.exhausted(connection, domain if numbers.size(connection, domain) else FABRIC)
+
+
+def _hosts_apart(wanted: _Wanted) -> Iterator[Problem]:
+    """Machines of one domain have addresses of their own. What carries them may have one twice, in two segments."""
+    at: dict[tuple[int, str], PortRow] = {}
+    for id, row in wanted.networks.items():
+        if not row.encapsulated:
+            continue
+        hosts = {port.id: port for port in wanted.contents[row.carrier].ports.values()}
+        for port in wanted.contents[id].ports.values():
+            host = hosts[port.host]
+            address = next((a for a in host.addresses if (":" in a) == (row.underlay == 6)), None)
+            other = at.setdefault((row.carrier, address), host) if address is not None else host
+            if other.id != host.id:
+                message = (
+                    f"host {host.name} has the address {address}, as {other.name} has: agents need one of their own"
+                )
+                yield Problem("duplicate_address", wanted.pointers["port", port.id] + "/host", message)
 
 
 # What should be
@@ -472,17 +510,25 @@ class _Wanted:
         if spec.tenant is not None:
             self.tenants[spec.tenant] = None
         underlay = spec.underlay or 4
+        encapsulated = spec.carriage == "encapsulated"
         if old is not None:
             # On the wire the underlay is as the machines are.
             family = old.underlay if carrier != FABRIC else underlay
-            for what, was, wished in (("tenant", old.tenant, spec.tenant), ("underlay", family, underlay)):
+            carried = _carriage_of(old)
+            for what, was, wished in (
+                ("tenant", old.tenant, spec.tenant),
+                ("underlay", family, underlay),
+                ("carriage", carried, spec.carriage or carried),
+            ):
                 if was not in (wished, None):
                     raise Conflict(f"the {what} of network {path} cannot be changed: delete and create it", "immutable")
+            encapsulated = old.encapsulated
         id = old.id if old is not None else next(self._fresh)
         enabled = spec.enabled if spec.enabled is not None else old is None or old.enabled
         self.networks[id] = NetworkRow(
-            id, carrier, name, spec.tenant, underlay, spec.mtu, enabled, dump(spec.labels), spec.description or ""
-        )
+            id, carrier, name, spec.tenant, underlay, spec.mtu, enabled, dump(spec.labels), spec.description or "",
+            encapsulated,
+        )  # fmt: skip
         self.paths[id] = path
         self.pointers["network", id] = at
         self.contents[id] = contents = Contents()
@@ -495,6 +541,20 @@ class _Wanted:
         self._policies(id, spec, stored, contents, at)
         for below, one in (spec.networks or {}).items():
             self._network(below, one, id, path, at)
+
+    def domain(self, network: int) -> int:
+        """As `State.domain`."""
+        while network != FABRIC:
+            row = self.networks[network]
+            if row.encapsulated:
+                return row.carrier
+            network = row.carrier
+        return FABRIC
+
+    def path_of_port(self, port: int) -> str:
+        """The path of a port that the manifest has."""
+        (row,) = (row for each in self.contents.values() for row in each.ports.values() if row.id == port)
+        return f"{self.paths[row.network]}/{row.name}"
 
     def _segments(self, network: int, spec: NetworkSpec, stored: Contents, contents: Contents, at: str) -> None:
         for name, one in (spec.segments or {}).items():
@@ -815,6 +875,7 @@ class _Teller:
         if isinstance(row, NetworkRow):
             return {
                 "tenant": row.tenant,
+                "carriage": _carriage_of(row),
                 "underlay": row.underlay,
                 "mtu": row.mtu,
                 "enabled": row.enabled,
@@ -939,19 +1000,24 @@ def _lets_carriage_pass(contents: Contents) -> bool:
 
 
 def _machines(touched: set[int], wanted: _Wanted, state: State, roots: list[int]) -> tuple[str, ...]:
-    """Names of the machines that get rows: those with ports of what changes, or of what is carried by it."""
+    """Names of the machines that get rows: those with ports of what changes, or of what is carried by it. One on a host
+    port is called by the path of that."""
     names = {id: name for name, id in state.machines.items()}
     found: set[str] = set()
     for networks, contents in ((state.networks, state.contents), (wanted.networks, wanted.contents)):
         reached = set(touched)
         order = state.above(roots) if networks is state.networks else list(wanted.networks)
-        place: dict[int, int] = {}  # port -> machine, of all levels
+        place: dict[int, Place] = {}  # of all levels
+        paths: dict[int, str] = {}
+        path = state.path if networks is state.networks else wanted.paths.__getitem__
         for network in order:  # carriers first
             carrier = networks[network].carrier
             if carrier in reached:
                 reached.add(network)
             for port in contents[network].ports.values():
-                place[port.id] = port.host if carrier == FABRIC else place[port.host]
+                place[port.id] = _place(networks[network], port, place)
+                paths[port.id] = f"{path(network)}/{port.name}"
                 if network in reached:
-                    found.add(names[place[port.id]])
+                    kind, id = place[port.id]
+                    found.add(names[id] if kind == "machine" else paths[id])
     return tuple(sorted(found))

@@ -17,11 +17,11 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, t
 
 from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
-from nestnet.model.standing import DEPTH, DISABLED, FENCED, LOST, Cause
+from nestnet.model.standing import ABSENT, DEPTH, DISABLED, FENCED, LOST, Cause
 from nestnet.model.values import FABRIC
 from nestnet.store import objects, tables
 from nestnet.store.events import Happened
-from nestnet.store.feed import network_mtu
+from nestnet.store.feed import machines_on_ports, network_mtu
 from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
 from nestnet.store.objects import NetworkRow, PortRow, chunks
@@ -107,6 +107,12 @@ class Reader:
         if kind == "policy":
             return self._find_policy(reference)
         *above, name = reference.split("/")
+        if kind == "machine" and above:
+            port = self._find_in_network("port", reference, above, name)
+            found = self._connection.scalar(select(table.c.id).where(table.c.port == port))
+            if found is None:
+                raise NotFound(f"machine {reference}")
+            return int(found)
         if kind in ("machine", "tenant"):
             named = select(table.c.id).where(table.c.name == reference, self._seen(kind))
             if (found := self._connection.scalar(named)) is None:
@@ -256,12 +262,16 @@ class Reader:
         m, r = tables.machine, tables.report
         query = select(m, r.c.realised, r.c.at, r.c.problems).outerjoin(r).where(m.c.id.in_(ids)).order_by(m.c.id)
         whole = self.scope.reads is None  # Others see that it is there, and how far it is.
+        paths = self._paths_of_agents(ids)
+        known = machines_on_ports(self._connection, paths)
+        addresses = {id: str(machine.address) for id, machine in known.items()}
+        mtus = {id: machine.mtu for id, machine in known.items()}
         return [
             {
-                **self._head("machine", row.id, row.name, row.name),
+                **self._head("machine", row.id, *[paths.get(row.id, row.name)] * 2),
                 "row": row.id if whole else None,
-                "address": row.address if whole else None,
-                "mtu": row.mtu,
+                "address": (addresses.get(row.id, row.address)) if whole else None,
+                "mtu": mtus.get(row.id, row.mtu),
                 "nics": json.loads(row.nics) if whole else [],
                 "labels": json.loads(row.labels) if whole else {},
                 "fenced": bool(row.fenced),
@@ -287,8 +297,8 @@ class Reader:
         ]
 
     def _networks(self, ids: Sequence[int]) -> list[Resource]:
-        left = objects.fabric(self._connection).left
         rows = objects.networks(self._connection, "id", ids)
+        left = self._left(ids)
         paths = self.paths(ids)
         c = tables.network.c
         revisions = {r.id: r.revision for r in self._connection.execute(select(c.id, c.revision).where(c.id.in_(ids)))}
@@ -298,9 +308,9 @@ class Reader:
                 **self._head("network", row.id, row.name, paths[row.id]),
                 "tenant": row.tenant,
                 "carrier": paths[row.carrier] or None,
-                "carriage": "flat",
+                "carriage": "encapsulated" if row.encapsulated else "flat",
                 "underlay": row.underlay,
-                "mtu": network_mtu(row, left),
+                "mtu": network_mtu(row, left[row.id]),
                 "enabled": row.enabled,
                 **self._state_of_network(row, paths[row.id], stand[row.id]),
                 "revision": revisions[row.id],
@@ -366,7 +376,7 @@ class Reader:
         rows = objects.ports(self._connection, "id", ids)
         networks = {row.id: row for row in objects.networks(self._connection, "id", sorted({r.network for r in rows}))}
         paths = self.paths(networks)
-        left = objects.fabric(self._connection).left
+        left = self._left(list(networks))
         segments = {s.id: s for s in objects.segments(self._connection, "id", sorted({r.segment for r in rows}))}
         gateways = self._gateways(list(segments))
         groups = self._names(tables.group, {group for row in rows for group in row.groups})
@@ -376,6 +386,7 @@ class Reader:
         machines = self._names(tables.machine, {row.host for row in wired} | set(places.values()))
         hosts = self._names(tables.port, {row.host for row in carried} | {row.other for row in carried})
         machines |= self._names(tables.machine, {row.other for row in wired} - machines.keys())
+        machines |= self._paths_of_agents(places.values())
         moves = self._moves(ids)
         attachments = self._attachments(places)
         stand = standings(self._connection, self.heard, list(networks.values()))
@@ -390,7 +401,7 @@ class Reader:
                 "mac": mac_text(row.mac or 0),
                 "addresses": [_with_length(address, segments[row.segment].cidrs) for address in row.addresses],
                 "gateways": gateways.get(row.segment, []),
-                "mtu": network_mtu(networks[row.network], left),
+                "mtu": network_mtu(networks[row.network], left[row.network]),
                 "owns": list(row.owns),
                 "groups": sorted(groups[group] for group in row.groups),
                 "hosts": row.hosts,
@@ -410,6 +421,20 @@ class Reader:
             }
             for row in rows
         ]
+
+    def _left(self, networks: Sequence[int]) -> dict[int, int]:
+        """Network -> bytes of IP that its domain leaves to it."""
+        domains = objects.domains(self._connection, networks)
+        left = {domain: objects.left(self._connection, domain) for domain in set(domains.values())}
+        return {network: left[domain] for network, domain in domains.items()}
+
+    def _paths_of_agents(self, machines: Iterable[int]) -> dict[int, str]:
+        """Machine -> the path of the host port that it is on, where it is on one."""
+        under = objects.ports_under(self._connection, set(machines))
+        ports = objects.ports(self._connection, "id", list(under.values()))
+        networks = self.paths({port.network for port in ports})
+        paths = {port.id: f"{networks[port.network]}/{port.name}" for port in ports}
+        return {machine: paths[port] for machine, port in under.items()}
 
     def _moves(self, ports: Sequence[int]) -> dict[int, dict[str, Any]]:
         m = tables.move.c
@@ -456,7 +481,13 @@ class Reader:
             return "what carries it is down"
         if cause.kind == "port":
             (port,) = objects.ports(self._connection, "id", [cause.id])
-            return f"port {self.paths([port.network])[port.network]}/{port.name} is disabled"
+            path = f"{self.paths([port.network])[port.network]}/{port.name}"
+            agent = {
+                LOST: "says nothing",
+                FENCED: "is fenced",
+                ABSENT: f"has never been there: `nestnet token join {path}` lets it in",
+            }
+            return f"the agent on {path} {agent[cause.why]}" if cause.why in agent else f"port {path} is disabled"
         path = self.paths([cause.id])[cause.id]
         if cause.why in (DISABLED, DEPTH):
             return f"network {path} {'is disabled' if cause.why == DISABLED else 'is carried too deep'}"
@@ -524,7 +555,7 @@ class Reader:
         for chunk in chunks(networks):
             ports += self._connection.scalars(select(p.id).where(p.network.in_(chunk))).all()
         places = {*self.machines_of(ports).values(), *self.machines_of(ports, other=True).values()}
-        return sorted(self._names(tables.machine, places).values())
+        return sorted({**self._names(tables.machine, places), **self._paths_of_agents(places)}.values())
 
     def machines_of(self, ports: Sequence[int], other: bool = False) -> dict[int, int]:
         """Port -> the machine at the bottom of its chain of hosts; `other`: the other one, if something there moves."""

@@ -45,17 +45,21 @@ def standings(connection: Connection, heard: Heard, networks: Collection[Network
     }
 
 
-def lost_machines(connection: Connection, heard: Heard) -> dict[int, str]:
+def lost_machines(connection: Connection, heard: Heard) -> standing.Lost:
     """The machines that are not there, and why."""
     m, r = tables.machine, tables.report
-    found = {}
-    for row in connection.execute(select(m.c.id, m.c.fenced, r.c.at).outerjoin(r)):
+    machines: dict[int, str] = {}
+    ports: dict[int, str] = {}
+    for row in connection.execute(select(m.c.id, m.c.fenced, m.c.port, r.c.at).outerjoin(r)):
         unheard = row.at is not None and heard.age(row.id) is None and not heard.is_awaited()
+        found, id = (machines, row.id) if row.port is None else (ports, row.port)
         if row.fenced:
-            found[row.id] = standing.FENCED
+            found[id] = standing.FENCED
         elif unheard or heard.is_lost(row.id):
-            found[row.id] = standing.LOST
-    return found
+            found[id] = standing.LOST
+        elif row.port is not None and row.at is None:
+            found[id] = standing.ABSENT
+    return standing.Lost(machines, ports)
 
 
 def _world(connection: Connection, networks: Iterable[NetworkRow], uses: Mapping[int, set[int]]) -> World:

@@ -244,6 +244,8 @@ class Store:
             self._fresh(connection, asked, "machine", row.id)
         elif asked.etags is not None:
             raise Stale(f"machine {name} is not there (any more)")
+        if row is not None and row.port is not None:
+            raise Conflict(f"{name} is on a port: what it is follows from that", "on_a_port")
         others = [other for other in objects.machines(connection) if other.name != name]
         if other := next((other.name for other in others if other.address == address), None):
             raise Conflict(f"{address} is the address of machine {other} already", "duplicate_address")
@@ -288,6 +290,7 @@ class Store:
             _mtu_fits(connection, fabric)
             n = tables.network
             connection.execute(update(n).where(n.c.id == FABRIC).values(mtu=fabric.mtu))
+            _domains_fit(connection)
             connection.execute(update(n).where(n.c.carrier == FABRIC).values(underlay=fabric.family))
             networks = connection.scalars(select(n.c.id).where(n.c.id != FABRIC)).all()
             rows += [
@@ -442,7 +445,7 @@ class Store:
                 connection.execute(delete(table).where(table.c.id == id))
                 if kind == "machine":
                     after = self._machines_changed(connection, [id])
-                    numbers.fence(connection, after)
+                    numbers.fence(connection, FABRIC, after)
                     self.heard.forget(id)
                 else:
                     row = {"network": FABRIC, "kind": kind, "id": id, **write.NOTHING_WAS}
@@ -886,6 +889,25 @@ class Store:
         self.happened()
         return n
 
+    def guest(self, port: str | int, below: str | None = None) -> str:
+        """The name of the machine that the workload of a host port is, by the port's path, or by its row for the
+        machine `below` that has it. Raises NotFound, Conflict when nothing lives there that needs an agent."""
+        with self._database.read() as connection:
+            reader = self._reader(connection)
+            id = port if isinstance(port, int) else reader.find("port", port)
+            if below is not None:
+                machine = reader.find("machine", below)
+                there = [row.id for row in objects.ports(connection, "id", [id])]
+                places = {*objects.machines_of(connection, there).values()}
+                places |= {*objects.machines_of(connection, there, other=True).values()}
+                if machine not in places:
+                    raise NotFound(f"port {port} on machine {below}")
+            name = connection.scalar(select(tables.machine.c.name).where(tables.machine.c.port == id))
+            if name is None:
+                message = f"port {port} runs no agent: a network with `carriage: encapsulated` has to live on it first"
+                raise Conflict(message, "no_agent")
+            return str(name)
+
     def let_join(self, machine: str, until: float, asked: Asked = NOBODY) -> str:
         """A secret: whoever has it may join as this machine, once, until then (seconds since 1970)."""
         secret = self._secret(asked, f"join {machine}")
@@ -920,7 +942,12 @@ class Store:
 
         def turn(connection: Connection) -> Any:
             access.use(connection, secret, name)
-            resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics)
+            under = select(tables.machine.c.port).where(tables.machine.c.name == name)
+            if address and connection.scalar(under) is None:
+                resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics)
+            else:  # Its address and MTU are its port's.
+                reader = self._reader(connection)
+                (resource,) = reader.resources("machine", [reader.find("machine", name)])
             row = self.identity.row("machine", resource["id"])
             assert row is not None
             if resource["fenced"]:
@@ -951,7 +978,8 @@ class Store:
                 events.changed(connection, asked.who, "fence", revision, [change])
             (resource,) = reader.resources("machine", [id])
             m = tables.machine.c
-            names = connection.scalars(select(m.name).where(m.id != id, m.fenced.is_(False)).order_by(m.name)).all()
+            others = (m.id != id, m.fenced.is_(False), m.domain == feed.domain_of(connection, id))
+            names = connection.scalars(select(m.name).where(*others).order_by(m.name)).all()
             return revision, list(names), resource
 
         revision, machines, resource = self._change(asked, {"fence": reference, "fenced": fenced}, turn)
@@ -960,9 +988,14 @@ class Store:
     def _fence(self, connection: Connection, id: int, fenced: bool) -> int:
         m = tables.machine
         connection.execute(update(m).where(m.c.id == id).values(fenced=fenced))
-        after = self._machines_changed(connection, [id])
+        domain = feed.domain_of(connection, id)
+        if domain == FABRIC:
+            after = self._machines_changed(connection, [id])
+        else:
+            row = {"network": domain, "kind": "machine", "id": id, **write.NOTHING_WAS}
+            after = write.next_revision(connection, [row])
         if fenced:
-            numbers.fence(connection, after)
+            numbers.fence(connection, domain, after)
         return after
 
 
@@ -991,7 +1024,8 @@ def _mtu_fits(connection: Connection, fabric: Fabric) -> None:
     """Refuse a machine that would leave some network too little (rule 9)."""
     n, s, c = tables.network.c, tables.segment.c, tables.segment_cidr.c
     left, overhead = fabric.left, fabric.mtu - fabric.left
-    family = connection.scalar(select(func.max(c.family)))
+    flat = select(s.id).where(s.domain == FABRIC)
+    family = connection.scalar(select(func.max(c.family)).where(c.segment.in_(flat)))
     least = SMALLEST_MTU[family] if family is not None else 0
     chosen = connection.execute(
         select(n.name, n.mtu).where(n.id != FABRIC, n.mtu > left).order_by(n.mtu.desc()).limit(1)
@@ -1002,10 +1036,30 @@ def _mtu_fits(connection: Connection, fabric: Fabric) -> None:
         raise Invalid([Problem("mtu_too_small", "/mtu", message, limit=chosen.mtu + overhead)])
     if left < least:
         name = connection.scalar(
-            select(s.name).join(tables.segment_cidr, c.segment == s.id).where(c.family == family).limit(1)
+            select(s.name)
+            .join(tables.segment_cidr, c.segment == s.id)
+            .where(c.family == family, s.domain == FABRIC)
+            .limit(1)
         )
         message = f"{said}, but segment {name} needs {least}"
         raise Invalid([Problem("mtu_too_small", "/mtu", message, limit=least + overhead)])
+
+
+def _domains_fit(connection: Connection) -> None:
+    """The same for what is carried by networks for real: each level takes as much again."""
+    n, s, c, m = tables.network.c, tables.segment.c, tables.segment_cidr.c, tables.machine.c
+    for domain in connection.scalars(select(m.domain).where(m.domain != FABRIC).distinct()).all():
+        left = objects.left(connection, domain)
+        inside = select(s.network).where(s.domain == domain)
+        chosen = connection.execute(select(n.name, n.mtu).where(n.id.in_(inside), n.mtu > left).limit(1)).first()
+        if chosen is not None:
+            message = f"network {chosen.name} has chosen an MTU of {chosen.mtu}, and {left} would be left for it"
+            raise Invalid([Problem("mtu_too_small", "/mtu", message, limit=chosen.mtu)])
+        query = select(s.name, c.family).join(tables.segment_cidr, c.segment == s.id).where(s.domain == domain)
+        for row in connection.execute(query.order_by(c.family.desc()).limit(1)):
+            if left < (least := SMALLEST_MTU[row.family]):
+                message = f"segment {row.name} needs an MTU of {least}, and {left} would be left for it"
+                raise Invalid([Problem("mtu_too_small", "/mtu", message, limit=least)])
 
 
 def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int) -> list[str]:
@@ -1039,7 +1093,10 @@ def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int)
         case "router":
             ask("link", t.link, (t.link.c.router == id) | (t.link.c.other == id), t.link.c.network)
         case "port":
-            ask("port", t.port, (t.port.c.host_port == id) | (t.port.c.other_port == id), t.port.c.network)
+            agent = select(t.machine.c.id).where(t.machine.c.port == id).scalar_subquery()
+            on_it = (t.port.c.host_port == id) | (t.port.c.other_port == id)
+            on_it |= (t.port.c.host_machine == agent) | (t.port.c.other_machine == agent)
+            ask("port", t.port, on_it, t.port.c.network)
             policies = _policies_naming(connection, t.port, "port", id)
             for group in connection.scalars(select(t.port_group.c.group).where(t.port_group.c.port == id)).all():
                 members = select(func.count()).where(t.port_group.c.group == group)

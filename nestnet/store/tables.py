@@ -93,6 +93,7 @@ change = Table(
     Column("was_port", Id),
     Column("was_other", Id),  # Where else it was, while it moved: a machine if `was_machine` says one, else a port.
     Column("was_carrier", Id),
+    Column("was_encapsulated", Boolean(create_constraint=False)),
     Column("was_tenant", Text),  # Its name, of a network: whoever could see it is told that it went.
     Index(None, "revision"),
     Index(None, "network", "revision"),
@@ -110,11 +111,15 @@ tenant = Table(
     _revision(),
 )
 
+# A computer that runs an agent: of the fabric, or on a host port (`port`) of the network that is its `domain`. That one
+# is called as its port's public id; its address and MTU are the port's, and not kept here.
 machine = Table(
     "machine",
     metadata,
     Column("id", Id, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
+    Column("domain", Id, nullable=False, server_default="0", index=True),
+    Column("port", Id),
     Column("address", Text, nullable=False, unique=True),
     Column("mtu", Integer, nullable=False),
     Column("nics", Text, nullable=False, server_default="[]"),  # JSON: names; none: the one that has the address.
@@ -125,6 +130,7 @@ machine = Table(
     # Shut out: a stranger to all others, whatever it still says and sends.
     Column("fenced", Boolean(create_constraint=False), nullable=False, server_default="0"),
     _revision(),
+    Index(None, "port", unique=True),
 )
 
 report = Table(
@@ -144,6 +150,8 @@ network = Table(
     Column("carrier", Id, _refers("network.id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("tenant", Id, _refers("tenant.id"), index=True),
+    # Do the ports that carry it run agents of their own? Then those are the machines that its ports live on.
+    Column("encapsulated", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Column("underlay", Integer, nullable=False),
     Column("mtu", Integer),  # Chosen, at most what the domain allows; none: all of that.
     Column("enabled", Boolean(create_constraint=False), nullable=False),

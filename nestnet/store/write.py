@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from ipaddress import ip_network
 from typing import Any
@@ -22,6 +22,8 @@ from nestnet.store.objects import (
     RouterRow,
     Row,
     SegmentRow,
+    above_domains,
+    agents_on,
     chunks,
     column_names,
     current_revision,
@@ -29,6 +31,8 @@ from nestnet.store.objects import (
     meaning_text,
     selector_order,
 )
+from nestnet.store.objects import domains as domains_of
+from nestnet.store.objects import ports as ports_by
 from nestnet.store.plan import Pair, TenantWish
 from nestnet.store.quotas import QUOTAS
 
@@ -49,48 +53,127 @@ OWN_REVISION: dict[str, Table] = {
     "machine": tables.machine,
     "tenant": tables.tenant,
 }
-NOTHING_WAS = {"was_machine": None, "was_port": None, "was_other": None, "was_carrier": None, "was_tenant": None}
+NOTHING_WAS = {
+    "was_machine": None, "was_port": None, "was_other": None, "was_carrier": None, "was_encapsulated": None,
+    "was_tenant": None,
+}  # fmt: skip
 
 
 def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], tenants: Sequence[TenantWish] = ()) -> int:
     """Make it so, under the next revision; that is returned, or the current one if nothing changes."""
     owners = write_tenants(connection, tenants)
-    pairs = _settle(connection, identity, pairs)
+    gone = [old.id for old, new in pairs if isinstance(old, SegmentRow) and new is None]
+    freed = _labels_of(connection, gone)
+    pairs, domains = _settle(connection, identity, pairs)
     carriers = _carriers(connection, pairs)
     carriers_then = carriers | {old.id: old.carrier for old, _ in pairs if isinstance(old, NetworkRow)}
-    freed = [(FABRIC, old.vni) for old, new in pairs if isinstance(old, SegmentRow) and new is None and old.vni]
+    seats = _Seats(connection, identity, pairs, carriers)
     for kind, table in reversed(TABLES.items()):
-        gone = [{"row": old.id} for old, new in pairs if old is not None and new is None and old.kind == kind]
-        _many(connection, delete(table).where(table.c.id == bindparam("row")), gone)
+        ended = [{"row": old.id} for old, new in pairs if old is not None and new is None and old.kind == kind]
+        _many(connection, delete(table).where(table.c.id == bindparam("row")), ended)
     # MACs may be exchanged, or taken over by a new port: none is below 0.
     away = [{"row": old.id, "away": -old.id} for old, new in pairs if old is not None and _mac_moves(old, new)]
     port = tables.port
     _many(connection, update(port).where(port.c.id == bindparam("row")).values(mac=bindparam("away")), away)
     for kind, table in TABLES.items():
         fresh = [
-            _columns(new, carriers, owners)
+            _columns(new, carriers, owners, domains, seats)
             for old, new in pairs
             if old is None and new is not None and new.kind == kind
         ]
         _many(connection, insert(table), fresh)
         moved = [(old, new) for old, new in pairs if old is not None and new is not None and new.kind == kind]
-        _update(connection, table, moved, carriers, owners)
+        _update(connection, table, [_columns(new, carriers, owners, domains, seats) for _, new in moved if new])
     _parts(connection, pairs)
     _attachments(connection, pairs)
     _end_moves(connection, pairs)
     _host_use(connection, pairs)
     rows = [
-        _change_row(row.network, row.kind, row.id, old, carriers_then)
+        _change_row(row.network, row.kind, row.id, old, carriers_then, seats)
         for old, new in pairs
         for row in (new or old,)
         if row is not None and row.kind in FED
     ]
+    known = {(row["kind"], row["id"]) for row in rows}
+    others: list[Row] = [*seats.taken(), *_shrunk(connection, pairs)]
+    rows += [
+        _change_row(row.network, row.kind, row.id, row, carriers_then, seats)
+        for row in others
+        if (row.kind, row.id) not in known
+    ]
+    rows += [{"network": at, "kind": "machine", "id": id, **NOTHING_WAS} for at, id in seats.changed]
     rows += [{"network": FABRIC, "kind": "tenant", "id": owners[wish.name], **NOTHING_WAS} for wish in tenants]
     if not rows:
         return current_revision(connection)
     n = next_revision(connection, rows)
     numbers.release(connection, freed, n)
     return n
+
+
+class _Seats:
+    """The machines on host ports: made when the first port lives on one, gone with the host port."""
+
+    def __init__(
+        self, connection: Connection, identity: Identity, pairs: Sequence[Pair], carriers: Mapping[int, int]
+    ) -> None:
+        n, m = tables.network.c, tables.machine
+        self._connection = connection
+        known = {row.id: row.encapsulated for pair in pairs for row in pair if isinstance(row, NetworkRow)}
+        for chunk in chunks(sorted(carriers.keys() - known.keys())):
+            rows = connection.execute(select(n.id, n.encapsulated).where(n.id.in_(chunk)))
+            known.update({row.id: bool(row.encapsulated) for row in rows})
+        self._encapsulated = {id for id, is_so in known.items() if is_so}
+        ports = [row for pair in pairs for row in pair if isinstance(row, PortRow)]
+        lived_on = [row for row in ports if row.network in self._encapsulated]
+        hosts = {host: carriers[row.network] for row in lived_on for host in (row.host, row.other) if host}
+        self._on = agents_on(connection, hosts)
+        self._new = sorted(hosts.keys() - self._on.keys())
+        if self._new:
+            first = reserve(connection, "machine", len(self._new))
+            now = current_revision(connection)
+            self._on.update({port: first + place for place, port in enumerate(self._new)})
+            names = {port: identity.public("port", port) for port in self._new}
+            fresh = [
+                {"id": self._on[port], "name": names[port], "domain": hosts[port], "port": port, "joined": now}
+                | {"address": names[port], "mtu": 0, "labels": "{}"}
+                for port in self._new
+            ]
+            connection.execute(insert(m), fresh)
+        self.changed = [(hosts[port], self._on[port]) for port in self._new]
+        ended = [old for old, new in pairs if isinstance(old, PortRow) and new is None]
+        gone = agents_on(connection, [row.id for row in ended])
+        _many(connection, delete(m).where(m.c.id == bindparam("row")), [{"row": id} for id in gone.values()])
+        self.changed += [(row.network, gone[row.id]) for row in ended if row.id in gone]
+
+    def of(self, row: PortRow, host: int) -> int | None:
+        """The machine that this host is, if it is one on a port."""
+        return self._on[host] if host and row.network in self._encapsulated else None
+
+    def taken(self) -> list[PortRow]:
+        """The host ports that became machines: who is below has to know."""
+        rows = ports_by(self._connection, "id", self._new)
+        self._on.update(agents_on(self._connection, [row.host for row in rows]))
+        return rows
+
+
+def _labels_of(connection: Connection, segments: Sequence[int]) -> list[tuple[int, int]]:
+    """(domain, VNI) of each segment."""
+    s = tables.segment.c
+    found: list[tuple[int, int]] = []
+    for chunk in chunks(sorted(segments)):
+        rows = connection.execute(select(s.domain, s.vni).where(s.id.in_(chunk)))
+        found += [(row.domain, row.vni) for row in rows]
+    return found
+
+
+def _shrunk(connection: Connection, pairs: Sequence[Pair]) -> list[NetworkRow]:
+    """The networks that have another MTU because one has that carries them for real."""
+    changed = {
+        old.id
+        for old, new in pairs
+        if isinstance(old, NetworkRow) and isinstance(new, NetworkRow) and old.mtu != new.mtu
+    }
+    return above_domains(connection, changed)
 
 
 def next_revision(connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
@@ -148,23 +231,23 @@ def write_tenants(connection: Connection, wishes: Sequence[TenantWish]) -> dict[
     return ids
 
 
-def _settle(connection: Connection, identity: Identity, pairs: Sequence[Pair]) -> list[Pair]:
-    """Real ids for those below 0, VNIs and MACs for those that have none."""
+def _settle(connection: Connection, identity: Identity, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], dict[int, int]]:
+    """Real ids for those below 0, VNIs and MACs for those that have none; and the domains of networks with segments."""
     real: dict[tuple[str, int], int] = {}
     for kind in TABLES:
         fresh = [new.id for _, new in pairs if new is not None and new.kind == kind and new.id < 0]
         if fresh:
             first = reserve(connection, kind, len(fresh))
             real.update({(kind, id): first + place for place, id in enumerate(fresh)})
-    vnis = iter(
-        numbers.cut(connection, FABRIC, sum(1 for _, new in pairs if isinstance(new, SegmentRow) and new.vni is None))
-    )
     settled = [(old, _real(new, real) if new is not None else None) for old, new in pairs]
+    domains = _domains(connection, settled)
+    wanted = Counter(domains[new.network] for _, new in settled if isinstance(new, SegmentRow) and new.vni is None)
+    vnis = {domain: iter(numbers.cut(connection, domain, count)) for domain, count in wanted.items()}
     taken = _taken_macs(connection, [new for _, new in settled if isinstance(new, PortRow)])
     out: list[Pair] = []
     for old, new in settled:
         if isinstance(new, SegmentRow) and new.vni is None:
-            new = replace(new, vni=next(vnis))
+            new = replace(new, vni=next(vnis[domains[new.network]]))
         elif isinstance(new, RouterRow) and new.mac is None:
             new = replace(new, mac=identity.mac("router", new.id))
         elif isinstance(new, PortRow) and new.mac is None:
@@ -174,7 +257,25 @@ def _settle(connection: Connection, identity: Identity, pairs: Sequence[Pair]) -
             taken.add((new.segment, mac))
             new = replace(new, mac=mac)
         out.append((old, new))
-    return out
+    return out, domains
+
+
+def _domains(connection: Connection, pairs: Sequence[Pair]) -> dict[int, int]:
+    """Network -> its domain, of those with segments here."""
+    rows = {new.id: new for _, new in pairs if isinstance(new, NetworkRow)}
+    found: dict[int, int] = {}
+    walks: dict[int, list[int]] = defaultdict(list)  # stored network -> those whose domain is its
+    for network in {new.network for _, new in pairs if isinstance(new, SegmentRow)}:
+        here = network
+        while here in rows and not rows[here].encapsulated and rows[here].carrier != FABRIC:
+            here = rows[here].carrier
+        if here in rows:
+            found[network] = rows[here].carrier if rows[here].encapsulated else FABRIC
+        else:
+            walks[here].append(network)
+    for here, domain in domains_of(connection, walks).items():
+        found.update(dict.fromkeys(walks[here], domain))
+    return found
 
 
 def _taken_macs(connection: Connection, ports: Sequence[PortRow]) -> set[tuple[int, int]]:
@@ -218,18 +319,23 @@ def _real(row: Row, real: dict[tuple[str, int], int]) -> Row:
 
 
 def _carriers(connection: Connection, pairs: Sequence[Pair]) -> dict[int, int]:
-    """Network -> carrier, of all networks that occur."""
+    """Network -> carrier, of all networks that occur, and of what carries them."""
     c = tables.network.c
     known: dict[int, int] = {}
-    for chunk in chunks(sorted({row.network for pair in pairs for row in pair if row is not None})):
-        known.update(
-            {row.id: row.carrier for row in connection.execute(select(c.id, c.carrier).where(c.id.in_(chunk)))}
-        )
-    known.update({row.id: row.carrier for pair in pairs for row in pair if isinstance(row, NetworkRow)})
+    new = {row.id: row.carrier for pair in pairs for row in pair if isinstance(row, NetworkRow)}
+    wanted = {row.network for pair in pairs for row in pair if row is not None}
+    for _ in range(2):
+        for chunk in chunks(sorted(wanted - known.keys())):
+            rows = connection.execute(select(c.id, c.carrier).where(c.id.in_(chunk)))
+            known.update({row.id: row.carrier for row in rows})
+        known.update(new)
+        wanted = {carrier for carrier in known.values() if carrier != FABRIC}
     return known
 
 
-def _columns(row: Row, carriers: dict[int, int], owners: dict[str, int]) -> dict[str, Any]:
+def _columns(
+    row: Row, carriers: dict[int, int], owners: dict[str, int], domains: dict[int, int], seats: _Seats
+) -> dict[str, Any]:
     """The row of its own table."""
     if isinstance(row, PolicyRow):
         return {"id": row.id, "network": row.network, "spec": row.spec, "value": meaning_text(row)}
@@ -238,25 +344,22 @@ def _columns(row: Row, carriers: dict[int, int], owners: dict[str, int]) -> dict
         columns.pop("network", None)
         columns |= {"tenant": owners[row.tenant] if row.tenant else None, "revision": 0}
     elif isinstance(row, SegmentRow):
-        columns["domain"] = FABRIC  # Flat all the way down.
+        columns["domain"] = domains[row.network]
         columns["dns"] = json.dumps(list(row.dns))
     elif isinstance(row, LinkRow):
         columns["router"], columns["other"] = row.between
     elif isinstance(row, PortRow):
         on_wire = carriers[row.network] == FABRIC
-        columns["host_machine"] = row.host if on_wire else None
-        columns["host_port"] = None if on_wire else row.host
-        columns["other_machine"] = row.other or None if on_wire else None
-        columns["other_port"] = None if on_wire else row.other or None
+        for side, host in (("host", row.host), ("other", row.other)):
+            machine = host or None if on_wire else seats.of(row, host)
+            columns[f"{side}_machine"] = machine
+            columns[f"{side}_port"] = host or None if machine is None and not on_wire else None
     return columns
 
 
-def _update(
-    connection: Connection, table: Table, moved: Sequence[Pair], carriers: dict[int, int], owners: dict[str, int]
-) -> None:
-    if not moved:
+def _update(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
         return
-    rows = [_columns(new, carriers, owners) for _, new in moved if new is not None]
     for row in rows:
         row.pop("revision", None)
         row["row"] = row.pop("id")
@@ -385,17 +488,23 @@ def _host_use(connection: Connection, pairs: Sequence[Pair]) -> None:
     _many(connection, insert(tables.host_use), rows_now)
 
 
-def _change_row(network: int, kind: str, id: int, old: Row | None, carriers: dict[int, int]) -> dict[str, Any]:
-    was = old.host if isinstance(old, PortRow) else None
-    on_wire = carriers[network] == FABRIC
+def _change_row(
+    network: int, kind: str, id: int, old: Row | None, carriers: dict[int, int], seats: _Seats
+) -> dict[str, Any]:
+    was = other = machine = None
+    if isinstance(old, PortRow):
+        was, other = old.host, old.other or None
+        machine = was if carriers[network] == FABRIC else seats.of(old, was)
+        other = seats.of(old, old.other) or other
     return {
         "network": network,
         "kind": kind,
         "id": id,
-        "was_machine": was if on_wire else None,
-        "was_port": None if on_wire else was,
-        "was_other": old.other or None if isinstance(old, PortRow) else None,
+        "was_machine": machine,
+        "was_port": was if machine is None else None,
+        "was_other": other,
         "was_carrier": old.carrier if isinstance(old, NetworkRow) else None,
+        "was_encapsulated": old.encapsulated if isinstance(old, NetworkRow) else None,
         "was_tenant": old.tenant if isinstance(old, NetworkRow) else None,
     }
 

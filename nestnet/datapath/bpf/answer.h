@@ -92,6 +92,22 @@ INLINE int nd_option(struct __sk_buff *skb, u32 at, u32 end, u8 type, u8 *to)
 	return at == end ? found : -1;
 }
 
+/* The relay (rule 25): fe80::1 on the link of a port whose workload runs an agent. Mirrors model/values.py. */
+#define RELAY_PORT 4795
+static const u8 nobody_mac[6] = { 6 }; /* mirrors model/packet.py */
+
+INLINE int is_relay(const struct address *a)
+{
+	return a->words[0] == swap32(0xfe800000) && !a->words[1] && !a->words[2] && a->words[3] == swap32(1);
+}
+
+INLINE int has_relay(const struct packet *p)
+{
+	struct port *from = bpf_map_lookup_elem(&port, &p->source);
+
+	return from && from->flags & AGENT;
+}
+
 /*  14     54    55    56   58           62        78      79   80     86
  *  | IPv6 | 136 | 0   | ck | R S O      | target  | 2     | 1  | MAC  |          RFC 4861, 4.4
  */
@@ -153,6 +169,10 @@ ONCE int answer_nd(struct __sk_buff *skb, struct packet *p)
 		return mine ? REASON_ANNOUNCEMENT : REASON_ND_SPOOF;
 	if (mine)
 		return REASON_ANNOUNCEMENT;
+	if (has_relay(p) && is_relay(&p->given)) {
+		memcpy(p->leaves + 6, nobody_mac, 6);
+		return advertise(skb, p, 0);
+	}
 	if (!found || !owner_mac(found, p->leaves + 6))
 		return REASON_ND_UNKNOWN;
 	return advertise(skb, p, found->kind == OWNER_ROUTER);

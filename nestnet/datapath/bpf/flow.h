@@ -51,8 +51,9 @@ ONCE int touch(struct flow *f, struct flow_key *k, u32 now)
 }
 
 /* Reads the usual packets without options, extensions or fragments, and TCP that neither opens nor closes. 0: not one of them.
- * `at` is the offset of the Ethernet header, `room` the bytes of IP packet there are. */
-INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t, u8 *ttl, u8 *ecn, u32 *headers)
+ * `at` is the offset of the Ethernet header, `length` the bytes of IP packet there are. */
+INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t, u8 *ttl, u8 *ecn, u32 *headers,
+		      const int is_member)
 {
 	u8 *eth = data + at, *ip = eth + ETH_BYTES, *l4;
 	u32 total;
@@ -87,7 +88,9 @@ INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t
 	} else {
 		return 0;
 	}
-	if (total > length)
+	/* Of a member it may be a last segment: see out.h, VXLAN in VXLAN. */
+	if (total > length &&
+	    (!is_member || length < STACKED_BYTES || t->protocol != UDP || load16(l4 + 2) != CARRIAGE_PORT))
 		return 0;
 	if (t->protocol == TCP) {
 		if ((void *)l4 + 20 > end || total < *headers + 20 || l4[13] & (SYN | FIN | RST))
@@ -117,6 +120,8 @@ INLINE u32 header_bytes(struct __sk_buff *skb, const struct packet *p)
 {
 	u8 offset = 0;
 
+	if (UNLIKELY(skb->gso_size && is_carriage(&p->tuple)))
+		return stacked_headers(skb, p->l4);
 	if (p->tuple.protocol != TCP || p->fragment == LATER_FRAGMENT)
 		return p->l4 - ETH_BYTES + 8;
 	load(skb, p->l4 + 12, &offset, 1);
@@ -129,12 +134,12 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct flow_key key;
 	struct flow *f;
-	u32 headers = 0, now, length = skb->len - ETH_BYTES;
+	u32 headers = 0, now, length = skb->len - ETH_BYTES, stacked = 0;
 	u64 at;
 	u8 ttl, ecn;
 	int reason;
 
-	if (skb->vlan_present || !read_usual(data, end, 0, length, &key.tuple, &ttl, &ecn, &headers))
+	if (skb->vlan_present || !read_usual(data, end, 0, length, &key.tuple, &ttl, &ecn, &headers, 0))
 		return NOT_KNOWN;
 	key.where = skb->ifindex;
 	f = bpf_map_lookup_elem(&flow, &key);
@@ -143,6 +148,8 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
 		return NOT_KNOWN;
+	if (UNLIKELY(skb->gso_size && is_carriage(&key.tuple)))
+		headers = stacked = stacked_headers(skb, ETH_BYTES + headers - 8);
 	if (too_long(skb, length, headers, f->mtu) || (f->hops && ttl <= f->hops))
 		return NOT_KNOWN;
 	now = seconds();
@@ -161,7 +168,7 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 	if (f->out == TO_WIRE) {
 		u16 ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
 
-		if (encapsulate(skb, f, ecn, ether_type))
+		if (encapsulate(skb, f, ecn, ether_type, stacked))
 			return drop(skb, f->source, REASON_ERROR);
 		if (f->hops)
 			take_hops(skb, f->outer_bytes + ETH_BYTES, key.tuple.family, ttl, f->hops);
@@ -215,7 +222,7 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 
 	if (data + outer + ETH_BYTES > end || outer_ecn == 3)
 		return NOT_KNOWN;
-	if (!read_usual(data, end, outer, skb->len - outer - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers))
+	if (!read_usual(data, end, outer, skb->len - outer - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers, 1))
 		return NOT_KNOWN;
 	if (ecn == 2 && outer_ecn == 1)
 		return NOT_KNOWN;
@@ -234,6 +241,8 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 		f->seen = now;
 	}
 	if (UNLIKELY(f->tolls)) {
+		if (skb->gso_size && is_carriage(&key.tuple))
+			headers = stacked_headers(skb, outer + ETH_BYTES + headers - 8) - outer;
 		reason = pay(skb, &f->toll, f->tolls << 16, skb->len - outer, headers);
 		if (reason)
 			return drop(skb, f->target, reason);
@@ -247,7 +256,7 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	memcpy(inner, f->came, 12);
 	inner[12] = ether_type >> 8;
 	inner[13] = ether_type;
-	if (decapsulate(skb, outer, inner, ether_type))
+	if (decapsulate(skb, outer, inner, ether_type) || (UNLIKELY(is_carriage(&key.tuple)) && made_whole(skb)))
 		return drop(skb, slot, REASON_ERROR);
 	return to_workload(skb, slot, ifindex, is_tap);
 }

@@ -204,7 +204,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		}
 		return to_workload(skb, p->target, f->ifindex, f->out == TO_TAP);
 	}
-	if (encapsulate(skb, f, p->ecn, p->ether_type))
+	if (encapsulate(skb, f, p->ecn, p->ether_type, skb->gso_size && is_carriage(&p->tuple) ? headers : 0))
 		return drop(skb, p->source, REASON_ERROR);
 	if (p->hops)
 		take_hops(skb, f->outer_bytes + ETH_BYTES, p->tuple.family, p->ttl, p->hops);
@@ -225,7 +225,7 @@ INLINE int from_workload(struct __sk_buff *skb)
 	struct attach *here = bpf_map_lookup_elem(&attach, &ifindex);
 	struct port *from;
 	struct network *n;
-	int reason;
+	int reason, closed;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -244,13 +244,16 @@ INLINE int from_workload(struct __sk_buff *skb)
 	p->segment = from->segment;
 	p->a = place_of(from);
 	n = bpf_map_lookup_elem(&network, &p->network);
-	if (!(from->flags & ENABLED))
-		return drop(skb, p->source, REASON_PORT_DISABLED);
-	if (!n || !(n->flags & ENABLED))
-		return drop(skb, p->source, REASON_NETWORK_DISABLED);
+	closed = !(from->flags & ENABLED) ? REASON_PORT_DISABLED : !n || !(n->flags & ENABLED) ? REASON_NETWORK_DISABLED : 0;
+	if (closed && (!n || !(from->flags & AGENT)))
+		return drop(skb, p->source, closed);
+	if (!n)
+		return TC_ACT_SHOT;
 	reason = parse_ethernet(skb, p);
 	if (!reason && !same_mac(p->came + 6, from->mac))
 		reason = REASON_SOURCE_MAC;
+	if (closed && (reason || p->ether_type == ETH_ARP))
+		reason = closed;
 	if (reason)
 		return drop(skb, p->source, reason);
 	if (p->ether_type == ETH_ARP) {
@@ -258,6 +261,8 @@ INLINE int from_workload(struct __sk_buff *skb)
 		return reason ? drop(skb, p->source, reason) : back(skb, p);
 	}
 	reason = parse_ip(skb, p);
+	if (closed && (reason || !seeks_relay(skb, p)))
+		return drop(skb, p->source, closed);
 	if (!reason)
 		reason = guard(p, 0);
 	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
@@ -267,6 +272,8 @@ INLINE int from_workload(struct __sk_buff *skb)
 	}
 	if (!reason && is_inquiry(p))
 		return to_agent(skb, p);
+	if (!reason && from->flags & AGENT && is_for_relay(p))
+		return to_relay(skb, p);
 	if (!reason)
 		reason = reassemble(p);
 	if (reason)
@@ -359,6 +366,8 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	n = bpf_map_lookup_elem(&network, &p->network);
 	if (!n || !(n->flags & ENABLED))
 		return drop(skb, 0, REASON_NETWORK_DISABLED);
+	if (!p->cut && made_whole(skb))
+		return drop(skb, 0, REASON_ERROR);
 	reason = p->cut == BEFORE_IP ? REASON_MALFORMED : parse_ethernet(skb, p);
 	if (!reason && p->ether_type == ETH_ARP)
 		reason = REASON_ETHER_TYPE;

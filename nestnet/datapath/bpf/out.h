@@ -107,13 +107,20 @@ INLINE u16 fold(u32 sum)
  *
  * RFC 7348 figure 1; over IPv6 the UDP checksum is 0 as well (RFC 6935, for the inner packet has its own).
  * Lengths of a GSO packet describe the whole; whoever segments it sets them right. */
+#define EALREADY 114
+
 INLINE int make_room(struct __sk_buff *skb, u32 outer_bytes)
 {
 	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_BYTES) |
 		    BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
 
-	return bpf_skb_adjust_room(skb, outer_bytes, BPF_ADJ_ROOM_MAC,
-				   flags | (outer_bytes == OUTER6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4));
+	long grown = bpf_skb_adjust_room(skb, outer_bytes, BPF_ADJ_ROOM_MAC,
+					 flags | (outer_bytes == OUTER6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4));
+
+	/* What is a tunnel's already cannot be made one again: it stays that, and grows. */
+	if (grown == -EALREADY)
+		grown = bpf_skb_adjust_room(skb, outer_bytes, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+	return grown;
 }
 
 /* The Ethernet header of the inner frame: in front of it, the outer headers end. */
@@ -164,8 +171,103 @@ ONCE int write_headers(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether
 	return f->outer_bytes == OUTER6 ? write_headers6(skb, f, ecn, ether_type) : write_headers4(skb, f, ecn, ether_type);
 }
 
-INLINE int encapsulate(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type)
+/* VXLAN in VXLAN. A large packet passes all levels whole. Whoever segments it in the end, Linux for a NIC that cannot,
+ * sets right the lengths of the outermost headers and of the innermost packet, and copies all that is between:
+ *
+ *     | outer: set right | VXLAN of the levels above: copied | TCP: set right |
+ *
+ * So what is wrapped gets the lengths of one segment first, and who unwraps it gives it those that it has: the whole, or
+ * less than was said, for the last segment is shorter. Linux, in a workload with VXLAN of its own, believes them. */
+#define STACKED 32 /* levels that are looked through */
+#define STACKED_BYTES 44 /* of a packet whose lengths are ever set: as much as is read. Mirrors model/packet.py */
+
+INLINE int is_carriage(const struct tuple *t) { return t->protocol == UDP && t->target_port == CARRIAGE_PORT; }
+
+/* Bytes behind the first Ethernet header and in front of what is segmented; `at` is the offset of the outermost UDP. */
+ONCE u32 stacked_headers(struct __sk_buff *skb, u32 at)
 {
+	for (int i = 0; i < STACKED; i++) {
+		u8 head[22], byte, ports[4]; /* EtherType, and the beginning of the IP header */
+		u32 ip = at + 16 + ETH_BYTES, l4;
+		u8 protocol;
+
+		if (load(skb, ip - 2, head, sizeof(head)))
+			break;
+		if (head[0] == 0x08 && !head[1]) {
+			l4 = ip + (head[2] & 15) * 4;
+			protocol = head[11];
+		} else if (head[0] == 0x86 && head[1] == 0xdd) {
+			l4 = ip + 40;
+			protocol = head[8];
+		} else {
+			break;
+		}
+		if (protocol == TCP && !load(skb, l4 + 12, &byte, 1))
+			return l4 + (byte >> 4) * 4 - ETH_BYTES;
+		if (protocol != UDP || load(skb, l4, ports, 4))
+			break;
+		at = l4;
+		if (load16(ports + 2) != CARRIAGE_PORT)
+			break;
+	}
+	return at + 8 - ETH_BYTES;
+}
+
+INLINE int set_lengths(struct __sk_buff *skb, u8 family, u32 was, u32 length)
+{
+	u32 six = family == 6, udp = ETH_BYTES + (six ? 40 : 20);
+	u16 ip = swap16(six ? length - 40 : length), own = swap16(length - (six ? 40 : 20)), none = 0;
+
+	if (!six && bpf_l3_csum_replace(skb, ETH_BYTES + 10, swap16(was), ip, 2))
+		return REASON_ERROR;
+	if (bpf_skb_store_bytes(skb, ETH_BYTES + (six ? 4 : 2), &ip, 2, 0) || bpf_skb_store_bytes(skb, udp + 4, &own, 2, 0))
+		return REASON_ERROR;
+	/* Over IPv4 it may be left out (RFC 7348, section 5), and it would be wrong now. */
+	return !six && bpf_skb_store_bytes(skb, udp + 6, &none, 2, 0) ? REASON_ERROR : 0;
+}
+
+/* The family of what is VXLAN without options or extensions, and the length that it says it has; 0: it is none. */
+INLINE u8 says_length(struct __sk_buff *skb, u32 *length)
+{
+	u8 head[ETH_BYTES + STACKED_BYTES], family = 0;
+
+	if (skb->len >= sizeof(head) && !load(skb, 0, head, sizeof(head))) {
+		if (head[12] == 0x08 && !head[13] && head[14] == 0x45 && !(head[20] & 0x3f) && !head[21] &&
+		    head[23] == UDP && load16(head + 36) == CARRIAGE_PORT) {
+			family = 4;
+			*length = load16(head + 16);
+		} else if (head[12] == 0x86 && head[13] == 0xdd && head[14] >> 4 == 6 && head[20] == UDP &&
+			   load16(head + 56) == CARRIAGE_PORT) {
+			family = 6;
+			*length = load16(head + 18) + 40;
+		}
+	}
+	return family;
+}
+
+/* Before it is wrapped. `headers` are those of one segment. */
+ONCE int for_each_segment(struct __sk_buff *skb, u32 headers)
+{
+	u32 length = 0, segment = skb->gso_size + headers;
+	u8 family = says_length(skb, &length);
+
+	return family && segment < length ? set_lengths(skb, family, length, segment) : 0;
+}
+
+/* Behind the outer headers of a machine. */
+ONCE int made_whole(struct __sk_buff *skb)
+{
+	u32 length = 0, there = skb->len - ETH_BYTES;
+	u8 family = says_length(skb, &length);
+
+	return family && (skb->gso_size ? length != there : length > there) ? set_lengths(skb, family, length, there) : 0;
+}
+
+/* `stacked`: headers of one segment of what is VXLAN already, and large; else 0. */
+INLINE int encapsulate(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type, u32 stacked)
+{
+	if (UNLIKELY(stacked) && for_each_segment(skb, stacked))
+		return REASON_ERROR;
 	return make_room(skb, f->outer_bytes) ? REASON_ERROR : write_headers(skb, f, ecn, ether_type);
 }
 

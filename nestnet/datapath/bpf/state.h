@@ -102,13 +102,13 @@ COUNTER(opened, 1024);
 COUNTER(closed, 1024);
 /* What routers tell each port: a bucket (rates.h). */
 COUNTER(told, 1024);
-/* The bucket of a port's inquiries (inquiry.h). */
+/* The bucket of what a port asks of its machine (inquiry.h). */
 COUNTER(asked, 1024);
 /* What is in a bucket: the moment from which it is not empty, in ns. */
 COUNTER(until, 1024);
 
 /* What the agent is asked. Under test (`recording`) nothing is sent, and what would be is written here too. */
-enum { RECORD_WORKLOAD = 1, RECORD_WIRE = 2, RECORD_DROP = 3, RECORD_COMPOSED = 4, RECORD_ASKED = 5 };
+enum { RECORD_WORKLOAD = 1, RECORD_WIRE = 2, RECORD_DROP = 3, RECORD_COMPOSED = 4, RECORD_ASKED = 5, RECORD_RELAYED = 6 };
 #define RECORD_BYTES 2048
 struct record {
 	u32 kind;

@@ -8,7 +8,7 @@
 #define MAX_DEPTH 64
 #define MAX_HOPS 63
 
-enum { ENABLED = 1, LOCAL = 2, HOSTS = 4, TAP = 8 }; /* port.flags: HOSTS has a row in host; network.flags has ENABLED */
+enum { ENABLED = 1, LOCAL = 2, HOSTS = 4, TAP = 8, AGENT = 16 }; /* port.flags: HOSTS has a row in host; network.flags has ENABLED */
 enum { RATED = 2 };                             /* network.flags */
 enum { KIND_MACHINE = 1, KIND_PORT = 2 };       /* host.kind */
 enum { OWNER_PORT = 1, OWNER_ROUTER = 2 };      /* owner.kind, mac.kind */
