@@ -80,7 +80,7 @@ class Relay:
     @property
     def known(self) -> dict[int, int]:
         """The ports that have a relay, by id the ifindex of our end."""
-        return dict(self._places)
+        return dict(self._places.keys())
 
     def know(self, ends: Mapping[int, int]) -> list[str]:
         """These ports have a relay, by port id the ifindex of our end; the connections of all others end. Returns what
