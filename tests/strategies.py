@@ -146,12 +146,17 @@ def a_world(
 
 
 def carried(draw: Draw, world: World) -> World:
-    """The same world on a wire with more room: some of its networks are encapsulated, and all have the MTU that their
-    carriage leaves them (rule 9)."""
+    """The same world, with some of its networks encapsulated."""
+    return stacked(world, [id for id in sorted(world.networks) if upto(draw, 1)])
+
+
+def stacked(world: World, chosen: Iterable[int]) -> World:
+    """The same world on a wire with more room: of these networks all that can be are encapsulated, and each network has
+    the MTU that its carriage leaves it (rule 9)."""
     world = world.with_(*(replace(machine, mtu=JUMBO) for machine in world.machines.values()))
     rooms = {FABRIC: JUMBO - OVERHEAD[wire_family(world)]}  # by domain: what it leaves to its networks
     for id, network in sorted(world.networks.items()):
-        if network.carrier != FABRIC and upto(draw, 1) and _is_stackable(world, network):
+        if id in chosen and network.carrier != FABRIC and _is_stackable(world, network):
             network = replace(network, encapsulated=True)
             rooms[network.carrier] = world.networks[network.carrier].mtu - OVERHEAD[network.underlay]
         world = world.with_(network)

@@ -39,6 +39,7 @@ NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
 ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 400
 RARE = (54,)  # seeds of torrents in which hosts of one frame for all have ports that hear it together
+DENIED = (341, 612)  # seeds of dialogues with errors about answers that the policies no longer allow
 SHARE = 60  # frames of each hostile row
 
 
@@ -293,6 +294,8 @@ def script() -> Iterator[list[Operation]]:
         for _ in range(DIALOGUES):
             teller.share = rng.choice([1, 2, 4096])
             operations += teller.tell(some_dialogues(rng), sweep=teller.share < 4096)
+        for seed in DENIED:
+            operations += teller.tell(some_dialogues(random.Random(seed)))
         operations += teller.tell(taken_down())
         yield operations
 

@@ -336,7 +336,9 @@ def wrong(lab: Lab) -> Iterator[bytes]:
 
 def test_nothing_else_of_the_machine_is_reached(lab: Lab) -> None:
     """The machine forwards for others, and somebody listens there to everything: neither shows."""
+    before = received(lab, ONE)
     lab.ask(ONE)
+    assert received(lab, ONE) > before, "what is for the relay is counted there"
 
     def listen() -> list[socket.socket]:
         for key in ("net/ipv6/conf/all/forwarding", "net/ipv4/ip_forward"):
@@ -620,6 +622,21 @@ def test_a_controller_that_is_not_there(bench: Bench, tmp_path: Path) -> None:
 
 
 # ---- changes
+
+
+def test_a_connection_lasts_through_turns_and_changes_of_others(lab: Lab) -> None:
+    with lab.open(ONE) as connection:
+        until(lambda: lab.m1.counts(ONE).connections == 1, "it is relayed")
+        lab.m1.turn()
+        lab.m1.turn()
+        other = replace(lab.world.ports[TWO], agent=False, groups=(1,))
+        assert lab.m1.become(lab.world.with_(other)) == []
+        assert lab.m1.become(lab.world) == []
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            connection.recv(1)
+        assert lab.m1.counts(ONE).connections == 1
+        assert "revision" in lab.ask(TWO)
 
 
 def test_the_flag_is_taken_away_and_given_back(lab: Lab) -> None:

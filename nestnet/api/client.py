@@ -109,8 +109,9 @@ def trusted(url: str, token: str) -> Credentials:
 
 
 class Client:
-    """A connection to a controller. `url` is unix:/PATH, https://HOST:PORT, or http://HOST:PORT on this computer. One
-    thread may use it at a time.
+    """A connection to a controller. `url` is unix:/PATH, https://HOST:PORT, or http://HOST:PORT on this computer; HOST
+    may be a link-local address with its interface, as of a relay: https://[fe80::1%eth0]:4795. One thread may use it at
+    a time.
 
     `patience` is how long, in seconds, it asks again for an answer that was lost; who never answered at all is not
     waited for. `key`, where a method has it, is the idempotency key, a new one unless given; `etag` the object's, or a
