@@ -28,7 +28,8 @@ def until_realised(
     try:
         while True:
             state = {m["name"]: m for m in client.status()["machines"] if m["name"] in machines}
-            behind = sorted(name for name in machines if realised(state.get(name, {})) < revision)
+            # One on a host port that went is gone.
+            behind = sorted(name for name, machine in state.items() if realised(machine) < revision)
             progress.show(f"revision {revision}: {len(machines) - len(behind)} of {len(machines)} machines", behind)
             if not behind:
                 return

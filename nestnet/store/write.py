@@ -63,14 +63,15 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
     """Make it so, under the next revision; that is returned, or the current one if nothing changes."""
     owners = write_tenants(connection, tenants)
     gone = [old.id for old, new in pairs if isinstance(old, SegmentRow) and new is None]
-    freed = _labels_of(connection, gone)
+    ended = {old.id for old, new in pairs if isinstance(old, NetworkRow) and new is None}  # as domains, too
+    freed = [label for label in _labels_of(connection, gone) if label[0] not in ended]
     pairs, domains = _settle(connection, identity, pairs)
     carriers = _carriers(connection, pairs)
     carriers_then = carriers | {old.id: old.carrier for old, _ in pairs if isinstance(old, NetworkRow)}
     seats = _Seats(connection, identity, pairs, carriers)
     for kind, table in reversed(TABLES.items()):
-        ended = [{"row": old.id} for old, new in pairs if old is not None and new is None and old.kind == kind]
-        _many(connection, delete(table).where(table.c.id == bindparam("row")), ended)
+        rows_gone = [{"row": old.id} for old, new in pairs if old is not None and new is None and old.kind == kind]
+        _many(connection, delete(table).where(table.c.id == bindparam("row")), rows_gone)
     # MACs may be exchanged, or taken over by a new port: none is below 0.
     away = [{"row": old.id, "away": -old.id} for old, new in pairs if old is not None and _mac_moves(old, new)]
     port = tables.port
