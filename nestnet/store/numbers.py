@@ -7,6 +7,7 @@ that freed it: until then a machine may still hold its old meaning (I8).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -26,6 +27,14 @@ def open_domain(connection: Connection, domain: int, size: int = VNIS) -> None:
     bounds = [size * place // ranges for place in range(ranges + 1)]
     rows = [{"domain": domain, "lo": lo + 1, "hi": hi} for lo, hi in pairwise(bounds)]
     connection.execute(insert(vni_range), rows)
+
+
+def open_new(connection: Connection, domains: Iterable[int]) -> None:
+    """Those that have had no VNIs yet have as many as the fabric. Called before any are cut in a transaction: until
+    their segments are written, what was cut is in no count."""
+    for domain in domains:
+        if not size(connection, domain):
+            open_domain(connection, domain, size(connection, FABRIC))
 
 
 def size(connection: Connection, domain: int) -> int:
@@ -50,14 +59,12 @@ def free(connection: Connection, domain: int) -> int:
 
 
 def cut(connection: Connection, domain: int, count: int) -> list[int]:
-    """Take `count` free VNIs. A domain that has had none yet has as many as the fabric.
+    """Take `count` free VNIs.
 
     Raises Exhausted (vni_exhausted) if there are not so many.
     """
     if count == 0:
         return []
-    if not size(connection, domain):
-        open_domain(connection, domain, size(connection, FABRIC))
     _end_quarantine(connection, domain)
     realised = _realised_by_all(connection, domain)
     taken: list[int] = []

@@ -243,6 +243,7 @@ def _settle(connection: Connection, identity: Identity, pairs: Sequence[Pair]) -
     settled = [(old, _real(new, real) if new is not None else None) for old, new in pairs]
     domains = _domains(connection, settled)
     wanted = Counter(domains[new.network] for _, new in settled if isinstance(new, SegmentRow) and new.vni is None)
+    numbers.open_new(connection, wanted)
     vnis = {domain: iter(numbers.cut(connection, domain, count)) for domain, count in wanted.items()}
     taken = _taken_macs(connection, [new for _, new in settled if isinstance(new, PortRow)])
     out: list[Pair] = []
