@@ -149,7 +149,7 @@ def test_what_is_told_bit_by_bit_is_what_is_told_at_once(store: Store) -> None:
     catch_up()
     paths = ["cloud", "cloud/vms", "cloud/vms/deep", "cloud/vms/flat", "cloud/beside"]
     is_short = False
-    for turn in range(120):
+    for turn in range(60):
         path, name = rng.choice(paths), rng.choice(NAMES)
         try:
             match rng.randrange(7):

@@ -104,9 +104,10 @@ def run(
         credentials = own.credentials if own is not None else ANONYMOUS
         return Client(controller, timeout=ANSWER, patience=0, credentials=credentials)
 
-    with connect() as client, Kernel.open(pins) as kernel:
+    on_port = machine.startswith("port_")  # It is called as its port.
+    with connect() as client, Kernel.open(pins, on_port=on_port) as kernel:
         moves = Moves(client, machine, say)
-        agent = Agent(_row(client, machine), kernel, Workloads(workloads), Inquiries(kernel, say), moves)
+        agent = Agent(_row(client, machine), kernel, Workloads(workloads, on_port), Inquiries(kernel, say), moves)
         if guests is not None and workloads is not None:
             agent.guests = Guests(guests, pins.parent, workloads, machine, client, say)
         if relay is not None or controller.startswith("https:"):

@@ -41,6 +41,9 @@ from nestnet.model.values import RELAY, Attach, Port, World, link_local
 
 LARGEST = 65535  # MTU of our ends: what is too big for the network reaches the program, which can say so
 RELAY_HERE = IPv6Interface(f"{RELAY}/64")
+# Bytes of a large packet (GSO) of a workload on an agent that is on a port itself: with the headers of all levels below
+# it is not more than Linux takes in one piece, 65,536.
+SHORTER = 65_536 - 1_536
 NOBODY = ip_interface(f"{DUMMY}/32")  # of an interface that only hears (RFC 7600)
 LOOKS = 50  # workloads that are looked into in one turn, at most: others have to wait, should somebody cause more
 SINGLY = 50  # links that are asked for one by one; more of them come with all the others
@@ -113,6 +116,7 @@ class Workloads:
     """
 
     prefix: str | None
+    on_port: bool = False  # is the machine the workload of a host port itself?
     made: dict[int, Made] = field(default_factory=dict)
     repaired: list[tuple[int, str]] = field(default_factory=list)  # by port: what was not as it should have been
     _monitor: Monitor | None = None
@@ -352,7 +356,8 @@ class Workloads:
             end, inside, changed = self._veth(attachment, name, end)
         # What a workload gave itself since stays.
         exactly = made is None or made.attachment != attachment
-        inside, more = netns.run_in(netns.path(name), lambda: _in(attachment, inside, exactly))
+        largest = SHORTER if self.on_port else 0
+        inside, more = netns.run_in(netns.path(name), lambda: _in(attachment, inside, exactly, largest))
         changed += more
         if changed and made is not None and made[:2] == (attachment, where) and made.end.index == end.index:
             self.repaired.append((attachment.port, f"{', '.join(changed)} had changed"))
@@ -512,10 +517,14 @@ def _clear() -> None:
             links.remove(ipr, link.index)
 
 
-def _in(attachment: Attachment, inside: str, exactly: bool) -> tuple[str, list[str]]:
+def _in(attachment: Attachment, inside: str, exactly: bool, largest: int) -> tuple[str, list[str]]:
     """Inside: all that the attachment says of the interface. Returns its name, which is another one when the port has
     arrived, and what was otherwise."""
     changed = _configure(attachment, inside, exactly)
+    if largest:
+        with links.netlink() as ipr:
+            if (own := links.find(ipr, inside)) is not None:
+                ipr.link("set", index=own.index, gso_max_size=largest)
     if attachment.moves or inside != _second(attachment.port):
         return inside, changed
     with links.netlink() as ipr:

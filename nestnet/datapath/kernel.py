@@ -208,6 +208,7 @@ class Kernel:
         recording: bool = False,
         *,
         driven: bool = False,
+        on_port: bool = False,
         object: Path | None = None,
         read_only: bool = False,
     ) -> Kernel:
@@ -215,6 +216,7 @@ class Kernel:
 
         recording   nothing is sent: programs tell in `run` what they would have sent
         driven      for the programs it is the time that `set_clock` says; always so when recording
+        on_port     the machine is the workload of a host port: more headers follow below
         object      the BPF object; by default built from the sources when they changed
         read_only   for looking, beside the agent that writes. NestnetError if nothing is pinned there
 
@@ -234,7 +236,7 @@ class Kernel:
             else:
                 mount(pins)
                 kernel = cls(folder, _locked(folder))
-                kernel._make(opened, capacity, recording, driven or recording)
+                kernel._make(opened, capacity, recording, driven or recording, on_port)
         except BaseException:
             if kernel is not None:
                 kernel.close()
@@ -275,8 +277,8 @@ class Kernel:
 
     # ---- making it
 
-    def _make(self, opened: Object, capacity: Capacity, recording: bool, driven: bool) -> None:
-        identity = _identity(opened.path, recording, driven)
+    def _make(self, opened: Object, capacity: Capacity, recording: bool, driven: bool, on_port: bool) -> None:
+        identity = _identity(opened.path, recording, driven, on_port)
         self._forget_torn(opened, identity)
         complete = all(_is_pinned(self.folder / name) for name in (*PINNED, *PROGRAMS))
         if complete and _link_target(self.folder / "object") == identity:
@@ -284,7 +286,7 @@ class Kernel:
             for name in PROGRAMS:
                 self._programs[name] = Program(get(self.folder / name))
         else:
-            self._load(opened, capacity, recording, driven)
+            self._load(opened, capacity, recording, driven, on_port)
             self._swap()
             # Last, so that whoever is killed before this is finished by the next one.
             _link(self.folder / "object", identity)
@@ -315,7 +317,7 @@ class Kernel:
         for name in names:
             self._maps[name] = Map(get(self.folder / name), *_dtypes(opened, name), name)
 
-    def _load(self, opened: Object, capacity: Capacity, recording: bool, driven: bool) -> None:
+    def _load(self, opened: Object, capacity: Capacity, recording: bool, driven: bool, on_port: bool) -> None:
         present = [name for name in PINNED if name in opened.shapes and _is_pinned(self.folder / name)]
         self._get(opened, present)
         for name in present:
@@ -325,6 +327,7 @@ class Kernel:
             opened.resize(name, sizes[name])
         opened.constant("recording", int(recording))
         opened.constant("driven", int(driven))
+        opened.constant("on_port", int(on_port))
         opened.load()
         for name, fd in opened.map_fds().items():
             if name in PINNED and name not in present:
@@ -850,10 +853,10 @@ def _locked(folder: Path) -> int:
         os.close(fd)  # removed between open and lock
 
 
-def _identity(path: Path, recording: bool, driven: bool) -> str:
+def _identity(path: Path, recording: bool, driven: bool, on_port: bool) -> str:
     """What the pinned programs are from. No dots: bpffs keeps them for itself."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return digest + "-recording" * recording + "-driven" * driven
+    return digest + "-recording" * recording + "-driven" * driven + "-on_port" * on_port
 
 
 def _link_target(path: Path) -> str | None:

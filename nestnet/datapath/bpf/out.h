@@ -109,6 +109,30 @@ INLINE u16 fold(u32 sum)
  * Lengths of a GSO packet describe the whole; whoever segments it sets them right. */
 #define EALREADY 114
 
+/* On a port: the levels below add their headers, too. Each time that there is no room in front of a packet Linux gives it twice
+ * the memory, and at the tenth there is none left. So room for many is made at the first. */
+#define RESERVE 1536
+volatile const u32 on_port = 0;
+
+ONCE int reserve(struct __sk_buff *skb)
+{
+	return bpf_skb_adjust_room(skb, RESERVE, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+	       bpf_skb_adjust_room(skb, -RESERVE, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+}
+
+/* What is a tunnel's already cannot be made one again: to Linux it stays that, and grows. Only where bytes come off can it be
+ * told that it is of the other family now, so some more go on. */
+ONCE int make_more_room(struct __sk_buff *skb, u32 outer_bytes)
+{
+	u32 family = outer_bytes == OUTER6 ? ETH_IPV6 : ETH_IPV4, spare = skb->protocol == swap16(family) ? 0 : 4;
+	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+
+	if (bpf_skb_adjust_room(skb, outer_bytes + spare, BPF_ADJ_ROOM_MAC, flags))
+		return REASON_ERROR;
+	flags |= family == ETH_IPV6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : BPF_F_ADJ_ROOM_DECAP_L3_IPV4;
+	return spare && bpf_skb_adjust_room(skb, -4, BPF_ADJ_ROOM_MAC, flags) ? REASON_ERROR : 0;
+}
+
 INLINE int make_room(struct __sk_buff *skb, u32 outer_bytes)
 {
 	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_BYTES) |
@@ -117,10 +141,9 @@ INLINE int make_room(struct __sk_buff *skb, u32 outer_bytes)
 	long grown = bpf_skb_adjust_room(skb, outer_bytes, BPF_ADJ_ROOM_MAC,
 					 flags | (outer_bytes == OUTER6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4));
 
-	/* What is a tunnel's already cannot be made one again: it stays that, and grows. */
-	if (grown == -EALREADY)
-		grown = bpf_skb_adjust_room(skb, outer_bytes, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
-	return grown;
+	if (UNLIKELY(on_port) && !grown)
+		return reserve(skb);
+	return grown == -EALREADY ? make_more_room(skb, outer_bytes) : grown;
 }
 
 /* The Ethernet header of the inner frame: in front of it, the outer headers end. */
@@ -213,10 +236,13 @@ ONCE u32 stacked_headers(struct __sk_buff *skb, u32 at)
 	return at + 8 - ETH_BYTES;
 }
 
+/* Of large packets under many levels it may be more than can be said: then nobody goes by it. */
+INLINE u16 length_field(u32 bytes) { return swap16(bytes > 0xffff ? 0xffff : bytes); }
+
 INLINE int set_lengths(struct __sk_buff *skb, u8 family, u32 was, u32 length)
 {
 	u32 six = family == 6, udp = ETH_BYTES + (six ? 40 : 20);
-	u16 ip = swap16(six ? length - 40 : length), own = swap16(length - (six ? 40 : 20)), none = 0;
+	u16 ip = length_field(six ? length - 40 : length), own = length_field(length - (six ? 40 : 20)), none = 0;
 
 	if (!six && bpf_l3_csum_replace(skb, ETH_BYTES + 10, swap16(was), ip, 2))
 		return REASON_ERROR;
