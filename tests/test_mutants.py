@@ -237,9 +237,9 @@ FAULTS = [
     Fault("errors to all", "nestnet.bpf.c", "if (p->icmp_kind == ICMP_ERROR)", "if (0)"),
     Fault("what follows a datagram", "nestnet.bpf.c", "if (total < length) {", "if (0) {"),
     Fault("half a datagram", "nestnet.bpf.c", "if (total > length || total < outer_bytes - ETH_BYTES - 8)", "if (0)"),
-    Fault("the last segment under two levels is half a packet", "out.h", "return family && (skb->gso_size ?", "return 0 && (skb->gso_size ?"),
+    Fault("half a last segment under two levels", "out.h", "family && (skb->gso_size ?", "0 && (skb->gso_size ?"),
     Fault("what is disabled hears nothing", "nestnet.bpf.c", "(!n || !(from->flags & AGENT))", "1"),
-    Fault("what is disabled talks to its relay and all others", "nestnet.bpf.c", "(reason || !seeks_relay(skb, p))", "reason"),
+    Fault("what is disabled talks to all", "nestnet.bpf.c", "(reason || !seeks_relay(skb, p))", "reason"),
     Fault("half a packet in VXLAN", "nestnet.bpf.c", "reason = p->cut ? REASON_MALFORMED :", "reason ="),
 ]  # fmt: skip
 
