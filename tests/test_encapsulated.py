@@ -291,6 +291,29 @@ def test_an_agent_that_is_killed_at_any_level_costs_no_packet(tower: Tower) -> N
     assert all(flow.sent > 100 for flow in flows)
 
 
+def test_two_agents_on_one_port_are_one(tower: Tower) -> None:
+    """The second is refused, whoever it is: the first has the pins, and the controller knows its system."""
+    port = f"{path(2)}/a"
+    folder = tower.lab.folder / "guests" / str(tower.rows[port])
+    command = (Path("/proc") / str(tower.agent(port)) / "cmdline").read_text().rstrip("\0").split("\0")
+    flow = Flow(tower, path(3))
+    again = netns.run_in(
+        tower.place(port), lambda: subprocess.run(command, capture_output=True, timeout=30, check=False)
+    )
+    assert again.returncode == 1
+    assert b"another process" in again.stderr
+    elsewhere = [*command, "--pins", str(tower.lab.pins / "copy")]  # of the whole, on another system
+    machine = (folder / "machine").read_text()
+    assert machine in elsewhere
+    with netns.run_in(
+        tower.place(f"{path(2)}/b"), lambda: subprocess.Popen(elsewhere, stderr=subprocess.PIPE)
+    ) as copied:
+        assert copied.stderr is not None
+        assert any(b"another system is connected as machine" in line for line in copied.stderr)
+        copied.kill()
+    assert flow.close() == 0
+
+
 def test_an_agent_that_hangs_is_the_cause_of_what_is_above_and_of_nothing_else(tower: Tower) -> None:
     pid = tower.agent(f"{path(2)}/a")
     os.kill(pid, signal.SIGSTOP)
