@@ -447,7 +447,7 @@ def of_version(to: Path, version: str, base: Path) -> Path:
     with killing.opened(upgraded(to, version)) as connection:
         connection.execute("ATTACH ? AS other", (str(base),))
         for table, names in common(connection):
-            connection.execute(f'INSERT INTO main."{table}" ({names}) SELECT {names} FROM other."{table}"')
+            connection.execute(f'INSERT OR REPLACE INTO main."{table}" ({names}) SELECT {names} FROM other."{table}"')
     return to
 
 

@@ -112,7 +112,6 @@ INLINE u16 fold(u32 sum)
 /* On a port: the levels below add their headers, too. Each time that there is no room in front of a packet Linux gives it twice
  * the memory, and at the tenth there is none left. So room for many is made at the first. */
 #define RESERVE 1536
-volatile const u32 on_port = 0;
 
 ONCE int reserve(struct __sk_buff *skb)
 {

@@ -120,6 +120,9 @@ struct record {
 struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 1 << 20); } emitted SEC(".maps");
 volatile const u32 recording = 0;
 
+/* Is the machine the workload of a host port (out.h)? */
+volatile const u32 on_port = 0;
+
 /* Under test (`driven`) it is the time that stands here: ns, of a clock that never goes back. */
 COUNTER(clock, 1);
 volatile const u32 driven = 0;
