@@ -1089,12 +1089,12 @@ def some_chatter(draw: Draw) -> list[Step]:
 
 @st.composite
 def inquiries(draw: st.DrawFn) -> list[Step]:
-    return some_inquiries(draw)
+    return some_inquiries(draw, closing=draw(st.booleans()))
 
 
-def some_inquiries(draw: Draw) -> list[Step]:
+def some_inquiries(draw: Draw, closing: bool = False) -> list[Step]:
     """Workloads that ask how to begin: the first more often than it is answered, then others now and then; and agents
-    in them that talk to the relay, while ports get and lose theirs, and are disabled."""
+    in them that talk to the relay, while ports get and lose theirs. `closing`: they, or their network, are disabled now and then."""
     world = a_world(draw, machines=2, networks=2, disabled=False)
     servers = tuple(ip_address(text) for text in ("10.0.0.53", "fd00::53"))
     world = world.with_(*(replace(s, dns=pick(draw, [servers, ()])) for s in world.segments.values()))
@@ -1111,10 +1111,10 @@ def some_inquiries(draw: Draw) -> list[Step]:
         if rarely(draw, 6):
             changed = world.ports[pick(draw, ports[:3]).id]
             world = world.with_(replace(changed, agent=not changed.agent))
-        if rarely(draw, 4):  # what is disabled hears from the controller all the same
+        if closing and rarely(draw, 4):  # what is disabled hears from the controller all the same
             changed = world.ports[pick(draw, ports[:3]).id]
             world = world.with_(replace(changed, enabled=not changed.enabled))
-        if rarely(draw, 12):
+        if closing and rarely(draw, 12):
             whole = world.networks[ports[0].network]
             world = world.with_(replace(whole, enabled=not whole.enabled))
         port = pick(draw, ports[:3])

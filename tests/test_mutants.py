@@ -37,7 +37,8 @@ __all__ = ["bed", "field_"]
 pytestmark = pytest.mark.root
 NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
-ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 30, 40, 400
+ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 400
+CLOSINGS = 8
 RARE = (54,)  # seeds of torrents in which hosts of one frame for all have ports that hear it together
 DENIED = (341, 612)  # seeds of dialogues with errors about answers that the policies no longer allow
 SHARE = 60  # frames of each hostile row
@@ -300,6 +301,8 @@ def script() -> Iterator[list[Operation]]:
         for seed in DENIED:
             operations += teller.tell(some_dialogues(random.Random(seed)))
         operations += teller.tell(taken_down())
+        for _ in range(CLOSINGS):
+            operations += teller.tell(some_inquiries(rng, closing=True))
         yield operations
 
 
