@@ -1094,7 +1094,8 @@ def inquiries(draw: st.DrawFn) -> list[Step]:
 
 def some_inquiries(draw: Draw, closing: bool = False) -> list[Step]:
     """Workloads that ask how to begin: the first more often than it is answered, then others now and then; and agents
-    in them that talk to the relay, while ports get and lose theirs. `closing`: they, or their network, are disabled now and then."""
+    in them that talk to the relay, while ports get and lose theirs. `closing`: they, or their network, are disabled now
+    and then."""
     world = a_world(draw, machines=2, networks=2, disabled=False)
     servers = tuple(ip_address(text) for text in ("10.0.0.53", "fd00::53"))
     world = world.with_(*(replace(s, dns=pick(draw, [servers, ()])) for s in world.segments.values()))

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.root
 NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
 ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 400
-CLOSINGS = 8
+CLOSINGS = 40
 RARE = (54,)  # seeds of torrents in which hosts of one frame for all have ports that hear it together
 DENIED = (341, 612)  # seeds of dialogues with errors about answers that the policies no longer allow
 SHARE = 60  # frames of each hostile row
@@ -301,8 +301,8 @@ def script() -> Iterator[list[Operation]]:
         for seed in DENIED:
             operations += teller.tell(some_dialogues(random.Random(seed)))
         operations += teller.tell(taken_down())
-        for _ in range(CLOSINGS):
-            operations += teller.tell(some_inquiries(rng, closing=True))
+        for number in range(CLOSINGS):
+            operations += teller.tell(some_inquiries(rng, closing=number % 2 == 0))
         yield operations
 
 
