@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from nestnet import __version__
-from nestnet.api import identities, moves, shapes, streams
+from nestnet.api import grants, identities, moves, shapes, streams
 from nestnet.api.access import RIGHTS, Who, judge, recognise, still, who
 from nestnet.api.asked import Rates, asked, keyed
 from nestnet.api.authority import Authority, make_authority
@@ -107,6 +107,7 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
     app.add_exception_handler(Exception, _internal)
     routers = (
         moves.routes(store),
+        grants.routes(store),
         _resources(store),
         _verbs(store),
         _operating(store),

@@ -314,6 +314,57 @@ class Client:
         """A token counts no more."""
         self._change("DELETE", f"/v1/tokens/{quote(name, safe='')}", key, None)
 
+    def grants(self) -> Sequence[dict[str, Any]]:
+        """Hosts that were granted, to or by whoever asks."""
+        found: Sequence[dict[str, Any]] = self._ask("GET", "/v1/grants")["items"]
+        return found
+
+    def grant(
+        self,
+        network: str | None,
+        tenant: str,
+        hosts: Sequence[str] | None = None,
+        quota: Mapping[str, int] | None = None,
+        *,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Grant hosts of a network, None: machines, to a tenant; `hosts` by name, None: all."""
+        body = {"network": network, "tenant": tenant, "hosts": hosts, "quota": dict(quota or {})}
+        return self._change("POST", "/v1/grants", key, None, json=body)
+
+    def invite_tenant(
+        self,
+        network: str | None,
+        hosts: Sequence[str] | None = None,
+        quota: Mapping[str, int] | None = None,
+        ttl: float = 7 * 86400.0,
+        *,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """The same for whoever redeems the `invitation`; `ttl` in seconds."""
+        body = {"network": network, "hosts": hosts, "quota": dict(quota or {}), "ttl": ttl}
+        return self._change("POST", "/v1/invitations", key, None, json=body)
+
+    def redeem(self, invitation: str, tenant: str | None = None, *, key: str | None = None) -> dict[str, Any]:
+        """What an invitation offers is a tenant's; None: the only one that is one's own."""
+        return self._change("POST", "/v1/redeem", key, None, json={"invitation": invitation, "tenant": tenant})
+
+    def change_grant(
+        self, grant: str, suspended: bool | None = None, cut: bool | None = None, *, key: str | None = None
+    ) -> dict[str, Any]:
+        """Suspend or cut a grant, or open it again."""
+        body = {"suspended": suspended, "cut": cut}
+        return self._change("PATCH", f"/v1/grants/{quote(grant, safe='')}", key, None, json=body)
+
+    def revoke_grant(
+        self, grant: str, cascade: bool = False, grace: float = 86400.0, *, key: str | None = None
+    ) -> dict[str, Any] | None:
+        """Revoke a grant; with `cascade` all that it carries goes with it after `grace` seconds."""
+        wanted = {"cascade": cascade, "grace": grace} if cascade else {}
+        path = f"/v1/grants/{quote(grant, safe='')}"
+        left: dict[str, Any] | None = self._change("DELETE", path, key, None, params=wanted)["grant"]
+        return left
+
     def confirm(self, *, key: str | None = None) -> int:
         """Let agents remove what a restored store does not know; returns the revision."""
         return int(self._change("POST", "/v1/confirm", key, None)["revision"])

@@ -84,7 +84,8 @@ class Segment(_Resource):
     cidrs: list[str]
     dns: list[str]
     """What its workloads are told to ask for names."""
-    vni: int
+    vni: int | None
+    """null: not for you to see."""
     gateways: list[str]
     """What its workloads use as default routes."""
     labels: dict[str, str]
@@ -123,14 +124,14 @@ class Moving(Shape):
 
 
 class Port(_Resource):
-    row: int
-    """The number that agents know it by: a lab's namespace is named after it."""
+    row: int | None
+    """The number that agents know it by: a lab's namespace is named after it; null: not for you to see."""
     network: str
     segment: str
     host: str
     """A machine, or a port of the carrier."""
     machine: str
-    """Where it is in the end."""
+    """Where it is in the end: a machine, or a host that was granted to you."""
     mac: str
     addresses: list[str]
     """With prefix lengths."""

@@ -599,6 +599,96 @@ def fence(
     identities.fence(machine, not lift, lab, wait, timeout)
 
 
+OfNetwork = Annotated[
+    str | None, typer.Option("--network", metavar="PATH", help="Whose host ports; else the machines, the operator's.")
+]
+HostNames = Annotated[
+    list[str] | None, typer.Option("--host", metavar="NAME", help="This one, not all. May be repeated.")
+]
+MostNetworks = Annotated[int | None, typer.Option("--networks", min=0, metavar="N", help="So many networks at most.")]
+MostSegments = Annotated[int | None, typer.Option("--segments", min=0, metavar="N", help="So many segments at most.")]
+MostPorts = Annotated[int | None, typer.Option("--ports", min=0, metavar="N", help="So many ports at most.")]
+
+
+def _quota(networks: int | None, segments: int | None, ports: int | None) -> dict[str, int]:
+    given = {"networks": networks, "segments": segments, "ports": ports}
+    return {what: amount for what, amount in given.items() if amount is not None}
+
+
+@app.command()
+def grant(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="A tenant below yours; invite others.")],
+    network: OfNetwork = None,
+    host: HostNames = None,
+    networks: MostNetworks = None,
+    segments: MostSegments = None,
+    ports: MostPorts = None,
+    lab: Lab = None,
+) -> None:
+    """Let a tenant's networks be carried by hosts of yours.
+
+    What it may have of each is reserved from yours. Granted already, these hosts and limits count from now on.
+    """
+    from nestnet.cli import granting
+
+    granting.grant(tenant, network, host or [], _quota(networks, segments, ports), lab)
+
+
+@app.command()
+def invite(
+    network: OfNetwork = None,
+    host: HostNames = None,
+    networks: MostNetworks = None,
+    segments: MostSegments = None,
+    ports: MostPorts = None,
+    ttl: Annotated[str, typer.Option("--ttl", metavar="TIME", help="How long it counts, as 12h or 30d.")] = "7d",
+    lab: Lab = None,
+) -> None:
+    """Make an invitation to be carried by hosts of yours, and print it.
+
+    Whoever redeems it first has them. It is told only once.
+    """
+    from nestnet.cli import granting
+
+    granting.invite(network, host or [], _quota(networks, segments, ports), ttl, lab)
+
+
+@app.command()
+def redeem(
+    invitation_file: Annotated[
+        str | None,
+        typer.Option(
+            "--invitation-file", metavar="FILE", help="Where the invitation is; - for stdin; or NESTNET_INVITATION."
+        ),
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="TENANT", help="For which of yours.")] = None,
+    lab: Lab = None,
+) -> None:
+    """Take the hosts that an invitation offers."""
+    from nestnet.cli import granting
+
+    granting.redeem(invitation_file, tenant, lab)
+
+
+@app.command()
+def revoke(
+    grant: Annotated[str, typer.Argument(metavar="GRANT", help="Its id, from `nestnet get grants`.")],
+    suspend: Annotated[bool, typer.Option("--suspend", help="Carry nothing new, only.")] = False,
+    cut: Annotated[bool, typer.Option("--cut", help="Close what it carries, only.")] = False,
+    cascade: Annotated[bool, typer.Option("--cascade", help="Cut it now, and delete all of it after --grace.")] = False,
+    lift: Annotated[bool, typer.Option("--lift", help="Open it again.")] = False,
+    grace: Annotated[str, typer.Option("--grace", metavar="TIME", help="How long, as 30m or 24h.")] = "24h",
+    lab: Lab = None,
+) -> None:
+    """Take granted hosts back.
+
+    Refused while they carry networks, unless told what becomes of these.
+    """
+    from nestnet.cli import granting
+
+    granting.revoke(grant, suspend, cut, cascade, lift, grace, lab)
+
+
 app.add_typer(contexts, name="context")
 
 

@@ -117,6 +117,8 @@ def delete(kind: str, path: str, cascade: bool, lab: str | None, wait: bool, tim
     kind = singular(kind)
     if kind == "host":
         raise Usage("a host is a machine or a port: delete that")
+    if kind == "grant":
+        raise Usage("a grant is taken back by `nestnet revoke`")
     if cascade and kind != "network":
         raise Usage(f"--cascade is for networks: delete what needs the {kind} first")
     found = target(lab)

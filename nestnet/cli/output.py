@@ -54,6 +54,22 @@ def plain(value: object, missing: str = "-") -> str:
     return str(value)
 
 
+def _of_quota(resource: Resource) -> str:
+    """'3 of 5 networks, 7 ports'"""
+    told = []
+    for what, used in resource["used"].items():
+        limit = resource["quota"][what]
+        if used or limit is not None:
+            told.append(f"{used}{'' if limit is None else f' of {limit}'} {what}")
+    return ", ".join(told) or "-"
+
+
+def _state_of_grant(grant: Resource) -> str:
+    if grant["ends"] is not None:
+        return "gone " + time.strftime("%Y-%m-%d %H:%M", time.localtime(grant["ends"]))
+    return "cut" if grant["cut"] else "suspended" if grant["suspended"] else "open"
+
+
 # Columns of each kind: heading, cell, and whether only `wide` has it.
 COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
     "machine": (
@@ -72,6 +88,15 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("TENANTS", _text("tenants"), False),
         ("UNTIL", _until, False),
         ("MADE BY", _text("by"), True),
+    ),
+    "grant": (
+        ("NAME", _text("name"), False),
+        ("TENANT", _text("tenant", "not redeemed"), False),
+        ("NETWORK", _text("network"), False),
+        ("HOSTS", lambda grant: f"all {len(grant['hosts'])}" if grant["all"] else plain(grant["hosts"]), False),
+        ("USED", _of_quota, False),
+        ("STATE", _state_of_grant, False),
+        ("ID", _text("id"), True),
     ),
     "host": (
         ("NAME", _text("name"), False),

@@ -24,6 +24,7 @@ from nestnet.store import (
     deletion,
     events,
     feed,
+    grants,
     heard,
     hosts,
     moves,
@@ -41,9 +42,10 @@ from nestnet.store.events import Happened
 from nestnet.store.feed import Batch
 from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
-from nestnet.store.objects import Fabric, MachineRow, NetworkRow, PortRow
+from nestnet.store.objects import Fabric, GrantRow, MachineRow, NetworkRow, PortRow
 from nestnet.store.once import Asked
 from nestnet.store.plan import Change, Plan, Work
+from nestnet.store.quotas import Quota
 from nestnet.store.read import Resource
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.watch import Changes
@@ -51,6 +53,7 @@ from nestnet.store.watch import Changes
 LISTED = 20  # Dependants that the text of an error lists at most; the error itself has DEPENDANTS.
 DEPENDANTS = 1000
 NOBODY = Asked()
+NO_QUOTA = Quota()
 
 T = TypeVar("T")
 
@@ -155,7 +158,7 @@ class Store:
             if work.pairs or work.tenants:
                 revision = write.write(connection, self.identity, work.pairs, work.tenants)
             if revision != before:
-                events.changed(connection, asked.who, "apply", revision, work.plan.changes)
+                events.changed(connection, asked.who, "apply", revision, work.audited)
             etag = self.identity.etag("plan", 0, revision)
             return asdict(Applied(revision, replace(work.plan, etag=etag)))
 
@@ -197,8 +200,12 @@ class Store:
                     return
         reader = self._reader(connection)
         paths = reader.paths(id for id, revision in moved.items() if revision > since)
+        shown = self._reader(connection, asked.scope).paths(paths)
         changes = [
-            one for path in paths.values() if path for one in events.what_changed(connection, "network", path, since)
+            one.replace(path, shown[id])
+            for id, path in paths.items()
+            if path and shown[id]
+            for one in events.what_changed(connection, "network", path, since)
         ]
         for name in (name for name, revision in machines.items() if revision > since):
             changes += events.what_changed(connection, "machine", name, since)
@@ -365,8 +372,10 @@ class Store:
         events.happened(connection, found[: events.TOLD])
 
     def look_around(self) -> None:
-        """Notice machines that have fallen silent. Called every few seconds by whoever runs the store."""
+        """Notice machines that have fallen silent, and what has run out. Called every few seconds by whoever runs the
+        store."""
         self._advance()
+        self._end_grants()
         late = self.heard.fallen_silent()
         if not late:
             return
@@ -452,7 +461,7 @@ class Store:
                     after = write.next_revision(connection, [row])
             else:
                 pairs = _with_parts(connection, kind, id)
-                changes = _deleted(reader, pairs)
+                changes = _deleted(self._reader(connection), pairs)
                 after = write.write(connection, self.identity, pairs)
             if after != before:
                 events.changed(connection, asked.who, "delete", after, changes)
@@ -484,7 +493,7 @@ class Store:
             pairs: list[plan.Pair] = [(row, replace(row, enabled=False))] if row.enabled else []
             after = write.write(connection, self.identity, pairs)
             if pairs:
-                change = Change("~", "network", reader.paths([id])[id], {"enabled": [True, False]})
+                change = Change("~", "network", self._path(connection, "network", id), {"enabled": [True, False]})
                 events.changed(connection, asked.who, "delete", after, [change])
             return after, id
 
@@ -505,7 +514,7 @@ class Store:
         pairs: list[plan.Pair] = [(row, None) for row in deletion.rows_of(connection, part)]
         if not pairs:
             return objects.current_revision(connection)
-        changes = _deleted(self._reader(connection, asked.scope), pairs)
+        changes = _deleted(self._reader(connection), pairs)
         after = write.write(connection, self.identity, pairs)
         events.changed(connection, asked.who, "delete", after, changes)
         if any(isinstance(row, NetworkRow) and row.id == network for row, _ in pairs):
@@ -528,7 +537,7 @@ class Store:
                 revision = write.write(connection, self.identity, [(row, replace(row, up=up))])
             (resource,) = reader.resources("link", [row.id])
             if row.up != up:
-                change = Change("~", "link", resource["path"], {"up": [row.up, up]})
+                change = Change("~", "link", self._path(connection, "link", row.id), {"up": [row.up, up]})
                 events.changed(connection, asked.who, "link", revision, [change])
             return revision, reader.machines_holding(row.network), resource
 
@@ -563,7 +572,7 @@ class Store:
             (resource,) = reader.resources("port", [row.id])
             if row.attach != attach:
                 fields = {"attach": [_attach_data(row.attach), _attach_data(attach)]}
-                change = Change("~", "port", resource["path"], fields)
+                change = Change("~", "port", self._path(connection, "port", row.id), fields)
                 events.changed(connection, asked.who, "attach", revision, [change])
             return revision, [name], resource
 
@@ -582,7 +591,7 @@ class Store:
             self._fresh(connection, asked, "port", id)
             (before,) = reader.resources("port", [id])
             begun = moves.begin(connection, reader, self.identity, id, to, self.heard.is_silent)
-            change = Change("~", "port", before["path"], {"host": [before["host"], to]})
+            change = Change("~", "port", self._path(connection, "port", id), {"host": [before["host"], to]})
             events.changed(connection, asked.who, "move", begun.revision, [change])
             (resource,) = reader.resources("port", [id])
             return asdict(begun), resource
@@ -645,7 +654,7 @@ class Store:
                 revision = write.write(connection, self.identity, [(row, replace(row, enabled=enabled))])
             (resource,) = reader.resources(kind, [id])
             if row.enabled != enabled:
-                change = Change("~", kind, resource["path"], {"enabled": [row.enabled, enabled]})
+                change = Change("~", kind, self._path(connection, kind, id), {"enabled": [row.enabled, enabled]})
                 events.changed(connection, asked.who, "enable" if enabled else "disable", revision, [change])
             return revision, reader.machines_holding(row.network), resource
 
@@ -667,6 +676,11 @@ class Store:
             to = reader.find("network", carrier) if carrier is not None else FABRIC
             if to != FABRIC:
                 reader.to_write("network", to, f"network {carrier}")
+            elif asked.scope.writes is not None:
+                message = (
+                    "on which granted hosts a network is, is chosen when it is made: delete it, and create it there"
+                )
+                raise Forbidden(message)
             paths = reader.paths([id, to])
             return carriage.prepare(connection, id, to, places, asked.scope, paths[id], paths[to] or None)
 
@@ -686,6 +700,7 @@ class Store:
             revision = reader.revision("network", id)
             if work.pairs:
                 revision = write.write(connection, self.identity, work.pairs)
+                grants.judge_all(connection, asked.scope)
                 events.changed(connection, asked.who, "recarry", revision, work.changes)
                 machines.update(reader.machines_holding(id))
             (resource,) = reader.resources("network", [id])
@@ -698,6 +713,11 @@ class Store:
     def _recarried(reference: str, carrier: str | None, places: Mapping[str, str]) -> dict[str, Any]:
         return {"network": reference, "carrier": carrier, "hosts": places}
 
+    def _path(self, connection: Connection, kind: str, id: int) -> str:
+        """The whole path of an object, which the audit log calls it by."""
+        (resource,) = self._reader(connection).resources(kind, [id])
+        return str(resource["path"])
+
     def _fresh(self, connection: Connection, asked: Asked, kind: str, id: int) -> None:
         """Raise Stale, with what changed, unless the object has one of the ETags that the request wants."""
         if asked.etags is None or "*" in asked.etags:
@@ -708,10 +728,146 @@ class Store:
             return
         seen = [self.identity.revision_in(etag, kind, id) for etag in asked.etags]
         since = max((n for n in seen if n is not None and n <= now), default=0)
-        (resource,) = reader.resources(kind, [id])
-        changes = events.what_changed(connection, kind, resource["path"], since)
+        path = self._path(connection, kind, id)
+        (shown,) = self._reader(connection, asked.scope).resources(kind, [id])
+        changes = [one.replace(path, shown["path"]) for one in events.what_changed(connection, kind, path, since)]
         what = f": {changes[0]}" if changes else ""
-        raise Stale(f"{kind} {resource['path']} has changed since it was looked at{what}", changes)
+        raise Stale(f"{kind} {shown['path']} has changed since it was looked at{what}", changes)
+
+    # Grants
+
+    def grant(
+        self,
+        network: str | None,
+        tenant: str,
+        hosts: Sequence[str] | None = None,
+        quota: Quota = NO_QUOTA,
+        asked: Asked = NOBODY,
+    ) -> Resource:
+        """Let a tenant's networks be carried by hosts (names, None: all) of a network, None: by machines. Granted
+        already, it has these hosts and limits now, and is open again. Raises NotFound, Invalid, Exhausted, Conflict."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            carrier = grants.carrier_of(reader, network)
+            id = grants.give(connection, reader, carrier, tenant, hosts, quota)
+            row = self._grant_row(connection, id)
+            if row.cut:
+                grants.change(connection, reader, self.identity, row, False, False)
+            self._granted(connection, asked, row, f"granted to {tenant}")
+            return self._grant(connection, reader, id)
+
+        request = {"grant": tenant, "network": network, "hosts": hosts, "quota": asdict(quota)}
+        made: Resource = self._change(asked, request, turn)
+        return made
+
+    def invite(
+        self,
+        network: str | None,
+        hosts: Sequence[str] | None,
+        quota: Quota,
+        until: float,
+        asked: Asked = NOBODY,
+    ) -> tuple[Resource, str]:
+        """The same for a tenant that is yet to show: whoever has the secret, until then (seconds since 1970), once."""
+        secret = self._secret(asked, f"invitation {network}")
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            carrier = grants.carrier_of(reader, network)
+            id = grants.invite(connection, reader, carrier, hosts, quota, secret, until)
+            self._granted(connection, asked, self._grant_row(connection, id), "offered by an invitation")
+            return self._grant(connection, reader, id)
+
+        made: Resource = self._change(asked, {"invite": network, "hosts": hosts, "quota": asdict(quota)}, turn)
+        return made, secret
+
+    def redeem(self, secret: str, tenant: str, asked: Asked = NOBODY) -> Resource:
+        """What an invitation offers is this tenant's now. Raises NotFound, Forbidden, Conflict."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            id = grants.redeem(connection, reader, secret, tenant)
+            self._granted(connection, asked, self._grant_row(connection, id), f"redeemed for {tenant}")
+            return self._grant(connection, reader, id)
+
+        made: Resource = self._change(asked, {"redeem": access.digest(secret), "tenant": tenant}, turn)
+        return made
+
+    def all_grants(self, scope: Scope = EVERYTHING) -> Sequence[Resource]:
+        """Those that somebody gave, and those that they have."""
+        with self._database.read() as connection:
+            reader = self._reader(connection, scope)
+            rows = [
+                r for r in objects.grants(connection) if grants.gives(connection, reader, r) or grants.has(reader, r)
+            ]
+            return grants.resources(connection, reader, rows)
+
+    def get_grant(self, reference: str, scope: Scope = EVERYTHING) -> Resource:
+        """One of them, by public id or, for whoever has it, by name. Raises NotFound."""
+        with self._database.read() as connection:
+            reader = self._reader(connection, scope)
+            return self._grant(connection, reader, grants.find(connection, reader, reference, False).id)
+
+    def change_grant(self, reference: str, suspended: bool | None, cut: bool | None, asked: Asked = NOBODY) -> Resource:
+        """Suspended: nothing new is carried by it. Cut: all that it carries is closed. Raises NotFound."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            row = grants.find(connection, reader, reference, True)
+            grants.change(connection, reader, self.identity, row, suspended, cut)
+            words = [f"{word} {value}" for word, value in (("suspended", suspended), ("cut", cut)) if value is not None]
+            self._granted(connection, asked, row, ", ".join(words).lower())
+            return self._grant(connection, reader, row.id)
+
+        changed: Resource = self._change(asked, {"grant": reference, "suspended": suspended, "cut": cut}, turn)
+        return changed
+
+    def revoke_grant(self, reference: str, grace: float | None = None, asked: Asked = NOBODY) -> Resource | None:
+        """It is gone. With networks carried: Conflict or, with a time of grace in seconds, cut now, and gone with them
+        after that; then what it is until then is returned."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            row = grants.find(connection, reader, reference, True)
+            if grace is None or not grants.under(connection, row):
+                grants.revoke(connection, reader, row)
+                self._granted(connection, asked, row, "revoked")
+                return None
+            grants.change(connection, reader, self.identity, row, True, True, time.time() + grace)
+            self._granted(connection, asked, row, f"cut, and gone in {grace:.0f} s")
+            return self._grant(connection, reader, row.id)
+
+        left: Resource | None = self._change(asked, {"revoke": reference, "grace": grace}, turn)
+        return left
+
+    def _end_grants(self) -> None:
+        """Those whose time has run out go, with all that they carry, grants made from them included."""
+        with self._database.read() as connection:
+            over = grants.over(connection)
+            networks = {row.id: [one.id for one in grants.carried(connection, row)] for row in over}
+        for row in over:
+            for network in networks[row.id]:
+                self._delete_all(self.identity.public("network", network), Asked("grant"), {"grant": row.id})
+
+            def turn(connection: Connection, row: GrantRow = row) -> None:
+                if not grants.under(connection, row):
+                    grants.revoke(connection, self._reader(connection), row)
+                    self._granted(connection, Asked("grant"), row, "gone: its time had run out")
+
+            self._committed(turn)
+
+    def _grant_row(self, connection: Connection, id: int) -> GrantRow:
+        return next(row for row in objects.grants(connection) if row.id == id)
+
+    def _grant(self, connection: Connection, reader: read.Reader, id: int) -> Resource:
+        return grants.resources(connection, reader, [self._grant_row(connection, id)])[0]
+
+    def _granted(self, connection: Connection, asked: Asked, row: GrantRow, what: str) -> None:
+        """What became of a grant, for the audit log."""
+        path = self._reader(connection).paths([row.carrier])[row.carrier] or "the machines"
+        n = write.next_revision(connection, [])  # What was planned before is planned again.
+        events.audited(connection, asked.who, "grant", n, f"hosts of {path}: {what}")
 
     # The feed
 

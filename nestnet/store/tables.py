@@ -158,7 +158,34 @@ network = Table(
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
     Column("revision", Id, nullable=False),  # The last one that changed anything in it.
+    # Closed by whoever granted what carries it (grants.py).
+    Column("cut", Boolean(create_constraint=False), nullable=False, server_default="0"),
+    # Whose limits it counts under: the grant by which it is carried, or that of what carries it.
+    Column("grant", Id, index=True),
     UniqueConstraint("carrier", "name"),
+)
+
+# Hosts of `carrier` (0: machines), on which networks of `tenant` may be carried (grants.py).
+grant = Table(
+    "grant",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("carrier", Id, _part_of("network.id"), nullable=False),
+    Column("tenant", Id, _refers("tenant.id")),  # None: an invitation that nobody has redeemed yet.
+    Column("name", Text, nullable=False),  # What the tenant calls it.
+    Column("hosts", Text),  # JSON: rows of machines or ports; none: all there are.
+    Column("networks", Id),  # Limits; none: what the tenant that grants has left.
+    Column("segments", Id),
+    Column("ports", Id),
+    Column("suspended", Boolean(create_constraint=False), nullable=False, server_default="0"),
+    Column("cut", Boolean(create_constraint=False), nullable=False, server_default="0"),
+    Column("ends", Float),  # Then it goes, with all that is carried by it. Seconds since 1970.
+    Column("digest", Text, unique=True),  # Of the invitation's secret, which counts until:
+    Column("until", Float),
+    Column("made", Float, nullable=False),
+    _revision(),
+    UniqueConstraint("carrier", "tenant"),
+    UniqueConstraint("tenant", "name"),
 )
 
 segment = Table(

@@ -46,7 +46,8 @@ def changes(
         rows = connection.execute(query).all()
         if reader.scope.reads is not None:
             seen = _seen(connection, reader, rows)
-            rows = [row for row in rows if row.network in seen or (row.network == FABRIC and row.kind == "machine")]
+            machines = reader.granted().get(FABRIC, ())
+            rows = [row for row in rows if row.network in seen or (row.kind == "machine" and row.id in machines)]
         for row in rows:
             touched[row.kind].add(row.id)
             touched["network"].add(row.network)  # Its revision, and its ETag, are of anything in it.
