@@ -7,10 +7,11 @@ ip_frame(dst, src, a, b, UDP, udp(a, b, 1, 2), ttl=3)         either family, by 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from nestnet.model import packet as pk
 from nestnet.model.packet import ARP, ICMP, ICMPV6, IPV4, IPV6, TCP, UDP, checksum, mac_bytes
-from nestnet.model.values import Address
+from nestnet.model.values import CARRIAGE_PORT, Address
 
 
 def ethernet(target_mac: int, source_mac: int, ether_type: int, payload: bytes) -> bytes:
@@ -122,6 +123,22 @@ def neighbour(
     """The ICMPv6 of a solicitation (135) or advertisement (136) about an address. `option` is (type, MAC)."""
     payload = about + (bytes((option[0], 1)) + mac_bytes(option[1]) if option else b"")
     return icmp(source, target, type, rest=bytes((flags, 0, 0, 0)), payload=payload)
+
+
+def tunnels(frame: bytes) -> Iterator[tuple[int, int]]:
+    """Of each VXLAN around a frame, the outermost first: the bytes of IP that its headers say there are, and those that
+    there are. Fails where its lengths, or its checksum, do not fit each other."""
+    while True:
+        six = frame[12:14] == IPV6.to_bytes(2, "big")
+        head = 40 if six else 20
+        port = int.from_bytes(frame[14 + head + 2 : 14 + head + 4], "big")
+        if frame[20 if six else 23] != UDP or port != CARRIAGE_PORT:
+            return
+        said = int.from_bytes(frame[18:20], "big") + 40 if six else int.from_bytes(frame[16:18], "big")
+        assert int.from_bytes(frame[14 + head + 4 : 14 + head + 6], "big") == said - head
+        assert six or checksum(frame[14:34]) == 0
+        yield said, len(frame) - 14
+        frame = frame[14 + head + 16 :]
 
 
 def solicited(address: bytes) -> bytes:

@@ -577,6 +577,63 @@ def test_a_join_token_is_for_one_machine_and_once(world: World, tmp_path: Path) 
             client.get("machine", "m5")
 
 
+def test_a_token_for_one_port_is_that_ports_alone(world: World, tmp_path: Path) -> None:
+    """Neither a sibling's, nor another network's, nor for a machine of the wire. Who has joined by it may do what that
+    port's agent may, wherever it is, and hears of its own domain and nothing else."""
+    hosts = {"p": {"segment": "s", "host": "m1", "hosts": True}, "q": {"segment": "s", "host": "m2", "hosts": True}}
+    lives = {"v": {"segment": "s", "host": "p"}, "w": {"segment": "s", "host": "q"}}
+    lan = {"segments": {"s": {"cidr": "10.0.0.0/24"}}}
+    inner = {**lan, "carriage": "encapsulated", "ports": lives}
+    wired = {"ports": hosts, "networks": {"vms": inner}}
+    url = world.controller.https
+    with Client(world.controller.url) as operator:
+        operator.apply(manifest(x={**lan, **wired}, y={"segments": {"s": {"cidr": "10.9.0.0/24"}}, **wired}))
+        rows = {path: operator.get("port", path)["row"] for path in ("x/p", "x/q", "y/p", "y/q")}
+        names = {path: operator.get("port", path)["id"] for path in rows}
+        with world.client("agent") as m1:  # who lets in whom is on its ports
+            for path in ("x/p", "y/p"):
+                assert m1.invite("m1", rows[path], 60)["machine"] == names[path]
+            for path in ("x/q", "y/q"):
+                with pytest.raises(NotFound):
+                    m1.invite("m1", rows[path], 60)
+        made = operator.let_join("x/q", 60)
+        own = names.pop("x/q")
+        assert made["machine"] == own
+        wrong = [{"name": name} for name in names.values()]
+        wrong += [{"name": f"m{n}", "address": f"192.0.2.{n}"} for n in (1, 9)]
+        for n, spec in enumerate(wrong):
+            with pytest.raises(Forbidden, match=f"is for machine {own}, not for {spec['name']}"):
+                credentials.join(url, made["token"], spec, tmp_path / f"wrong{n}")
+            assert not (tmp_path / f"wrong{n}" / "own.pem").exists()
+        assert credentials.join(url, made["token"], {"name": own}, tmp_path / "own")["row"], "it is not used up"
+        shown = credentials.Own(tmp_path / "own", print).credentials
+        with Client(url, credentials=shown, patience=0) as client:
+            attempts = (
+                lambda name: next(client.feed(name)),
+                lambda name: client.report(name, 1),
+                lambda name: client.renew(name, REQUEST),
+                lambda name: client.invite(name, rows["x/p"], 60),
+                lambda name: client.get("machine", name),
+            )
+            for name in (*names.values(), "m1", "m2"):
+                for attempt in attempts:
+                    with pytest.raises(Forbidden):
+                        attempt(name)
+            for row in rows.values():
+                with pytest.raises(NotFound):
+                    client.invite(own, row, 60)
+            told: dict[str, list[dict[str, Any]]] = {}
+            for row in next(client.feed(own))["rows"]:
+                told.setdefault(row["kind"], []).append(row["value"])
+        assert told.keys() == {"machine", "network", "segment", "port"}
+        assert {one["address"] for one in told["machine"]} == {"10.0.0.2", "10.0.0.3"}
+        assert {one["id"] for one in told["port"]} == {operator.get("port", f"x/vms/{name}")["row"] for name in "vw"}
+        assert [one["id"] for one in told["network"]] == list({one["network"] for one in told["port"]})
+        assert [one["id"] for one in told["segment"]] == list({one["segment"] for one in told["port"]})
+        for network in "xy":
+            operator.delete("network", network, cascade=True)
+
+
 def test_an_answer_that_was_lost_is_the_same_join(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

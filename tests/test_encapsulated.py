@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from frames import tunnels
 from golden_files import ROOT
 from test_lab import leftovers, nestnet
 
@@ -39,6 +41,7 @@ DEPTHS = (1, 2, 3, 6, 10)
 JUMBO = 9000
 BYTES = int(os.environ.get("NESTNET_FILE_BYTES", "20000003"))  # no multiple of any segment
 SIX = (3, 6, 9)  # the levels that are carried over IPv6
+SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
 PATIENCE = 60.0  # seconds for what happens by itself
 
 
@@ -138,7 +141,7 @@ def test_each_level_takes_its_bytes_and_no_more(tower: Tower, n: int) -> None:
     assert ping(here, "fd00::3", "-M", "do", "-s", str(mtu - 48))
 
 
-def transfer(tower: Tower, n: int, target: str) -> None:
+def transfer(tower: Tower, n: int, target: str, size: int = BYTES) -> None:
     """A file from a to b at a level, whole."""
     content = random.Random(n).randbytes(1 << 20)
     family = socket.AF_INET6 if ":" in target else socket.AF_INET
@@ -162,12 +165,12 @@ def transfer(tower: Tower, n: int, target: str) -> None:
             tower.place(f"{path(n)}/a"), lambda: socket.create_connection((target, 7000), timeout=30)
         ) as out:
             out.settimeout(60)
-            for start in range(0, BYTES, len(content)):
-                part = content[: min(len(content), BYTES - start)]
+            for start in range(0, size, len(content)):
+                part = content[: min(len(content), size - start)]
                 out.sendall(part)
                 sent.update(part)
         thread.join(120)
-    assert (arrived[0], got.hexdigest()) == (BYTES, sent.hexdigest())
+    assert (arrived[0], got.hexdigest()) == (size, sent.hexdigest())
 
 
 @pytest.fixture(params=["offloads", "no-offloads"])
@@ -192,6 +195,37 @@ def wire(tower: Tower, request: pytest.FixtureRequest) -> Iterator[str]:
 def test_a_file_arrives_whole(tower: Tower, wire: str, n: int, target: str) -> None:
     """Large packets pass all levels in one piece; for a NIC that segments nothing Linux does, under ten headers."""
     transfer(tower, n, target)
+
+
+@pytest.mark.parametrize("wire", ["no-offloads"], indirect=True)
+@pytest.mark.parametrize("n", [2, 3, DEPTH])
+def test_every_header_says_how_long_a_segment_is(tower: Tower, wire: str, n: int) -> None:
+    """Where Linux segments for a NIC that cannot: the outermost what is there, and those inside what a full segment
+    has, which is more than there is in the last one of a large packet."""
+    there = netns.path(tower.lab.machine("m2"))
+    with netns.run_in(there, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK)) as ear:
+        ear.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+        ear.bind(("eth0", 3))
+        transfer(tower, n, "10.0.0.3", 4_000_003)
+        frames = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frames.append(ear.recv(1 << 16))
+    full = inside = 0
+    for frame in frames:
+        levels = list(tunnels(frame))
+        if len(levels) < n or len(frame) < 1000:
+            continue  # what agents say to the controller, and acknowledgements
+        assert len(levels) == n
+        assert levels[0][0] == levels[0][1]
+        beyond = {said - found for said, found in levels[1:]}
+        assert len(beyond) == 1, levels
+        assert min(beyond) >= 0, levels
+        assert all(said <= mtu_at(k) for k, (said, _) in enumerate(levels)), levels
+        full += levels[0][1] == JUMBO
+        inside += levels[0][1] == JUMBO and beyond == {0}
+    assert full > 100
+    assert inside == full
 
 
 def test_the_headers_stand_on_the_wire_one_in_the_other(tower: Tower, tmp_path: Path) -> None:

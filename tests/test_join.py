@@ -303,3 +303,104 @@ def status(site: Site) -> Sequence[dict[str, Any]]:
     with site.client() as client:
         machines: Sequence[dict[str, Any]] = client.status()["machines"]
         return machines
+
+
+def hosted(hosts: dict[str, str], guests: dict[str, str], subnet: str) -> dict[str, Any]:
+    """A network of host ports, each on a machine, and in it one of agents, each of whose ports is on one of these."""
+    lan = {"segments": {"s": {"cidr": subnet}}}
+    on = {name: {"segment": "s", "host": host} for name, host in guests.items()}
+    ports = {name: {"segment": "s", "host": machine, "hosts": True} for name, machine in hosts.items()}
+    return {**lan, "ports": ports, "networks": {"vms": {**lan, "carriage": "encapsulated", "ports": on}}}
+
+
+HOSTED = {
+    "x": hosted(
+        {"left": "m1", "right": "m2", "sibling": "m1", "gone": "m2", "lost": "m2"},
+        {"a": "left", "b": "right", "c": "sibling", "d": "gone", "e": "lost"},
+        "10.0.0.0/24",
+    ),
+    "y": hosted({"stranger": "m1"}, {"f": "stranger"}, "10.1.0.0/24"),
+}
+
+
+def test_an_agent_in_another_ports_place_carries_nothing(site: Site) -> None:
+    """Joined as `gone`, from the place of a sibling, and as `lost`, from that of a port of another network. Root there
+    has the address on its interface, and knows who is next. What each hears is of whom it joined as; what it sends the
+    machine below drops, and nobody else loses anything."""
+
+    def row(port: str) -> int:
+        with site.client() as client:
+            return int(client.get("port", port)["row"])
+
+    def made(port: str) -> bool:
+        return netns.exists(site.lab.workload(row(port)))
+
+    def run(port: str, *command: str) -> bool:
+        work = partial(subprocess.run, command, capture_output=True, check=False, timeout=10)
+        return netns.run_in(site.workload(port), work).returncode == 0
+
+    def drops(port: str) -> int:
+        with site.client() as client:
+            told = client.get("port", port)["attachment"] or {}
+        return int(told.get("drops", {}).get("source_address", 0))
+
+    def start(place: str, port: str) -> None:
+        """An agent in the workload of one port, with the token of another, or its own."""
+        with site.client() as client:
+            invited = client.let_join(port, 60)
+        name = port.replace("/", "-")
+        (site.folder / f"{name}.token").write_text(invited["token"])
+        own = ("--state", str(site.folder / name), "--token-file", str(site.folder / f"{name}.token"))
+        more = ("--pins", str(site.lab.pins / name), "--workloads", site.lab.workloads)
+        at = ("--controller", "https://[fe80::1%eth0]:4795")
+        site.spawn(name, site.lab.workload(row(place)), "agent", "--machine", invited["machine"], *at, *own, *more)
+
+    def reaches(place: str, port: str) -> bool:
+        """Is who lives on `left` reached? Nobody tells who is next where no such address is."""
+        assert run(place, "ip", "neighbour", "replace", *beside)
+        return run(port, "ping", "-c5", "-i0.02", "-W0.2", "10.0.0.2")
+
+    wrong = {"x/sibling": ("x/gone", "x/vms/d", "x/vms/c"), "y/stranger": ("x/lost", "x/vms/e", "y/vms/f")}
+    with site.client() as client:
+        client.apply({"apiVersion": "nestnet/v1", "networks": HOSTED})
+        left = client.get("port", "x/left")
+        beside = (left["addresses"][0].partition("/")[0], "lladdr", left["mac"], "dev", "eth0")
+    others = set(site.processes)
+    flow = None
+    try:
+        until(lambda: all(map(made, ("x/left", "x/right", *wrong))))
+        for port in ("x/left", "x/right"):
+            start(port, port)
+        for place, (port, _, _) in wrong.items():
+            start(place, port)
+        until(lambda: made("x/vms/a") and made("x/vms/b") and run("x/vms/a", "ping", "-c1", "-W1", "10.0.0.3"))
+        flow = Flow(site.workload("x/vms/a"), site.workload("x/vms/b"), "10.0.0.3")
+        for place, (port, _, _) in wrong.items():
+            with site.client() as client:
+                address = client.get("port", port)["addresses"][0]
+            assert run(place, "ip", "address", "add", address, "dev", "eth0")
+        until(lambda: all(made(carried) for _, carried, _ in wrong.values()))
+        before = {place: drops(place) for place in wrong}
+
+        def reached() -> list[str]:
+            return [place for place, (_, carried, _) in wrong.items() if reaches(place, carried)]
+
+        until(lambda: reached() or all(drops(place) > n + 10 for place, n in before.items()))
+        assert reached() == []
+        assert not any(made(port) for _, _, port in wrong.values())
+        assert not run("x/vms/a", "ping", "-c1", "-W0.3", "10.0.0.5"), "nor does it hear what is sent to its port"
+        with site.client() as client:
+            network = client.get("network", "y/vms")
+        assert network["state"] == "down: carrier"
+        assert "the agent on y/stranger has never been there" in network["cause"]
+        assert flow.end() == []
+    finally:
+        if flow is not None:
+            flow.end()
+        for name in set(site.processes) - others:
+            site.processes[name].terminate()
+            site.processes[name].wait(20)
+        with site.client() as client:
+            for network in ("x", "y"):
+                client.delete("network", network, cascade=True)
+        until(site.realised)

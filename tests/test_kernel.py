@@ -33,6 +33,7 @@ from strategies import (
     detour,
     dialogues,
     inquiries,
+    on_the_wire,
     own_addresses,
     rounds,
     torrents,
@@ -193,31 +194,85 @@ def test_a_gso_packet_counts_by_its_segments(flags: int, known: bool, family: in
     assert dropped(0) == ["too_big"]
 
 
+def wrapped(world: World, level: int, tunnels: int, size: int = 8, family: int = 4, flags: int = pk.ACK) -> bytes:
+    """TCP with so many bytes, in VXLAN in VXLAN that a workload of a tower makes, all but the outermost of this
+    family."""
+    first, second = world.ports_in(level)
+    frame = across(world, level, size)
+    frame = frame[:47] + bytes([flags]) + frame[48:]
+    for _ in range(tunnels - 1):
+        frame = pk.encapsulate(frame, 7, on_the_wire(1, family), on_the_wire(2, family), 50000)
+    ends = first.addresses[0], second.addresses[0]
+    return pk.encapsulate(frame, 7, *ends, 50000, source_mac=first.mac, target_mac=second.mac) if tunnels else frame
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("known", [False, True], ids=["the long way", "a flow"])
+@pytest.mark.parametrize("tunnels", [1, 3, 12])
+def test_a_gso_tunnel_counts_by_all_its_headers(tunnels: int, known: bool, family: int, bed: Bed) -> None:
+    """To the innermost TCP: each segment has them."""
+    world = tower(1)
+    bed.begin(world)
+    if known:
+        bed.send(1, wrapped(world, 1, tunnels, family=family))
+    frame, mtu = wrapped(world, 1, tunnels, 2000, family), world.networks[1].mtu
+    kernel, ifindex, headers = bed.kernels[1], bed.teller.devices[2], len(frame) - 14 - 2000
+
+    def dropped(size: int) -> list[str]:
+        emitted = kernel.run(frame, ifindex, "workload", gso_size=size).emitted
+        return [NAMES[record.what] for record in emitted if record.kind == "drop"]
+
+    assert dropped(mtu - headers) == ["error"]  # for lack of a type, as above
+    assert dropped(mtu - headers + 1) == ["too_big"]
+
+
+def paid(bed: Bed, machine: int, rate: int) -> dict[tuple[int, int], int]:
+    """Bytes that each bucket of a machine has been paid, all of one rate, since `unpaid`."""
+    kernel = bed.kernels[machine]
+    now, begins = kernel.rows("until")["value"], nanoseconds(START) - fill(rate)
+    until = {(int(v["id"]), int(v["kind"])): int(now[slot]) for slot, v in kernel.read()["bucket"]}
+    return {key: (moment - begins) * rate // (8 * SECOND) for key, moment in until.items() if moment}
+
+
+def unpaid(bed: Bed, machine: int) -> None:
+    left = bed.kernels[machine]._maps["until"]
+    left.update(left.items()[0], np.zeros(left.max_entries, "u8"))
+
+
+@pytest.mark.parametrize("tunnels", [0, 1, 3])
 @pytest.mark.parametrize(("flags", "known"), [(pk.SYN, False), (pk.ACK, True)], ids=["the long way", "a flow"])
-def test_a_gso_packet_pays_for_its_segments(flags: int, known: bool, bed: Bed) -> None:
+def test_a_gso_packet_pays_for_its_segments(flags: int, known: bool, tunnels: int, bed: Bed) -> None:
     """Each with all of its headers, and at each level with what that adds to them. Between ports of one machine, as
     BPF_PROG_TEST_RUN cannot encapsulate it."""
-    world = tower(3)
-    rate = 10**6
+    world, rate = tower(3), 10**6
     world = world.with_(*(replace(port, rate=rate) for port in world.ports.values()))
     world = world.with_(replace(world.ports[2], host=1))
     bed.begin(world)
-    small, frame = (across(world, 3, size)[:47] + bytes([flags]) + across(world, 3, size)[48:] for size in (8, 3001))
+    small, frame = (wrapped(world, 3, tunnels, size, flags=flags) for size in (8, 3001))
     if known:
         bed.send(5, small)
-    kernel, left = bed.kernels[1], bed.kernels[1]._maps["until"]
-    left.update(left.items()[0], np.zeros(left.max_entries, "u8"))
-    kernel.run(frame, bed.teller.device(5), "workload", gso_size=1000)
-    now = kernel.rows("until")["value"]
-    until = {(int(v["id"]), int(v["kind"])): int(now[slot]) for slot, v in kernel.read()["bucket"]}
-    begins = nanoseconds(START) - fill(rate)
-    paid = {key: (moment - begins) * rate // (8 * SECOND) for key, moment in until.items() if moment}
-    size = 3001 + 4 * (14 + 20 + 20)
+    unpaid(bed, 1)
+    bed.kernels[1].run(frame, bed.teller.device(5), "workload", gso_size=1000)
+    size = 3001 + 4 * (len(frame) - 3001)
     expected = {
         (5, PORT_OUT): size, (3, PORT_OUT): size + 4 * 50, (1, PORT_OUT): size + 4 * 100,
         (6, PORT_IN): size, (4, PORT_IN): size + 4 * 50, (2, PORT_IN): size + 4 * 100,
     }  # fmt: skip
-    assert paid == expected
+    assert paid(bed, 1, rate) == expected
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("tunnels", [0, 1, 3])
+def test_a_gso_packet_pays_for_its_segments_where_it_arrives(tunnels: int, family: int, bed: Bed) -> None:
+    world, rate = tower(1, family), 10**6
+    world = world.with_(replace(world.ports[2], rate=rate))
+    bed.begin(world)
+    bed.send(1, wrapped(world, 1, tunnels))
+    frame = wrapped(world, 1, tunnels, 3001)
+    datagram = pk.encapsulate(frame, world.segments[1].vni, on_the_wire(1, family), on_the_wire(2, family), 50000)
+    unpaid(bed, 2)
+    bed.kernels[2].run(datagram, bed.teller.devices[0], "underlay", gso_size=1000)
+    assert paid(bed, 2, rate) == {(2, PORT_IN): 3001 + 4 * (len(frame) - 3001)}
 
 
 def test_flows_pay_the_links_that_their_carriage_takes(bed: Bed) -> None:
