@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from nestnet import __version__
-from nestnet.api import identities, moves, shapes, streams
+from nestnet.api import identities, moves, shapes, streams, tenants
 from nestnet.api.access import RIGHTS, Who, judge, recognise, still, who
 from nestnet.api.asked import Rates, asked, keyed
 from nestnet.api.authority import Authority, make_authority
@@ -46,6 +46,10 @@ from nestnet.store.store import Store
 
 PLURALS = {kind: {"policy": "policies"}.get(kind, f"{kind}s") for kind in shapes.RESOURCES}
 PROBLEM = "application/problem+json"
+CASCADE = {
+    "network": "With all that is in it, and all that it carries.",
+    "tenant": "With all tenants below it, and all networks and tokens of theirs.",
+}
 HTTP_CODES = {404: "no_route", 405: "no_method", 413: "too_large"}
 PAGE = 1000  # Items of one page at most.
 LOOK = 5.0  # Seconds between two looks for machines that have fallen silent.
@@ -107,6 +111,7 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
     app.add_exception_handler(Exception, _internal)
     routers = (
         moves.routes(store),
+        tenants.routes(store),
         _resources(store),
         _verbs(store),
         _operating(store),
@@ -215,14 +220,14 @@ def _delete(store: Store, kind: str) -> Callable[..., Any]:
     def delete(reference: Reference, how: How) -> dict[str, Any]:
         return {"revision": store.delete(kind, reference, asked=how)}
 
-    def delete_network(
+    def delete_all(
         reference: Reference,
         how: How,
-        cascade: Annotated[bool, Query(description="With all that is in it, and all that it carries.")] = False,
+        cascade: Annotated[bool, Query(description=CASCADE.get(kind))] = False,
     ) -> dict[str, Any]:
         return {"revision": store.delete(kind, reference, cascade, how)}
 
-    return delete_network if kind == "network" else delete
+    return delete_all if kind in CASCADE else delete
 
 
 def _verbs(store: Store) -> APIRouter:

@@ -183,6 +183,7 @@ class State:
     quotas: dict[str, Quota]
     networks: dict[int, NetworkRow]
     carried: dict[int, dict[str, NetworkRow]]
+    suspended: frozenset[str]  # Tenants; also those below them are closed to their own tokens.
     contents: dict[int, Contents] = field(default_factory=dict)
 
     def path(self, network: int) -> str:
@@ -230,6 +231,7 @@ def load_state(connection: Connection) -> State:
         quotas={row.name: Quota(row.networks, row.segments, row.ports) for row in tenants},
         networks=networks,
         carried=carried,
+        suspended=frozenset(row.name for row in tenants if row.suspended),
     )
 
 

@@ -37,7 +37,7 @@ from nestnet.model.rates import rate_text
 from nestnet.model.selectors import Names, parse_selector, parse_service
 from nestnet.model.validate import Known, given_already, validate
 from nestnet.model.values import CARRIAGE_PORT, FABRIC, Address, Attach, Prefix, Service
-from nestnet.store import numbers, tables
+from nestnet.store import numbers, tables, tenancy
 from nestnet.store.objects import (
     Contents,
     GroupRow,
@@ -116,6 +116,8 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
     """Compare. Raises Invalid with every problem, Conflict, Exhausted, or Forbidden where it is about what is not in
     scope; reads only."""
     state = load_state(connection)
+    if manifest.tenants:
+        manifest = manifest.model_copy(update={"tenants": tenancy.declared(manifest.tenants, state, scope)})
     _names_free(manifest.networks or {}, state.carried.get(FABRIC, {}), "", state, scope)
     roots = _roots(manifest, state, prune, scope)
     state.contents = load_contents(connection, state.above(roots))
@@ -131,7 +133,7 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
     wishes = _tenants(manifest, wanted, state)
     _to_write(pairs, wishes, moved, wanted, state, scope)
     _enough_vnis(connection, pairs, wanted)
-    _judge_quotas(connection, pairs, wishes, wanted, state)
+    _judge_quotas(connection, pairs, wishes, wanted, state, scope)
     changes = (*_told_of_machines(moved, state), *_tenants_told(wishes, state), *_told(pairs, wanted, state))
     touched = {row.network for pair in pairs for row in pair if row is not None}
     plan = Plan(
@@ -169,8 +171,13 @@ def _to_write(
         return
     for machine in moved:
         scope.to_write_all(f"machine {machine.name}")
+    parents = {**state.parents, **{wish.name: wish.parent for wish in wishes}}
     for wish in wishes:
-        scope.to_write_all(f"tenant {wish.name}")
+        if wish.name in state.parents or wish.parent is not None:
+            tenancy.to_administer(tenancy.line_in(wish.name, parents, state.suspended), scope)
+        else:  # Only named, by a network.
+            path = next(wanted.paths[id] for id, row in wanted.networks.items() if row.tenant == wish.name)
+            raise Forbidden(f"network {path} would be another tenant's: name one of your own")
     others: set[int] = set()
     for old, new in pairs:
         for row, networks in ((old, state.networks), (new, wanted.networks)):
@@ -180,6 +187,8 @@ def _to_write(
             if scope.may_read(owner.tenant):
                 path = wanted.paths.get(owner.id) or state.path(owner.id)
                 scope.to_write(owner.tenant, f"network {path}")
+                if owner.tenant is not None:
+                    tenancy.to_write(tenancy.line_in(owner.tenant, parents, state.suspended), scope)
             elif old is None:
                 raise Forbidden(f"network {wanted.paths[owner.id]} would be another tenant's: name one of your own")
             else:
@@ -788,7 +797,12 @@ def _tenants(manifest: Manifest, wanted: _Wanted, state: State) -> tuple[TenantW
 
 
 def _judge_quotas(
-    connection: Connection, pairs: Iterable[Pair], wishes: Iterable[TenantWish], wanted: _Wanted, state: State
+    connection: Connection,
+    pairs: Iterable[Pair],
+    wishes: Iterable[TenantWish],
+    wanted: _Wanted,
+    state: State,
+    scope: Scope,
 ) -> None:
     parents, limits = dict(state.parents), dict(state.quotas)
     for wish in wishes:
@@ -805,16 +819,16 @@ def _judge_quotas(
             if (tenant := networks[row.network].tenant) is not None:
                 more[what][tenant] += sign
     if any(count > 0 for each in more.values() for count in each.values()) or wishes:
-        judge(parents, limits, uses(connection), more)
+        judge(parents, limits, uses(connection), more, tenancy.seen(parents, scope))
 
 
 def _tenants_told(wishes: Iterable[TenantWish], state: State) -> Iterator[Change]:
-    """Tenants that change. One that is made comes with the network that names it, and is told if it has a quota."""
+    """Tenants that change. One that is only named comes with the network that does."""
     for wish in wishes:
         quota = {what: n for what, n in asdict(wish.quota).items() if n is not None}
         at = join("tenants", wish.name)
         if wish.name not in state.parents:
-            if quota:
+            if quota or wish.parent is not None:
                 yield Change("+", "tenant", wish.name, {"parent": wish.parent, "quota": quota}, at)
             continue
         had = {what: n for what, n in asdict(state.quotas[wish.name]).items() if n is not None}

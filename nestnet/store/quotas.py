@@ -10,12 +10,12 @@ last port exactly one gets it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
 
-from nestnet.model.errors import Exhausted
+from nestnet.model.errors import Conflict, Exhausted
 from nestnet.store import tables
 
 QUOTAS = ("networks", "segments", "ports")
@@ -59,8 +59,16 @@ def charge(
     return total
 
 
-def judge(parents: Mapping[str, str | None], quotas: Mapping[str, Quota], have: Uses, more: Uses) -> None:
-    """Raise Exhausted if tenants would have more than they may. `more` is what is added to what they have."""
+def judge(
+    parents: Mapping[str, str | None],
+    quotas: Mapping[str, Quota],
+    have: Uses,
+    more: Uses,
+    seen: Collection[str] | None = None,
+) -> None:
+    """Raise Exhausted if tenants would have more than they may. `more` is what is added to what they have. Of tenants
+    that are not in `seen`, None: all are, neither name nor number is told."""
+    hidden = ""
     children: dict[str, list[str]] = defaultdict(list)
     for name, parent in parents.items():
         if parent is not None:
@@ -72,6 +80,9 @@ def judge(parents: Mapping[str, str | None], quotas: Mapping[str, Quota], have: 
             limit = quotas[name].limit(what)
             if limit is None or (wanted := charge(name, what, own, children, quotas)) <= limit:
                 continue
+            if seen is not None and name not in seen:
+                hidden = hidden or what
+                continue
             now = have[what][name]
             reserved = wanted - own[name]
             message = f"tenant {name} may have {limit} {what}; it has {now}"
@@ -80,3 +91,5 @@ def judge(parents: Mapping[str, str | None], quotas: Mapping[str, Quota], have: 
             if added := own[name] - now:
                 message += f", and this asks for {added} more"
             raise Exhausted(f"{message}: that is {wanted} in all", "quota_exceeded", limit)
+    if hidden:
+        raise Conflict(f"the tenants above have not so many {hidden} left: ask them for more", "quota_exceeded")

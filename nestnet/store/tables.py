@@ -104,7 +104,9 @@ tenant = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    Column("parent", Id, _refers("tenant.id")),
+    Column("parent", Id, _refers("tenant.id"), index=True),
+    # Its tokens may read, and nothing else; so may those of the tenants below it.
+    Column("suspended", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Column("networks", Id),  # Quotas; none: what the nearest tenant above has left.
     Column("segments", Id),
     Column("ports", Id),
@@ -414,6 +416,7 @@ token = Table(
     Column("made", Float, nullable=False),  # Seconds since 1970.
     Column("until", Float),
     Column("made_by", Text, nullable=False),
+    Column("made_in", Id),  # The tenant that its maker owned; none: the operator's, or one that is gone.
     CheckConstraint("everything IN ('reader', 'owner')", name="everything"),
 )
 
