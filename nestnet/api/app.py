@@ -46,10 +46,6 @@ from nestnet.store.store import Store
 
 PLURALS = {kind: {"policy": "policies"}.get(kind, f"{kind}s") for kind in shapes.RESOURCES}
 PROBLEM = "application/problem+json"
-CASCADE = {
-    "network": "With all that is in it, and all that it carries.",
-    "tenant": "With all tenants below it, and all networks and tokens of theirs.",
-}
 HTTP_CODES = {404: "no_route", 405: "no_method", 413: "too_large"}
 PAGE = 1000  # Items of one page at most.
 LOOK = 5.0  # Seconds between two looks for machines that have fallen silent.
@@ -59,6 +55,13 @@ log = logging.getLogger("nestnet.api")
 Limit = Annotated[int, Query(ge=1, le=PAGE, description="Items of a page at most.")]
 Since = Annotated[str | None, Query(max_length=200, description="The token of the last line that you have.")]
 How = Annotated[Asked, Depends(asked)]
+Cascade = Annotated[
+    bool,
+    Query(
+        description="A network: with all that is in it, and all that it carries. A tenant: with all below it, and all "
+        "networks and tokens of theirs."
+    ),
+]
 Reference = Annotated[str, Path(description="Public id, path, or the end of a path that only it has.")]
 
 
@@ -220,14 +223,10 @@ def _delete(store: Store, kind: str) -> Callable[..., Any]:
     def delete(reference: Reference, how: How) -> dict[str, Any]:
         return {"revision": store.delete(kind, reference, asked=how)}
 
-    def delete_all(
-        reference: Reference,
-        how: How,
-        cascade: Annotated[bool, Query(description=CASCADE.get(kind))] = False,
-    ) -> dict[str, Any]:
+    def delete_all(reference: Reference, how: How, cascade: Cascade = False) -> dict[str, Any]:
         return {"revision": store.delete(kind, reference, cascade, how)}
 
-    return delete_all if kind in CASCADE else delete
+    return delete_all if kind in ("network", "tenant") else delete
 
 
 def _verbs(store: Store) -> APIRouter:
