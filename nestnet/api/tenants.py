@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path
 
 from nestnet.api import shapes
-from nestnet.api.asked import asked
+from nestnet.api.asked import asked, keyed
 from nestnet.model.errors import Invalid, Problem
 from nestnet.model.manifest import parse
 from nestnet.model.problems import moved
@@ -23,7 +23,7 @@ def routes(store: Store) -> APIRouter:
     routes = APIRouter(tags=["tenants"])
 
     @routes.post("/tenants", response_model=shapes.Tenant)
-    def make_tenant(wanted: shapes.TenantWish, how: How) -> dict[str, Any]:
+    def make_tenant(wanted: shapes.TenantWish, how: Annotated[Asked, Depends(keyed)]) -> dict[str, Any]:
         """A new tenant, below one that you own or administer: it is called PARENT-SOMETHING."""
         _judge_name(wanted.name)
         return store.make_tenant(wanted.name, wanted.parent, Quota(**wanted.quota.model_dump()), how)

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Select, delete, insert, select, update
 
 from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 from nestnet.store import tables, tenancy, write
+from nestnet.store.once import Asked
 from nestnet.store.scope import EVERYTHING, Scope
 
 Role = Literal["reader", "owner"]
@@ -158,6 +159,13 @@ def listed(connection: Connection, name: str | None = None, scope: Scope = EVERY
         }
         for row in connection.execute(query)
     ]
+
+
+def known_to(connection: Connection, asked: Asked) -> set[str] | None:
+    """Who is told by name to whoever asks, as the audit log calls them; None: all."""
+    if asked.scope.reads is None:
+        return None
+    return {asked.who, *(f"token:{one['name']}" for one in listed(connection, scope=asked.scope))}
 
 
 def _administered(writes: frozenset[str]) -> Select[tuple[int]]:

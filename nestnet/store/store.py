@@ -199,8 +199,12 @@ class Store:
                     return
         reader = self._reader(connection)
         paths = reader.paths(id for id, revision in moved.items() if revision > since)
+        known = access.known_to(connection, asked)
         changes = [
-            one for path in paths.values() if path for one in events.what_changed(connection, "network", path, since)
+            one
+            for path in paths.values()
+            if path
+            for one in events.what_changed(connection, "network", path, since, known)
         ]
         for name in (name for name, revision in machines.items() if revision > since):
             changes += events.what_changed(connection, "machine", name, since)
@@ -451,13 +455,14 @@ class Store:
                 changes = [Change("-", kind, str(connection.scalar(select(table.c.name).where(table.c.id == id))), {})]
                 if kind == "tenant":
                     access.end_for(connection, [id])
+                    above = tenancy.line(connection, id)[1:2]
                 connection.execute(delete(table).where(table.c.id == id))
                 if kind == "machine":
                     after = self._machines_changed(connection, [id])
                     numbers.fence(connection, FABRIC, after)
                     self.heard.forget(id)
                 else:
-                    after = write.next_revision(connection, [_tenant_row(id)])
+                    after = write.next_revision(connection, [_tenant_row(id, above)])
             else:
                 pairs = _with_parts(connection, kind, id)
                 changes = _deleted(reader, pairs)
@@ -599,7 +604,9 @@ class Store:
     ) -> int:
         t = tables.tenant
         connection.execute(update(t).where(t.c.id == id).values(**values))
-        after = write.next_revision(connection, [_tenant_row(id)])
+        # Those below are closed, or open again, with it.
+        concerned = tenancy.subtree(connection, id) if "suspended" in fields else [id]
+        after = write.next_revision(connection, [_tenant_row(each) for each in concerned])
         events.changed(connection, asked.who, verb, after, [Change("~", "tenant", name, fields)])
         return after
 
@@ -662,8 +669,9 @@ class Store:
         if part:
             access.end_for(connection, part)
             names = connection.scalars(select(t.c.name).where(t.c.id.in_(part)).order_by(t.c.id)).all()
+            above = tenancy.line(connection, tenant)[1:2]
             connection.execute(delete(t).where(t.c.id.in_(part)))
-            after = write.next_revision(connection, [_tenant_row(id) for id in part])
+            after = write.next_revision(connection, [_tenant_row(id, above) for id in part])
             events.changed(connection, asked.who, "delete", after, [Change("-", "tenant", name, {}) for name in names])
         if len(part) == len(rest):
             once.keep(connection, asked, after)
@@ -866,7 +874,7 @@ class Store:
         seen = [self.identity.revision_in(etag, kind, id) for etag in asked.etags]
         since = max((n for n in seen if n is not None and n <= now), default=0)
         (resource,) = reader.resources(kind, [id])
-        changes = events.what_changed(connection, kind, resource["path"], since)
+        changes = events.what_changed(connection, kind, resource["path"], since, access.known_to(connection, asked))
         what = f": {changes[0]}" if changes else ""
         raise Stale(f"{kind} {resource['path']} has changed since it was looked at{what}", changes)
 
@@ -1297,9 +1305,10 @@ def _chain_is_own(connection: Connection, reader: read.Reader, port: int) -> Non
         network = connection.execute(select(n.carrier).where(n.id == network)).scalar_one()
 
 
-def _tenant_row(id: int) -> dict[str, Any]:
-    """The change row of a tenant."""
-    return {"network": FABRIC, "kind": "tenant", "id": id, **write.NOTHING_WAS}
+def _tenant_row(id: int, above: tenancy.Line = ()) -> dict[str, Any]:
+    """The change row of a tenant; of one that goes, with the one that it was below, if that stays."""
+    was = above[0].name if above else None
+    return {"network": FABRIC, "kind": "tenant", "id": id, **write.NOTHING_WAS, "was_tenant": was}
 
 
 def _counted(dependants: Sequence[str]) -> str:

@@ -94,7 +94,8 @@ change = Table(
     Column("was_other", Id),  # Where else it was, while it moved: a machine if `was_machine` says one, else a port.
     Column("was_carrier", Id),
     Column("was_encapsulated", Boolean(create_constraint=False)),
-    Column("was_tenant", Text),  # Its name, of a network: whoever could see it is told that it went.
+    # A name: the tenant of a network, or the one that a tenant was below. Who could see it is told that it went.
+    Column("was_tenant", Text),
     Index(None, "revision"),
     Index(None, "network", "revision"),
 )
