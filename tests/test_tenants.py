@@ -101,8 +101,8 @@ def test_a_tenant_sees_below_and_nobody_above(place: Place) -> None:
     for token in (f"{top}-own", f"{top}-read", f"{low}-own", f"{leaf}-own"):
         with place.client(token) as client:
             shown[token] = {one["name"]: one["parent"] for one in client.list("tenant")}
-            if token.startswith(f"{top}-"):
-                assert client.get("tenant", low)["used"] == {"networks": 1, "segments": 1, "ports": 1} or token != top
+            if low in shown[token]:
+                assert client.get("tenant", low)["used"] == {"networks": 1, "segments": 1, "ports": 1}
             assert [one["path"] for one in client.list("network")] == (
                 [f"{low}-net"] if token == f"{low}-own" else []
             ), "being above gives no right to read"
@@ -531,7 +531,6 @@ def test_deleting_a_tenant_against_making_a_network_in_it(place: Place) -> None:
             outcomes["gone"] += 1
         assert all(isinstance(one, dict | Forbidden | Unauthenticated) for one in got[1:]), got
     assert outcomes["gone"], outcomes
-    print(outcomes)
     with closing(sqlite3.connect(place.controller.db)) as base:
         assert base.execute("PRAGMA foreign_key_check").fetchall() == []
 
@@ -540,8 +539,8 @@ class Away(Exception):
     """The controller ends here."""
 
 
-@pytest.mark.parametrize("again", ["the same key", "no key"])
-def test_a_cascade_that_was_cut_off_anywhere_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch, again: str) -> None:
+def test_a_cascade_that_was_cut_off_anywhere_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks again, with the same key or without one, finishes it."""
     monkeypatch.setattr(deletion, "PART", 4)
     owner = Scope(frozenset({"t"}), frozenset({"t"}))
     store.make_tenant("t")
