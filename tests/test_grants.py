@@ -218,7 +218,7 @@ def test_limits_are_reserved_along_the_chain(chain: Store) -> None:
         chain.grant("shop", "lab", quota=Quota(networks=1), asked=by("shop"))
     chain.grant("shop", "lab", asked=by("shop"))  # no limit of its own: what shop has left
     chain.apply(manifest(c=network("v1")), asked=by("lab"))
-    with pytest.raises(Exhausted, match="there is no room") as full:
+    with pytest.raises(Exhausted, match="the tenants above have not so many networks left") as full:
         chain.apply(manifest(d=network("v1")), asked=by("lab"))
     assert "shop" not in str(full.value)
 

@@ -186,7 +186,7 @@ class Client:
         self, kind: str, reference: str, cascade: bool = False, *, key: str | None = None, etag: str | None = None
     ) -> int:
         """Delete one; returns the revision. Raises Conflict with what depends on it, or is in it: `cascade` takes that
-        along, of networks only."""
+        along, of networks and tenants only."""
         query = {"cascade": True} if cascade else {}
         return int(self._change("DELETE", _member(kind, reference), key, etag, params=query)["revision"])
 
@@ -265,6 +265,31 @@ class Client:
     def fence(self, reference: str, fenced: bool, *, key: str | None = None, etag: str | None = None) -> dict[str, Any]:
         """Shut a machine out, or let it in again: {"revision", "machines", "machine"}."""
         return self._change("PATCH", _member("machine", reference), key, etag, json={"fenced": fenced})
+
+    def make_tenant(
+        self,
+        name: str,
+        parent: str | None = None,
+        quota: Mapping[str, int | None] | None = None,
+        *,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """A new tenant; returns it. `quota`: networks, segments, ports; what is left out has no limit of its own."""
+        body = {"name": name, "parent": parent, "quota": dict(quota or {})}
+        return self._change("POST", "/v1/tenants", key, None, json=body)
+
+    def set_tenant(
+        self,
+        name: str,
+        quota: Mapping[str, int | None] | None = None,
+        suspended: bool | None = None,
+        *,
+        key: str | None = None,
+        etag: str | None = None,
+    ) -> dict[str, Any]:
+        """Give a tenant other limits, None for none of its own, or suspend or resume it: {"revision", "tenant"}."""
+        body = {"quota": dict(quota) if quota is not None else None, "suspended": suspended}
+        return self._change("PATCH", _member("tenant", name), key, etag, json=body)
 
     def authority(self) -> str:
         """The certificate, PEM, of the controller's authority."""
@@ -560,7 +585,7 @@ def _error(response: httpx2.Response) -> NestnetError:
         case 401:
             error = Unauthenticated(detail)
         case 403:
-            error = Forbidden(detail)
+            error = Forbidden(detail, code)
         case 412:
             error = Stale(detail, data.get("changes", ()))
         case 429:

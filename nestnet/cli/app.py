@@ -40,6 +40,13 @@ tokens = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+tenants = typer.Typer(
+    help="Administer the tenants below yours.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
 contexts = typer.Typer(
     help="Say which controller is meant.",
     no_args_is_help=True,
@@ -161,14 +168,14 @@ def delete(
     path: Path_,
     lab: Lab = None,
     cascade: Annotated[
-        bool, typer.Option("--cascade", help="A network: with all that is in it and all that it carries.")
+        bool, typer.Option("--cascade", help="A network or tenant: with all that is in it, carried by it, or below it.")
     ] = False,
     wait: Wait = True,
     timeout: Timeout = 60,
 ) -> None:
     """Delete one object.
 
-    Refused, with a list, while others depend on it or, of a network, while anything is in it.
+    Refused, with a list, while others depend on it or, of a network or tenant, while anything is in it.
     """
     from nestnet.cli import changes
 
@@ -509,6 +516,66 @@ def version() -> None:
     from nestnet import __version__
 
     print(f"nestnet {__version__}")
+
+
+app.add_typer(tenants, name="tenant")
+
+Tenant = Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]
+Networks = Annotated[str | None, typer.Option("--networks", metavar="N|none", help="How many networks it may have.")]
+Segments = Annotated[str | None, typer.Option("--segments", metavar="N|none", help="How many segments.")]
+Ports = Annotated[str | None, typer.Option("--ports", metavar="N|none", help="How many ports.")]
+
+
+@tenants.command("create")
+def make_tenant(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="PARENT-SOMETHING; the operator may choose any.")],
+    parent: Annotated[
+        str | None, typer.Option("--parent", metavar="TENANT", help="The tenant that it is below; else your own.")
+    ] = None,
+    networks: Networks = None,
+    segments: Segments = None,
+    ports: Ports = None,
+    lab: Lab = None,
+) -> None:
+    """Make a tenant below one of yours.
+
+    What it may have is reserved from its parent's. A limit that is not given is that of the tenants above.
+    """
+    from nestnet.cli import identities
+
+    identities.make_tenant(name, parent, {"networks": networks, "segments": segments, "ports": ports}, lab)
+
+
+@tenants.command("set")
+def set_tenant(
+    name: Tenant, networks: Networks = None, segments: Segments = None, ports: Ports = None, lab: Lab = None
+) -> None:
+    """Give a tenant below yours other limits.
+
+    Those that are not given stay; `none` takes one away. Less than it has is refused.
+    """
+    from nestnet.cli import identities
+
+    identities.set_tenant(name, {"networks": networks, "segments": segments, "ports": ports}, lab)
+
+
+@tenants.command("suspend")
+def suspend(name: Tenant, lab: Lab = None) -> None:
+    """Let a tenant's tokens read, and change nothing.
+
+    So it is for all tenants below it. Their networks go on.
+    """
+    from nestnet.cli import identities
+
+    identities.suspend(name, True, lab)
+
+
+@tenants.command("resume")
+def resume(name: Tenant, lab: Lab = None) -> None:
+    """Let a suspended tenant change things again."""
+    from nestnet.cli import identities
+
+    identities.suspend(name, False, lab)
 
 
 app.add_typer(tokens, name="token")

@@ -41,6 +41,14 @@ def _until(token: Resource) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(until)) if until is not None else "-"
 
 
+def _of_quota(what: str) -> Cell:
+    def cell(tenant: Resource) -> str:
+        limit = tenant["quota"][what]
+        return str(tenant["used"][what]) + (f" of {limit}" if limit is not None else "")
+
+    return cell
+
+
 def plain(value: object, missing: str = "-") -> str:
     """One value as a person reads it."""
     if value is None or value == [] or value == {} or value == "":
@@ -54,7 +62,7 @@ def plain(value: object, missing: str = "-") -> str:
     return str(value)
 
 
-def _of_quota(resource: Resource) -> str:
+def _used(resource: Resource) -> str:
     """'3 of 5 networks, 7 ports'"""
     told = []
     for what, used in resource["used"].items():
@@ -94,7 +102,7 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("TENANT", _text("tenant", "not redeemed"), False),
         ("NETWORK", _text("network"), False),
         ("HOSTS", lambda grant: f"all {len(grant['hosts'])}" if grant["all"] else plain(grant["hosts"]), False),
-        ("USED", _of_quota, False),
+        ("USED", _used, False),
         ("STATE", _state_of_grant, False),
         ("ID", _text("id"), True),
     ),
@@ -109,7 +117,15 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("MACHINE", _text("machine"), True),
         ("ID", _text("id"), True),
     ),
-    "tenant": (("NAME", _text("name"), False), ("PARENT", _text("parent"), False), ("ID", _text("id"), True)),
+    "tenant": (
+        ("NAME", _text("name"), False),
+        ("PARENT", _text("parent"), False),
+        ("SUSPENDED", _text("suspended"), True),
+        ("NETWORKS", _of_quota("networks"), True),
+        ("SEGMENTS", _of_quota("segments"), True),
+        ("PORTS", _of_quota("ports"), True),
+        ("ID", _text("id"), True),
+    ),
     "network": (
         ("PATH", _text("path"), False),
         ("TENANT", _text("tenant"), False),

@@ -24,7 +24,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from nestnet.model.problems import Nearest, join, meant
 from nestnet.model.values import FABRIC
-from nestnet.store import access, objects, tables, write
+from nestnet.store import access, objects, tables, tenancy, write
 from nestnet.store.identity import Identity
 from nestnet.store.objects import GrantRow, NetworkRow
 from nestnet.store.quotas import QUOTAS, Quota, Tree, judge, uses, uses_of_grants
@@ -274,4 +274,11 @@ def judge_all(connection: Connection, scope: Scope) -> None:
     state = objects.load_state(connection)
     tree = Tree(state.parents, state.quotas, state.grants, state.networks)
     nothing: Mapping[str, Any] = {what: {} for what in QUOTAS}
-    judge(tree, uses(connection), dict(nothing), uses_of_grants(connection), dict(nothing), scope)
+    judge(
+        tree,
+        uses(connection),
+        dict(nothing),
+        uses_of_grants(connection),
+        dict(nothing),
+        tenancy.seen(state.parents, scope),
+    )

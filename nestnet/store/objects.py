@@ -213,6 +213,7 @@ class State:
     grants: dict[int, GrantRow]
     networks: dict[int, NetworkRow]
     carried: dict[int, dict[str, NetworkRow]]
+    suspended: frozenset[str]  # Tenants; also those below them are closed to their own tokens.
     contents: dict[int, Contents] = field(default_factory=dict)
 
     def path(self, network: int) -> str:
@@ -261,6 +262,7 @@ def load_state(connection: Connection) -> State:
         grants={row.id: row for row in grants(connection)},
         networks=networks,
         carried=carried,
+        suspended=frozenset(row.name for row in tenants if row.suspended),
     )
 
 

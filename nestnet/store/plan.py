@@ -37,7 +37,7 @@ from nestnet.model.rates import rate_text
 from nestnet.model.selectors import Names, parse_selector, parse_service
 from nestnet.model.validate import Known, given_already, validate
 from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Attach, Prefix, Service
-from nestnet.store import numbers, tables, view
+from nestnet.store import numbers, tables, tenancy, view
 from nestnet.store.objects import (
     Contents,
     GroupRow,
@@ -117,6 +117,8 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
     """Compare. Raises Invalid with every problem, Conflict, Exhausted, or Forbidden where it is about what is not in
     scope; reads only."""
     state = load_state(connection)
+    if manifest.tenants:
+        manifest = manifest.model_copy(update={"tenants": tenancy.declared(manifest.tenants, state, scope)})
     if scope.writes is None:
         _names_free(manifest.networks or {}, state.carried.get(FABRIC, {}), "", state, scope)
         return _make(connection, manifest, prune, scope, state, [])
@@ -220,8 +222,13 @@ def _to_write(
         return
     for machine in moved:
         scope.to_write_all(f"machine {machine.name}")
+    parents = {**state.parents, **{wish.name: wish.parent for wish in wishes}}
     for wish in wishes:
-        scope.to_write_all(f"tenant {wish.name}")
+        if wish.name in state.parents or wish.parent is not None:
+            tenancy.to_administer(tenancy.line_in(wish.name, parents, state.suspended), scope)
+        else:  # Only named, by a network.
+            path = next(wanted.paths[id] for id, row in wanted.networks.items() if row.tenant == wish.name)
+            raise Forbidden(f"network {path} would be another tenant's: name one of your own")
     others: set[int] = set()
     for old, new in pairs:
         for row, networks in ((old, state.networks), (new, wanted.networks)):
@@ -231,6 +238,8 @@ def _to_write(
             if scope.may_read(owner.tenant):
                 path = wanted.paths.get(owner.id) or state.path(owner.id)
                 scope.to_write(owner.tenant, f"network {path}")
+                if owner.tenant is not None:
+                    tenancy.to_write(tenancy.line_in(owner.tenant, parents, state.suspended), scope)
             elif old is None:
                 raise Forbidden(f"network {wanted.paths[owner.id]} would be another tenant's: name one of your own")
             else:
@@ -902,7 +911,7 @@ def _judge_quotas(
                 under[what][grant] += sign
     if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes:
         tree = Tree(parents, limits, state.grants, state.networks)
-        judge(tree, uses(connection), more, uses_of_grants(connection), under, scope)
+        judge(tree, uses(connection), more, uses_of_grants(connection), under, tenancy.seen(parents, scope))
 
 
 def _nothing_new(pairs: Iterable[Pair], wanted: _Wanted, state: State) -> None:
@@ -920,12 +929,12 @@ def _nothing_new(pairs: Iterable[Pair], wanted: _Wanted, state: State) -> None:
 
 
 def _tenants_told(wishes: Iterable[TenantWish], state: State) -> Iterator[Change]:
-    """Tenants that change. One that is made comes with the network that names it, and is told if it has a quota."""
+    """Tenants that change. One that is only named comes with the network that does."""
     for wish in wishes:
         quota = {what: n for what, n in asdict(wish.quota).items() if n is not None}
         at = join("tenants", wish.name)
         if wish.name not in state.parents:
-            if quota:
+            if quota or wish.parent is not None:
                 yield Change("+", "tenant", wish.name, {"parent": wish.parent, "quota": quota}, at)
             continue
         had = {what: n for what, n in asdict(state.quotas[wish.name]).items() if n is not None}

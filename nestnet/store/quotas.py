@@ -10,16 +10,15 @@ last port exactly one gets it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, func, select
 
-from nestnet.model.errors import Exhausted
+from nestnet.model.errors import Conflict, Exhausted
 from nestnet.model.values import FABRIC
 from nestnet.store import tables
-from nestnet.store.scope import Scope
 
 QUOTAS = ("networks", "segments", "ports")
 Uses = dict[str, Counter[Any]]
@@ -61,9 +60,6 @@ def uses_of_grants(connection: Connection) -> Uses:
             query = query.join(table, table.c.network == n.c.id)
         found[what] = Counter({row.grant: row.n for row in connection.execute(query.group_by(n.c.grant))})
     return found
-
-
-_NO_ROOM = "there is no room for more {}: what was handed on to whoever carries this is used up"
 
 
 class Place(Protocol):
@@ -115,6 +111,10 @@ class Tree:
             if place.grant is not None:
                 self._made_from[place.grant].append(id)
 
+    def gives(self, tenant: str) -> bool:
+        """Has it granted hosts to tenants that are not below it?"""
+        return bool(self._given.get(tenant))
+
     def grantor(self, id: int) -> str | None:
         """Whose hosts a grant is of; None: the operator's."""
         carrier = self.grants[id].carrier
@@ -144,9 +144,12 @@ class Tree:
         return limit if limit is not None else self.charge_of_grant(id, what, under)
 
 
-def judge(tree: Tree, have: Uses, more: Uses, under: Uses, more_under: Uses, scope: Scope) -> None:
-    """Raise Exhausted if tenants, or grants, would have more than they may. `more` is what is added to what they
-    have; those out of scope are not named."""
+def judge(
+    tree: Tree, have: Uses, more: Uses, under: Uses, more_under: Uses, seen: Collection[str] | None = None
+) -> None:
+    """Raise Exhausted if tenants, or grants, would have more than they may. `more` is what is added to what they have.
+    Of tenants that are not in `seen`, None: all are, neither name nor number is told."""
+    hidden = ""
     for what in QUOTAS:
         own, granted = Counter(have[what]), Counter(under[what])
         own.update(more[what])
@@ -155,14 +158,15 @@ def judge(tree: Tree, have: Uses, more: Uses, under: Uses, more_under: Uses, sco
             limit = tree.quotas[name].limit(what)
             if limit is None or (wanted := tree.charge(name, what, own, granted)) <= limit:
                 continue
-            if not scope.may_read(name):
-                raise Exhausted(_NO_ROOM.format(what), "quota_exceeded", 0)
+            if seen is not None and name not in seen:
+                hidden = hidden or what
+                continue
             now = have[what][name]
             reserved = wanted - own[name]
             message = f"tenant {name} may have {limit} {what}; it has {now}"
             if reserved:
                 message += f", {reserved} are reserved or used by the tenants below it"
-                message += " and those that it has granted hosts" if tree.grants else ""
+                message += " and those that it has granted hosts" if tree.gives(name) else ""
             if added := own[name] - now:
                 message += f", and this asks for {added} more"
             raise Exhausted(f"{message}: that is {wanted} in all", "quota_exceeded", limit)
@@ -170,8 +174,9 @@ def judge(tree: Tree, have: Uses, more: Uses, under: Uses, more_under: Uses, sco
             limit = grant.quota.limit(what)
             if limit is None or (wanted := tree.charge_of_grant(id, what, granted)) <= limit:
                 continue
-            if not (scope.may_read(grant.tenant) or scope.may_read(tree.grantor(id))):
-                raise Exhausted(_NO_ROOM.format(what), "quota_exceeded", 0)
+            if seen is not None and not {grant.tenant, tree.grantor(id)} & set(seen):
+                hidden = hidden or what
+                continue
             now = under[what][id]
             reserved = wanted - granted[id]
             message = f"these hosts are granted for {limit} {what}; there are {now}"
@@ -179,3 +184,5 @@ def judge(tree: Tree, have: Uses, more: Uses, under: Uses, more_under: Uses, sco
             if added := granted[id] - now:
                 message += f", and this asks for {added} more"
             raise Exhausted(f"{message}: that is {wanted} in all", "quota_exceeded", limit)
+    if hidden:
+        raise Conflict(f"the tenants above have not so many {hidden} left: ask them for more", "quota_exceeded")

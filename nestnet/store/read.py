@@ -19,7 +19,7 @@ from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
 from nestnet.model.standing import ABSENT, DEPTH, DISABLED, FENCED, LOST, Cause
 from nestnet.model.values import FABRIC
-from nestnet.store import objects, tables
+from nestnet.store import objects, tables, tenancy
 from nestnet.store.events import Happened
 from nestnet.store.feed import machines_on_ports, network_mtu
 from nestnet.store.heard import Heard
@@ -80,7 +80,7 @@ class Reader:
         if kind == "grant":
             return t.grant.c.tenant.in_(owners)
         if kind == "tenant":
-            return t.tenant.c.name.in_(sorted(reads))
+            return tenancy.within(reads)
         if kind == "network":
             return t.network.c.tenant.in_(owners)
         return TABLES[kind].c.network.in_(select(t.network.c.id).where(t.network.c.tenant.in_(owners)))
@@ -115,9 +115,19 @@ class Reader:
     def to_write(self, kind: str, id: int, what: str) -> None:
         """Raise Forbidden unless this object may be changed, as it is seen."""
         if kind in ("network", *IN_NETWORK):
-            self.scope.to_write(self.owner(kind, id), what)
+            owner = self.owner(kind, id)
+            self.scope.to_write(owner, what)
+            self._to_write_now(owner)
+        elif kind == "tenant":
+            tenancy.to_administer(tenancy.line(self._connection, id), self.scope)
         else:
             self.scope.to_write_all(what)
+
+    def _to_write_now(self, owner: str | None) -> None:
+        """Raise Forbidden if the tenant that something belongs to is suspended."""
+        if self.scope.writes is not None and owner is not None:
+            id = tenancy.find(self._connection, self.scope, owner)
+            tenancy.to_write(tenancy.line(self._connection, id), self.scope)
 
     # Finding
 
@@ -324,15 +334,20 @@ class Reader:
     def _tenants(self, ids: Sequence[int]) -> list[Resource]:
         t, up = tables.tenant, tables.tenant.alias()
         query = select(t, up.c.name.label("up")).outerjoin(up, t.c.parent == up.c.id).where(t.c.id.in_(ids))
+        rows = self._connection.execute(query.order_by(t.c.id)).all()
+        parents = {row.parent for row in rows}
+        seen = set(self._connection.scalars(select(t.c.id).where(t.c.id.in_(parents), self._seen("tenant"))))
+        closed = set(self._connection.scalars(tenancy.closed()))
         used = uses(self._connection)
         return [
             {
                 **self._head("tenant", row.id, row.name, row.name),
-                "parent": row.up,
+                "parent": row.up if row.parent in seen else None,
+                "suspended": row.id in closed,
                 "quota": {what: getattr(row, what) for what in QUOTAS},
                 "used": {what: used[what][row.name] for what in QUOTAS},
             }
-            for row in self._connection.execute(query.order_by(t.c.id))
+            for row in rows
         ]
 
     def _networks(self, ids: Sequence[int]) -> list[Resource]:

@@ -5,8 +5,8 @@ import time
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011"
-down_revision = "0010"
+revision = "0012"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 
@@ -36,7 +36,7 @@ def upgrade() -> None:
             deferrable=True, initially="DEFERRED",
         ),
         sa.ForeignKeyConstraint(
-            ["tenant"], ["tenant.id"], name="fk_grant_tenant", deferrable=True, initially="DEFERRED"
+            ["tenant"], ["tenant.id"], name="fk_grant_tenant", ondelete="CASCADE", deferrable=True, initially="DEFERRED"
         ),
         sa.PrimaryKeyConstraint("id", name="pk_grant"),
         sa.UniqueConstraint("carrier", "tenant", name="uq_grant_carrier_tenant"),
