@@ -5,8 +5,8 @@ addresses, in a namespace `port-ID`: neighbours and where they live are told, so
 
     python -m kernel_host MACHINE CONTROLLER TOKEN-FILE
 
-One port of a segment, no routers, no policies: of those that look at more than where a packet goes, the machines of
-nestnet on the other side do their half, and this none.
+What it has not: a second port of a segment, routers, policies, another certificate when this one runs out. What the
+machines on the other side judge they judge all the same.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ KERNEL = ROOT / "build/vm"
 # Each after those that it needs.
 MODULES = "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci failover net_failover virtio_net"
 MODULES += " virtio_console udp_tunnel ip6_udp_tunnel vxlan"
-BOOT = 30.0  # seconds until the shell is there
+BOOT = 60.0  # seconds until the shell is there
 ANSWER = 30.0  # seconds for a command
 INIT = """#!/bin/busybox sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin {environment}
@@ -46,8 +46,7 @@ while read -r line <&3; do (eval "$line") </dev/null >&3 2>&3; echo "=$?=" >&3; 
 DHCP = """#!/bin/sh
 [ "$1" != bound ] || { ip addr replace $ip/$mask dev $interface && ip link set $interface mtu $mtu; }
 """
-
-
+# Prints what Python reads for a module.
 WATCHED = """
 import sys
 read = []
@@ -75,7 +74,7 @@ def libraries(files: Iterable[str]) -> list[str]:
     return sorted(set(re.findall(r"(/\S+) \(0x", told.stdout)))
 
 
-def archive(target: Path, contents: dict[str, bytes], files: Iterable[str]) -> None:
+def archive(target: Path, contents: Mapping[str, bytes], files: Iterable[str]) -> None:
     """An initramfs of contents by path, executable, and of files of this computer, at their places."""
     folders: set[str] = set()
     with target.open("wb") as out:
@@ -111,18 +110,21 @@ def programs(*names: str) -> Iterator[str]:
 
 
 class VM:
-    """Runs on a tap of `machine`, with the MAC of the tap's port, until it is closed. Python and `script` (a module of
-    tests/) are in it, with all that they import."""
+    """Runs on a tap of `machine`, with the MAC of the tap's port, until it is closed. In it are Python and `script`, a
+    module of tests/, with all that it imports and is `used` of that, and `more` files by path."""
 
-    def __init__(self, machine: Path, tap: str, mac: str, folder: Path, script: str, used: str) -> None:
+    def __init__(
+        self, machine: Path, tap: str, mac: str, folder: Path, script: str, used: str, more: Mapping[str, bytes]
+    ) -> None:
         assert KERNEL.exists(), f"{KERNEL} is not there: scripts/install"
-        self.log = folder / "console"
+        self._folder, self.log = folder, folder / "console"
         python = Path(sys.executable).resolve()
         own = [*programs("ip", "bridge", "ping", "busybox"), str(python), *read_by(script, used)]
         landmarks = [f"{sys.base_prefix}/lib/python3.{sys.version_info.minor}/os.py"]
         paths = [str(ROOT), str(ROOT / "tests"), *(path for path in sys.path if path.endswith("site-packages"))]
         environment = f"PYTHONPATH={':'.join(paths)} PYTHON={python}"
         contents = {
+            **more,
             "/init": INIT.format(modules=MODULES, environment=environment).encode(),
             "/dhcp": DHCP.encode(),
             "/bin/busybox": Path(next(programs("busybox"))).read_bytes(),
@@ -145,6 +147,7 @@ class VM:
     def close(self) -> None:
         with self._process:
             self._process.kill()
+        (self._folder / "initramfs").unlink()
 
     def wait(self) -> None:
         """For the shell."""
