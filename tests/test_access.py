@@ -34,7 +34,19 @@ from nestnet.agent import credentials
 from nestnet.api.client import Client, Credentials, trusted
 from nestnet.model.errors import Conflict, Forbidden, NestnetError, NotFound, Unauthenticated, Unreachable
 
-IDENTITIES = ("nobody", "expired", "reader", "owner", "other", "agent", "stranger", "looker", "admin", "parent", "child")
+IDENTITIES = (
+    "nobody",
+    "expired",
+    "reader",
+    "owner",
+    "other",
+    "agent",
+    "stranger",
+    "looker",
+    "admin",
+    "parent",
+    "child",
+)
 SERVE = """
 import sys
 from pathlib import Path
@@ -397,7 +409,13 @@ def test_a_watch_tells_what_is_in_scope(world: World) -> None:
             seen += line.get("objects", [])
             if "token" in line:
                 break
-        assert {one["object"].get("network") or one["object"]["path"] for one in seen} == {"a", "acme", "acme-low", "m1", "m2"}
+        assert {one["object"].get("network") or one["object"]["path"] for one in seen} == {
+            "a",
+            "acme",
+            "acme-low",
+            "m1",
+            "m2",
+        }
         operator.apply(manifest(b=network("rival", description="changed")))
         operator.apply(manifest(theirs={"tenant": "rival", "segments": {"s": {"cidr": "10.0.0.0/24"}}}))
         operator.apply(manifest(mine={"tenant": "acme", "segments": {"s": {"cidr": "10.0.0.0/24"}}}))

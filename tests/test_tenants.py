@@ -117,11 +117,13 @@ def test_a_tenant_sees_below_and_nobody_above(place: Place) -> None:
     assert told["quota"] == {"networks": None, "segments": None, "ports": None}
     for hidden in (low, top):
         asked = (("GET", {}), ("PATCH", {"json": {"suspended": True}}), ("DELETE", {}))
-        answers = [
-            place.ask(f"{leaf}-own", method, f"/v1/tenants/{name}", **more).text.replace(name, "it")
-            for name in (hidden, "absent")
-            for method, more in asked
-        ]
+        answers = []
+        for name in (hidden, "absent"):
+            for method, more in asked:
+                answer = place.ask(f"{leaf}-own", method, f"/v1/tenants/{name}", **more).json()
+                nearest = answer.pop("nearest", None)  # by its letters, among what is seen
+                assert nearest in (None, leaf)
+                answers.append({**answer, "detail": answer["detail"].replace(name, "it").split(";")[0]})
         assert answers[:3] == answers[3:]
 
 
@@ -413,9 +415,12 @@ def test_a_write_comes_before_a_suspension_or_is_refused(place: Place) -> None:
 
     def write(number: int) -> None:
         with place.client(f"{low}-own") as one:
-            for turn in range(20):
+            for turn in range(12):
                 try:
-                    one.set_attach(f"{low}/p{number}", {"tap": f"t{number}x{turn}"})
+                    if number % 2:
+                        one.set_attach(f"{low}/p{number}", {"tap": f"t{number}x{turn}"})
+                    else:  # It is planned before the writer's turn comes.
+                        one.apply(manifest(**{f"{low}-{number}": {"description": f"{turn}"}}))
                     refused["written"] += 1
                 except Forbidden as error:
                     refused[error.code] += 1
@@ -504,7 +509,7 @@ def test_what_others_live_on_stays(place: Place) -> None:
 def test_deleting_a_tenant_against_making_a_network_in_it(place: Place) -> None:
     """The one or the other is first; there is never a network of nobody."""
     outcomes: Counter[str] = Counter()
-    for turn in range(8):
+    for turn in range(6):
         top = place.tenants()
         leaf = f"{top}-a-x"
 
@@ -545,11 +550,14 @@ def test_a_cascade_that_was_cut_off_anywhere_goes_on(store: Store, monkeypatch: 
     owner = Scope(frozenset({"t"}), frozenset({"t"}))
     store.make_tenant("t")
     store.make_token("t-own", tenants={"t": "owner"})
+    store.make_tenant("t-b", "t")
+    store.make_token("t-b-own", tenants={"t-b": "owner"})
+    store.apply(parse(manifest(**{"t-b": network(5, tenant="t-b")})))
     for steps in count(1):
         asked = Asked("token:t-own", "t", f"key {steps}" if steps % 2 else None, scope=owner)
-        for name, up in (("t-a", "t"), ("t-a-x", "t-a"), ("t-a-x-y", "t-a-x"), ("t-a-z", "t-a"), ("t-b", "t")):
+        for name, up in (("t-a", "t"), ("t-a-x", "t-a"), ("t-a-x-y", "t-a-x"), ("t-a-z", "t-a")):
             store.make_tenant(name, up)
-        for name in ("t-a", "t-a-x", "t-a-x-y", "t-b"):
+        for name in ("t-a", "t-a-x-y"):
             store.apply(parse(manifest(**{name: network(5, tenant=name), f"{name}-2": {"tenant": name}})))
             store.make_token(f"{name}-own", tenants={name: "owner"})
         left, real = [steps], store._database.transact
@@ -573,12 +581,11 @@ def test_a_cascade_that_was_cut_off_anywhere_goes_on(store: Store, monkeypatch: 
             if asked.key:
                 assert store.delete("tenant", "t-a", True, asked) == gone
         assert [one["name"] for one in store.list("tenant")[0]] == ["t", "t-b"]
-        assert {one["path"] for one in store.list("network")[0]} == {"t-b", "t-b-2"}
+        assert {one["path"] for one in store.list("network")[0]} == {"t-b"}
         assert {one["name"] for one in store.tokens()} == {"t-own", "t-b-own"}
-        store.delete("tenant", "t-b", True)
         if whole:
             break
-    assert steps > 10, "it was cut off after each of its transactions"
+    assert steps > 7, f"{steps}: it was cut off after each of its transactions"
 
 
 # ---- tokens
