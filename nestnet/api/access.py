@@ -161,11 +161,11 @@ def recognise(store: Store, state: dict[str, object], authorization: str | None)
 
 
 def still(store: Store, known: Who) -> bool:
-    """Are they still who they were when they came?"""
+    """Are they still who they were when they came, and may they see the same?"""
     if known.until is not None and known.until <= time.time():
         return False
     if known.token is not None:
-        return store.is_in_force(known.token)
+        return store.scope_of(known.token) == known.scope
     return known.machine is None or store.machine_of(known.public, known.joins) == known.machine
 
 

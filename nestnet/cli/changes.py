@@ -227,14 +227,25 @@ def move(path: str, to: str, lab: str | None, wait: bool, timeout: float) -> Non
 
 def _concerned(client: Client, kind: str, path: str) -> set[str]:
     """The machines that hold something of the network that an object is in, so will hear that it is gone."""
-    if kind == "tenant":
-        return set()
     found = client.get(kind, path)
+    if kind == "tenant":
+        return _of_tenants(client, found["name"])
     if kind == "machine":
         return {machine["name"] for machine in client.list("machine")} - {found["name"]}
     network = found["path"] if kind == "network" else found["network"]
     ports = list(client.list("port"))
     return {port["machine"] for port in ports if f"{port['network']}/".startswith(f"{network}/")}
+
+
+def _of_tenants(client: Client, name: str) -> set[str]:
+    """The machines that hold something of a tenant's networks, or of those below it: as far as they are seen."""
+    parents = {one["name"]: one["parent"] for one in client.list("tenant")}
+    names = [name]
+    for above in names:
+        names += [each for each, parent in parents.items() if parent == above]
+    networks = [one["path"] for one in client.list("network") if one["tenant"] in names]
+    inside = tuple(f"{path}/" for path in networks)
+    return {port["machine"] for port in client.list("port") if f"{port['network']}/".startswith(inside)}
 
 
 def _show(plan: dict[str, Any], kind: str, output: Format) -> None:

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Select, delete, insert, select, update
+from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
-from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
+from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Unauthenticated
 from nestnet.store import tables, tenancy, write
 from nestnet.store.once import Asked
 from nestnet.store.scope import EVERYTHING, Scope
 
 Role = Literal["reader", "owner"]
 PREFIX = "nnt_"
+MOST = 1000  # Tokens for one tenant that others than the operator make.
 
 Resource = dict[str, Any]
 
@@ -49,27 +50,27 @@ class Bearer:
 
 def bearer(connection: Connection, secret: str) -> Bearer | None:
     """Whom this secret speaks for; None for nobody, or nobody any more."""
-    t, tt, n = tables.token, tables.token_tenant, tables.tenant
+    t = tables.token
     row = connection.execute(select(t).where(t.c.digest == digest(secret))).first()
     if row is None or not hmac.compare_digest(row.digest, digest(secret)):
         return None
-    if row.until is not None and row.until <= time.time():
+    scope = scope_of(connection, row.id)
+    return Bearer(row.id, row.name, scope, row.until) if scope is not None else None
+
+
+def scope_of(connection: Connection, id: int) -> Scope | None:
+    """What a token is for now; None when it was revoked, or its time has run out."""
+    t, tt, n = tables.token, tables.token_tenant, tables.tenant
+    row = connection.execute(select(t.c.everything, t.c.until).where(t.c.id == id)).first()
+    if row is None or (row.until is not None and row.until <= time.time()):
         return None
-    query = select(n.c.name, tt.c.role).join(n, n.c.id == tt.c.tenant).where(tt.c.token == row.id)
+    query = select(n.c.name, tt.c.role).join(n, n.c.id == tt.c.tenant).where(tt.c.token == id)
     roles = {one.name: one.role for one in connection.execute(query)}
     owned = frozenset(name for name, role in roles.items() if role == "owner")
-    scope = Scope(
+    return Scope(
         None if row.everything else frozenset(roles),
         None if row.everything == "owner" else owned,
     )
-    return Bearer(row.id, row.name, scope, row.until)
-
-
-def is_in_force(connection: Connection, id: int) -> bool:
-    """Has this token been revoked, or has its time run out?"""
-    t = tables.token.c
-    row = connection.execute(select(t.until).where(t.id == id)).first()
-    return row is not None and (row.until is None or row.until > time.time())
 
 
 def make(
@@ -93,6 +94,8 @@ def make(
         tenancy.to_change(line, scope)
     made_in = None
     if scope.writes is not None:
+        for tenant, id in ids.items():
+            _has_room(connection, tenant, id)
         after = tenancy.named_after(name, tenancy.known_before(connection, scope, name))
         if after is None or after not in tenants:
             raise Invalid([tenancy.misnamed("token", name, min(tenants), "/name")])
@@ -105,6 +108,12 @@ def make(
     connection.execute(insert(t).values(**values, made=time.time(), made_by=who, made_in=made_in))
     for tenant, role in tenants.items():
         connection.execute(insert(tables.token_tenant).values(token=id, tenant=ids[tenant], role=role))
+
+
+def _has_room(connection: Connection, tenant: str, id: int) -> None:
+    tt = tables.token_tenant.c
+    if (connection.scalar(select(func.count()).where(tt.tenant == id)) or 0) >= MOST:
+        raise Exhausted(f"tenant {tenant} has {MOST} tokens: revoke some", "too_many", MOST)
 
 
 def revoke(connection: Connection, name: str, scope: Scope = EVERYTHING) -> None:

@@ -448,12 +448,11 @@ class Store:
             reader.to_write(kind, id, f"{kind} {reference}")
             self._fresh(connection, asked, kind, id)
             dependants = _dependants(connection, reader, kind, id)
-            if dependants and kind == "tenant":
-                told = dependants[:DEPENDANTS] if asked.scope.reads is None else ()
-                raise Conflict(f"tenant {reference} has {_counted(dependants)}; --cascade deletes them", "in_use", told)
+            if dependants and kind == "tenant" and asked.scope.reads is not None:  # Of theirs it is told how many.
+                raise Conflict(f"tenant {reference} has {_counted(dependants)}; --cascade deletes them", "in_use")
             if dependants:
                 listed = ", ".join(dependants[:LISTED]) + (", ..." if len(dependants) > LISTED else "")
-                more = "; --cascade deletes them, too" if kind == "network" else ""
+                more = "; --cascade deletes them, too" if kind in ("network", "tenant") else ""
                 raise Conflict(f"{kind} {reference} is needed by {listed}{more}", "in_use", dependants[:DEPENDANTS])
             if kind in ("machine", "tenant"):
                 table = tables.metadata.tables[kind]
@@ -1153,10 +1152,10 @@ class Store:
         with self._database.read() as connection:
             return access.bearer(connection, secret)
 
-    def is_in_force(self, token: int) -> bool:
-        """Does this token, by its row, still speak for anybody?"""
+    def scope_of(self, token: int) -> Scope | None:
+        """What a token, by its row, is for now; None: it speaks for nobody any more."""
         with self._database.read() as connection:
-            return access.is_in_force(connection, token)
+            return access.scope_of(connection, token)
 
     def machine_of(self, public: str, joins: int) -> str | None:
         """The name of the machine that a certificate speaks for, by public id; None: for none any more."""

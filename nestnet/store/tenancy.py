@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, literal, select, true
 
-from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Problem
+from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Problem
 from nestnet.model.manifest import TenantSpec
 from nestnet.model.problems import join
 from nestnet.store import tables
@@ -26,6 +26,7 @@ from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, uses, uses_of
 from nestnet.store.scope import Scope
 
 LONGEST = 63  # Characters of a name.
+MOST = 1000  # Tenants in one tree, that others than the operator make: every plan looks at all there are.
 
 
 class One(NamedTuple):
@@ -183,11 +184,19 @@ def place(connection: Connection, scope: Scope, name: str, parent: str | None) -
             raise Invalid([Problem("missing_key", "/parent", message)])
     if parent is not None:
         to_change(line(connection, find(connection, scope, parent)), scope)
-        if scope.writes is not None and named_after(name, known_before(connection, scope, name)) != parent:
+    if parent is not None and scope.writes is not None:
+        if named_after(name, known_before(connection, scope, name)) != parent:
             raise Invalid([misnamed("tenant", name, parent, "/name")])
+        top = line(connection, find(connection, scope, parent))[-1].name
+        _has_room(len(subtree(connection, connection.execute(select(t.id).where(t.name == top)).scalar_one())))
     if connection.scalar(select(t.id).where(t.name == name)) is not None:
         raise Conflict(f"a tenant is called {name} already: choose another name", "duplicate_name")
     return parent
+
+
+def _has_room(tenants: int) -> None:
+    if tenants >= MOST:
+        raise Exhausted(f"{MOST} tenants are all that fit into one tree: delete some", "too_many", MOST)
 
 
 def judge_quota(connection: Connection, scope: Scope, name: str, parent: str | None, quota: Quota) -> None:
@@ -230,4 +239,8 @@ def declared(specs: Mapping[str, TenantSpec], state: State, scope: Scope) -> dic
         found[name] = spec.model_copy(update={"parent": up if is_new else state.parents[name]})
     if problems:
         raise Invalid(problems)
+    if made := found.keys() - state.parents.keys():
+        parents = {**state.parents, **{name: found[name].parent for name in made}}
+        tops = Counter(line_in(name, parents)[-1].name for name in parents)
+        _has_room(max(tops[line_in(name, parents)[-1].name] for name in made) - 1)
     return found
