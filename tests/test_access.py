@@ -188,11 +188,11 @@ STALE = OPERATOR.format(412)
 REQUEST = credentials._new_key()[1]
 LINES = ("reference:path", "reference")
 
-OF_GRANTS = "401 401 403 404 404 403 403 403 404"
+OF_GRANTS = "401 401 403 404 404 403 403 403 404 404 404"
 
 ROWS: dict[tuple[str, str], Row] = {
     ("get", "/v1/grants"): Row("/v1/grants", LISTS),
-    ("get", "/v1/grants/{reference}"): Row("/v1/grants/absent", "401 401 404 404 404 403 403 404 404"),
+    ("get", "/v1/grants/{reference}"): Row("/v1/grants/absent", "401 401 404 404 404 403 403 404 404 404 404"),
     ("post", "/v1/grants"): Row("/v1/grants", OF_GRANTS, {"network": "a", "tenant": "absent"}),
     ("post", "/v1/invitations"): Row("/v1/invitations", OF_GRANTS, {"network": "absent"}),
     ("post", "/v1/redeem"): Row("/v1/redeem", OF_GRANTS, {"invitation": "nng_absent", "tenant": "acme"}),
@@ -201,7 +201,7 @@ ROWS: dict[tuple[str, str], Row] = {
     **{("get", f"/v1/{plural}"): Row(f"/v1/{plural}", LISTS) for plural in
        ("machines", "tenants", "networks", "segments", "routers", "links", "ports", "policies")},
     ("get", "/v1/hosts"): Row("/v1/hosts", OF_ACME, query={"network": "a"}),
-    ("get", "/v1/machines/{reference}"): Row("/v1/machines/m1", "401 401 200 200 200 200 403 200 200 200 200"),
+    ("get", "/v1/machines/{reference}"): Row("/v1/machines/m1", "401 401 200 200 200 200 403 200 200 404 404"),
     ("get", "/v1/tenants/{reference}"): Row("/v1/tenants/acme", "401 401 200 200 404 403 403 200 200 200 404"),
     ("get", "/v1/networks/{reference}"): Row("/v1/networks/a", OF_ACME),
     ("get", "/v1/segments/{reference}"): Row("/v1/segments/a/s", OF_ACME),

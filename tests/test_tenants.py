@@ -67,6 +67,7 @@ class Place:
         with self.operator() as operator:
             operator.apply({**manifest(), "tenants": tree})
             for name in tree:
+                operator.grant(None, name)
                 self.keep(f"{name}-own", operator.make_token(f"{name}-own", tenants={name: "owner"}))
             self.keep(f"{top}-read", operator.make_token(f"{top}-read", tenants={top: "reader"}))
         return top
