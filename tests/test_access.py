@@ -2,10 +2,10 @@
 
 A route that has no row in ROWS fails the test. What a row says is what each identity is answered, in this order:
 
-    nobody   expired   reader   owner   other   agent   stranger   looker   admin
-    nothing  a token   of the   of the  of      of m1   the agent  a token  a token
-    shown    that ran  tenant   tenant  another         of m2      to read  for
-             out       acme     acme    tenant                     all      everything
+    nobody   expired   reader   owner   other   agent   stranger   looker   admin       parent     child
+    nothing  a token   of the   of the  of      of m1   the agent  a token  a token     owner of   owner of
+    shown    that ran  tenant   tenant  another         of m2      to read  for         the one    one
+             out       acme     acme    tenant                     all      everything  above acme below acme
 """
 
 from __future__ import annotations
@@ -34,7 +34,19 @@ from nestnet.agent import credentials
 from nestnet.api.client import Client, Credentials, trusted
 from nestnet.model.errors import Conflict, Forbidden, NestnetError, NotFound, Unauthenticated, Unreachable
 
-IDENTITIES = ("nobody", "expired", "reader", "owner", "other", "agent", "stranger", "looker", "admin")
+IDENTITIES = (
+    "nobody",
+    "expired",
+    "reader",
+    "owner",
+    "other",
+    "agent",
+    "stranger",
+    "looker",
+    "admin",
+    "parent",
+    "child",
+)
 SERVE = """
 import sys
 from pathlib import Path
@@ -125,7 +137,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             spec = {"name": f"m{number}", "address": f"192.0.2.{number}"}
             credentials.join(controller.https, token, spec, folder / identity)
             shown[identity] = credentials.Own(folder / identity, print).credentials
-        operator.apply(manifest(a=network("acme"), b=network("rival")))
+        tree = {"upper": {}, "acme": {"parent": "upper"}, "acme-low": {"parent": "acme"}}
+        operator.apply({**manifest(a=network("acme"), b=network("rival")), "tenants": tree})
+        operator.make_token("acme-taken", tenants={"acme": "reader"})
+        for tenant in ("acme", "rival"):
+            operator.grant(None, tenant)
         asked: dict[str, dict[str, Any]] = {
             "expired": {"tenants": {"acme": "owner"}, "ttl": 0.001},
             "reader": {"tenants": {"acme": "reader"}},
@@ -133,6 +149,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "other": {"tenants": {"rival": "owner"}},
             "looker": {"everything": "reader"},
             "admin": {"everything": "owner"},
+            "parent": {"tenants": {"upper": "owner"}},
+            "child": {"tenants": {"acme-low": "owner"}},
         }
         for identity, wanted in asked.items():
             made = operator.make_token(identity, **wanted)
@@ -157,22 +175,34 @@ class Row:
 
 
 # Lists have only what is in scope; what is out of it is not there.
-LISTS = "401 401 200 200 200 403 403 200 200"
-OF_ACME = "401 401 200 200 404 403 403 200 200"
-CHANGES = "401 401 403 412 404 403 403 403 412"
-OPERATOR = "401 401 403 403 403 403 403 403 {}"
-LOOKERS = "401 401 403 403 403 403 403 200 200"
-MACHINES = "401 401 403 403 403 {} 403 403 {}"
+LISTS = "401 401 200 200 200 403 403 200 200 200 200"
+OF_ACME = "401 401 200 200 404 403 403 200 200 404 404"
+CHANGES = "401 401 403 412 404 403 403 403 412 404 404"
+OPERATOR = "401 401 403 403 403 403 403 403 {} 403 403"
+LOOKERS = "401 401 403 403 403 403 403 200 200 403 403"
+MACHINES = "401 401 403 403 403 {} 403 403 {} 403 403"
+# acme as a tenant is for those above it; what is called as one of its own is there already.
+ABOVE_ACME = "401 401 403 403 404 403 403 403 412 412 404"
+TAKEN = "401 401 403 409 404 403 403 403 409 409 404"
 STALE = OPERATOR.format(412)
 REQUEST = credentials._new_key()[1]
 LINES = ("reference:path", "reference")
 
+OF_GRANTS = "401 401 403 404 404 403 403 403 404"
+
 ROWS: dict[tuple[str, str], Row] = {
+    ("get", "/v1/grants"): Row("/v1/grants", LISTS),
+    ("get", "/v1/grants/{reference}"): Row("/v1/grants/absent", "401 401 404 404 404 403 403 404 404"),
+    ("post", "/v1/grants"): Row("/v1/grants", OF_GRANTS, {"network": "a", "tenant": "absent"}),
+    ("post", "/v1/invitations"): Row("/v1/invitations", OF_GRANTS, {"network": "absent"}),
+    ("post", "/v1/redeem"): Row("/v1/redeem", OF_GRANTS, {"invitation": "nng_absent", "tenant": "acme"}),
+    ("patch", "/v1/grants/{reference}"): Row("/v1/grants/absent", OF_GRANTS, {"cut": True}),
+    ("delete", "/v1/grants/{reference}"): Row("/v1/grants/absent", OF_GRANTS),
     **{("get", f"/v1/{plural}"): Row(f"/v1/{plural}", LISTS) for plural in
        ("machines", "tenants", "networks", "segments", "routers", "links", "ports", "policies")},
     ("get", "/v1/hosts"): Row("/v1/hosts", OF_ACME, query={"network": "a"}),
-    ("get", "/v1/machines/{reference}"): Row("/v1/machines/m1", "401 401 200 200 200 200 403 200 200"),
-    ("get", "/v1/tenants/{reference}"): Row("/v1/tenants/acme", OF_ACME),
+    ("get", "/v1/machines/{reference}"): Row("/v1/machines/m1", "401 401 200 200 200 200 403 200 200 200 200"),
+    ("get", "/v1/tenants/{reference}"): Row("/v1/tenants/acme", "401 401 200 200 404 403 403 200 200 200 404"),
     ("get", "/v1/networks/{reference}"): Row("/v1/networks/a", OF_ACME),
     ("get", "/v1/segments/{reference}"): Row("/v1/segments/a/s", OF_ACME),
     ("get", "/v1/routers/{reference}"): Row("/v1/routers/a/r1", OF_ACME),
@@ -180,7 +210,9 @@ ROWS: dict[tuple[str, str], Row] = {
     ("get", "/v1/ports/{reference}"): Row("/v1/ports/a/p", OF_ACME),
     ("get", "/v1/policies/{reference}"): Row("/v1/policies/{policy}", OF_ACME),
     ("delete", "/v1/machines/{reference}"): Row("/v1/machines/m1", STALE, stale=True),
-    ("delete", "/v1/tenants/{reference}"): Row("/v1/tenants/acme", STALE, stale=True),
+    ("delete", "/v1/tenants/{reference}"): Row("/v1/tenants/acme", ABOVE_ACME, stale=True),
+    ("patch", "/v1/tenants/{reference}"): Row("/v1/tenants/acme", ABOVE_ACME, {"suspended": False}, stale=True),
+    ("post", "/v1/tenants"): Row("/v1/tenants", TAKEN, {"name": "acme-low", "parent": "acme"}),
     ("delete", "/v1/networks/{reference}"): Row("/v1/networks/a", CHANGES, stale=True),
     ("delete", "/v1/segments/{reference}"): Row("/v1/segments/a/s", CHANGES, stale=True),
     ("delete", "/v1/routers/{reference}"): Row("/v1/routers/a/r1", CHANGES, stale=True),
@@ -192,8 +224,8 @@ ROWS: dict[tuple[str, str], Row] = {
     ("patch", "/v1/networks/{reference}"): Row("/v1/networks/a", CHANGES, {"enabled": True}, stale=True),
     ("post", "/v1/move"): Row("/v1/move", CHANGES, {"port": "a/q", "to": "m1"}, stale=True),
     ("patch", "/v1/machines/{reference}"): Row("/v1/machines/m1", STALE, {"fenced": True}, stale=True),
-    ("post", "/v1/plan"): Row("/v1/plan", "401 401 403 200 200 403 403 403 200", {"manifest": manifest()}),
-    ("post", "/v1/apply"): Row("/v1/apply", "401 401 403 200 200 403 403 403 200", {"manifest": manifest()}),
+    ("post", "/v1/plan"): Row("/v1/plan", "401 401 403 200 200 403 403 403 200 200 200", {"manifest": manifest()}),
+    ("post", "/v1/apply"): Row("/v1/apply", "401 401 403 200 200 403 403 403 200 200 200", {"manifest": manifest()}),
     ("get", "/v1/status"): Row("/v1/status", LISTS),
     ("get", "/v1/trace"): Row("/v1/trace", OF_ACME, query={"port": "a/p", "to": "10.0.1.2"}),
     ("get", "/v1/watch"): Row("/v1/watch", OF_ACME, query={"network": "a"}),
@@ -218,13 +250,13 @@ ROWS: dict[tuple[str, str], Row] = {
     ),
     # Of all who ask, only a join token is asked for here.
     ("post", "/v1/join"): Row(
-        "/v1/join", " ".join(["401"] * 9), {"name": "m9", "address": "192.0.2.9", "request": REQUEST}
+        "/v1/join", " ".join(["401"] * 11), {"name": "m9", "address": "192.0.2.9", "request": REQUEST}
     ),
-    ("get", "/v1/authority"): Row("/v1/authority", "200 401 200 200 200 200 200 200 200"),
-    ("get", "/v1/tokens"): Row("/v1/tokens", OPERATOR.format(200)),
-    ("get", "/v1/tokens/{name}"): Row("/v1/tokens/owner", OPERATOR.format(200)),
-    ("post", "/v1/tokens"): Row("/v1/tokens", OPERATOR.format(409), {"name": "owner", "everything": "owner"}),
-    ("delete", "/v1/tokens/{name}"): Row("/v1/tokens/none", OPERATOR.format(404)),
+    ("get", "/v1/authority"): Row("/v1/authority", "200 401 200 200 200 200 200 200 200 200 200"),
+    ("get", "/v1/tokens"): Row("/v1/tokens", "401 401 403 200 200 403 403 403 200 200 200"),
+    ("get", "/v1/tokens/{name}"): Row("/v1/tokens/owner", "401 401 403 200 404 403 403 403 200 200 404"),
+    ("post", "/v1/tokens"): Row("/v1/tokens", TAKEN, {"name": "acme-taken", "tenants": {"acme": "owner"}}),
+    ("delete", "/v1/tokens/{name}"): Row("/v1/tokens/none", "401 401 403 404 404 403 403 403 404 404 404"),
     ("post", "/v1/join-tokens"): Row("/v1/join-tokens", OPERATOR.format(200), {"machine": "m8"}),
 }  # fmt: skip
 
@@ -285,7 +317,7 @@ def test_what_cannot_be_seen_is_not_there(world: World) -> None:
                 answers = []
                 for reference in (there, absent):
                     response = world.ask("owner", method, f"/v1/{plural}/{reference}")
-                    assert response.status_code == (403 if (method, kind) == ("DELETE", "tenant") else 404)
+                    assert response.status_code == 404
                     answers.append(response.text.replace(f"{kind} {reference}", "it"))
                 assert answers[0] == answers[1]
 
@@ -294,7 +326,7 @@ def test_lists_are_of_what_is_in_scope(world: World) -> None:
     for identity in ("reader", "owner"):
         with world.client(identity) as client:
             assert {port["path"] for port in client.list("port")} == {"a/p", "a/q"}
-            assert [one["name"] for one in client.list("tenant")] == ["acme"]
+            assert [one["name"] for one in client.list("tenant")] == ["acme", "acme-low"]
             assert [one["path"] for one in client.list("network")] == ["a"]
             assert {one["network"] for one in client.list("policy")} == {"a"}
             machines = {one["name"]: one for one in client.list("machine")}
@@ -313,7 +345,7 @@ def test_an_apply_stays_in_scope(world: World) -> None:
         assert plan["changes"][0]["fields"]["tenant"] == "acme"
         for refused, text, given in (
             (Forbidden, "another tenant's", manifest(n=network("rival"))),
-            (Forbidden, "the operator's to change", manifest(n=network("fresh"))),
+            (Forbidden, "another tenant's", manifest(n=network("fresh"))),
             (Conflict, "is taken", manifest(b=network("acme"))),
             (Conflict, "is taken", manifest(b={})),
             (Forbidden, "machine m1", {**manifest(), "machines": {"m1": {"address": "192.0.2.77"}}}),
@@ -350,9 +382,9 @@ def test_what_a_tenant_carries_of_others_is_not_told_and_not_taken_along(world: 
             client.delete("network", "a", cascade=True)
         assert [one["path"] for one in client.list("network")] == ["a"]
         with world.client("other") as rival:
-            assert rival.get("network", "a/guest")["tenant"] == "rival"
+            assert rival.get("network", "guest")["tenant"] == "rival"
             with pytest.raises(Forbidden, match="another tenant's"):
-                rival.trace("a/guest/x", "10.0.0.9")
+                rival.trace("guest/x", "10.0.0.9")
         operator.apply(manifest(a=network("acme", networks={})))
 
 
@@ -369,7 +401,7 @@ def test_a_port_moves_to_what_its_owner_sees(world: World) -> None:
             answers = []
             for to in ("q", "none"):
                 with pytest.raises(NestnetError) as refused:
-                    client.move("a/guest/x", to)
+                    client.move("guest/x", to)
                 answers.append(str(refused.value).replace(to, "HOST"))
             assert answers[0] == answers[1]
             with pytest.raises(NotFound):
@@ -388,7 +420,13 @@ def test_a_watch_tells_what_is_in_scope(world: World) -> None:
             seen += line.get("objects", [])
             if "token" in line:
                 break
-        assert {one["object"].get("network") or one["object"]["path"] for one in seen} == {"a", "acme", "m1", "m2"}
+        assert {one["object"].get("network") or one["object"]["path"] for one in seen} == {
+            "a",
+            "acme",
+            "acme-low",
+            "m1",
+            "m2",
+        }
         operator.apply(manifest(b=network("rival", description="changed")))
         operator.apply(manifest(theirs={"tenant": "rival", "segments": {"s": {"cidr": "10.0.0.0/24"}}}))
         operator.apply(manifest(mine={"tenant": "acme", "segments": {"s": {"cidr": "10.0.0.0/24"}}}))

@@ -4,7 +4,9 @@
     the operator            the user of the controller, or root, at its socket;   everything
                             a token for everything
     a local user            any other user whom the socket's group lets in        to read, but not the store's keys
-    a token's holder        Authorization: Bearer nnt_SECRET_PIN                  its tenants, by its role for each
+    a token's holder        Authorization: Bearer nnt_SECRET_PIN                  its tenants, by its role for each; of
+                                                                                  those below them what they are, and as
+                                                                                  an owner what they may
     a machine               the certificate of its agent                          its own feed, reports and certificate,
                                                                                   and letting in who is on its ports
     a machine that joins    Authorization: Bearer nnj_SECRET_PIN                  to join, once
@@ -93,17 +95,25 @@ RIGHTS: dict[str, Right] = {
     "patch_link": Right.CHANGER,
     "patch_port": Right.CHANGER,
     "move": Right.CHANGER,
+    "list_grants": Right.PERSON,
+    "get_grant": Right.PERSON,
+    "grant": Right.CHANGER,
+    "invite_tenant": Right.CHANGER,
+    "redeem": Right.CHANGER,
+    "patch_grant": Right.CHANGER,
+    "delete_grant": Right.CHANGER,
     "patch_network": Right.CHANGER,
+    "make_tenant": Right.CHANGER,
+    "patch_tenant": Right.CHANGER,
+    "list_tokens": Right.CHANGER,
+    "get_token": Right.CHANGER,
+    "make_token": Right.CHANGER,
+    "delete_token": Right.CHANGER,
     "events": Right.LOOKER,
     "metrics": Right.LOOKER,
     "join_machine": Right.OPERATOR,
     "delete_machine": Right.OPERATOR,
-    "delete_tenant": Right.OPERATOR,
     "patch_machine": Right.OPERATOR,
-    "list_tokens": Right.OPERATOR,
-    "get_token": Right.OPERATOR,
-    "make_token": Right.OPERATOR,
-    "delete_token": Right.OPERATOR,
     "let_join": Right.OPERATOR,
     "confirm": Right.OPERATOR,
     "backup": Right.OPERATOR,

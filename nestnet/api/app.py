@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from nestnet import __version__
-from nestnet.api import identities, moves, shapes, streams
+from nestnet.api import grants, identities, moves, shapes, streams, tenants
 from nestnet.api.access import RIGHTS, Who, judge, recognise, still, who
 from nestnet.api.asked import Rates, asked, keyed
 from nestnet.api.authority import Authority, make_authority
@@ -55,6 +55,13 @@ log = logging.getLogger("nestnet.api")
 Limit = Annotated[int, Query(ge=1, le=PAGE, description="Items of a page at most.")]
 Since = Annotated[str | None, Query(max_length=200, description="The token of the last line that you have.")]
 How = Annotated[Asked, Depends(asked)]
+Cascade = Annotated[
+    bool,
+    Query(
+        description="A network: with all that is in it, and all that it carries. A tenant: with all below it, and all "
+        "networks and tokens of theirs."
+    ),
+]
 Reference = Annotated[str, Path(description="Public id, path, or the end of a path that only it has.")]
 
 
@@ -107,6 +114,8 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
     app.add_exception_handler(Exception, _internal)
     routers = (
         moves.routes(store),
+        grants.routes(store),
+        tenants.routes(store),
         _resources(store),
         _verbs(store),
         _operating(store),
@@ -215,14 +224,10 @@ def _delete(store: Store, kind: str) -> Callable[..., Any]:
     def delete(reference: Reference, how: How) -> dict[str, Any]:
         return {"revision": store.delete(kind, reference, asked=how)}
 
-    def delete_network(
-        reference: Reference,
-        how: How,
-        cascade: Annotated[bool, Query(description="With all that is in it, and all that it carries.")] = False,
-    ) -> dict[str, Any]:
+    def delete_all(reference: Reference, how: How, cascade: Cascade = False) -> dict[str, Any]:
         return {"revision": store.delete(kind, reference, cascade, how)}
 
-    return delete_network if kind == "network" else delete
+    return delete_all if kind in ("network", "tenant") else delete
 
 
 def _verbs(store: Store) -> APIRouter:

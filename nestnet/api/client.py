@@ -186,7 +186,7 @@ class Client:
         self, kind: str, reference: str, cascade: bool = False, *, key: str | None = None, etag: str | None = None
     ) -> int:
         """Delete one; returns the revision. Raises Conflict with what depends on it, or is in it: `cascade` takes that
-        along, of networks only."""
+        along, of networks and tenants only."""
         query = {"cascade": True} if cascade else {}
         return int(self._change("DELETE", _member(kind, reference), key, etag, params=query)["revision"])
 
@@ -266,6 +266,31 @@ class Client:
         """Shut a machine out, or let it in again: {"revision", "machines", "machine"}."""
         return self._change("PATCH", _member("machine", reference), key, etag, json={"fenced": fenced})
 
+    def make_tenant(
+        self,
+        name: str,
+        parent: str | None = None,
+        quota: Mapping[str, int | None] | None = None,
+        *,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """A new tenant; returns it. `quota`: networks, segments, ports; what is left out has no limit of its own."""
+        body = {"name": name, "parent": parent, "quota": dict(quota or {})}
+        return self._change("POST", "/v1/tenants", key, None, json=body)
+
+    def set_tenant(
+        self,
+        name: str,
+        quota: Mapping[str, int | None] | None = None,
+        suspended: bool | None = None,
+        *,
+        key: str | None = None,
+        etag: str | None = None,
+    ) -> dict[str, Any]:
+        """Give a tenant other limits, None for none of its own, or suspend or resume it: {"revision", "tenant"}."""
+        body = {"quota": dict(quota) if quota is not None else None, "suspended": suspended}
+        return self._change("PATCH", _member("tenant", name), key, etag, json=body)
+
     def authority(self) -> str:
         """The certificate, PEM, of the controller's authority."""
         with self._reaching():
@@ -313,6 +338,57 @@ class Client:
     def revoke(self, name: str, *, key: str | None = None) -> None:
         """A token counts no more."""
         self._change("DELETE", f"/v1/tokens/{quote(name, safe='')}", key, None)
+
+    def grants(self) -> Sequence[dict[str, Any]]:
+        """Hosts that were granted, to or by whoever asks."""
+        found: Sequence[dict[str, Any]] = self._ask("GET", "/v1/grants")["items"]
+        return found
+
+    def grant(
+        self,
+        network: str | None,
+        tenant: str,
+        hosts: Sequence[str] | None = None,
+        quota: Mapping[str, int] | None = None,
+        *,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Grant hosts of a network, None: machines, to a tenant; `hosts` by name, None: all."""
+        body = {"network": network, "tenant": tenant, "hosts": hosts, "quota": dict(quota or {})}
+        return self._change("POST", "/v1/grants", key, None, json=body)
+
+    def invite_tenant(
+        self,
+        network: str | None,
+        hosts: Sequence[str] | None = None,
+        quota: Mapping[str, int] | None = None,
+        ttl: float = 7 * 86400.0,
+        *,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """The same for whoever redeems the `invitation`; `ttl` in seconds."""
+        body = {"network": network, "hosts": hosts, "quota": dict(quota or {}), "ttl": ttl}
+        return self._change("POST", "/v1/invitations", key, None, json=body)
+
+    def redeem(self, invitation: str, tenant: str | None = None, *, key: str | None = None) -> dict[str, Any]:
+        """What an invitation offers is a tenant's; None: the only one that is one's own."""
+        return self._change("POST", "/v1/redeem", key, None, json={"invitation": invitation, "tenant": tenant})
+
+    def change_grant(
+        self, grant: str, suspended: bool | None = None, cut: bool | None = None, *, key: str | None = None
+    ) -> dict[str, Any]:
+        """Suspend or cut a grant, or open it again."""
+        body = {"suspended": suspended, "cut": cut}
+        return self._change("PATCH", f"/v1/grants/{quote(grant, safe='')}", key, None, json=body)
+
+    def revoke_grant(
+        self, grant: str, cascade: bool = False, grace: float = 86400.0, *, key: str | None = None
+    ) -> dict[str, Any] | None:
+        """Revoke a grant; with `cascade` all that it carries goes with it after `grace` seconds."""
+        wanted = {"cascade": cascade, "grace": grace} if cascade else {}
+        path = f"/v1/grants/{quote(grant, safe='')}"
+        left: dict[str, Any] | None = self._change("DELETE", path, key, None, params=wanted)["grant"]
+        return left
 
     def confirm(self, *, key: str | None = None) -> int:
         """Let agents remove what a restored store does not know; returns the revision."""
@@ -509,7 +585,7 @@ def _error(response: httpx2.Response) -> NestnetError:
         case 401:
             error = Unauthenticated(detail)
         case 403:
-            error = Forbidden(detail)
+            error = Forbidden(detail, code)
         case 412:
             error = Stale(detail, data.get("changes", ()))
         case 429:

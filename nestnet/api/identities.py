@@ -33,20 +33,22 @@ def routes(store: Store, authority: Authority) -> APIRouter:
         return PlainTextResponse(authority.certificate, media_type="application/x-pem-file")
 
     @routes.get("/tokens", response_model=shapes.Tokens)
-    def list_tokens() -> dict[str, Any]:
-        """All tokens, without their secrets."""
-        return {"apiVersion": shapes.API_VERSION, "kind": "TokenList", "items": store.tokens()}
+    def list_tokens(request: Request) -> dict[str, Any]:
+        """The tokens for tenants that you own or administer, without their secrets."""
+        items = store.tokens(scope=who(request).scope)
+        return {"apiVersion": shapes.API_VERSION, "kind": "TokenList", "items": items}
 
     @routes.get("/tokens/{name}", response_model=shapes.Token)
-    def get_token(name: Name) -> Any:
+    def get_token(name: Name, request: Request) -> Any:
         """One token, without its secret."""
-        return store.tokens(name)[0]
+        return store.tokens(name, who(request).scope)[0]
 
     @routes.post("/tokens", response_model=shapes.NewToken)
-    def make_token(wanted: shapes.TokenWish, how: How) -> dict[str, Any]:
+    def make_token(wanted: shapes.TokenWish, how: How, request: Request) -> dict[str, Any]:
         """A new token. Its secret is told here, and never again."""
         _judge_token(wanted)
-        until = time.time() + wanted.ttl if wanted.ttl is not None else None
+        ends = [who(request).until, time.time() + wanted.ttl if wanted.ttl is not None else None]
+        until = min((end for end in ends if end is not None), default=None)
         made, secret = store.make_token(wanted.name, wanted.everything, wanted.tenants, until, how)
         return {**made, "token": f"{PREFIX}{secret}_{authority.pin}"}
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nestnet.model.manifest import QUOTA
+
 API_VERSION = "nestnet/v1"
 
 
@@ -52,6 +54,9 @@ class Amounts(Shape):
 
 class Tenant(_Resource):
     parent: str | None
+    """null: none, or one that is not for you to see."""
+    suspended: bool
+    """Its tokens may read, and nothing else: it is suspended, or one above it is. `PATCH` sets its own."""
     quota: Amounts
     """What it may have, with what it hands on; null: what the tenants above it have left."""
     used: Amounts
@@ -84,7 +89,8 @@ class Segment(_Resource):
     cidrs: list[str]
     dns: list[str]
     """What its workloads are told to ask for names."""
-    vni: int
+    vni: int | None
+    """null: not for you to see."""
     gateways: list[str]
     """What its workloads use as default routes."""
     labels: dict[str, str]
@@ -123,14 +129,14 @@ class Moving(Shape):
 
 
 class Port(_Resource):
-    row: int
-    """The number that agents know it by: a lab's namespace is named after it."""
+    row: int | None
+    """The number that agents know it by: a lab's namespace is named after it; null: not for you to see."""
     network: str
     segment: str
     host: str
     """A machine, or a port of the carrier."""
     machine: str
-    """Where it is in the end."""
+    """Where it is in the end: a machine, or a host that was granted to you."""
     mac: str
     addresses: list[str]
     """With prefix lengths."""
@@ -299,6 +305,44 @@ class Linked(Shape):
     link: Link
 
 
+Limit = Annotated[int | None, Field(ge=QUOTA[0], le=QUOTA[1])]
+
+
+class Limits(Shape):
+    """How much a tenant may have of each; null: what the tenants above it have left."""
+
+    networks: Limit = None
+    segments: Limit = None
+    ports: Limit = None
+
+
+class TenantWish(Shape):
+    """A tenant that somebody wants."""
+
+    name: Annotated[str, Field(max_length=63)]
+    """Of all but the operator's: its parent's, a hyphen, and more."""
+    parent: Annotated[str | None, Field(max_length=63)] = None
+    """The tenant that it is a part of; of whoever owns only one, that one unless given."""
+    quota: Limits = Limits()
+
+
+class TenantState(Shape):
+    """What a tenant may have, and whether its tokens may change anything."""
+
+    quota: Limits | None = None
+    """Limits that are left out stay as they are."""
+    suspended: Annotated[bool | None, Field(strict=True)] = None
+    """true: its tokens, and those of the tenants below it, may read and nothing else. Its networks go on."""
+
+
+class Tenanted(Shape):
+    """A tenant that was given other limits, suspended or resumed."""
+
+    revision: int
+    """The one since which it is so."""
+    tenant: Tenant
+
+
 class Join(Shape):
     """A machine that is to carry ports."""
 
@@ -357,13 +401,14 @@ class TokenWish(Shape):
     """A token that somebody wants."""
 
     name: Annotated[str, Field(pattern="^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-    """What the audit log will call its holder."""
+    """What the audit log will call its holder. Of all but the operator's: the name of a tenant that it is for, a
+    hyphen, and more."""
     everything: Role | None = None
     """Its role for all there is: `owner` is the operator."""
-    tenants: Annotated[dict[str, Role], Field(max_length=1000)] = {}
+    tenants: Annotated[dict[Annotated[str, Field(max_length=63)], Role], Field(max_length=1000)] = {}
     """Its role for each of these, and nothing else."""
     ttl: Annotated[float | None, Field(gt=0, le=100 * 365 * 86400)] = None
-    """Seconds for which it counts; null: until it is deleted."""
+    """Seconds for which it counts; null: until it is deleted. It never outlives the token that asks for it."""
 
 
 class Token(Shape):
@@ -374,7 +419,7 @@ class Token(Shape):
     """Seconds since 1970."""
     until: float | None
     by: str
-    """Who made it."""
+    """Who made it; 'parent': somebody above, who is not for you to see."""
 
 
 class NewToken(Token):

@@ -40,6 +40,13 @@ tokens = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+tenants = typer.Typer(
+    help="Administer the tenants below yours.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
 contexts = typer.Typer(
     help="Say which controller is meant.",
     no_args_is_help=True,
@@ -161,14 +168,14 @@ def delete(
     path: Path_,
     lab: Lab = None,
     cascade: Annotated[
-        bool, typer.Option("--cascade", help="A network: with all that is in it and all that it carries.")
+        bool, typer.Option("--cascade", help="A network or tenant: with all that is in it, carried by it, or below it.")
     ] = False,
     wait: Wait = True,
     timeout: Timeout = 60,
 ) -> None:
     """Delete one object.
 
-    Refused, with a list, while others depend on it or, of a network, while anything is in it.
+    Refused, with a list, while others depend on it or, of a network or tenant, while anything is in it.
     """
     from nestnet.cli import changes
 
@@ -511,6 +518,66 @@ def version() -> None:
     print(f"nestnet {__version__}")
 
 
+app.add_typer(tenants, name="tenant")
+
+Tenant = Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]
+Networks = Annotated[str | None, typer.Option("--networks", metavar="N|none", help="How many networks it may have.")]
+Segments = Annotated[str | None, typer.Option("--segments", metavar="N|none", help="How many segments.")]
+Ports = Annotated[str | None, typer.Option("--ports", metavar="N|none", help="How many ports.")]
+
+
+@tenants.command("create")
+def make_tenant(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="PARENT-SOMETHING; the operator may choose any.")],
+    parent: Annotated[
+        str | None, typer.Option("--parent", metavar="TENANT", help="The tenant that it is below; else your own.")
+    ] = None,
+    networks: Networks = None,
+    segments: Segments = None,
+    ports: Ports = None,
+    lab: Lab = None,
+) -> None:
+    """Make a tenant below one of yours.
+
+    What it may have is reserved from its parent's. A limit that is not given is that of the tenants above.
+    """
+    from nestnet.cli import identities
+
+    identities.make_tenant(name, parent, {"networks": networks, "segments": segments, "ports": ports}, lab)
+
+
+@tenants.command("set")
+def set_tenant(
+    name: Tenant, networks: Networks = None, segments: Segments = None, ports: Ports = None, lab: Lab = None
+) -> None:
+    """Give a tenant below yours other limits.
+
+    Those that are not given stay; `none` takes one away. Less than it has is refused.
+    """
+    from nestnet.cli import identities
+
+    identities.set_tenant(name, {"networks": networks, "segments": segments, "ports": ports}, lab)
+
+
+@tenants.command("suspend")
+def suspend(name: Tenant, lab: Lab = None) -> None:
+    """Let a tenant's tokens read, and change nothing.
+
+    So it is for all tenants below it. Their networks go on.
+    """
+    from nestnet.cli import identities
+
+    identities.suspend(name, True, lab)
+
+
+@tenants.command("resume")
+def resume(name: Tenant, lab: Lab = None) -> None:
+    """Let a suspended tenant change things again."""
+    from nestnet.cli import identities
+
+    identities.suspend(name, False, lab)
+
+
 app.add_typer(tokens, name="token")
 
 
@@ -597,6 +664,96 @@ def fence(
     from nestnet.cli import identities
 
     identities.fence(machine, not lift, lab, wait, timeout)
+
+
+OfNetwork = Annotated[
+    str | None, typer.Option("--network", metavar="PATH", help="Whose host ports; else the machines, the operator's.")
+]
+HostNames = Annotated[
+    list[str] | None, typer.Option("--host", metavar="NAME", help="This one, not all. May be repeated.")
+]
+MostNetworks = Annotated[int | None, typer.Option("--networks", min=0, metavar="N", help="So many networks at most.")]
+MostSegments = Annotated[int | None, typer.Option("--segments", min=0, metavar="N", help="So many segments at most.")]
+MostPorts = Annotated[int | None, typer.Option("--ports", min=0, metavar="N", help="So many ports at most.")]
+
+
+def _quota(networks: int | None, segments: int | None, ports: int | None) -> dict[str, int]:
+    given = {"networks": networks, "segments": segments, "ports": ports}
+    return {what: amount for what, amount in given.items() if amount is not None}
+
+
+@app.command()
+def grant(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="A tenant below yours; invite others.")],
+    network: OfNetwork = None,
+    host: HostNames = None,
+    networks: MostNetworks = None,
+    segments: MostSegments = None,
+    ports: MostPorts = None,
+    lab: Lab = None,
+) -> None:
+    """Let a tenant's networks be carried by hosts of yours.
+
+    What it may have of each is reserved from yours. Granted already, these hosts and limits count from now on.
+    """
+    from nestnet.cli import granting
+
+    granting.grant(tenant, network, host or [], _quota(networks, segments, ports), lab)
+
+
+@app.command()
+def invite(
+    network: OfNetwork = None,
+    host: HostNames = None,
+    networks: MostNetworks = None,
+    segments: MostSegments = None,
+    ports: MostPorts = None,
+    ttl: Annotated[str, typer.Option("--ttl", metavar="TIME", help="How long it counts, as 12h or 30d.")] = "7d",
+    lab: Lab = None,
+) -> None:
+    """Make an invitation to be carried by hosts of yours, and print it.
+
+    Whoever redeems it first has them. It is told only once.
+    """
+    from nestnet.cli import granting
+
+    granting.invite(network, host or [], _quota(networks, segments, ports), ttl, lab)
+
+
+@app.command()
+def redeem(
+    invitation_file: Annotated[
+        str | None,
+        typer.Option(
+            "--invitation-file", metavar="FILE", help="Where the invitation is; - for stdin; or NESTNET_INVITATION."
+        ),
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="TENANT", help="For which of yours.")] = None,
+    lab: Lab = None,
+) -> None:
+    """Take the hosts that an invitation offers."""
+    from nestnet.cli import granting
+
+    granting.redeem(invitation_file, tenant, lab)
+
+
+@app.command()
+def revoke(
+    grant: Annotated[str, typer.Argument(metavar="GRANT", help="Its id, from `nestnet get grants`.")],
+    suspend: Annotated[bool, typer.Option("--suspend", help="Carry nothing new, only.")] = False,
+    cut: Annotated[bool, typer.Option("--cut", help="Close what it carries, only.")] = False,
+    cascade: Annotated[bool, typer.Option("--cascade", help="Cut it now, and delete all of it after --grace.")] = False,
+    lift: Annotated[bool, typer.Option("--lift", help="Open it again.")] = False,
+    grace: Annotated[str, typer.Option("--grace", metavar="TIME", help="How long, as 30m or 24h.")] = "24h",
+    lab: Lab = None,
+) -> None:
+    """Take granted hosts back.
+
+    Refused while they carry networks, unless told what becomes of these.
+    """
+    from nestnet.cli import granting
+
+    granting.revoke(grant, suspend, cut, cascade, lift, grace, lab)
 
 
 app.add_typer(contexts, name="context")

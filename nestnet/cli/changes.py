@@ -117,8 +117,10 @@ def delete(kind: str, path: str, cascade: bool, lab: str | None, wait: bool, tim
     kind = singular(kind)
     if kind == "host":
         raise Usage("a host is a machine or a port: delete that")
-    if cascade and kind != "network":
-        raise Usage(f"--cascade is for networks: delete what needs the {kind} first")
+    if kind == "grant":
+        raise Usage("a grant is taken back by `nestnet revoke`")
+    if cascade and kind not in ("network", "tenant"):
+        raise Usage(f"--cascade is for networks and tenants: delete what needs the {kind} first")
     found = target(lab)
     if kind == "token":
         with found.client() as client:

@@ -1,11 +1,11 @@
-"""The verbs by which somebody becomes known: token, join, fence, context."""
+"""The verbs by which somebody becomes known: tenant, token, join, fence, context."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nestnet.cli import contexts, settings
@@ -46,6 +46,45 @@ def make_token(
         made = client.make_token(name, everything, roles, seconds(ttl))
     print(made["token"])
     say(f"token {name}: keep it, it is not told again; `nestnet delete token {name}` revokes it")
+
+
+def make_tenant(name: str, parent: str | None, quota: Mapping[str, str | None], lab: str | None) -> None:
+    """Make a tenant."""
+    with target(lab).client() as client:
+        made = client.make_tenant(name, parent, _limits(quota))
+    say(f"tenant {made['name']} is made" + (f", below {made['parent']}" if made["parent"] else ""))
+
+
+def set_tenant(name: str, quota: Mapping[str, str | None], lab: str | None) -> None:
+    """Give a tenant other limits."""
+    limits = _limits(quota)
+    if not limits:
+        raise Usage(f"give at least one of {', '.join(f'--{what}' for what in quota)}")
+    with target(lab).client() as client:
+        tenant = client.set_tenant(name, limits)["tenant"]
+    told = ", ".join(f"{n if n is not None else 'any number of'} {what}" for what, n in tenant["quota"].items())
+    say(f"tenant {tenant['name']} may have {told}")
+
+
+def suspend(name: str, suspended: bool, lab: str | None) -> None:
+    """Suspend a tenant, or resume it."""
+    with target(lab).client() as client:
+        tenant = client.set_tenant(name, suspended=suspended)["tenant"]
+    if tenant["suspended"] == suspended:
+        say(f"tenant {tenant['name']} is {'suspended' if suspended else 'resumed'}")
+    else:
+        say(f"tenant {tenant['name']} is resumed, and closed as long as one above it is suspended")
+
+
+def _limits(quota: Mapping[str, str | None]) -> dict[str, int | None]:
+    """Those that were given; 'none' takes one away. Raises Usage."""
+    found: dict[str, int | None] = {}
+    for what, text in quota.items():
+        if text is not None and text != "none" and not re.fullmatch(r"[0-9]{1,10}", text):
+            raise Usage(f"--{what} is a number, or none, not {text}")
+        if text is not None:
+            found[what] = None if text == "none" else int(text)
+    return found
 
 
 def let_join(machine: str, ttl: str, lab: str | None) -> None:

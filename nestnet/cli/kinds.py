@@ -17,6 +17,7 @@ KINDS = {
     "policy": "policies",
     "host": "hosts",
     "token": "tokens",
+    "grant": "grants",
 }
 
 

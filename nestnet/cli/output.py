@@ -41,6 +41,14 @@ def _until(token: Resource) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(until)) if until is not None else "-"
 
 
+def _of_quota(what: str) -> Cell:
+    def cell(tenant: Resource) -> str:
+        limit = tenant["quota"][what]
+        return str(tenant["used"][what]) + (f" of {limit}" if limit is not None else "")
+
+    return cell
+
+
 def plain(value: object, missing: str = "-") -> str:
     """One value as a person reads it."""
     if value is None or value == [] or value == {} or value == "":
@@ -52,6 +60,22 @@ def plain(value: object, missing: str = "-") -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(plain(each) for each in value)
     return str(value)
+
+
+def _used(resource: Resource) -> str:
+    """'3 of 5 networks, 7 ports'"""
+    told = []
+    for what, used in resource["used"].items():
+        limit = resource["quota"][what]
+        if used or limit is not None:
+            told.append(f"{used}{'' if limit is None else f' of {limit}'} {what}")
+    return ", ".join(told) or "-"
+
+
+def _state_of_grant(grant: Resource) -> str:
+    if grant["ends"] is not None:
+        return "gone " + time.strftime("%Y-%m-%d %H:%M", time.localtime(grant["ends"]))
+    return "cut" if grant["cut"] else "suspended" if grant["suspended"] else "open"
 
 
 # Columns of each kind: heading, cell, and whether only `wide` has it.
@@ -73,6 +97,15 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("UNTIL", _until, False),
         ("MADE BY", _text("by"), True),
     ),
+    "grant": (
+        ("NAME", _text("name"), False),
+        ("TENANT", _text("tenant", "not redeemed"), False),
+        ("NETWORK", _text("network"), False),
+        ("HOSTS", lambda grant: f"all {len(grant['hosts'])}" if grant["all"] else plain(grant["hosts"]), False),
+        ("USED", _used, False),
+        ("STATE", _state_of_grant, False),
+        ("ID", _text("id"), True),
+    ),
     "host": (
         ("NAME", _text("name"), False),
         ("ADDRESS", _text("addresses"), False),
@@ -84,7 +117,15 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("MACHINE", _text("machine"), True),
         ("ID", _text("id"), True),
     ),
-    "tenant": (("NAME", _text("name"), False), ("PARENT", _text("parent"), False), ("ID", _text("id"), True)),
+    "tenant": (
+        ("NAME", _text("name"), False),
+        ("PARENT", _text("parent"), False),
+        ("SUSPENDED", _text("suspended"), True),
+        ("NETWORKS", _of_quota("networks"), True),
+        ("SEGMENTS", _of_quota("segments"), True),
+        ("PORTS", _of_quota("ports"), True),
+        ("ID", _text("id"), True),
+    ),
     "network": (
         ("PATH", _text("path"), False),
         ("TENANT", _text("tenant"), False),

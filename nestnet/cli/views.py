@@ -23,6 +23,11 @@ def get(kind: str, path: str | None, network: str | None, lab: str | None, outpu
             if path is not None and not found:
                 raise NotFound(f"token {path}")
             out.resources(kind, found, output, single=path is not None)
+        elif kind == "grant":
+            found = [one for one in client.grants() if path in (None, one["name"], one["id"])]
+            if path is not None and not found:
+                raise NotFound(f"grant {path}")
+            out.resources(kind, found, output, single=path is not None)
         elif kind == "host":  # of the fabric, or of a network: PATH is that
             if path is not None and network is not None:
                 raise Usage("give the network once")
@@ -40,6 +45,8 @@ def describe(kind: str, path: str, lab: str | None) -> None:
         raise Usage("a token has no more to show: `nestnet get token NAME -o yaml`")
     if kind == "host":
         raise Usage("a host is a machine or a port: describe that")
+    if kind == "grant":
+        raise Usage("a grant has no more to show: `nestnet get grant NAME -o yaml`")
     with target(lab).client() as client:
         out.described(client.get(kind, path))
 

@@ -113,8 +113,8 @@ class Unauthenticated(NestnetError):
 class Forbidden(NestnetError):
     status = 403
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "forbidden")
+    def __init__(self, message: str, code: str = "forbidden") -> None:
+        super().__init__(message, code)
 
 
 class Stale(NestnetError):

@@ -747,6 +747,9 @@ class NetworkSpec(_Spec):
 
     tenant: Maybe[Name] = None
     """Who owns it. If absent, the tenant of the network it stands in."""
+    grant: Maybe[Name] = None
+    """The hosts that carry it, when its tenant was granted those of several and it is new: a name from `nestnet get
+    grants`."""
     carriage: Maybe[Literal["flat", "encapsulated"]] = None
     """flat, unless given: one encapsulation at any depth. encapsulated: its hosts run agents of their own, and VXLAN is
     really stacked; 50 bytes a level, or 70 over IPv6. Fixed when it is made."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Select, delete, insert, select, update
 
-from nestnet.model.errors import Conflict, Forbidden, NotFound, Unauthenticated
-from nestnet.store import tables, write
-from nestnet.store.scope import Scope
+from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
+from nestnet.store import tables, tenancy, write
+from nestnet.store.once import Asked
+from nestnet.store.scope import EVERYTHING, Scope
 
 Role = Literal["reader", "owner"]
 PREFIX = "nnt_"
@@ -79,40 +80,74 @@ def make(
     tenants: Mapping[str, Role],
     until: float | None,
     who: str,
+    scope: Scope = EVERYTHING,
 ) -> None:
-    """Keep a new token. Raises Conflict for a name that is taken, NotFound for a tenant that is not there."""
-    t, n = tables.token, tables.tenant.c
+    """Keep a new token. Raises Conflict for a name that is taken, NotFound for a tenant that is not there or not to be
+    seen, Forbidden for one that whoever asks neither owns nor administers, Invalid for a name that is not theirs."""
+    t = tables.token
+    if everything is not None:
+        scope.to_write_all("a token for everything")
+    ids = {tenant: tenancy.find(connection, scope, tenant) for tenant in tenants}
+    lines = {tenant: tenancy.line(connection, id) for tenant, id in ids.items()}
+    for line in lines.values():
+        tenancy.to_change(line, scope)
+    made_in = None
+    if scope.writes is not None:
+        after = tenancy.named_after(name, tenancy.known_before(connection, scope, name))
+        if after is None or after not in tenants:
+            raise Invalid([tenancy.misnamed("token", name, min(tenants), "/name")])
+        owned = next(one.name for one in lines[after] if one.name in scope.writes)
+        made_in = tenancy.find(connection, scope, owned)
     if connection.scalar(select(t.c.id).where(t.c.name == name)) is not None:
         raise Conflict(f"a token is called {name} already: `nestnet delete token {name}` revokes it", "duplicate_name")
-    ids = {}
-    for tenant in tenants:
-        found = connection.scalar(select(n.id).where(n.name == tenant))
-        if found is None:
-            raise NotFound(f"tenant {tenant}")
-        ids[tenant] = int(found)
     id = write.reserve(connection, "token", 1)
-    connection.execute(
-        insert(t).values(
-            id=id, name=name, digest=digest(secret), everything=everything, made=time.time(), until=until, made_by=who
-        )
-    )
+    values = {"id": id, "name": name, "digest": digest(secret), "everything": everything, "until": until}
+    connection.execute(insert(t).values(**values, made=time.time(), made_by=who, made_in=made_in))
     for tenant, role in tenants.items():
         connection.execute(insert(tables.token_tenant).values(token=id, tenant=ids[tenant], role=role))
 
 
-def revoke(connection: Connection, name: str) -> None:
-    """A token speaks for nobody any more. Raises NotFound."""
-    if connection.execute(delete(tables.token).where(tables.token.c.name == name)).rowcount == 0:
+def revoke(connection: Connection, name: str, scope: Scope = EVERYTHING) -> None:
+    """A token speaks for nobody any more. Raises NotFound, also when it is for a tenant that whoever asks neither owns
+    nor administers, and Forbidden when they are suspended."""
+    t, tt = tables.token, tables.token_tenant
+    id = connection.scalar(select(t.c.id).where(t.c.name == name))
+    if id is None or name not in {one["name"] for one in listed(connection, name, scope)}:
         raise NotFound(f"token {name}")
+    if scope.writes is not None:
+        others = select(tt.c.tenant).where(tt.c.token == id, tt.c.tenant.not_in(_administered(scope.writes)))
+        if connection.scalar(others) is not None:
+            raise NotFound(f"token {name}")
+        for tenant in connection.scalars(select(tt.c.tenant).where(tt.c.token == id)).all():
+            tenancy.to_change(tenancy.line(connection, tenant), scope)
+    connection.execute(delete(t).where(t.c.id == id))
 
 
-def listed(connection: Connection, name: str | None = None) -> list[Resource]:
-    """All tokens, or one, without their secrets."""
+def end_for(connection: Connection, tenants: Sequence[int]) -> None:
+    """Tenants are about to go: so do the tokens that are for nothing else."""
+    t, tt = tables.token, tables.token_tenant
+    theirs = select(tt.c.token).where(tt.c.tenant.in_(tenants))
+    kept = select(tt.c.token).where(tt.c.tenant.not_in(tenants))
+    connection.execute(delete(t).where(t.c.id.in_(theirs), t.c.id.not_in(kept)))
+
+
+def listed(connection: Connection, name: str | None = None, scope: Scope = EVERYTHING) -> list[Resource]:
+    """The tokens for at least one tenant that somebody owns or administers, or one, without their secrets. Of others'
+    tenants, and of makers above, nothing is told."""
     t, tt, n = tables.token, tables.token_tenant, tables.tenant
-    roles: dict[int, dict[str, str]] = {}
-    for row in connection.execute(select(tt.c.token, n.c.name, tt.c.role).join(n, n.c.id == tt.c.tenant)):
-        roles.setdefault(row.token, {})[row.name] = row.role
     query = select(t).order_by(t.c.id)
+    tenants = select(tt.c.token, n.c.name, tt.c.role).join(n, n.c.id == tt.c.tenant)
+    theirs: set[int] | None = None
+    if scope.writes is not None:
+        administered = _administered(scope.writes)
+        theirs = set(connection.scalars(administered))
+        tenants = tenants.where(n.c.id.in_(administered))
+        query = query.where(t.c.id.in_(select(tt.c.token).where(tt.c.tenant.in_(administered))))
+    if name is not None:
+        query = query.where(t.c.name == name)
+    roles: dict[int, dict[str, str]] = {}
+    for row in connection.execute(tenants):
+        roles.setdefault(row.token, {})[row.name] = row.role
     return [
         {
             "name": row.name,
@@ -120,10 +155,23 @@ def listed(connection: Connection, name: str | None = None) -> list[Resource]:
             "tenants": roles.get(row.id, {}),
             "made": row.made,
             "until": row.until,
-            "by": row.made_by,
+            "by": row.made_by if theirs is None or row.made_in in theirs else "parent",
         }
-        for row in connection.execute(query if name is None else query.where(t.c.name == name))
+        for row in connection.execute(query)
     ]
+
+
+def known_to(connection: Connection, asked: Asked) -> set[str] | None:
+    """Who is told by name to whoever asks, as the audit log calls them; None: all."""
+    if asked.scope.reads is None:
+        return None
+    return {asked.who, *(f"token:{one['name']}" for one in listed(connection, scope=asked.scope))}
+
+
+def _administered(writes: frozenset[str]) -> Select[tuple[int]]:
+    """The rows of the tenants that somebody owns, and of all below them."""
+    t = tables.tenant.alias()  # not the one of a query around it
+    return select(t.c.id).where(tenancy.within(writes, t))
 
 
 # Machines

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, delete, select, update
 from nestnet.model.errors import Invalid, Problem
 from nestnet.store import events, numbers, tables
 from nestnet.store.database import Database, explained, migrate, open_engine
+from nestnet.store.objects import chunks
 
 AHEAD = 1_000_000  # Revisions and rows of a kind that may have been made since the backup.
 HELD_BACK = 1 << 16  # VNIs that may have been, lowest first, as they are given out.
@@ -83,10 +84,13 @@ def _renew(copy: Connection, live: Connection, confirmed: bool, who: str) -> int
 
 def _keep_out(copy: Connection, live: Connection) -> None:
     """Whoever was kept out since the backup stays out: a restore gives nobody back what was taken from them."""
-    t, m = tables.token, tables.machine
+    t, m, n = tables.token, tables.machine, tables.tenant
     copy.execute(delete(t).where(t.c.digest.not_in(live.scalars(select(t.c.digest)).all())))
     for row in live.execute(select(m.c.id, m.c.joins, m.c.fenced)):
         copy.execute(update(m).where(m.c.id == row.id).values(joins=row.joins, fenced=row.fenced))
+    closed = live.scalars(select(n.c.id).where(n.c.suspended)).all()
+    for chunk in chunks(closed):
+        copy.execute(update(n).where(n.c.id.in_(chunk)).values(suspended=True))
 
 
 def _judge(file: Path) -> None:

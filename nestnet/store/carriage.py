@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy import Connection, select, update
 
@@ -45,7 +46,9 @@ def prepare(
     subtree = state.above([id])
     _judge_place(state, row, carrier, subtree, scope, was, now)
     chain = [state.networks[each] for each in _chain(state, carrier)]
-    moved = replace(row, carrier=carrier)
+    moved = replace(row, carrier=carrier, **_granted(state, row, carrier))
+    along = [state.networks[each] for each in subtree[1:]]
+    counted = [(each, replace(each, grant=moved.grant)) for each in along if each.grant == row.grant != moved.grant]
     if carrier == FABRIC:
         moved = replace(moved, underlay=objects.fabric(connection).family)
     state.contents = objects.load_contents(connection, [*(each.id for each in chain), *subtree])
@@ -76,13 +79,23 @@ def prepare(
         rehoused = [(old, new) for old, new in rehoused if old != new]
         pairs: list[Pair] = [*rehoused]
     else:
-        pairs = [(row, moved), *rehoused]
+        pairs = [(row, moved), *counted, *rehoused]
     changes = [Change("~", "port", f"{state.path(id)}/{new.name}", {"host": [named[old.host], wanted[new.name]]})
                for old, new in rehoused]  # fmt: skip
     if row.carrier != carrier:
         fields = {"carrier": [before.path(row.carrier), now], "path": [was, state.path(id)]}
         changes.insert(0, Change("~", "network", state.path(id), fields))
     return Rehoused(state.revision, tuple(pairs), tuple(changes))
+
+
+def _granted(state: State, row: NetworkRow, carrier: int) -> dict[str, Any]:
+    """Which grant it counts under there, and whether that is cut."""
+    below = state.networks.get(carrier)
+    if (below.tenant if below is not None else None) != row.tenant:
+        for grant in state.grants.values():
+            if (grant.carrier, grant.tenant) == (carrier, row.tenant):
+                return {"grant": grant.id, "cut": grant.cut}
+    return {"grant": below.grant if below is not None else None, "cut": False}
 
 
 class _Names:

@@ -80,6 +80,28 @@ def only_own(connection: Connection, network: int, scope: Scope) -> None:
         raise Conflict(f"it carries {others} networks of other tenants: they have to go first", "in_use")
 
 
+def roots_of(connection: Connection, tenants: Sequence[int]) -> list[int]:
+    """The networks of these tenants that are not carried by another of theirs."""
+    rows = _of(connection, tenants)
+    own = {row.id for row in rows}
+    return [row.id for row in rows if row.carrier not in own]
+
+
+def only_of(connection: Connection, tenants: Sequence[int]) -> None:
+    """Raise Conflict if what these tenants' networks carry is of others."""
+    own = {row.id for row in _of(connection, tenants)}
+    if others := sum(id not in own for root in roots_of(connection, tenants) for id in _subtree(connection, root)):
+        raise Conflict(f"their networks carry {others} networks of other tenants: they have to go first", "in_use")
+
+
+def _of(connection: Connection, tenants: Sequence[int]) -> list[Any]:
+    c = tables.network.c
+    found: list[Any] = []
+    for chunk in chunks(sorted(tenants)):
+        found += connection.execute(select(c.id, c.carrier).where(c.tenant.in_(chunk)).order_by(c.id)).all()
+    return found
+
+
 def _subtree(connection: Connection, network: int) -> list[int]:
     """The network, if it is there, and all that it carries, carriers first."""
     c = tables.network.c

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +99,11 @@ def before_last(connection: Connection, count: int) -> int:
     return int(seq or 0)
 
 
-def what_changed(connection: Connection, kind: str, path: str, since: int) -> list[str]:
-    """Who changed an object after a revision, newest first: as far as the audit log lists it."""
+def what_changed(
+    connection: Connection, kind: str, path: str, since: int, known: Collection[str] | None = None
+) -> list[str]:
+    """Who changed an object after a revision, newest first: as far as the audit log lists it. Whoever is not in
+    `known`, None: all are, is somebody."""
     e = tables.event
     query = select(e).where(e.c.audit, e.c.revision > since).order_by(e.c.revision.desc()).limit(LOOKED_AT)
     found = []
@@ -113,9 +116,8 @@ def what_changed(connection: Connection, kind: str, path: str, since: int) -> li
                     for name, (old, new) in change.get("fields", {}).items()
                 )
                 what = {"+": "made", "-": "deleted", "~": fields or "changed"}[change["op"]]
-                found.append(
-                    f"revision {row.revision} by {row.who or 'somebody'}: {change['kind']} {change['path']}: {what}"
-                )
+                who = row.who if row.who and (known is None or row.who in known) else "somebody"
+                found.append(f"revision {row.revision} by {who}: {change['kind']} {change['path']}: {what}")
     return found[:TOLD]
 
 

@@ -382,7 +382,7 @@ def _up(connection: Connection, network: int, ports: Iterable[PortRow]) -> set[i
     at: dict[int, PortRow] = {port.id: port for port in ports}
     while network != FABRIC and at:
         (row,) = objects.networks(connection, "id", [network])
-        at = {port: here for port, here in at.items() if row.enabled and here.enabled}
+        at = {port: here for port, here in at.items() if row.is_open and here.enabled}
         if row.carrier == FABRIC:
             break
         hosts = objects.ports(connection, "id", sorted({here.host for here in at.values()}))
@@ -396,7 +396,7 @@ def value_of(row: Row, left: int) -> Value:
     """A row as a value. `left`: what the domain of a network leaves to it, in bytes of IP."""
     match row:
         case NetworkRow():
-            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left), row.enabled, row.encapsulated)
+            return Network(row.id, row.carrier, row.underlay, network_mtu(row, left), row.is_open, row.encapsulated)
         case SegmentRow():
             dns = tuple(map(ip_address, row.dns))
             return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)), dns)

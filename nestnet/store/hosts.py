@@ -20,6 +20,8 @@ def page(
 ) -> tuple[list[Resource], str | None]:
     """Up to `limit` hosts of a network, None: of the fabric, after `cursor`, and the cursor of the next page if there
     is one. What lives on them is counted as far as the reader may see it."""
+    if network is None and reader.scope.reads is not None:
+        return _granted(connection, reader, limit, cursor)
     kind = "machine" if network is None else "port"
     within = FABRIC if network is None else reader.find("network", network)
     table = tables.machine if network is None else tables.port
@@ -63,6 +65,43 @@ def page(
             }
         )
     return items, items[-1]["id"] if len(ids) > limit else None
+
+
+def _granted(
+    connection: Connection, reader: Reader, limit: int, cursor: str | None
+) -> tuple[list[Resource], str | None]:
+    """The same of the hosts that were granted to the reader: all of one shape, whatever they are."""
+    whole = Reader(connection, reader.identity, reader.heard)
+    lost = lost_machines(connection, reader.heard)
+    items: list[Resource] = []
+    for carrier, ids in sorted(reader.granted().items()):
+        kind = "machine" if carrier == FABRIC else "port"
+        uses = _uses(connection, reader, carrier, sorted(ids))
+        for id, found in zip(sorted(ids), whole.resources(kind, sorted(ids)), strict=True):
+            gone = lost.machines.get(id) if carrier == FABRIC else lost.ports.get(id)
+            up = gone is None and found.get("state", "up") == "up"
+            networks, ports = uses.get(id, (0, 0))
+            name = found["name"]
+            items.append(
+                {
+                    "id": reader.public("host", id << 1 | (carrier == FABRIC)),
+                    "kind": "host",
+                    "name": name,
+                    "path": name,
+                    "network": None,
+                    "addresses": [],
+                    "machine": name,
+                    "state": "up" if up else "down: lost",
+                    "cause": None if up else f"host {name} is down",
+                    "networks": networks,
+                    "ports": ports,
+                }
+            )
+    place = next((place for place, item in enumerate(items, 1) if item["id"] == cursor), 0)
+    if cursor is not None and not place:
+        raise Invalid([Problem("bad_value", "", "this cursor is not from a list of these hosts: begin without one")])
+    page = items[place : place + limit]
+    return page, page[-1]["id"] if len(items) > place + limit else None
 
 
 def _of_machine(name: str, why: str | None) -> tuple[str, str | None]:

@@ -55,7 +55,7 @@ def begin(connection: Connection, reader: Reader, identity: Identity, id: int, t
     (row,) = objects.ports(connection, "id", [id])
     (network,) = objects.networks(connection, "id", [row.network])
     path = _path(reader, row)
-    new = _machine(connection, to) if network.carrier == FABRIC else _host(connection, reader, row, to)
+    new = _machine(connection, reader, to) if network.carrier == FABRIC else _host(connection, reader, row, to)
     if new == row.host:
         raise _invalid("bad_value", f"{path} lives on {to} already: name another host")
     above = _above(connection, [id])
@@ -144,9 +144,15 @@ def _judge(connection: Connection, machine: int, port: int, end: str) -> None:
 # ---- whether it may
 
 
-def _machine(connection: Connection, name: str) -> int:
+def _machine(connection: Connection, reader: Reader, name: str) -> int:
     m = tables.machine.c
     found = connection.scalar(select(m.id).where(m.name == name))
+    if reader.scope.reads is not None:
+        granted = sorted(reader.granted().get(FABRIC, ()))
+        names = connection.scalars(select(m.name).where(m.id.in_(granted))).all()
+        if found not in granted:
+            near = _nearest(name, names)
+            raise _invalid("missing_host", f"there is no host {name}{meant(near)}", near)
     if found is None:
         near = _nearest(name, connection.scalars(select(m.name).limit(1000)).all())
         raise _invalid("missing_machine", f"there is no machine {name}{meant(near)}", near)
@@ -157,9 +163,13 @@ def _host(connection: Connection, reader: Reader, row: PortRow, name: str) -> in
     p = tables.port.c
     (network,) = objects.networks(connection, "id", [row.network])
     carrier = reader.paths([network.carrier])[network.carrier]
-    if not _is_seen(reader, network.carrier):
-        raise _invalid("missing_host", f"network {carrier} has no port {name} to live on")
     found = connection.scalar(select(p.id).where(p.network == network.carrier, p.name == name))
+    if not _is_seen(reader, network.carrier):
+        ids = sorted(reader.granted().get(network.carrier, ()))
+        names = [host.name for host in objects.ports(connection, "id", ids)]
+        if found not in ids:
+            near = _nearest(name, names)
+            raise _invalid("missing_host", f"there is no host {name}{meant(near)}", near)
     if found is None:
         hosts = select(p.name).where(p.network == network.carrier, p.hosts.is_(True)).limit(1000)
         near = _nearest(name, connection.scalars(hosts).all())

@@ -7,6 +7,7 @@ replaces; so a wanted row that equals the stored one is, without more ado, no ch
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,10 +36,17 @@ class NetworkRow:
     labels: str
     description: str
     encapsulated: bool = False
+    cut: bool = False
+    grant: int | None = None
 
     @property
     def network(self) -> int:
         return self.id
+
+    @property
+    def is_open(self) -> bool:
+        """Neither its owner nor whoever granted its hosts has closed it."""
+        return self.enabled and not self.cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +179,30 @@ class MachineRow:
     port: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class GrantRow:
+    """Hosts of a carrier, None: all, for networks of a tenant. `tenant` is None while nobody has redeemed it; `ends`
+    is in seconds since 1970."""
+
+    id: int
+    carrier: int
+    tenant: str | None
+    name: str
+    hosts: frozenset[int] | None
+    quota: Quota
+    suspended: bool
+    cut: bool
+    ends: float | None
+
+    @property
+    def is_open(self) -> bool:
+        """May anything new be carried by it?"""
+        return not self.suspended and not self.cut
+
+
 @dataclass
 class State:
-    """All machines, tenants and networks, and the contents of some networks."""
+    """All machines, tenants, grants and networks, and the contents of some networks."""
 
     revision: int
     joined: dict[str, MachineRow]
@@ -181,8 +210,10 @@ class State:
     tenants: dict[str, int]
     parents: dict[str, str | None]
     quotas: dict[str, Quota]
+    grants: dict[int, GrantRow]
     networks: dict[int, NetworkRow]
     carried: dict[int, dict[str, NetworkRow]]
+    suspended: frozenset[str]  # Tenants; also those below them are closed to their own tokens.
     contents: dict[int, Contents] = field(default_factory=dict)
 
     def path(self, network: int) -> str:
@@ -228,9 +259,32 @@ def load_state(connection: Connection) -> State:
         tenants={row.name: row.id for row in tenants},
         parents={row.name: names.get(row.parent) for row in tenants},
         quotas={row.name: Quota(row.networks, row.segments, row.ports) for row in tenants},
+        grants={row.id: row for row in grants(connection)},
         networks=networks,
         carried=carried,
+        suspended=frozenset(row.name for row in tenants if row.suspended),
     )
+
+
+def grants(connection: Connection) -> list[GrantRow]:
+    """All there are, and the invitations that may still be redeemed."""
+    g, n = tables.grant, tables.tenant.c
+    query = select(g, n.name.label("grantee")).outerjoin(tables.tenant, g.c.tenant == n.id).order_by(g.c.id)
+    alive = g.c.tenant.is_not(None) | (g.c.until > time.time())
+    return [
+        GrantRow(
+            row.id,
+            row.carrier,
+            row.grantee,
+            row.name,
+            frozenset(json.loads(row.hosts)) if row.hosts is not None else None,
+            Quota(row.networks, row.segments, row.ports),
+            bool(row.suspended),
+            bool(row.cut),
+            row.ends,
+        )
+        for row in connection.execute(query.where(alive))
+    ]
 
 
 def machines(connection: Connection, domain: int = FABRIC) -> list[MachineRow]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, select
 
-from nestnet.model.errors import Conflict, Forbidden, Invalid, Problem
+from nestnet.model.errors import Conflict, Forbidden, Invalid, NestnetError, Problem
 from nestnet.model.manifest import (
     AttachSpec,
     LinkSpec,
@@ -36,8 +36,8 @@ from nestnet.model.problems import join
 from nestnet.model.rates import rate_text
 from nestnet.model.selectors import Names, parse_selector, parse_service
 from nestnet.model.validate import Known, given_already, validate
-from nestnet.model.values import CARRIAGE_PORT, FABRIC, Address, Attach, Prefix, Service
-from nestnet.store import numbers, tables
+from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Attach, Prefix, Service
+from nestnet.store import numbers, tables, tenancy, view
 from nestnet.store.objects import (
     Contents,
     GroupRow,
@@ -56,7 +56,7 @@ from nestnet.store.objects import (
     ports,
     selector_order,
 )
-from nestnet.store.quotas import QUOTAS, Quota, Uses, judge, uses
+from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, uses, uses_of_grants
 from nestnet.store.scope import EVERYTHING, Scope
 
 UDP = 17
@@ -110,36 +110,89 @@ class Work:
     tenants: tuple[TenantWish, ...]
     machines: tuple[MachineRow, ...]  # as they should be, where that is new
     networks: tuple[int, ...]  # Those that it looked at and may change; what it makes is not among them.
+    audited: tuple[Change, ...]  # The changes by whole paths, for the log.
 
 
 def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope = EVERYTHING) -> Work:
     """Compare. Raises Invalid with every problem, Conflict, Exhausted, or Forbidden where it is about what is not in
     scope; reads only."""
     state = load_state(connection)
-    _names_free(manifest.networks or {}, state.carried.get(FABRIC, {}), "", state, scope)
+    if manifest.tenants:
+        manifest = manifest.model_copy(update={"tenants": tenancy.declared(manifest.tenants, state, scope)})
+    if scope.writes is None:
+        _names_free(manifest.networks or {}, state.carried.get(FABRIC, {}), "", state, scope)
+        return _make(connection, manifest, prune, scope, state, [])
+    # Somebody else's is put where it is stored, judged there, and what comes of it told without what carries it.
+    told = view.Told()
+    view.hide(state, scope)
+    try:
+        named = manifest.networks or {}
+        places = {name: view.carried_by(spec, name, state, scope) for name, spec in named.items()}
+        for name, place in places.items():
+            _names_free({name: named[name]}, state.carried.get(place.carrier, {}), "", state, scope)
+        missing = view.missing_hosts(manifest, _granted_hosts(connection, places, state))
+        pruned = _pruned(manifest, view.tops(state, scope), scope) if prune else []
+        grafted = view.graft(manifest, places, {row.id for row in pruned}, state, _network_spec)
+        work = _make(connection, grafted, prune, scope, state, missing)
+    except NestnetError as error:
+        raise told.error(error) from None
+    plan = work.plan
+    changes = tuple(
+        replace(one, path=told.text(one.path), fields=told.data(one.fields), pointer=told.pointer(one.pointer))
+        for one in plan.changes
+    )
+    whole = tuple(replace(one, path=one.path.replace(view.HIDDEN, "")) for one in plan.changes)
+    return replace(
+        work,
+        audited=whole,
+        plan=replace(
+            plan,
+            changes=changes,
+            disturbs=tuple(map(told.text, plan.disturbs)),
+            machines=tuple(dict.fromkeys(map(told.text, plan.machines))),
+        ),
+    )
+
+
+def _granted_hosts(connection: Connection, places: Mapping[str, view.Placed], state: State) -> dict[str, set[str]]:
+    """Network -> the names of the hosts on which it may be, of those that are carried by a grant."""
+    found: dict[str, set[str]] = {}
+    for name, (carrier, grant, _) in places.items():
+        if grant is not None:
+            there = {port.name: port.id for port in ports(connection, "network", [carrier]) if port.hosts}
+            found[name] = set(view.hosts_of(state, grant, there))
+    return found
+
+
+def _make(
+    connection: Connection, manifest: Manifest, prune: bool, scope: Scope, state: State, missing: Sequence[Problem]
+) -> Work:
+    """`missing`: what is wrong already."""
     roots = _roots(manifest, state, prune, scope)
     state.contents = load_contents(connection, state.above(roots))
     moved = _moved(manifest, state)
     filled = _complete(manifest, state, moved, scope.tenant)
-    problems = _judge(manifest, filled, state)
-    if problems:
+    at = {f"{problem.pointer}" for problem in missing}
+    judged = [one for one in _judge(manifest, filled, state) if view.Told().pointer(one.pointer) not in at]
+    if problems := [*missing, *judged]:
         raise Invalid(problems)
-    wanted = _Wanted(filled, state)
-    if problems := [*_hosts_apart(wanted), *_given_twice(connection, wanted, state)]:
+    wanted = _Wanted(filled, state, scope)
+    if problems := [*_too_deep(wanted), *_hosts_apart(wanted), *_given_twice(connection, wanted, state)]:
         raise Invalid(problems)
     pairs = list(_pairs(wanted, state, roots))
     wishes = _tenants(manifest, wanted, state)
     _to_write(pairs, wishes, moved, wanted, state, scope)
     _enough_vnis(connection, pairs, wanted)
-    _judge_quotas(connection, pairs, wishes, wanted, state)
+    _judge_quotas(connection, pairs, wishes, wanted, state, scope)
+    _nothing_new(pairs, wanted, state)
     changes = (*_told_of_machines(moved, state), *_tenants_told(wishes, state), *_told(pairs, wanted, state))
     touched = {row.network for pair in pairs for row in pair if row is not None}
     plan = Plan(
         changes,
         (*_disturbed_by_machines(moved, state), *_discreet(_disturbed(pairs, wanted, state), wanted, scope)),
-        tuple(sorted(state.machines)) if moved else _machines(touched, wanted, state, roots),
+        tuple(sorted(state.machines)) if moved else _machines(touched, wanted, state, roots, scope),
     )
-    return Work(plan, state.revision, tuple(pairs), wishes, tuple(moved), tuple(state.above(roots)))
+    return Work(plan, state.revision, tuple(pairs), wishes, tuple(moved), tuple(state.above(roots)), changes)
 
 
 # Scope
@@ -169,8 +222,13 @@ def _to_write(
         return
     for machine in moved:
         scope.to_write_all(f"machine {machine.name}")
+    parents = {**state.parents, **{wish.name: wish.parent for wish in wishes}}
     for wish in wishes:
-        scope.to_write_all(f"tenant {wish.name}")
+        if wish.name in state.parents or wish.parent is not None:
+            tenancy.to_administer(tenancy.line_in(wish.name, parents, state.suspended), scope)
+        else:  # Only named, by a network.
+            path = next(wanted.paths[id] for id, row in wanted.networks.items() if row.tenant == wish.name)
+            raise Forbidden(f"network {path} would be another tenant's: name one of your own")
     others: set[int] = set()
     for old, new in pairs:
         for row, networks in ((old, state.networks), (new, wanted.networks)):
@@ -180,6 +238,8 @@ def _to_write(
             if scope.may_read(owner.tenant):
                 path = wanted.paths.get(owner.id) or state.path(owner.id)
                 scope.to_write(owner.tenant, f"network {path}")
+                if owner.tenant is not None:
+                    tenancy.to_write(tenancy.line_in(owner.tenant, parents, state.suspended), scope)
             elif old is None:
                 raise Forbidden(f"network {wanted.paths[owner.id]} would be another tenant's: name one of your own")
             else:
@@ -193,15 +253,21 @@ def _to_write(
 
 def _discreet(lines: Iterable[str], wanted: _Wanted, scope: Scope) -> Iterator[str]:
     """What is disturbed, other tenants' networks by their number only."""
-    others = {wanted.paths[id] for id, row in wanted.networks.items() if not scope.may_read(row.tenant)}
+    whose = {wanted.paths[id]: row.tenant for id, row in wanted.networks.items()}
+    others = {path for path, tenant in whose.items() if not scope.may_read(tenant)}
+    hit: set[str] = set()
     count = 0
     for line in lines:
-        if any(line.startswith((f"{path}:", f"{path} ", f"{path}/")) for path in others):
+        path = line.split(" ")[0].split(":")[0]
+        while path not in whose and "/" in path:
+            path = path.rpartition("/")[0]
+        if path in others:
             count += 1
+            hit.add(path)
         else:
             yield line
     if count:
-        yield f"what {len(others)} networks of other tenants that are carried would notice: {count} more"
+        yield f"what {len(hit)} networks of other tenants that are carried would notice: {count} more"
 
 
 def _roots(manifest: Manifest, state: State, prune: bool, scope: Scope) -> list[int]:
@@ -210,12 +276,18 @@ def _roots(manifest: Manifest, state: State, prune: bool, scope: Scope) -> list[
     named = manifest.networks or {}
     roots = [top[name].id for name in named if name in top]
     if prune:
-        owners: set[str | None] = set(manifest.tenants or {})
-        for name, spec in named.items():
-            owners.add(spec.tenant or (top[name].tenant if name in top else scope.tenant))
-        owners = {owner for owner in owners if scope.may_write(owner)}
-        roots += [row.id for name, row in top.items() if name not in named and row.tenant in owners]
+        roots += [row.id for row in _pruned(manifest, top, scope) if row.id not in roots]
     return roots
+
+
+def _pruned(manifest: Manifest, top: Mapping[str, NetworkRow], scope: Scope) -> list[NetworkRow]:
+    """The other networks, of these, of the tenants that a manifest names."""
+    named = manifest.networks or {}
+    owners: set[str | None] = set(manifest.tenants or {})
+    for name, spec in named.items():
+        owners.add(spec.tenant or (top[name].tenant if name in top else scope.tenant))
+    owners = {owner for owner in owners if scope.may_write(owner)}
+    return [row for name, row in top.items() if name not in named and row.tenant in owners]
 
 
 # Machines: a manifest may say where one that has joined is now.
@@ -468,6 +540,16 @@ def _enough_vnis(connection: Connection, pairs: Iterable[Pair], wanted: _Wanted)
             raise numbers.exhausted(connection, domain if numbers.size(connection, domain) else FABRIC)
 
 
+def _too_deep(wanted: _Wanted) -> Iterator[Problem]:
+    """A manifest nests less than that by itself; it may stand on what is deep already."""
+    depth = {FABRIC: 0}
+    for id, row in wanted.networks.items():  # carriers first
+        depth[id] = depth[row.carrier] + 1
+        if depth[id] == MAX_DEPTH + 1:
+            message = f"{wanted.paths[id]} would be carried too deep: networks nest at most {MAX_DEPTH} levels"
+            yield Problem("too_deep", wanted.pointers["network", id], message, limit=MAX_DEPTH)
+
+
 def _hosts_apart(wanted: _Wanted) -> Iterator[Problem]:
     """Machines of one domain have addresses of their own. What carries them may have one twice, in two segments."""
     at: dict[tuple[int, str], PortRow] = {}
@@ -492,8 +574,9 @@ def _hosts_apart(wanted: _Wanted) -> Iterator[Problem]:
 class _Wanted:
     """The rows that a complete manifest asks for. What is new has ids below 0."""
 
-    def __init__(self, manifest: Manifest, state: State) -> None:
+    def __init__(self, manifest: Manifest, state: State, scope: Scope) -> None:
         self.state = state
+        self.scope = scope
         self.networks: dict[int, NetworkRow] = {}
         self.contents: dict[int, Contents] = {}
         self.paths: dict[int, str] = {}
@@ -525,9 +608,10 @@ class _Wanted:
             encapsulated = old.encapsulated
         id = old.id if old is not None else next(self._fresh)
         enabled = spec.enabled if spec.enabled is not None else old is None or old.enabled
+        grant = old.grant if old is not None else self._grant(spec.tenant, carrier)
         self.networks[id] = NetworkRow(
             id, carrier, name, spec.tenant, underlay, spec.mtu, enabled, dump(spec.labels), spec.description or "",
-            encapsulated,
+            encapsulated, old is not None and old.cut, grant,
         )  # fmt: skip
         self.paths[id] = path
         self.pointers["network", id] = at
@@ -541,6 +625,19 @@ class _Wanted:
         self._policies(id, spec, stored, contents, at)
         for below, one in (spec.networks or {}).items():
             self._network(below, one, id, path, at)
+
+    def _grant(self, tenant: str | None, carrier: int) -> int | None:
+        """The grant that a new network counts under: that of its tenant for what carries it, or what that counts
+        under itself. Raises Forbidden for who carries something of another tenant's there and has none."""
+        below = self.networks[carrier] if carrier != FABRIC else None
+        owner = below.tenant if below is not None else None
+        if tenant != owner:
+            own = [row for row in self.state.grants.values() if (row.carrier, row.tenant) == (carrier, tenant)]
+            if own:
+                return own[0].id
+            if self.scope.may_write(tenant) and not self.scope.may_write(owner):
+                raise Forbidden(f"tenant {tenant} has no hosts there: whoever runs some grants them to it")
+        return below.grant if below is not None else None
 
     def domain(self, network: int) -> int:
         """As `State.domain`."""
@@ -788,14 +885,20 @@ def _tenants(manifest: Manifest, wanted: _Wanted, state: State) -> tuple[TenantW
 
 
 def _judge_quotas(
-    connection: Connection, pairs: Iterable[Pair], wishes: Iterable[TenantWish], wanted: _Wanted, state: State
+    connection: Connection,
+    pairs: Iterable[Pair],
+    wishes: Iterable[TenantWish],
+    wanted: _Wanted,
+    state: State,
+    scope: Scope,
 ) -> None:
     parents, limits = dict(state.parents), dict(state.quotas)
     for wish in wishes:
         parents[wish.name], limits[wish.name] = wish.parent, wish.quota
-    if all(quota == Quota() for quota in limits.values()):
+    if all(quota == Quota() for quota in (*limits.values(), *(grant.quota for grant in state.grants.values()))):
         return
     more: Uses = {what: Counter() for what in QUOTAS}
+    under: Uses = {what: Counter() for what in QUOTAS}  # of grants
     for old, new in pairs:
         for row, sign in ((old, -1), (new, 1)):
             what = f"{row.kind}s" if row is not None else ""
@@ -804,17 +907,34 @@ def _judge_quotas(
             networks = wanted.networks if sign == 1 else state.networks
             if (tenant := networks[row.network].tenant) is not None:
                 more[what][tenant] += sign
-    if any(count > 0 for each in more.values() for count in each.values()) or wishes:
-        judge(parents, limits, uses(connection), more)
+            if (grant := networks[row.network].grant) is not None:
+                under[what][grant] += sign
+    if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes:
+        tree = Tree(parents, limits, state.grants, state.networks)
+        judge(tree, uses(connection), more, uses_of_grants(connection), under, tenancy.seen(parents, scope))
+
+
+def _nothing_new(pairs: Iterable[Pair], wanted: _Wanted, state: State) -> None:
+    """Raise Conflict for what is new and would be carried by a grant that is suspended, or made from one."""
+    shut: dict[int, bool] = {}
+    for old, new in pairs:
+        if old is None and new is not None and f"{new.kind}s" in QUOTAS:
+            grant = wanted.networks[new.network].grant
+            while grant is not None and not shut.setdefault(grant, not state.grants[grant].is_open):
+                grant = below.grant if (below := state.networks.get(state.grants[grant].carrier)) is not None else None
+            if grant is not None:
+                what = f"{new.kind} {wanted.paths[new.network]}"
+                what += f"/{new.name}" if new.kind != "network" and not isinstance(new, PolicyRow) else ""
+                raise Conflict(f"{what} cannot be made: nothing new is carried on these hosts now", "suspended")
 
 
 def _tenants_told(wishes: Iterable[TenantWish], state: State) -> Iterator[Change]:
-    """Tenants that change. One that is made comes with the network that names it, and is told if it has a quota."""
+    """Tenants that change. One that is only named comes with the network that does."""
     for wish in wishes:
         quota = {what: n for what, n in asdict(wish.quota).items() if n is not None}
         at = join("tenants", wish.name)
         if wish.name not in state.parents:
-            if quota:
+            if quota or wish.parent is not None:
                 yield Change("+", "tenant", wish.name, {"parent": wish.parent, "quota": quota}, at)
             continue
         had = {what: n for what, n in asdict(state.quotas[wish.name]).items() if n is not None}
@@ -999,9 +1119,9 @@ def _lets_carriage_pass(contents: Contents) -> bool:
     )
 
 
-def _machines(touched: set[int], wanted: _Wanted, state: State, roots: list[int]) -> tuple[str, ...]:
+def _machines(touched: set[int], wanted: _Wanted, state: State, roots: list[int], scope: Scope) -> tuple[str, ...]:
     """Names of the machines that get rows: those with ports of what changes, or of what is carried by it. One on a host
-    port is called by the path of that."""
+    port is called by the path of that; to those who do not see what carries their networks it is the host."""
     names = {id: name for name, id in state.machines.items()}
     found: set[str] = set()
     for networks, contents in ((state.networks, state.contents), (wanted.networks, wanted.contents)):
@@ -1014,9 +1134,13 @@ def _machines(touched: set[int], wanted: _Wanted, state: State, roots: list[int]
             carrier = networks[network].carrier
             if carrier in reached:
                 reached.add(network)
+            is_top = carrier != FABRIC and view.is_top(networks[network], networks, scope)
+            hosts = {port.id: port.name for port in contents[carrier].ports.values()} if is_top else {}
             for port in contents[network].ports.values():
-                place[port.id] = _place(networks[network], port, place)
+                place[port.id] = ("port", port.host) if is_top else _place(networks[network], port, place)
                 paths[port.id] = f"{path(network)}/{port.name}"
+                if is_top:
+                    paths[port.host] = hosts[port.host]
                 if network in reached:
                     kind, id = place[port.id]
                     found.add(names[id] if kind == "machine" else paths[id])

@@ -10,17 +10,19 @@ last port exactly one gets it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, func, select
 
-from nestnet.model.errors import Exhausted
+from nestnet.model.errors import Conflict, Exhausted
+from nestnet.model.values import FABRIC
 from nestnet.store import tables
 
 QUOTAS = ("networks", "segments", "ports")
-Uses = dict[str, Counter[str]]
-"""What -> tenant -> how many it has."""
+Uses = dict[str, Counter[Any]]
+"""What -> tenant, or a grant's row -> how many it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +50,139 @@ def uses(connection: Connection) -> Uses:
     return found
 
 
-def charge(
-    tenant: str, what: str, own: Counter[str], children: Mapping[str, list[str]], quotas: Mapping[str, Quota]
-) -> int:
-    """What a tenant uses up of its limit: its own, and of each child the limit, or what that uses up without one."""
-    total = own[tenant]
-    for child in children.get(tenant, ()):
-        limit = quotas[child].limit(what)
-        total += limit if limit is not None else charge(child, what, own, children, quotas)
-    return total
+def uses_of_grants(connection: Connection) -> Uses:
+    """What counts under every grant now, by its row."""
+    n = tables.network
+    found: Uses = {}
+    for what, table in (("networks", None), ("segments", tables.segment), ("ports", tables.port)):
+        query = select(n.c.grant, func.count().label("n")).where(n.c.grant.is_not(None))
+        if table is not None:
+            query = query.join(table, table.c.network == n.c.id)
+        found[what] = Counter({row.grant: row.n for row in connection.execute(query.group_by(n.c.grant))})
+    return found
 
 
-def judge(parents: Mapping[str, str | None], quotas: Mapping[str, Quota], have: Uses, more: Uses) -> None:
-    """Raise Exhausted if tenants would have more than they may. `more` is what is added to what they have."""
-    children: dict[str, list[str]] = defaultdict(list)
-    for name, parent in parents.items():
-        if parent is not None:
-            children[parent].append(name)
+class Place(Protocol):
+    """A network as far as quotas go: whose it is, and which grant it counts under."""
+
+    @property
+    def tenant(self) -> str | None: ...
+    @property
+    def grant(self) -> int | None: ...
+
+
+class Given(Protocol):
+    """A grant as far as quotas go."""
+
+    @property
+    def carrier(self) -> int: ...
+    @property
+    def tenant(self) -> str | None: ...
+    @property
+    def quota(self) -> Quota: ...
+
+
+class Tree:
+    """Who hands on what to whom: tenants to those below them, and to those whom they grant hosts."""
+
+    def __init__(
+        self,
+        parents: Mapping[str, str | None],
+        quotas: Mapping[str, Quota],
+        grants: Mapping[int, Given],
+        networks: Mapping[int, Place],
+    ) -> None:
+        self.parents = parents
+        self.quotas = quotas
+        self.grants = grants
+        self._networks = networks
+        self._children: dict[str, list[str]] = defaultdict(list)
+        self._given: dict[str, list[int]] = defaultdict(list)  # tenant -> its grants to those that are not below it
+        self._made_from: dict[int, list[int]] = defaultdict(list)  # grant -> those made from it
+        for name, parent in parents.items():
+            if parent is not None:
+                self._children[parent].append(name)
+        for id, grant in grants.items():
+            if grant.carrier == FABRIC:
+                continue
+            place = networks[grant.carrier]
+            if place.tenant is not None and not self.is_below(grant.tenant, place.tenant):
+                self._given[place.tenant].append(id)
+            if place.grant is not None:
+                self._made_from[place.grant].append(id)
+
+    def gives(self, tenant: str) -> bool:
+        """Has it granted hosts to tenants that are not below it?"""
+        return bool(self._given.get(tenant))
+
+    def grantor(self, id: int) -> str | None:
+        """Whose hosts a grant is of; None: the operator's."""
+        carrier = self.grants[id].carrier
+        return self._networks[carrier].tenant if carrier != FABRIC else None
+
+    def is_below(self, tenant: str | None, other: str) -> bool:
+        """Is a tenant another one, or below it?"""
+        while tenant is not None and tenant != other:
+            tenant = self.parents.get(tenant)
+        return tenant is not None
+
+    def charge(self, tenant: str, what: str, own: Counter[str], under: Counter[int]) -> int:
+        """What a tenant uses up of its limit: its own, and of each child the limit, or what that uses up without one;
+        so of each grant to others."""
+        total = own[tenant]
+        for child in self._children.get(tenant, ()):
+            limit = self.quotas[child].limit(what)
+            total += limit if limit is not None else self.charge(child, what, own, under)
+        return total + sum(self._of_grant(id, what, under) for id in self._given.get(tenant, ()))
+
+    def charge_of_grant(self, id: int, what: str, under: Counter[int]) -> int:
+        """What is used up of a grant's limit: what counts under it, and the limits of those made from it."""
+        return under[id] + sum(self._of_grant(each, what, under) for each in self._made_from.get(id, ()))
+
+    def _of_grant(self, id: int, what: str, under: Counter[int]) -> int:
+        limit = self.grants[id].quota.limit(what)
+        return limit if limit is not None else self.charge_of_grant(id, what, under)
+
+
+def judge(
+    tree: Tree, have: Uses, more: Uses, under: Uses, more_under: Uses, seen: Collection[str] | None = None
+) -> None:
+    """Raise Exhausted if tenants, or grants, would have more than they may. `more` is what is added to what they have.
+    Of tenants that are not in `seen`, None: all are, neither name nor number is told."""
+    hidden = ""
     for what in QUOTAS:
-        own = Counter(have[what])
+        own, granted = Counter(have[what]), Counter(under[what])
         own.update(more[what])
-        for name in parents:
-            limit = quotas[name].limit(what)
-            if limit is None or (wanted := charge(name, what, own, children, quotas)) <= limit:
+        granted.update(more_under[what])
+        for name in tree.parents:
+            limit = tree.quotas[name].limit(what)
+            if limit is None or (wanted := tree.charge(name, what, own, granted)) <= limit:
+                continue
+            if seen is not None and name not in seen:
+                hidden = hidden or what
                 continue
             now = have[what][name]
             reserved = wanted - own[name]
             message = f"tenant {name} may have {limit} {what}; it has {now}"
             if reserved:
                 message += f", {reserved} are reserved or used by the tenants below it"
+                message += " and those that it has granted hosts" if tree.gives(name) else ""
             if added := own[name] - now:
                 message += f", and this asks for {added} more"
             raise Exhausted(f"{message}: that is {wanted} in all", "quota_exceeded", limit)
+        for id, grant in tree.grants.items():
+            limit = grant.quota.limit(what)
+            if limit is None or (wanted := tree.charge_of_grant(id, what, granted)) <= limit:
+                continue
+            if seen is not None and not {grant.tenant, tree.grantor(id)} & set(seen):
+                hidden = hidden or what
+                continue
+            now = under[what][id]
+            reserved = wanted - granted[id]
+            message = f"these hosts are granted for {limit} {what}; there are {now}"
+            message += f", {reserved} are reserved or used by those to whom they were handed on" if reserved else ""
+            if added := granted[id] - now:
+                message += f", and this asks for {added} more"
+            raise Exhausted(f"{message}: that is {wanted} in all", "quota_exceeded", limit)
+    if hidden:
+        raise Conflict(f"the tenants above have not so many {hidden} left: ask them for more", "quota_exceeded")

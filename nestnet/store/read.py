@@ -19,7 +19,7 @@ from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
 from nestnet.model.standing import ABSENT, DEPTH, DISABLED, FENCED, LOST, Cause
 from nestnet.model.values import FABRIC
-from nestnet.store import objects, tables
+from nestnet.store import objects, tables, tenancy
 from nestnet.store.events import Happened
 from nestnet.store.feed import machines_on_ports, network_mtu
 from nestnet.store.heard import Heard
@@ -54,7 +54,7 @@ class Reader:
         self, connection: Connection, identity: Identity, heard: Heard | None = None, scope: Scope = EVERYTHING
     ) -> None:
         self._connection = connection
-        self._identity = identity
+        self.identity = self._identity = identity
         self.heard = heard if heard is not None else Heard()
         self.scope = scope
         self._causes: dict[Cause, str] = {}
@@ -63,19 +63,45 @@ class Reader:
         """The row of a public id, whether or not it is there."""
         return self._identity.row(kind, public)
 
+    def public(self, kind: str, row: int) -> str:
+        """The public id of a row."""
+        return self._identity.public(kind, row)
+
     # What is in scope
 
     def _seen(self, kind: str) -> ColumnElement[bool]:
-        """The condition that an object of this kind may be seen. Machines may be, by name: hosts are chosen by it."""
+        """The condition that an object of this kind may be seen. Machines may be that were granted, by name."""
         t, reads = tables, self.scope.reads
-        if reads is None or kind == "machine":
+        if reads is None:
             return true()
         owners = select(t.tenant.c.id).where(t.tenant.c.name.in_(sorted(reads)))
+        if kind == "machine":
+            return t.machine.c.id.in_(self._granted(FABRIC))
+        if kind == "grant":
+            return t.grant.c.tenant.in_(owners)
         if kind == "tenant":
-            return t.tenant.c.name.in_(sorted(reads))
+            return tenancy.within(reads)
         if kind == "network":
             return t.network.c.tenant.in_(owners)
         return TABLES[kind].c.network.in_(select(t.network.c.id).where(t.network.c.tenant.in_(owners)))
+
+    def _granted(self, carrier: int) -> set[int]:
+        """The hosts of a carrier that were granted to a reader who does not see it whole."""
+        table, g = tables.machine if carrier == FABRIC else tables.port, tables.grant.c
+        found: set[int] = set()
+        for row in self._connection.execute(select(g.hosts).where(g.carrier == carrier, self._seen("grant"))):
+            if row.hosts is not None:
+                found.update(json.loads(row.hosts))
+                continue
+            here = table.c.port.is_(None) if carrier == FABRIC else (table.c.network == carrier) & table.c.hosts
+            found.update(self._connection.scalars(select(table.c.id).where(here)))
+        return found
+
+    def granted(self) -> dict[int, set[int]]:
+        """Carrier -> the hosts of it that were granted to a reader who does not see everything."""
+        g = tables.grant.c
+        carriers = self._connection.scalars(select(g.carrier).where(self._seen("grant")).distinct()).all()
+        return {carrier: self._granted(carrier) for carrier in carriers}
 
     def owner(self, kind: str, id: int) -> str | None:
         """The tenant that an object in a network, or a network, belongs to."""
@@ -89,9 +115,19 @@ class Reader:
     def to_write(self, kind: str, id: int, what: str) -> None:
         """Raise Forbidden unless this object may be changed, as it is seen."""
         if kind in ("network", *IN_NETWORK):
-            self.scope.to_write(self.owner(kind, id), what)
+            owner = self.owner(kind, id)
+            self.scope.to_write(owner, what)
+            self._to_write_now(owner)
+        elif kind == "tenant":
+            tenancy.to_administer(tenancy.line(self._connection, id), self.scope)
         else:
             self.scope.to_write_all(what)
+
+    def _to_write_now(self, owner: str | None) -> None:
+        """Raise Forbidden if the tenant that something belongs to is suspended."""
+        if self.scope.writes is not None and owner is not None:
+            id = tenancy.find(self._connection, self.scope, owner)
+            tenancy.to_write(tenancy.line(self._connection, id), self.scope)
 
     # Finding
 
@@ -139,6 +175,8 @@ class Reader:
         paths = self.paths(row.owner for row in rows)
         ends = {row.id: "/".join(part for part in (paths[row.owner], name) if part) for row in rows}
         fits: dict[int, str] = {id: path for id, path in ends.items() if ("/" + path).endswith("/" + reference)}
+        if self.scope.reads is not None and (whole := [id for id, path in fits.items() if path == reference]):
+            fits = {id: fits[id] for id in whole}
         if len(fits) == 1:
             return next(iter(fits))
         if fits:
@@ -166,8 +204,16 @@ class Reader:
     def _walk(self, names: Sequence[str]) -> int | None:
         c = tables.network.c
         network = FABRIC
+        if names and self.scope.reads is not None:
+            tops = self._connection.scalars(select(c.id).where(c.name == names[0], self._seen("network"))).all()
+            paths = self.paths(tops)
+            first = [id for id in tops if paths[id] == names[0]]
+            if len(first) != 1:
+                return None
+            network, names = first[0], names[1:]
         for name in names:
-            found = self._connection.scalar(select(c.id).where(c.carrier == network, c.name == name, c.id != FABRIC))
+            here = (c.carrier == network, c.name == name, c.id != FABRIC, self._seen("network"))
+            found = self._connection.scalar(select(c.id).where(*here))
             if found is None:
                 return None
             network = int(found)
@@ -182,14 +228,17 @@ class Reader:
         return next(iter(get_close_matches(wrong, [str(name) for name in known if name], 1)), None)
 
     def paths(self, networks: Iterable[int]) -> dict[int, str]:
-        """Network -> path; the fabric's is ''."""
-        c = tables.network.c
+        """Network -> path, which begins with the first network on the way that the reader does not lose sight of; that
+        of the fabric, or of what the reader does not see, is ''."""
+        c, t = tables.network.c, tables.tenant
         rows: dict[int, tuple[str, int]] = {FABRIC: ("", FABRIC)}
         wanted = set(networks)
         while missing := sorted(wanted - rows.keys()):
             for chunk in chunks(missing):
-                for row in self._connection.execute(select(c.id, c.name, c.carrier).where(c.id.in_(chunk))):
-                    rows[row.id] = (row.name, row.carrier)
+                query = select(c.id, c.name, c.carrier, t.c.name.label("owner")).outerjoin(t, c.tenant == t.c.id)
+                for row in self._connection.execute(query.where(c.id.in_(chunk))):
+                    seen = self.scope.may_read(row.owner)
+                    rows[row.id] = (row.name, row.carrier) if seen else ("", FABRIC)
             wanted = {carrier for _, carrier in rows.values()}
         found: dict[int, str] = {}
         for network in rows:
@@ -197,7 +246,7 @@ class Reader:
             while at != FABRIC:
                 names.append(rows[at][0])
                 at = rows[at][1]
-            found[network] = "/".join(reversed(names))
+            found[network] = "/".join(name for name in reversed(names) if name)
         return found
 
     # Lists
@@ -285,15 +334,20 @@ class Reader:
     def _tenants(self, ids: Sequence[int]) -> list[Resource]:
         t, up = tables.tenant, tables.tenant.alias()
         query = select(t, up.c.name.label("up")).outerjoin(up, t.c.parent == up.c.id).where(t.c.id.in_(ids))
+        rows = self._connection.execute(query.order_by(t.c.id)).all()
+        parents = {row.parent for row in rows}
+        seen = set(self._connection.scalars(select(t.c.id).where(t.c.id.in_(parents), self._seen("tenant"))))
+        closed = set(self._connection.scalars(tenancy.closed()))
         used = uses(self._connection)
         return [
             {
                 **self._head("tenant", row.id, row.name, row.name),
-                "parent": row.up,
+                "parent": row.up if row.parent in seen else None,
+                "suspended": row.id in closed,
                 "quota": {what: getattr(row, what) for what in QUOTAS},
                 "used": {what: used[what][row.name] for what in QUOTAS},
             }
-            for row in self._connection.execute(query.order_by(t.c.id))
+            for row in rows
         ]
 
     def _networks(self, ids: Sequence[int]) -> list[Resource]:
@@ -330,7 +384,7 @@ class Reader:
                 "network": paths[row.network],
                 "cidrs": list(row.cidrs),
                 "dns": list(row.dns),
-                "vni": row.vni,
+                "vni": row.vni if self.scope.reads is None else None,
                 "gateways": gateways.get(row.id, []),
                 "labels": json.loads(row.labels),
                 "description": row.description,
@@ -387,17 +441,18 @@ class Reader:
         hosts = self._names(tables.port, {row.host for row in carried} | {row.other for row in carried})
         machines |= self._names(tables.machine, {row.other for row in wired} - machines.keys())
         machines |= self._paths_of_agents(places.values())
+        seats = self.seats(rows) if self.scope.reads is not None else {}
         moves = self._moves(ids)
         attachments = self._attachments(places)
         stand = standings(self._connection, self.heard, list(networks.values()))
         return [
             {
                 **self._head("port", row.id, row.name, f"{paths[row.network]}/{row.name}"),
-                "row": row.id,
+                "row": row.id if self.scope.reads is None else None,
                 "network": paths[row.network],
                 "segment": segments[row.segment].name,
                 "host": (machines if networks[row.network].carrier == FABRIC else hosts)[row.host],
-                "machine": machines[places[row.id]],
+                "machine": seats[row.id] if self.scope.reads is not None else machines[places[row.id]],
                 "mac": mac_text(row.mac or 0),
                 "addresses": [_with_length(address, segments[row.segment].cidrs) for address in row.addresses],
                 "gateways": gateways.get(row.segment, []),
@@ -421,6 +476,31 @@ class Reader:
             }
             for row in rows
         ]
+
+    def seats(self, ports: Sequence[PortRow]) -> dict[int, str]:
+        """Port -> the name of the host that it lives on in the end, as far down as the reader sees."""
+        at = {port.id: port for port in ports}
+        found: dict[int, str] = {}
+        while at:
+            networks = {
+                r.id: r for r in objects.networks(self._connection, "id", sorted({p.network for p in at.values()}))
+            }
+            owners = {c: self.owner("network", c) for c in {r.carrier for r in networks.values()} - {FABRIC}}
+            wired = [port.host for port in at.values() if networks[port.network].carrier == FABRIC]
+            machines = self._names(tables.machine, set(wired))
+            below = sorted({p.host for p in at.values() if networks[p.network].carrier != FABRIC})
+            hosts = {port.id: port for port in objects.ports(self._connection, "id", below)}
+            above: dict[int, PortRow] = {}
+            for id, port in at.items():
+                carrier = networks[port.network].carrier
+                if carrier == FABRIC:
+                    found[id] = machines[port.host]
+                elif self.scope.may_read(owners[carrier]):
+                    above[id] = hosts[port.host]
+                else:
+                    found[id] = hosts[port.host].name
+            at = above
+        return found
 
     def _left(self, networks: Sequence[int]) -> dict[int, int]:
         """Network -> bytes of IP that its domain leaves to it."""
@@ -474,6 +554,8 @@ class Reader:
         return self._causes[cause]
 
     def _words(self, cause: Cause) -> str:
+        if cause.kind == "machine" and self.scope.reads is not None and cause.id not in self._granted(FABRIC):
+            return "what carries it is down"
         if cause.kind == "machine":
             (name,) = self._names(tables.machine, [cause.id]).values()
             return f"machine {name} " + {LOST: "says nothing", FENCED: "is fenced"}[cause.why]
@@ -554,6 +636,8 @@ class Reader:
         ports: list[int] = []
         for chunk in chunks(networks):
             ports += self._connection.scalars(select(p.id).where(p.network.in_(chunk))).all()
+        if self.scope.reads is not None:  # To them it is the hosts that were granted.
+            return sorted(set(self.seats(objects.ports(self._connection, "id", ports)).values()))
         places = {*self.machines_of(ports).values(), *self.machines_of(ports, other=True).values()}
         return sorted({**self._names(tables.machine, places), **self._paths_of_agents(places)}.values())
 

@@ -24,6 +24,7 @@ from nestnet.store import (
     deletion,
     events,
     feed,
+    grants,
     heard,
     hosts,
     moves,
@@ -33,6 +34,7 @@ from nestnet.store import (
     plan,
     read,
     tables,
+    tenancy,
     watch,
     write,
 )
@@ -41,9 +43,10 @@ from nestnet.store.events import Happened
 from nestnet.store.feed import Batch
 from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
-from nestnet.store.objects import Fabric, MachineRow, NetworkRow, PortRow
+from nestnet.store.objects import Fabric, GrantRow, MachineRow, NetworkRow, PortRow
 from nestnet.store.once import Asked
-from nestnet.store.plan import Change, Plan, Work
+from nestnet.store.plan import Change, Plan, TenantWish, Work
+from nestnet.store.quotas import QUOTAS, Quota
 from nestnet.store.read import Resource
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.watch import Changes
@@ -51,6 +54,7 @@ from nestnet.store.watch import Changes
 LISTED = 20  # Dependants that the text of an error lists at most; the error itself has DEPENDANTS.
 DEPENDANTS = 1000
 NOBODY = Asked()
+NO_QUOTA = Quota()
 
 T = TypeVar("T")
 
@@ -155,7 +159,7 @@ class Store:
             if work.pairs or work.tenants:
                 revision = write.write(connection, self.identity, work.pairs, work.tenants)
             if revision != before:
-                events.changed(connection, asked.who, "apply", revision, work.plan.changes)
+                events.changed(connection, asked.who, "apply", revision, work.audited)
             etag = self.identity.etag("plan", 0, revision)
             return asdict(Applied(revision, replace(work.plan, etag=etag)))
 
@@ -197,8 +201,13 @@ class Store:
                     return
         reader = self._reader(connection)
         paths = reader.paths(id for id, revision in moved.items() if revision > since)
+        shown = self._reader(connection, asked.scope).paths(paths)
+        known = access.known_to(connection, asked)
         changes = [
-            one for path in paths.values() if path for one in events.what_changed(connection, "network", path, since)
+            one.replace(path, shown[id])
+            for id, path in paths.items()
+            if path and shown[id]
+            for one in events.what_changed(connection, "network", path, since, known)
         ]
         for name in (name for name, revision in machines.items() if revision > since):
             changes += events.what_changed(connection, "machine", name, since)
@@ -365,8 +374,10 @@ class Store:
         events.happened(connection, found[: events.TOLD])
 
     def look_around(self) -> None:
-        """Notice machines that have fallen silent. Called every few seconds by whoever runs the store."""
+        """Notice machines that have fallen silent, and what has run out. Called every few seconds by whoever runs the
+        store."""
         self._advance()
+        self._end_grants()
         late = self.heard.fallen_silent()
         if not late:
             return
@@ -424,10 +435,11 @@ class Store:
 
     def delete(self, kind: str, reference: str, cascade: bool = False, asked: Asked = NOBODY) -> int:
         """Delete one object. Returns the revision. Raises Conflict with the dependants if anything needs it or, of a
-        network, if anything is in it or carried by it; with `cascade` a network takes all of that along."""
+        network, if anything is in it or carried by it; with `cascade` a network takes all of that along, and a tenant
+        those below it, with all their networks."""
         request = {"delete": kind, "reference": reference, "cascade": cascade}
-        if kind == "network" and cascade:
-            return self._delete_all(reference, asked, request)
+        if kind in ("network", "tenant") and cascade:
+            return (self._delete_all if kind == "network" else self._delete_tenants)(reference, asked, request)
 
         def turn(connection: Connection) -> Any:
             before = objects.current_revision(connection)
@@ -435,24 +447,30 @@ class Store:
             id = reader.find(kind, reference)
             reader.to_write(kind, id, f"{kind} {reference}")
             self._fresh(connection, asked, kind, id)
-            if dependants := _dependants(connection, reader, kind, id):
+            dependants = _dependants(connection, reader, kind, id)
+            if dependants and kind == "tenant":
+                told = dependants[:DEPENDANTS] if asked.scope.reads is None else ()
+                raise Conflict(f"tenant {reference} has {_counted(dependants)}; --cascade deletes them", "in_use", told)
+            if dependants:
                 listed = ", ".join(dependants[:LISTED]) + (", ..." if len(dependants) > LISTED else "")
                 more = "; --cascade deletes them, too" if kind == "network" else ""
                 raise Conflict(f"{kind} {reference} is needed by {listed}{more}", "in_use", dependants[:DEPENDANTS])
             if kind in ("machine", "tenant"):
                 table = tables.metadata.tables[kind]
                 changes = [Change("-", kind, str(connection.scalar(select(table.c.name).where(table.c.id == id))), {})]
+                if kind == "tenant":
+                    access.end_for(connection, [id])
+                    above = tenancy.line(connection, id)[1:2]
                 connection.execute(delete(table).where(table.c.id == id))
                 if kind == "machine":
                     after = self._machines_changed(connection, [id])
                     numbers.fence(connection, FABRIC, after)
                     self.heard.forget(id)
                 else:
-                    row = {"network": FABRIC, "kind": kind, "id": id, **write.NOTHING_WAS}
-                    after = write.next_revision(connection, [row])
+                    after = write.next_revision(connection, [_tenant_row(id, above)])
             else:
                 pairs = _with_parts(connection, kind, id)
-                changes = _deleted(reader, pairs)
+                changes = _deleted(self._reader(connection), pairs)
                 after = write.write(connection, self.identity, pairs)
             if after != before:
                 events.changed(connection, asked.who, "delete", after, changes)
@@ -477,18 +495,26 @@ class Store:
             reader.to_write("network", id, f"network {reference}")
             self._fresh(connection, asked, "network", id)
             deletion.only_own(connection, id, asked.scope)
-            if deletion.count_of(connection, id) <= deletion.PART:
-                return self._delete_part(connection, asked, id, deletion.all_of(connection, id)), None
-            once.keep(connection, asked, {"rest_of": id})
-            (row,) = objects.networks(connection, "id", [id])
-            pairs: list[plan.Pair] = [(row, replace(row, enabled=False))] if row.enabled else []
-            after = write.write(connection, self.identity, pairs)
-            if pairs:
-                change = Change("~", "network", reader.paths([id])[id], {"enabled": [True, False]})
-                events.changed(connection, asked.who, "delete", after, [change])
-            return after, id
+            return self._begin_to_delete(connection, asked, id)
 
         revision, network = self._committed(begin)
+        return self._delete_rest(reference, asked, revision, network)
+
+    def _begin_to_delete(self, connection: Connection, asked: Asked, id: int) -> tuple[int, int | None]:
+        """A network goes at once if it is small enough, else it is closed. The revision, and the network that is left
+        then."""
+        if deletion.count_of(connection, id) <= deletion.PART:
+            return self._delete_part(connection, asked, id, deletion.all_of(connection, id)), None
+        once.keep(connection, asked, {"rest_of": id})
+        (row,) = objects.networks(connection, "id", [id])
+        pairs: list[plan.Pair] = [(row, replace(row, enabled=False))] if row.enabled else []
+        after = write.write(connection, self.identity, pairs)
+        if pairs:
+            change = Change("~", "network", self._reader(connection).paths([id])[id], {"enabled": [True, False]})
+            events.changed(connection, asked.who, "delete", after, [change])
+        return after, id
+
+    def _delete_rest(self, reference: str, asked: Asked, revision: int, network: int | None) -> int:
         for _ in range(deletion.ROUNDS):
             with self._database.read() as connection:
                 rest = deletion.all_of(connection, network) if network is not None else []
@@ -505,12 +531,156 @@ class Store:
         pairs: list[plan.Pair] = [(row, None) for row in deletion.rows_of(connection, part)]
         if not pairs:
             return objects.current_revision(connection)
-        changes = _deleted(self._reader(connection, asked.scope), pairs)
+        changes = _deleted(self._reader(connection), pairs)
         after = write.write(connection, self.identity, pairs)
         events.changed(connection, asked.who, "delete", after, changes)
         if any(isinstance(row, NetworkRow) and row.id == network for row, _ in pairs):
             once.keep(connection, asked, after)
         return after
+
+    # Tenants
+
+    def make_tenant(
+        self, name: str, parent: str | None = None, quota: Quota | None = None, asked: Asked = NOBODY
+    ) -> Resource:
+        """A new tenant, below one that whoever asks owns or administers. Raises Invalid for a name that is not the
+        parent's, Conflict for one that is taken, Exhausted for a quota that those above have not."""
+        wanted = quota or Quota()
+
+        def turn(connection: Connection) -> Any:
+            up = tenancy.place(connection, asked.scope, name, parent)
+            tenancy.judge_quota(connection, asked.scope, name, up, wanted)
+            after = write.write(connection, self.identity, (), [TenantWish(name, up, wanted)])
+            change = Change("+", "tenant", name, {"parent": up, "quota": asdict(wanted)})
+            events.changed(connection, asked.who, "create", after, [change])
+            reader = self._reader(connection, asked.scope)
+            (resource,) = reader.resources("tenant", [reader.find("tenant", name)])
+            return resource
+
+        made: Resource = self._change(asked, {"tenant": name, "parent": parent, "quota": asdict(wanted)}, turn)
+        return made
+
+    def set_tenant(
+        self,
+        reference: str,
+        quota: Mapping[str, int | None] | None = None,
+        suspended: bool | None = None,
+        asked: Asked = NOBODY,
+    ) -> tuple[int, Resource]:
+        """Give a tenant other limits, those that `quota` names, or suspend or resume it. Returns the revision since
+        which it is so, and the tenant. Raises NotFound, Forbidden, or Exhausted with the numbers."""
+
+        def turn(connection: Connection) -> Any:
+            t = tables.tenant
+            reader = self._reader(connection, asked.scope)
+            id = reader.find("tenant", reference)
+            reader.to_write("tenant", id, f"tenant {reference}")
+            self._fresh(connection, asked, "tenant", id)
+            up = t.alias()
+            query = select(t, up.c.name.label("up")).outerjoin(up, t.c.parent == up.c.id).where(t.c.id == id)
+            row = connection.execute(query).one()
+            was = {what: getattr(row, what) for what in QUOTAS}
+            now = {**was, **(quota or {})}
+            if now != was:
+                tenancy.judge_quota(connection, asked.scope, row.name, row.up, Quota(**now))
+            fields: dict[str, Any] = {"quota": [was, now]} if now != was else {}
+            if suspended is not None and suspended != row.suspended:
+                fields["suspended"] = [bool(row.suspended), suspended]
+            revision = int(row.revision)
+            if fields:
+                values = {**now, "suspended": row.suspended if suspended is None else suspended}
+                revision = self._tenant_changed(connection, asked, "tenant", id, row.name, values, fields)
+            (resource,) = reader.resources("tenant", [id])
+            return revision, resource
+
+        request = {"tenant": reference, "quota": dict(quota or {}), "suspended": suspended}
+        revision, resource = self._change(asked, request, turn)
+        return revision, resource
+
+    def _tenant_changed(
+        self,
+        connection: Connection,
+        asked: Asked,
+        verb: str,
+        id: int,
+        name: str,
+        values: Mapping[str, Any],
+        fields: dict[str, Any],
+    ) -> int:
+        t = tables.tenant
+        connection.execute(update(t).where(t.c.id == id).values(**values))
+        # Those below are closed, or open again, with it.
+        concerned = tenancy.subtree(connection, id) if "suspended" in fields else [id]
+        after = write.next_revision(connection, [_tenant_row(each) for each in concerned])
+        events.changed(connection, asked.who, verb, after, [Change("~", "tenant", name, fields)])
+        return after
+
+    def _delete_tenants(self, reference: str, asked: Asked, request: Any) -> int:
+        """A tenant with all below it, their networks and tokens, deepest first, in several transactions. In the first
+        it is suspended: nothing new comes in by its tokens. Whoever asks again finishes what was cut off."""
+        wanted = once.digest(request)
+
+        def begin(connection: Connection) -> tuple[int, int | None]:
+            said = once.claim(connection, asked, wanted)
+            if isinstance(said, int):
+                return said, None
+            if said is not None:
+                return objects.current_revision(connection), said["rest_of"]
+            reader = self._reader(connection, asked.scope)
+            id = reader.find("tenant", reference)
+            reader.to_write("tenant", id, f"tenant {reference}")
+            self._fresh(connection, asked, "tenant", id)
+            deletion.only_of(connection, tenancy.subtree(connection, id))
+            once.keep(connection, asked, {"rest_of": id})
+            row = connection.execute(select(tables.tenant).where(tables.tenant.c.id == id)).one()
+            if row.suspended:
+                return objects.current_revision(connection), id
+            fields = {"suspended": [False, True]}
+            return self._tenant_changed(connection, asked, "delete", id, row.name, {"suspended": True}, fields), id
+
+        revision, tenant = self._committed(begin)
+        if tenant is None:
+            return revision
+        part = replace(asked, key=None)  # The answer is that of the whole.
+        for _ in range(deletion.ROUNDS):
+            with self._database.read() as connection:
+                networks = deletion.roots_of(connection, tenancy.subtree(connection, tenant))
+            for network in networks:
+                revision, rest = self._committed(partial(self._begin_with, asked=part, tenant=tenant, network=network))
+                self._delete_rest(reference, part, revision, rest)
+            done = True
+            while done:
+                done, revision, more = self._committed(partial(self._end_tenants, asked=asked, tenant=tenant))
+                if not more:
+                    return revision
+        raise Conflict(f"others put into tenant {reference} what is taken out of it: end them first", "in_use")
+
+    def _begin_with(self, connection: Connection, asked: Asked, tenant: int, network: int) -> tuple[int, int | None]:
+        """Begin with one of the networks of a tenant that goes."""
+        if not objects.networks(connection, "id", [network]):
+            return objects.current_revision(connection), None
+        deletion.only_of(connection, tenancy.subtree(connection, tenant))
+        return self._begin_to_delete(connection, asked, network)
+
+    def _end_tenants(self, connection: Connection, asked: Asked, tenant: int) -> tuple[bool, int, bool]:
+        """The deepest of a tenant's subtree go, a part at most, with the tokens that are for nothing else. Did they, at
+        which revision, and is something left?"""
+        t = tables.tenant
+        rest = tenancy.subtree(connection, tenant)
+        part = rest[: deletion.PART]
+        if deletion.roots_of(connection, part):
+            return False, 0, True
+        after = objects.current_revision(connection)
+        if part:
+            access.end_for(connection, part)
+            names = connection.scalars(select(t.c.name).where(t.c.id.in_(part)).order_by(t.c.id)).all()
+            above = tenancy.line(connection, tenant)[1:2]
+            connection.execute(delete(t).where(t.c.id.in_(part)))
+            after = write.next_revision(connection, [_tenant_row(id, above) for id in part])
+            events.changed(connection, asked.who, "delete", after, [Change("-", "tenant", name, {}) for name in names])
+        if len(part) == len(rest):
+            once.keep(connection, asked, after)
+        return True, after, len(part) < len(rest)
 
     def set_link(self, reference: str, up: bool, asked: Asked = NOBODY) -> tuple[int, Sequence[str], Resource]:
         """Take a link up or down. Returns the revision since which it is so, the names of the machines that get it,
@@ -528,7 +698,7 @@ class Store:
                 revision = write.write(connection, self.identity, [(row, replace(row, up=up))])
             (resource,) = reader.resources("link", [row.id])
             if row.up != up:
-                change = Change("~", "link", resource["path"], {"up": [row.up, up]})
+                change = Change("~", "link", self._path(connection, "link", row.id), {"up": [row.up, up]})
                 events.changed(connection, asked.who, "link", revision, [change])
             return revision, reader.machines_holding(row.network), resource
 
@@ -550,6 +720,8 @@ class Store:
             self._fresh(connection, asked, "port", row.id)
             (machine,) = objects.machines_of(connection, [row.id]).values()
             (name,) = [one["name"] for one in reader.resources("machine", [machine])]
+            if reader.scope.reads is not None:
+                name = reader.seats([row])[row.id]
             if row.attach == attach:
                 revision = int(connection.execute(select(n.revision).where(n.id == row.network)).scalar_one())
             else:
@@ -557,13 +729,15 @@ class Store:
                     same = (a.machine == machine) & (a.kind == attach.kind) & (a.name == attach.name)
                     other = connection.scalar(select(a.port).where(same))
                     if other is not None:
-                        (path,) = [one["path"] for one in reader.resources("port", [other])]
+                        path = "another tenant's port"
+                        if reader.scope.may_read(reader.owner("port", other)):
+                            (path,) = [one["path"] for one in reader.resources("port", [other])]
                         raise Conflict(given_already(attach, name, path), "duplicate_attach")
                 revision = write.write(connection, self.identity, [(row, replace(row, attach=attach))])
             (resource,) = reader.resources("port", [row.id])
             if row.attach != attach:
                 fields = {"attach": [_attach_data(row.attach), _attach_data(attach)]}
-                change = Change("~", "port", resource["path"], fields)
+                change = Change("~", "port", self._path(connection, "port", row.id), fields)
                 events.changed(connection, asked.who, "attach", revision, [change])
             return revision, [name], resource
 
@@ -582,7 +756,7 @@ class Store:
             self._fresh(connection, asked, "port", id)
             (before,) = reader.resources("port", [id])
             begun = moves.begin(connection, reader, self.identity, id, to, self.heard.is_silent)
-            change = Change("~", "port", before["path"], {"host": [before["host"], to]})
+            change = Change("~", "port", self._path(connection, "port", id), {"host": [before["host"], to]})
             events.changed(connection, asked.who, "move", begun.revision, [change])
             (resource,) = reader.resources("port", [id])
             return asdict(begun), resource
@@ -645,7 +819,7 @@ class Store:
                 revision = write.write(connection, self.identity, [(row, replace(row, enabled=enabled))])
             (resource,) = reader.resources(kind, [id])
             if row.enabled != enabled:
-                change = Change("~", kind, resource["path"], {"enabled": [row.enabled, enabled]})
+                change = Change("~", kind, self._path(connection, kind, id), {"enabled": [row.enabled, enabled]})
                 events.changed(connection, asked.who, "enable" if enabled else "disable", revision, [change])
             return revision, reader.machines_holding(row.network), resource
 
@@ -667,6 +841,11 @@ class Store:
             to = reader.find("network", carrier) if carrier is not None else FABRIC
             if to != FABRIC:
                 reader.to_write("network", to, f"network {carrier}")
+            elif asked.scope.writes is not None:
+                message = (
+                    "on which granted hosts a network is, is chosen when it is made: delete it, and create it there"
+                )
+                raise Forbidden(message)
             paths = reader.paths([id, to])
             return carriage.prepare(connection, id, to, places, asked.scope, paths[id], paths[to] or None)
 
@@ -686,6 +865,7 @@ class Store:
             revision = reader.revision("network", id)
             if work.pairs:
                 revision = write.write(connection, self.identity, work.pairs)
+                grants.judge_all(connection, asked.scope)
                 events.changed(connection, asked.who, "recarry", revision, work.changes)
                 machines.update(reader.machines_holding(id))
             (resource,) = reader.resources("network", [id])
@@ -698,6 +878,11 @@ class Store:
     def _recarried(reference: str, carrier: str | None, places: Mapping[str, str]) -> dict[str, Any]:
         return {"network": reference, "carrier": carrier, "hosts": places}
 
+    def _path(self, connection: Connection, kind: str, id: int) -> str:
+        """The whole path of an object, which the audit log calls it by."""
+        (resource,) = self._reader(connection).resources(kind, [id])
+        return str(resource["path"])
+
     def _fresh(self, connection: Connection, asked: Asked, kind: str, id: int) -> None:
         """Raise Stale, with what changed, unless the object has one of the ETags that the request wants."""
         if asked.etags is None or "*" in asked.etags:
@@ -708,10 +893,149 @@ class Store:
             return
         seen = [self.identity.revision_in(etag, kind, id) for etag in asked.etags]
         since = max((n for n in seen if n is not None and n <= now), default=0)
-        (resource,) = reader.resources(kind, [id])
-        changes = events.what_changed(connection, kind, resource["path"], since)
+        path = self._path(connection, kind, id)
+        (shown,) = self._reader(connection, asked.scope).resources(kind, [id])
+        known = access.known_to(connection, asked)
+        changes = [
+            one.replace(path, shown["path"]) for one in events.what_changed(connection, kind, path, since, known)
+        ]
         what = f": {changes[0]}" if changes else ""
-        raise Stale(f"{kind} {resource['path']} has changed since it was looked at{what}", changes)
+        raise Stale(f"{kind} {shown['path']} has changed since it was looked at{what}", changes)
+
+    # Grants
+
+    def grant(
+        self,
+        network: str | None,
+        tenant: str,
+        hosts: Sequence[str] | None = None,
+        quota: Quota = NO_QUOTA,
+        asked: Asked = NOBODY,
+    ) -> Resource:
+        """Let a tenant's networks be carried by hosts (names, None: all) of a network, None: by machines. Granted
+        already, it has these hosts and limits now, and is open again. Raises NotFound, Invalid, Exhausted, Conflict."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            carrier = grants.carrier_of(reader, network)
+            id = grants.give(connection, reader, carrier, tenant, hosts, quota)
+            row = self._grant_row(connection, id)
+            if row.cut:
+                grants.change(connection, reader, self.identity, row, False, False)
+            self._granted(connection, asked, row, f"granted to {tenant}")
+            return self._grant(connection, reader, id)
+
+        request = {"grant": tenant, "network": network, "hosts": hosts, "quota": asdict(quota)}
+        made: Resource = self._change(asked, request, turn)
+        return made
+
+    def invite(
+        self,
+        network: str | None,
+        hosts: Sequence[str] | None,
+        quota: Quota,
+        until: float,
+        asked: Asked = NOBODY,
+    ) -> tuple[Resource, str]:
+        """The same for a tenant that is yet to show: whoever has the secret, until then (seconds since 1970), once."""
+        secret = self._secret(asked, f"invitation {network}")
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            carrier = grants.carrier_of(reader, network)
+            id = grants.invite(connection, reader, carrier, hosts, quota, secret, until)
+            self._granted(connection, asked, self._grant_row(connection, id), "offered by an invitation")
+            return self._grant(connection, reader, id)
+
+        made: Resource = self._change(asked, {"invite": network, "hosts": hosts, "quota": asdict(quota)}, turn)
+        return made, secret
+
+    def redeem(self, secret: str, tenant: str, asked: Asked = NOBODY) -> Resource:
+        """What an invitation offers is this tenant's now. Raises NotFound, Forbidden, Conflict."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            id = grants.redeem(connection, reader, secret, tenant)
+            self._granted(connection, asked, self._grant_row(connection, id), f"redeemed for {tenant}")
+            return self._grant(connection, reader, id)
+
+        made: Resource = self._change(asked, {"redeem": access.digest(secret), "tenant": tenant}, turn)
+        return made
+
+    def all_grants(self, scope: Scope = EVERYTHING) -> Sequence[Resource]:
+        """Those that somebody gave, and those that they have."""
+        with self._database.read() as connection:
+            reader = self._reader(connection, scope)
+            rows = [
+                r for r in objects.grants(connection) if grants.gives(connection, reader, r) or grants.has(reader, r)
+            ]
+            return grants.resources(connection, reader, rows)
+
+    def get_grant(self, reference: str, scope: Scope = EVERYTHING) -> Resource:
+        """One of them, by public id or, for whoever has it, by name. Raises NotFound."""
+        with self._database.read() as connection:
+            reader = self._reader(connection, scope)
+            return self._grant(connection, reader, grants.find(connection, reader, reference, False).id)
+
+    def change_grant(self, reference: str, suspended: bool | None, cut: bool | None, asked: Asked = NOBODY) -> Resource:
+        """Suspended: nothing new is carried by it. Cut: all that it carries is closed. Raises NotFound."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            row = grants.find(connection, reader, reference, True)
+            grants.change(connection, reader, self.identity, row, suspended, cut)
+            words = [f"{word} {value}" for word, value in (("suspended", suspended), ("cut", cut)) if value is not None]
+            self._granted(connection, asked, row, ", ".join(words).lower())
+            return self._grant(connection, reader, row.id)
+
+        changed: Resource = self._change(asked, {"grant": reference, "suspended": suspended, "cut": cut}, turn)
+        return changed
+
+    def revoke_grant(self, reference: str, grace: float | None = None, asked: Asked = NOBODY) -> Resource | None:
+        """It is gone. With networks carried: Conflict or, with a time of grace in seconds, cut now, and gone with them
+        after that; then what it is until then is returned."""
+
+        def turn(connection: Connection) -> Any:
+            reader = self._reader(connection, asked.scope)
+            row = grants.find(connection, reader, reference, True)
+            if grace is None or not grants.under(connection, row):
+                grants.revoke(connection, reader, row)
+                self._granted(connection, asked, row, "revoked")
+                return None
+            grants.change(connection, reader, self.identity, row, True, True, time.time() + grace)
+            self._granted(connection, asked, row, f"cut, and gone in {grace:.0f} s")
+            return self._grant(connection, reader, row.id)
+
+        left: Resource | None = self._change(asked, {"revoke": reference, "grace": grace}, turn)
+        return left
+
+    def _end_grants(self) -> None:
+        """Those whose time has run out go, with all that they carry, grants made from them included."""
+        with self._database.read() as connection:
+            over = grants.over(connection)
+            networks = {row.id: [one.id for one in grants.carried(connection, row)] for row in over}
+        for row in over:
+            for network in networks[row.id]:
+                self._delete_all(self.identity.public("network", network), Asked("grant"), {"grant": row.id})
+
+            def turn(connection: Connection, row: GrantRow = row) -> None:
+                if not grants.under(connection, row):
+                    grants.revoke(connection, self._reader(connection), row)
+                    self._granted(connection, Asked("grant"), row, "gone: its time had run out")
+
+            self._committed(turn)
+
+    def _grant_row(self, connection: Connection, id: int) -> GrantRow:
+        return next(row for row in objects.grants(connection) if row.id == id)
+
+    def _grant(self, connection: Connection, reader: read.Reader, id: int) -> Resource:
+        return grants.resources(connection, reader, [self._grant_row(connection, id)])[0]
+
+    def _granted(self, connection: Connection, asked: Asked, row: GrantRow, what: str) -> None:
+        """What became of a grant, for the audit log."""
+        path = self._reader(connection).paths([row.carrier])[row.carrier] or "the machines"
+        n = write.next_revision(connection, [])  # What was planned before is planned again.
+        events.audited(connection, asked.who, "grant", n, f"hosts of {path}: {what}")
 
     # The feed
 
@@ -849,15 +1173,15 @@ class Store:
         asked: Asked = NOBODY,
     ) -> tuple[Resource, str]:
         """A new token for tenants, or for all, and its secret, which is told only here. Raises Conflict for a name that
-        is taken, NotFound for an unknown tenant."""
+        is taken, NotFound for an unknown tenant, Forbidden for one that whoever asks neither owns nor administers."""
         roles, secret = dict(tenants or {}), self._secret(asked, f"token {name}")
 
         def turn(connection: Connection) -> Any:
-            access.make(connection, name, secret, everything, roles, until, asked.who)
+            access.make(connection, name, secret, everything, roles, until, asked.who, asked.scope)
             n = objects.current_revision(connection)
             what = f"token {name}: " + (f"everything, {everything}" if everything else _roles(roles))
             events.audited(connection, asked.who, "token", n, f"{what}, made")
-            return access.listed(connection, name)[0]
+            return access.listed(connection, name, asked.scope)[0]
 
         request = {"token": name, "everything": everything, "tenants": roles}
         made: Resource = self._change(asked, request, turn)
@@ -868,10 +1192,10 @@ class Store:
         """A new secret. Of a request that is asked again it is the first one's, which nobody keeps."""
         return access.new_secret() if asked.key is None else self.identity.secret(f"{asked.tenant} {asked.key} {what}")
 
-    def tokens(self, name: str | None = None) -> Sequence[Resource]:
-        """All tokens, or one, without their secrets. Raises NotFound."""
+    def tokens(self, name: str | None = None, scope: Scope = EVERYTHING) -> Sequence[Resource]:
+        """The tokens for tenants that somebody owns or administers, or one, without their secrets. Raises NotFound."""
         with self._database.read() as connection:
-            found = access.listed(connection, name)
+            found = access.listed(connection, name, scope)
         if name is not None and not found:
             raise NotFound(f"token {name}")
         return found
@@ -880,7 +1204,7 @@ class Store:
         """A token counts no more, at once. Returns the revision. Raises NotFound."""
 
         def turn(connection: Connection) -> Any:
-            access.revoke(connection, name)
+            access.revoke(connection, name, asked.scope)
             n = objects.current_revision(connection)
             events.audited(connection, asked.who, "token", n, f"token {name}, revoked")
             return n
@@ -1078,7 +1402,10 @@ def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int)
         case "tenant":
             ask("network", t.network, t.network.c.tenant == id, t.network.c.carrier)
             children = connection.scalars(select(t.tenant.c.name).where(t.tenant.c.parent == id)).all()
-            return [f"tenant {name}" for name in children] + _written(found, reader)
+            g = t.grant.c
+            had = connection.scalars(select(g.id).where(g.tenant == id).order_by(g.id)).all()
+            grants = [f"grant {reader.public('grant', grant)}" for grant in had]
+            return [f"tenant {name}" for name in children] + _written(found, reader) + grants
         case "network":
             ask("network", t.network, (t.network.c.carrier == id) & (t.network.c.id != FABRIC), t.network.c.carrier)
             for each in ("port", "segment", "router", "link"):
@@ -1138,6 +1465,20 @@ def _chain_is_own(connection: Connection, reader: read.Reader, port: int) -> Non
         if not reader.scope.may_read(reader.owner("network", network)):
             raise Forbidden("what carries this network is another tenant's: ask them for a trace of it")
         network = connection.execute(select(n.carrier).where(n.id == network)).scalar_one()
+
+
+def _tenant_row(id: int, above: tenancy.Line = ()) -> dict[str, Any]:
+    """The change row of a tenant; of one that goes, with the one that it was below, if that stays."""
+    was = above[0].name if above else None
+    return {"network": FABRIC, "kind": "tenant", "id": id, **write.NOTHING_WAS, "was_tenant": was}
+
+
+def _counted(dependants: Sequence[str]) -> str:
+    """2 networks and 1 tenants below it"""
+    tenants = sum(one.startswith("tenant ") for one in dependants)
+    networks = len(dependants) - tenants
+    told = [f"{networks} networks"] if networks else []
+    return " and ".join([*told, f"{tenants} tenants below it"] if tenants else told)
 
 
 def _roles(tenants: Mapping[str, str]) -> str:

@@ -94,7 +94,8 @@ change = Table(
     Column("was_other", Id),  # Where else it was, while it moved: a machine if `was_machine` says one, else a port.
     Column("was_carrier", Id),
     Column("was_encapsulated", Boolean(create_constraint=False)),
-    Column("was_tenant", Text),  # Its name, of a network: whoever could see it is told that it went.
+    # A name: the tenant of a network, or the one that a tenant was below. Who could see it is told that it went.
+    Column("was_tenant", Text),
     Index(None, "revision"),
     Index(None, "network", "revision"),
 )
@@ -104,7 +105,9 @@ tenant = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    Column("parent", Id, _refers("tenant.id")),
+    Column("parent", Id, _refers("tenant.id"), index=True),
+    # Its tokens may read, and nothing else; so may those of the tenants below it.
+    Column("suspended", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Column("networks", Id),  # Quotas; none: what the nearest tenant above has left.
     Column("segments", Id),
     Column("ports", Id),
@@ -158,7 +161,34 @@ network = Table(
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
     Column("revision", Id, nullable=False),  # The last one that changed anything in it.
+    # Closed by whoever granted what carries it (grants.py).
+    Column("cut", Boolean(create_constraint=False), nullable=False, server_default="0"),
+    # Whose limits it counts under: the grant by which it is carried, or that of what carries it.
+    Column("grant", Id, index=True),
     UniqueConstraint("carrier", "name"),
+)
+
+# Hosts of `carrier` (0: machines), on which networks of `tenant` may be carried (grants.py).
+grant = Table(
+    "grant",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("carrier", Id, _part_of("network.id"), nullable=False),
+    Column("tenant", Id, _part_of("tenant.id")),  # None: an invitation that nobody has redeemed yet.
+    Column("name", Text, nullable=False),  # What the tenant calls it.
+    Column("hosts", Text),  # JSON: rows of machines or ports; none: all there are.
+    Column("networks", Id),  # Limits; none: what the tenant that grants has left.
+    Column("segments", Id),
+    Column("ports", Id),
+    Column("suspended", Boolean(create_constraint=False), nullable=False, server_default="0"),
+    Column("cut", Boolean(create_constraint=False), nullable=False, server_default="0"),
+    Column("ends", Float),  # Then it goes, with all that is carried by it. Seconds since 1970.
+    Column("digest", Text, unique=True),  # Of the invitation's secret, which counts until:
+    Column("until", Float),
+    Column("made", Float, nullable=False),
+    _revision(),
+    UniqueConstraint("carrier", "tenant"),
+    UniqueConstraint("tenant", "name"),
 )
 
 segment = Table(
@@ -414,6 +444,7 @@ token = Table(
     Column("made", Float, nullable=False),  # Seconds since 1970.
     Column("until", Float),
     Column("made_by", Text, nullable=False),
+    Column("made_in", Id),  # The tenant that its maker owned; none: the operator's, or one that is gone.
     CheckConstraint("everything IN ('reader', 'owner')", name="everything"),
 )
 

@@ -17,6 +17,7 @@ from nestnet.model.values import FABRIC
 from nestnet.store import tables
 from nestnet.store.objects import chunks
 from nestnet.store.read import KINDS, TABLES, Reader
+from nestnet.store.tenancy import within
 
 Told = tuple[str, int, dict[str, Any] | None]
 """Kind, row and resource; None: gone."""
@@ -45,8 +46,15 @@ def changes(
     if since != now:
         rows = connection.execute(query).all()
         if reader.scope.reads is not None:
-            seen = _seen(connection, reader, rows)
-            rows = [row for row in rows if row.network in seen or (row.network == FABRIC and row.kind == "machine")]
+            seen, tenants = _seen(connection, reader, rows), _tenants_seen(connection, reader, rows)
+            machines = reader.granted().get(FABRIC, ())
+            rows = [
+                row
+                for row in rows
+                if row.network in seen
+                or (row.kind == "machine" and row.id in machines)
+                or (row.kind == "tenant" and (row.id in tenants or row.was_tenant in tenants))
+            ]
         for row in rows:
             touched[row.kind].add(row.id)
             touched["network"].add(row.network)  # Its revision, and its ETag, are of anything in it.
@@ -67,6 +75,20 @@ def _seen(connection: Connection, reader: Reader, rows: Sequence[Any]) -> set[in
         query = select(n.id, t.name).join(tables.tenant, n.tenant == t.id).where(n.id.in_(chunk))
         seen |= {row.id for row in connection.execute(query) if reader.scope.may_read(row.name)}
     return seen
+
+
+def _tenants_seen(connection: Connection, reader: Reader, rows: Sequence[Any]) -> set[int | str]:
+    """Those of the tenants that changed which the reader may see, by row, or that such were below, by name."""
+    t = tables.tenant.c
+    changed = [row for row in rows if row.kind == "tenant"]
+    found: set[int | str] = set()
+    for column, values in (
+        (t.id, {row.id for row in changed}),
+        (t.name, {row.was_tenant for row in changed if row.was_tenant is not None}),
+    ):
+        for chunk in chunks(sorted(values)):
+            found |= set(connection.scalars(select(column).where(column.in_(chunk), within(reader.scope.reads))))
+    return found
 
 
 def _there(connection: Connection, kind: str, ids: list[int]) -> list[int]:

@@ -1,0 +1,205 @@
+"""What a tenant sees of the whole: its own networks as if they were on the wire, and the hosts granted to it.
+
+    stored                       as acme's tokens see it
+    cloud
+      acme/        tenant acme    acme/           carried by hosts that were granted
+        test/      tenant acme      test/
+          deep/    tenant other
+            own/   tenant acme    own/
+
+A manifest of a tenant's is put where its networks really are (`graft`): under what carries them, which is there with
+all that it has and stays as it is. So one judge and one comparison serve everybody. What carries them has names that
+nobody can write meanwhile, `HIDDEN` before each; whatever is said afterwards is told without them (`Told`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, Problem
+from nestnet.model.manifest import Manifest, NetworkSpec
+from nestnet.model.problems import Nearest, join, meant
+from nestnet.model.values import FABRIC
+from nestnet.store.objects import GrantRow, NetworkRow, State
+from nestnet.store.scope import Scope
+
+HIDDEN = "\x00"
+_ABOVE = re.compile(f"(?:{HIDDEN}[^/\\s]*/)+")  # the way down to what is one's own
+_NAMED = re.compile(f"(?:network )?{HIDDEN}[^/\\s:,;]*")
+_POINTER = re.compile(f"^(?:/networks/{HIDDEN}[^/]*)+")
+
+# What is said of machines, or of a carrier, is said of what carries it, whatever that is.
+_BELOW = [
+    (re.compile(f"the (?:machines' \\d+|\\d+ of {HIDDEN}\\S+) less \\d+ for VXLAN leave"), "what carries it leaves"),
+    (re.compile(f"the machines(?: on {HIDDEN}\\S+)? leave"), "what carries it leaves"),
+    (re.compile(r"may meet \d+ rates on its way \([^)]*\)"), "may meet too many rates on its way"),
+]
+
+
+class Placed(NamedTuple):
+    """Where a network is stored, or will be: what carries it, by which grant, and whose it is."""
+
+    carrier: int
+    grant: GrantRow | None
+    owner: str | None
+
+
+def is_top(row: NetworkRow, networks: Mapping[int, NetworkRow], scope: Scope) -> bool:
+    """Is it one of those with which paths begin, for this reader?"""
+    carrier = networks.get(row.carrier)
+    return scope.may_read(row.tenant) and (carrier is None or not scope.may_read(carrier.tenant))
+
+
+def tops(state: State, scope: Scope) -> dict[str, NetworkRow]:
+    """The networks with which a reader's paths begin, by name."""
+    return {row.name: row for row in state.networks.values() if is_top(row, state.networks, scope)}
+
+
+def hide(state: State, scope: Scope) -> None:
+    """Give all networks that are not in scope, and carry some that are, names that nobody can write."""
+    hidden: set[int] = set()
+    for row in state.networks.values():
+        if scope.may_read(row.tenant):
+            here = row.carrier
+            while here != FABRIC and here not in hidden:
+                if not scope.may_read(state.networks[here].tenant):
+                    hidden.add(here)
+                here = state.networks[here].carrier
+    for grant in granted(state, scope):
+        here = grant.carrier
+        while here != FABRIC:
+            hidden.add(here)
+            here = state.networks[here].carrier
+    for id in hidden:
+        row = state.networks[id]
+        if not scope.may_read(row.tenant):
+            del state.carried[row.carrier][row.name]
+            state.networks[id] = row = replace(row, name=f"{HIDDEN}{row.name}")
+            state.carried[row.carrier][row.name] = row
+
+
+def granted(state: State, scope: Scope) -> list[GrantRow]:
+    """The grants by which a writer's networks may be carried."""
+    return [row for row in state.grants.values() if row.tenant is not None and scope.may_write(row.tenant)]
+
+
+def hosts_of(state: State, grant: GrantRow, ports: Mapping[str, int]) -> dict[str, int]:
+    """The hosts of a grant, by name. `ports`: the carrier's host ports, by name."""
+    there = state.machines if grant.carrier == FABRIC else ports
+    return {name: id for name, id in there.items() if grant.hosts is None or id in grant.hosts}
+
+
+def carried_by(spec: NetworkSpec, name: str, state: State, scope: Scope) -> Placed:
+    """Where a network with which a manifest begins belongs. Raises Forbidden, Invalid."""
+    old = tops(state, scope).get(name)
+    owner = (old.tenant if old is not None else None) or spec.tenant or scope.tenant
+    if not scope.may_write(owner):
+        if old is None and owner is not None:
+            raise Forbidden(f"network {name} would be another tenant's: name one of your own")
+        return Placed(old.carrier if old is not None else FABRIC, None, owner)  # whoever judges the scope says so
+    own = [row for row in state.grants.values() if row.tenant == owner]
+    if old is not None:
+        return Placed(old.carrier, next((row for row in own if row.carrier == old.carrier), None), owner)
+    if spec.grant is not None:
+        one = next((row for row in own if row.name == spec.grant), None)
+        if one is None:
+            near = Nearest()(spec.grant, [row.name for row in own])
+            message = f"tenant {owner} has no grant {spec.grant}{meant(near)}"
+            raise Invalid([Problem("missing_grant", join("networks", name, "grant"), message, nearest=near)])
+        return Placed(one.carrier, one, owner)
+    if not own:
+        raise Forbidden(
+            f"tenant {owner} has no hosts: whoever runs some grants them to it, or sends an invitation for "
+            "`nestnet redeem`"
+        )
+    if len(own) > 1:
+        names = ", ".join(sorted(row.name for row in own))
+        message = f"which hosts carry {name}? give `grant`, one of {names}"
+        raise Invalid([Problem("missing_key", join("networks", name), message)])
+    return Placed(own[0].carrier, own[0], owner)
+
+
+def graft(
+    manifest: Manifest,
+    places: Mapping[str, Placed],
+    gone: Collection[int],
+    state: State,
+    spec_of: Callable[[NetworkRow], NetworkSpec],
+) -> Manifest:
+    """The manifest with its networks where they are stored. `gone`: networks to leave out; `spec_of` says a stored
+    network as a manifest has it, its collections absent."""
+    at: dict[int, dict[str, NetworkSpec]] = {}
+
+    def within(network: int) -> dict[str, NetworkSpec]:
+        """What is carried there, to be completed; itself is put where it belongs first."""
+        if network not in at:
+            at[network] = {}
+            if network != FABRIC:
+                there = state.carried.get(network, {})
+                at[network].update({name: spec_of(row) for name, row in there.items() if row.id not in gone})
+                row = state.networks[network]
+                above = within(row.carrier)
+                above[row.name] = spec_of(row).model_copy(update={"networks": at[network]})
+        return at[network]
+
+    for name, spec in (manifest.networks or {}).items():
+        place = places[name]
+        within(place.carrier)[name] = spec.model_copy(update={"tenant": spec.tenant or place.owner})
+    for id in gone:
+        within(state.networks[id].carrier)
+    return manifest.model_copy(update={"networks": within(FABRIC)})
+
+
+class Told:
+    """What is said to somebody who must not learn of what carries their networks."""
+
+    def text(self, text: str) -> str:
+        for what, words in _BELOW:
+            text = what.sub(words, text)
+        return _NAMED.sub("what carries it", _ABOVE.sub("", text))
+
+    def pointer(self, pointer: str) -> str:
+        return _POINTER.sub("", pointer)
+
+    def data(self, value: Any) -> Any:
+        """The same in all texts of plain data."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list | tuple):
+            return [self.data(one) for one in value]
+        if isinstance(value, dict):
+            return {self.text(key) if isinstance(key, str) else key: self.data(one) for key, one in value.items()}
+        return value
+
+    def error(self, error: NestnetError) -> NestnetError:
+        if isinstance(error, Invalid):
+            return Invalid(list(dict.fromkeys(self.problem(one) for one in error.problems)))
+        if isinstance(error, Exhausted):
+            return Exhausted(self.text(error.message), error.code, error.limit)
+        if isinstance(error, Conflict):
+            return Conflict(self.text(error.message), error.code, [self.text(one) for one in error.dependants])
+        if isinstance(error, Forbidden):
+            return Forbidden(self.text(error.message))
+        return error
+
+    def problem(self, problem: Problem) -> Problem:
+        near = self.text(problem.nearest) if problem.nearest is not None else None
+        return replace(problem, pointer=self.pointer(problem.pointer), message=self.text(problem.message), nearest=near)
+
+
+def missing_hosts(manifest: Manifest, hosts: Mapping[str, Iterable[str]]) -> list[Problem]:
+    """The ports of networks with which a manifest begins that want a host which was not granted: network -> names."""
+    problems = []
+    nearest = Nearest()
+    for network, names in hosts.items():
+        there = set(names)
+        for name, port in ((manifest.networks or {})[network].ports or {}).items():
+            if port.host not in there:
+                near = nearest(port.host, there)
+                message = f"there is no host {port.host}{meant(near)}"
+                at = join("networks", network, "ports", name, "host")
+                problems.append(Problem("missing_host", at, message, nearest=near))
+    return problems

@@ -1,0 +1,308 @@
+"""Grants of hosts: who may be carried where, what is reserved, what becomes of it, and that nobody sees up.
+
+m1, m2                          machines, the operator's
+  cloud          tenant cloud     its ports h1, h2 are hosts
+    shop         tenant shop      granted by cloud; its ports v1, v2 are hosts
+      lab        tenant lab       granted by shop
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+
+from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound
+from nestnet.model.manifest import Manifest, parse
+from nestnet.model.values import Network
+from nestnet.store import Store
+from nestnet.store.once import Asked
+from nestnet.store.quotas import Quota
+from nestnet.store.scope import Scope
+
+NO_LIMITS = Quota()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "store.db")
+    for place in (1, 2):
+        made.join(f"m{place}", f"192.0.2.{place}")
+    yield made
+    made.close()
+
+
+def by(tenant: str) -> Asked:
+    """Asked for by an owner of one tenant."""
+    own = frozenset([tenant])
+    return Asked(f"token:{tenant}", tenant, scope=Scope(own, own))
+
+
+def manifest(tenants: Mapping[str, Any] | None = None, **networks: Any) -> Manifest:
+    return parse({"apiVersion": "nestnet/v1", "networks": networks, **({"tenants": tenants} if tenants else {})})
+
+
+def network(*hosts: str, names: str = "p", **more: Any) -> dict[str, Any]:
+    """A segment, and a port that is a host on each of these hosts."""
+    ports = {f"{names}{n}": {"segment": "lan", "host": host, "hosts": True} for n, host in enumerate(hosts, 1)}
+    return {"segments": {"lan": {"cidr": "10.0.0.0/24"}}, "ports": ports, **more}
+
+
+TENANTS = {"cloud": {}, "shop": {"parent": "cloud"}, "lab": {"parent": "shop"}}
+
+
+@pytest.fixture
+def chain(store: Store) -> Store:
+    """Three levels, each made by its own tenant."""
+    store.apply(manifest(TENANTS))
+    for tenant in TENANTS:  # One that is only named is made with the network that names it.
+        assert tenant in {one["name"] for one in store.list("tenant")[0]}
+    store.grant(None, "cloud")
+    store.apply(manifest(cloud=network("m1", "m2", names="h")), asked=by("cloud"))
+    store.grant("cloud", "shop", asked=by("cloud"))
+    store.apply(manifest(shop=network("h1", "h2", names="v")), asked=by("shop"))
+    store.grant("shop", "lab", asked=by("shop"))
+    store.apply(manifest(lab=network("v1", "v2")), asked=by("lab"))
+    return store
+
+
+def paths(store: Store, asked: Asked, kind: str = "network") -> list[str]:
+    return sorted(one["path"] for one in store.list(kind, limit=1000, scope=asked.scope)[0])
+
+
+def is_open(store: Store, name: str) -> bool:
+    """As the machines are told."""
+    id = store.identity.row("network", store.get("network", name)["id"])
+    found = [value for _, _, value in store.snapshot_for(1).rows if isinstance(value, Network) and value.id == id]
+    return found[0].enabled
+
+
+def test_a_tenant_without_hosts_makes_nothing(store: Store) -> None:
+    store.apply(manifest({"acme": {}}))
+    with pytest.raises(Forbidden, match="tenant acme has no hosts: whoever runs some"):
+        store.apply(manifest(a=network("m1")), asked=by("acme"))
+    assert store.hosts(scope=by("acme").scope)[0] == []
+    store.grant(None, "acme", ["m1"])
+    store.apply(manifest(a=network("m1")), asked=by("acme"))
+    with pytest.raises(Invalid, match="there is no host m2"):
+        store.apply(manifest(a=network("m2")), asked=by("acme"))
+    with pytest.raises(Invalid, match="there is no host m2"):
+        store.move("a/p1", "m2", by("acme"))
+
+
+def test_each_level_is_like_the_wire(chain: Store) -> None:
+    """Paths begin with one's own networks; the operator sees them whole."""
+    assert paths(chain, Asked()) == ["cloud", "cloud/shop", "cloud/shop/lab"]
+    for tenant, hosts in (("cloud", ["m1", "m2"]), ("shop", ["h1", "h2"]), ("lab", ["v1", "v2"])):
+        scope = by(tenant).scope
+        assert paths(chain, by(tenant)) == [tenant]
+        assert [host["name"] for host in chain.hosts(scope=scope)[0]] == hosts
+        assert chain.get("network", tenant, scope)["carrier"] is None
+        ports = chain.list("port", scope=scope)[0]
+        assert [port["machine"] for port in ports] == [port["host"] for port in ports] == hosts
+        with pytest.raises(NotFound):
+            chain.get("network", f"cloud/{tenant}", scope)
+
+
+def test_the_same_calls_get_the_same_answers_at_any_depth(chain: Store) -> None:
+    """On the wire and three levels up, after renaming hosts and tenant; but for what an MTU and a name is."""
+    chain.apply(manifest({"base": {}}))
+    chain.grant(None, "base")
+    chain.apply(manifest(base=network("m1", "m2")), asked=by("base"))
+    low, high = _told(chain, "base", "m"), _told(chain, "lab", "v")
+    for place, (mine, other) in enumerate(zip(low, high, strict=False)):
+        assert mine == other, (low[place - 5 : place + 6], high[place - 5 : place + 6])
+    for word in ("shop", "cloud", "m1", "h1"):
+        assert word not in json.dumps(high)
+
+
+def _told(store: Store, tenant: str, host: str) -> list[Any]:
+    """What is answered to a tenant whose network has a port on each of its two hosts, called `host`1 and `host`2."""
+    asked, said = by(tenant), list[Any]()
+    scope = asked.scope
+    own, first, second = network(f"{host}1", f"{host}2"), f"{host}1", f"{host}2"
+
+    def call(work: Callable[[], Any]) -> None:
+        try:
+            said.append(work())
+        except NestnetError as error:
+            said.append(
+                [type(error).__name__, error.code, str(error), [asdict(p) for p in getattr(error, "problems", ())]]
+            )
+
+    def plan(wish: Manifest) -> None:
+        call(lambda: asdict(replace(store.plan(wish, scope=scope), etag="")))
+
+    grown = {**own, "ports": {**own["ports"], "more": {"segment": "lan", "host": first}}}
+    inner = network("p1", "p2", names="q")
+    plan(manifest(**{tenant: grown}))
+    plan(manifest(**{tenant: {**grown, "networks": {"in": inner}}}))
+    plan(manifest(**{tenant: network("nowhere", first)}))
+    plan(manifest(**{tenant: {**own, "networks": {"in": network("p3")}}}))
+    plan(manifest(**{tenant: {**own, "segments": {"lan": {"cidr": "10.0.1.0/24"}}}}))
+    plan(manifest(**{tenant: {**own, "segments": {}}}))
+    plan(manifest(other=network(first, mtu=9000)))
+    plan(manifest(other={**network(second), "tenant": "nobody"}))
+    plan(manifest(other={**network(second), "grant": "host"}))
+    plan(manifest(other=network(second), **{tenant: {**own, "ports": {}}}))
+    for kind in ("network", "segment", "port", "router", "link", "policy", "tenant"):
+        call(lambda kind=kind: store.list(kind, scope=scope)[0])
+    call(lambda: store.all_grants(scope))
+    call(lambda: store.hosts(scope=scope)[0])
+    call(lambda: store.hosts(tenant, scope=scope)[0])
+    for name in ("p1", "p9"):
+        call(lambda name=name: store.get("port", f"{tenant}/{name}", scope))
+    call(lambda: store.get("network", "p1", scope))
+    for wrong in ("nowhere", first):
+        call(lambda wrong=wrong: store.move(f"{tenant}/p1", wrong, asked))
+    call(lambda: store.delete("segment", f"{tenant}/lan", asked=asked))
+    call(lambda: store.recarry(tenant, None, {}, asked))
+    call(lambda: store.set_enabled("port", f"{tenant}/p1", True, asked)[1:])
+    call(lambda: store.changes_of_objects(0, scope=scope).objects)  # type: ignore[union-attr]
+    text = json.dumps(said)
+    for kind in ("network", "segment", "port", "grant", "tenant", "host"):
+        text = re.sub(rf"{kind}_[0-9a-z]{{13}}", kind.upper(), text)
+    text = re.sub(r'"(etag|mac)": "[^"]*"', "", text)
+    text = re.sub(r'"(revision|mtu|made)": [0-9.]+', "", text)
+    text = re.sub(r'\["(\w+)", \d+, ', r'["\1", ', text)  # the row of what a watch tells, which it seals
+    return list(re.sub(rf"\b{host}([12])\b", r"x\1", re.sub(rf"\b{tenant}\b", "TENANT", text)).split(", "))
+
+
+def test_a_grant_is_for_descendants_and_invitations_for_others(chain: Store) -> None:
+    chain.apply(manifest({"stranger": {}}))
+    answers = []
+    for name in ("stranger", "absent"):
+        with pytest.raises(NotFound) as refused:
+            chain.grant("shop", name, asked=by("shop"))
+        answers.append(str(refused.value).replace(name, "NAME"))
+    assert answers[0] == answers[1]
+    made, secret = chain.invite("shop", ["v1"], Quota(networks=1), time.time() + 60, by("shop"))
+    assert (made["tenant"], made["hosts"]) == (None, ["v1"])
+    got = chain.redeem(secret, "stranger", by("stranger"))
+    assert (got["name"], got["network"], got["hosts"]) == ("hosts", None, ["v1"])
+    with pytest.raises(NotFound, match="an invitation with this secret"):
+        chain.redeem(secret, "stranger", by("stranger"))
+    chain.apply(manifest(mine=network("v1")), asked=by("stranger"))
+    with pytest.raises(Exhausted, match="granted for 1 networks; there are 1"):
+        chain.apply(manifest(more=network("v1")), asked=by("stranger"))
+    given = chain.all_grants(by("shop").scope)
+    assert [(one["tenant"], one["used"]["networks"]) for one in given] == [("shop", 1), ("lab", 1), ("stranger", 1)]
+    until = time.time() + 0.2
+    _, secret = chain.invite("shop", None, NO_LIMITS, until, by("shop"))
+    while time.time() <= until:
+        time.sleep(0.01)  # the pace of looking at the clock
+    with pytest.raises(NotFound, match="an invitation"):
+        chain.redeem(secret, "stranger", by("stranger"))
+
+
+def test_limits_are_reserved_along_the_chain(chain: Store) -> None:
+    chain.grant("cloud", "shop", quota=Quota(networks=4), asked=by("cloud"))
+    with pytest.raises(Exhausted, match="granted for 4 networks; there are 1, 4 are reserved"):
+        chain.grant("shop", "lab", quota=Quota(networks=4), asked=by("shop"))
+    chain.grant("shop", "lab", quota=Quota(networks=2), asked=by("shop"))
+    chain.apply(manifest(b=network("v1")), asked=by("lab"))
+    with pytest.raises(Exhausted, match="granted for 2 networks; there are 2, and this asks for 1 more") as full:
+        chain.apply(manifest(c=network("v1")), asked=by("lab"))
+    assert full.value.limit == 2
+    with pytest.raises(Exhausted, match="granted for 4 networks; there are 1, 2 are reserved"):
+        chain.apply(manifest(x=network("h1"), y=network("h1")), asked=by("shop"))  # 1 + 2 + 2 reserved
+    with pytest.raises(Exhausted, match="granted for 1 networks; there are 2"):
+        chain.grant("shop", "lab", quota=Quota(networks=1), asked=by("shop"))
+    chain.grant("shop", "lab", asked=by("shop"))  # no limit of its own: what shop has left
+    chain.apply(manifest(c=network("v1")), asked=by("lab"))
+    with pytest.raises(Exhausted, match="the tenants above have not so many networks left") as full:
+        chain.apply(manifest(d=network("v1")), asked=by("lab"))
+    assert "shop" not in str(full.value)
+
+
+def test_revoking(chain: Store) -> None:
+    (grant,) = [one for one in chain.all_grants(by("cloud").scope) if one["tenant"] == "shop"]
+    with pytest.raises(Conflict, match="shop has 2 networks on these hosts"):
+        chain.revoke_grant(grant["id"], asked=by("cloud"))
+    with pytest.raises(NotFound):
+        chain.revoke_grant(grant["id"], asked=by("shop"))
+    chain.change_grant(grant["id"], True, None, by("cloud"))
+    for tenant, host in (("shop", "h1"), ("lab", "v1")):  # the grant that was made from it follows
+        with pytest.raises(Conflict, match="nothing new is carried on these hosts now"):
+            chain.apply(manifest(new=network(host)), asked=by(tenant))
+    assert chain.apply(manifest(lab=network("v1")), asked=by("lab")).plan.changes  # less, and other, may be
+    assert is_open(chain, "cloud/shop")
+    chain.change_grant(grant["id"], None, True, by("cloud"))
+    assert [is_open(chain, path) for path in ("cloud/shop", "cloud")] == [False, True]
+    seen = chain.get("network", "lab", by("lab").scope)
+    assert (seen["state"], seen["cause"]) == ("down: carrier", "what carries it is down")
+    chain.change_grant(grant["id"], False, False, by("cloud"))
+    assert is_open(chain, "cloud/shop")
+    chain.apply(manifest(new=network("v1")), asked=by("lab"))
+
+
+def test_a_grant_goes_with_all_that_it_carries(chain: Store) -> None:
+    (grant,) = [one for one in chain.all_grants(by("cloud").scope) if one["tenant"] == "shop"]
+    left = chain.revoke_grant(grant["id"], 3600.0, by("cloud"))
+    assert left is not None
+    assert left["ends"] > time.time()
+    (had,) = [one for one in chain.all_grants(by("shop").scope) if one["network"] is None]
+    assert had["ends"] == left["ends"]
+    chain.look_around()
+    assert paths(chain, by("lab")) == ["lab"]
+    chain.revoke_grant(grant["id"], 0.0, by("cloud"))
+    chain.look_around()
+    assert paths(chain, Asked()) == ["cloud"]
+    assert [one["tenant"] for one in chain.all_grants()] == ["cloud"]
+
+
+def test_the_last_unit_goes_to_one(chain: Store) -> None:
+    chain.grant("shop", "lab", quota=Quota(networks=2), asked=by("shop"))
+    start = Barrier(100)
+
+    def want(place: int) -> str:
+        start.wait()
+        try:
+            chain.apply(manifest(**{f"n{place}": network("v1")}), asked=by("lab"))
+        except Exhausted as error:
+            return error.code
+        return "made"
+
+    with ThreadPoolExecutor(100) as pool:
+        got = list(pool.map(want, range(100)))
+    assert sorted(got) == ["made", *["quota_exceeded"] * 99]
+
+
+def test_revoking_against_creating(chain: Store) -> None:
+    """Whatever comes first: never a network without a grant."""
+    for turn in range(10):
+        chain.apply(manifest(lab={}), prune=True, asked=by("lab"))
+        chain.delete("network", "lab", True, by("lab"))
+        (grant,) = [one for one in chain.all_grants(by("shop").scope) if one["tenant"] == "lab"]
+        start = Barrier(2)
+
+        def attempt(work: Callable[[], Any], start: Barrier = start) -> bool:
+            start.wait()
+            try:
+                work()
+            except (Conflict, Forbidden, NotFound):
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            made = pool.submit(attempt, lambda: chain.apply(manifest(lab=network("v1")), asked=by("lab")))
+            gone = pool.submit(attempt, lambda its=grant["id"]: chain.revoke_grant(its, asked=by("shop")))
+            assert made.result() != gone.result(), turn
+        if gone.result():
+            chain.grant("shop", "lab", asked=by("shop"))
+            chain.apply(manifest(lab=network("v1")), asked=by("lab"))
+
+
+def test_a_tenant_brings_its_network_only_where_it_has_hosts(chain: Store) -> None:
+    with pytest.raises((Forbidden, NotFound, Invalid)) as refused:
+        chain.recarry("lab", None, {"p1": "m1", "p2": "m2"}, by("lab"))
+    assert "m1" not in str(refused.value).replace("m1 is no host", "")
+    assert paths(chain, Asked()) == ["cloud", "cloud/shop", "cloud/shop/lab"]
