@@ -800,6 +800,8 @@ def test_the_command(place: Place, tmp_path: Path) -> None:
     code, token, _ = run(own, "token", "create", f"{top}-b-ci", "--tenant", f"{top}-b=owner")
     assert code == 0
     place.tokens["made"] = token.strip()
+    with place.operator() as operator:
+        operator.grant(None, f"{top}-b")
     with place.client("made") as client:
         client.apply(manifest(**{f"{top}-b": network(2)}))
     assert run(own, "tenant", "suspend", f"{top}-b")[2] == f"tenant {top}-b is suspended\n"

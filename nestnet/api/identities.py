@@ -101,7 +101,7 @@ def routes(store: Store, authority: Authority) -> APIRouter:
             raise Forbidden(f"only {reference} itself renews its certificate, by the one that it has")
         return {"certificate": authority.sign_machine(wanted.request, known.public, known.joins)}
 
-    @routes.patch("/machines/{reference}", response_model=shapes.Fenced)
+    @routes.patch("/machines/{reference:path}", response_model=shapes.Fenced)
     def patch_machine(
         reference: str, state: shapes.MachineState, how: Annotated[Asked, Depends(asked)]
     ) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def prepare(
             if port.other:
                 seen = f"{state.path(each)}/{port.name}" if scope.may_read(state.networks[each].tenant) else "a port"
                 raise Conflict(f"{seen} that comes along is moving: wait until it has arrived", "moving")
-    there_now, there_then = state.domain(id), carrier if row.encapsulated else state.domain(carrier)
+    there_now = objects.domain_in(state.networks, id)
+    there_then = carrier if row.encapsulated else objects.domain_in(state.networks, carrier)
     if there_now != there_then:
         message = f"{was} would be carried by other machines: delete it, and create it there"
         raise Conflict(message, "other_domain")

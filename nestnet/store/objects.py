@@ -224,15 +224,6 @@ class State:
             network = self.networks[network].carrier
         return "/".join(reversed(names))
 
-    def domain(self, network: int) -> int:
-        """Where it has its VNIs, and which machines its ports live on: the fabric's, or those on ports of a network."""
-        while network != FABRIC:
-            row = self.networks[network]
-            if row.encapsulated:
-                return row.carrier
-            network = row.carrier
-        return FABRIC
-
     def above(self, roots: Iterable[int]) -> list[int]:
         """These networks and everything that they carry, carriers first."""
         order = list(roots)
@@ -305,6 +296,17 @@ def agents_on(connection: Connection, ports: Iterable[int]) -> dict[int, int]:
         rows = connection.execute(select(c.id, c.port).where(c.port.in_(chunk)))
         found.update({row.port: row.id for row in rows})
     return found
+
+
+def domain_in(networks: Mapping[int, NetworkRow], network: int) -> int:
+    """Where a network has its VNIs, and which machines its ports live on: the fabric's, or those on ports of a network.
+    `networks`, by id, has it and all below it."""
+    while network != FABRIC:
+        row = networks[network]
+        if row.encapsulated:
+            return row.carrier
+        network = row.carrier
+    return FABRIC
 
 
 def domains(connection: Connection, networks: Iterable[int]) -> dict[int, int]:

@@ -50,6 +50,7 @@ from nestnet.store.objects import (
     Row,
     SegmentRow,
     State,
+    domain_in,
     dump,
     load_contents,
     load_state,
@@ -534,7 +535,8 @@ def _place(network: NetworkRow, port: PortRow, place: Mapping[int, Place]) -> Pl
 
 
 def _enough_vnis(connection: Connection, pairs: Iterable[Pair], wanted: _Wanted) -> None:
-    more = Counter(wanted.domain(new.network) for old, new in pairs if old is None and isinstance(new, SegmentRow))
+    made = [new.network for old, new in pairs if old is None and isinstance(new, SegmentRow)]
+    more = Counter(domain_in(wanted.networks, network) for network in made)
     for domain, segments in more.items():
         if segments > numbers.free(connection, domain):
             raise numbers.exhausted(connection, domain if numbers.size(connection, domain) else FABRIC)
@@ -638,15 +640,6 @@ class _Wanted:
             if self.scope.may_write(tenant) and not self.scope.may_write(owner):
                 raise Forbidden(f"tenant {tenant} has no hosts there: whoever runs some grants them to it")
         return below.grant if below is not None else None
-
-    def domain(self, network: int) -> int:
-        """As `State.domain`."""
-        while network != FABRIC:
-            row = self.networks[network]
-            if row.encapsulated:
-                return row.carrier
-            network = row.carrier
-        return FABRIC
 
     def path_of_port(self, port: int) -> str:
         """The path of a port that the manifest has."""
