@@ -6,12 +6,13 @@ m2 -- cloud/b, with an agent of the lab   -- vms/b, vms/c, vms/d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -55,12 +56,13 @@ CLOUD: dict[str, Any] = {
 }
 
 
-def manifest(**ports: str) -> dict[str, Any]:
+def manifest(policies: Sequence[dict[str, str]] = (), **ports: str) -> dict[str, Any]:
     """With ports of vms on these hosts."""
     vms = {
         "carriage": "encapsulated",
         "segments": {"lan": {"cidr": ["10.0.0.0/24", "fd00::/64"]}},
         "ports": {name: {"segment": "lan", "host": host} for name, host in ports.items()},
+        "policies": list(policies),
     }
     cloud = CLOUD | ({"networks": {"vms": vms}} if ports else {})
     return {"apiVersion": "nestnet/v1", "machines": {"m1": {}, "m2": {}}, "networks": {"cloud": cloud}}
@@ -95,7 +97,8 @@ def test_a_virtual_machine_is_a_host_at_depth_2(lab: Tower, vm: VM, tmp_path: Pa
     with lab.client() as client:
         client.apply(manifest(a="a", b="b", c="b"))
         machine = client.get("port", "cloud/a")["id"]
-    assert "never been there" in nestnet("get", "hosts", "cloud", "-o", "wide", "--lab", name).stdout.decode()
+        (cause,) = [one["cause"] for one in client.list("host", network="cloud") if one["name"] == "a"]
+        assert cause == "the agent on cloud/a has never been there"
     token = nestnet("token", "join", "cloud/a", "--lab", name).stdout.decode().strip()
     vm.wait()
 
@@ -127,7 +130,8 @@ def test_a_virtual_machine_is_a_host_at_depth_2(lab: Tower, vm: VM, tmp_path: Pa
     file(vm, here, there)
 
     # Root in there can send whatever it likes
-    speak_for_others(lab, vm, here, there)
+    forged = [(4, 4, b"c"), (2, 4, b"c's address"), (4, 2, b"c's MAC"), (9, 2, b"nobody's MAC")]
+    assert hears(lab, vm, here, there, (2, 2, b"first"), *forged, (2, 2, b"last")) == [b"first", b"last"]
 
     # On the wire VXLAN stands in VXLAN, whoever made it
     with lab.client() as client:
@@ -142,11 +146,13 @@ def test_a_virtual_machine_is_a_host_at_depth_2(lab: Tower, vm: VM, tmp_path: Pa
         assert (one["ip.ttl"], one["ip.flags.df"][:4]) == ("64,64,64", "1,1,")
         assert all(int(port) >= 49152 for port in one["udp.srcport"].split(","))
 
-    # A change
+    # A change: another port, and of what goes between them only ping may
+    only_ping = [{"from": "inside", "to": "inside", "allow": "icmp"}]
     with lab.client() as client:
-        client.apply(manifest(a="a", b="b", c="b", d="b"))
-    until(partial(realised, lab), "all have heard of another port")
+        client.apply(manifest(only_ping, a="a", b="b", c="b", d="b"))
+    until(partial(realised, lab), "all have heard of it")
     assert " 0% packet loss" in vm.run(f"{here} ping -c 3 -i 0.1 -W 2 10.0.0.5")
+    assert hears(lab, vm, here, there, (2, 2, b"not allowed")) == []
 
 
 def realised(lab: Tower) -> bool:
@@ -178,26 +184,27 @@ def file(vm: VM, here: str, there: Path) -> None:
     vm.run("cmp /tmp/one /tmp/back")
 
 
-def speak_for_others(lab: Tower, vm: VM, here: str, there: Path) -> None:
-    """Of frames with another port's MAC, its address, both, or nobody's MAC, and right ones, the right ones arrive."""
+def hears(lab: Tower, vm: VM, here: str, there: Path, *datagrams: tuple[int, int, bytes]) -> list[bytes]:
+    """What b hears of UDP datagrams to it that the virtual machine sends, each with the MAC of one port, the address of
+    another (2 is a, 4 is c; 9 is nobody) and a payload. A ping comes behind them, so that none is on its way."""
     with lab.client() as client:
-        macs = {name: int(client.get("port", f"cloud/vms/{name}")["mac"].replace(":", ""), 16) for name in "abc"}
-    own, target, others = (pk.mapped(IPv4Address(f"10.0.0.{n}")) for n in (2, 3, 4))
+        ports = {n: client.get("port", f"cloud/vms/{name}") for n, name in ((2, "a"), (3, "b"), (4, "c"))}
+    macs = {n: int(port["mac"].replace(":", ""), 16) for n, port in ports.items()} | {9: 0x020000000099}
 
-    def frame(mac: int, source: bytes, payload: bytes) -> str:
-        return ip_frame(macs["b"], mac, source, target, pk.UDP, udp(source, target, 1000, 9, payload)).hex()
+    def frame(mac: int, address: int, payload: bytes) -> str:
+        flow = pk.mapped(IPv4Address(f"10.0.0.{address}")), pk.mapped(IPv4Address("10.0.0.3"))
+        return ip_frame(macs[3], macs[mac], *flow, pk.UDP, udp(*flow, 1000, 9, payload)).hex()
 
-    wrong = [(macs["c"], others), (macs["a"], others), (macs["c"], own), (0x020000000099, own)]
-    frames = [
-        frame(macs["a"], own, b"first"),
-        *(frame(*one, b"forged") for one in wrong),
-        frame(macs["a"], own, b"last"),
-    ]
     with netns.run_in(there, partial(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)) as ear:
         ear.bind(("10.0.0.3", 9))
-        ear.settimeout(10)
-        vm.run(f"{here} $PYTHON /send {' '.join(frames)}")
-        assert [ear.recv(64) for _ in range(2)] == [b"first", b"last"]
+        ear.setblocking(False)
+        vm.run(f"{here} $PYTHON /send {' '.join(frame(*one) for one in datagrams)}")
+        vm.run(f"{here} ping -c 1 -W 2 10.0.0.3")
+        heard = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.append(ear.recv(64))
+        return heard
 
 
 def wire(lab: Tower, target: Path, ask: Callable[[], object]) -> list[dict[str, str]]:
