@@ -491,7 +491,7 @@ class TenantSpec(_Spec):
     later = {"members": "people of the tenant"}
 
     parent: Maybe[Name] = None
-    """The tenant that this one is a part of."""
+    """The tenant that this one is a part of. Absent: none; with a tenant's token, as it was or, if new, that tenant."""
     quota: Maybe[QuotaSpec] = None
     """How much it may have. Absent: as it was; `{}`: no limits of its own, only those of the tenants above it."""
 
