@@ -10,7 +10,8 @@ from nestnet.model.errors import Invalid, Problem
 from nestnet.model.standing import ABSENT, FENCED
 from nestnet.model.values import FABRIC
 from nestnet.store import tables
-from nestnet.store.objects import chunks
+from nestnet.store.objects import agents_on, chunks, machines_of
+from nestnet.store.objects import ports as ports_by
 from nestnet.store.read import Reader, Resource
 from nestnet.store.standing import lost_machines
 
@@ -102,6 +103,31 @@ def _granted(
         raise Invalid([Problem("bad_value", "", "this cursor is not from a list of these hosts: begin without one")])
     page = items[place : place + limit]
     return page, page[-1]["id"] if len(items) > place + limit else None
+
+
+def realised(connection: Connection, reader: Reader) -> list[Resource]:
+    """The hosts that were granted to the reader, with what the machines under them have realised."""
+    whole = Reader(connection, reader.identity, reader.heard)
+    found = []
+    for carrier, ids in sorted(reader.granted().items()):
+        at = {id: id for id in ids}
+        if carrier != FABRIC:
+            at = {**machines_of(connection, sorted(ids)), **agents_on(connection, ids)}
+        machines = sorted(set(at.values()))
+        under = dict(zip(machines, whole.resources("machine", machines), strict=True))
+        names = under if carrier == FABRIC else {port.id: port for port in ports_by(connection, "id", sorted(ids))}
+        for id in sorted(ids):
+            named = names[id]
+            found.append(
+                {
+                    **under[at[id]],
+                    "name": named["name"] if isinstance(named, dict) else named.name,
+                    "id": reader.public("host", id << 1 | (carrier == FABRIC)),
+                    "address": None,
+                    "problems": [],
+                }
+            )
+    return found
 
 
 def _of_machine(name: str, why: str | None) -> tuple[str, str | None]:

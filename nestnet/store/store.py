@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -394,10 +395,15 @@ class Store:
         self.happened()
 
     def status(self, scope: Scope = EVERYTHING) -> dict[str, Any]:
-        """The revision, and for each machine what it has realised and how long ago it said so, in seconds."""
+        """The revision, and for each machine what it has realised and how long ago it said so, in seconds. To those who
+        do not see machines it is the hosts that were granted to them."""
         with self._database.read() as connection:
             m = tables.machine.c
-            machines = self._reader(connection, scope).resources("machine", list(connection.scalars(select(m.id))))
+            reader = self._reader(connection, scope)
+            if scope.reads is None:
+                machines = reader.resources("machine", list(connection.scalars(select(m.id))))
+            else:
+                machines = hosts.realised(connection, reader)
             fields = ("name", "id", "address", "fenced", "realised", "reported", "problems")
             return {
                 "revision": objects.current_revision(connection),
@@ -1473,11 +1479,11 @@ def _tenant_row(id: int, above: tenancy.Line = ()) -> dict[str, Any]:
 
 
 def _counted(dependants: Sequence[str]) -> str:
-    """2 networks and 1 tenants below it"""
-    tenants = sum(one.startswith("tenant ") for one in dependants)
-    networks = len(dependants) - tenants
-    told = [f"{networks} networks"] if networks else []
-    return " and ".join([*told, f"{tenants} tenants below it"] if tenants else told)
+    """2 networks, 1 tenants below it and 1 grants"""
+    kinds = Counter(one.split(" ")[0] for one in dependants)
+    words = {"network": "networks", "tenant": "tenants below it", "grant": "grants"}
+    *told, last = [f"{kinds[kind]} {what}" for kind, what in words.items() if kinds[kind]]
+    return f"{', '.join(told)} and {last}" if told else last
 
 
 def _roles(tenants: Mapping[str, str]) -> str:

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, Problem
+from nestnet.model.errors import Conflict, Forbidden, Invalid, NestnetError, Problem
 from nestnet.model.manifest import Manifest, NetworkSpec
 from nestnet.model.problems import Nearest, join, meant
 from nestnet.model.values import FABRIC
@@ -177,13 +178,11 @@ class Told:
     def error(self, error: NestnetError) -> NestnetError:
         if isinstance(error, Invalid):
             return Invalid(list(dict.fromkeys(self.problem(one) for one in error.problems)))
-        if isinstance(error, Exhausted):
-            return Exhausted(self.text(error.message), error.code, error.limit)
-        if isinstance(error, Conflict):
-            return Conflict(self.text(error.message), error.code, [self.text(one) for one in error.dependants])
-        if isinstance(error, Forbidden):
-            return Forbidden(self.text(error.message))
-        return error
+        told = copy(error)
+        told.message = self.text(error.message)
+        if isinstance(told, Conflict):
+            told.dependants = tuple(map(self.text, told.dependants))
+        return told
 
     def problem(self, problem: Problem) -> Problem:
         near = self.text(problem.nearest) if problem.nearest is not None else None

@@ -47,13 +47,10 @@ def changes(
         rows = connection.execute(query).all()
         if reader.scope.reads is not None:
             seen, tenants = _seen(connection, reader, rows), _tenants_seen(connection, reader, rows)
-            machines = reader.granted().get(FABRIC, ())
             rows = [
                 row
                 for row in rows
-                if row.network in seen
-                or (row.kind == "machine" and row.id in machines)
-                or (row.kind == "tenant" and (row.id in tenants or row.was_tenant in tenants))
+                if row.network in seen or (row.kind == "tenant" and (row.id in tenants or row.was_tenant in tenants))
             ]
         for row in rows:
             touched[row.kind].add(row.id)
