@@ -624,6 +624,28 @@ def test_a_cascade_that_was_cut_off_anywhere_goes_on(store: Store, monkeypatch: 
     assert steps > 7, f"{steps}: it was cut off after each of its transactions"
 
 
+@pytest.mark.parametrize("when", [2, 3])
+def test_what_the_operator_puts_in_while_it_goes_is_seen(
+    store: Store, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    """A cascade of three transactions: it begins, takes the network, ends the tenant. Suspension stops the operator
+    from nothing; what he makes in between is taken along."""
+    store.make_tenant("t")
+    store.apply(parse(manifest(first=network(tenant="t"))))
+    real, turns, made = store._database.transact, count(1), []
+
+    def meanwhile(work: Any) -> Any:
+        if next(turns) == when:
+            made.append(store.apply(parse(manifest(late=network(tenant="t")))).revision)
+        return real(work)
+
+    monkeypatch.setattr(store._database, "transact", meanwhile)
+    store.delete("tenant", "t", True)
+    assert len(made) == 1
+    assert store.list("tenant")[0] == []
+    assert store.list("network")[0] == []
+
+
 # ---- tokens
 
 
@@ -674,11 +696,20 @@ def test_what_no_owner_may_issue(place: Place) -> None:
                 client.make_token(f"{low}-x", tenants={hidden: "reader", low: "reader"})
             answers.add(str(refused.value).replace(hidden, "it"))
         assert answers == {"tenant it does not exist"}
-        for name, tenant in (("x", low), (f"{top}-x", low), (low, low), (f"{low}-x-t", low), (f"{low}-t", f"{low}-x")):
+        for name, tenant in (("x", low), (f"{top}-x", low), (low, low), (f"{low}-x-t", low)):
             with pytest.raises(Invalid, match="has to be called"):
                 client.make_token(name, tenants={tenant: "reader"})
         with pytest.raises(Conflict, match="already"):
             client.make_token(f"{low}-own", tenants={low: "reader"})
+        mine.make_tenant(f"{top}-b")
+        for name in (f"{low}-wide", f"{top}-b-wide"):  # Each of the two would learn of the other.
+            with pytest.raises(Invalid, match=f"has to be called {top}-SOMETHING"):
+                mine.make_token(name, tenants={low: "reader", f"{top}-b": "reader"})
+        mine.make_token(f"{top}-all", tenants={low: "reader", f"{top}-b": "reader"})
+        with place.operator() as operator:
+            place.keep("roots", operator.make_token(f"roots-of-{top}", tenants={top: "owner", other: "owner"}))
+        with place.client("roots") as roots, pytest.raises(Invalid, match="make a token for each"):
+            roots.make_token(f"{top}-two", tenants={top: "reader", other: "reader"})
         with place.client(f"{top}-read") as reader, pytest.raises(Forbidden):
             reader.make_token(f"{top}-x", tenants={top: "reader"})
         half = mine.make_token(f"{top}-half", tenants={top: "reader", low: "owner"})

@@ -401,8 +401,8 @@ class TokenWish(Shape):
     """A token that somebody wants."""
 
     name: Annotated[str, Field(pattern="^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-    """What the audit log will call its holder. Of all but the operator's: the name of a tenant that it is for, a
-    hyphen, and more."""
+    """What the audit log will call its holder. Of all but the operator's: the name of a tenant that all its
+    tenants are, or are below, a hyphen, and more."""
     everything: Role | None = None
     """Its role for all there is: `owner` is the operator."""
     tenants: Annotated[dict[Annotated[str, Field(max_length=63)], Role], Field(max_length=1000)] = {}

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
-from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Unauthenticated
+from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Problem, Unauthenticated
 from nestnet.store import tables, tenancy, write
 from nestnet.store.once import Asked
 from nestnet.store.scope import EVERYTHING, Scope
@@ -96,11 +96,7 @@ def make(
     if scope.writes is not None:
         for tenant, id in ids.items():
             _has_room(connection, tenant, id)
-        after = tenancy.named_after(name, tenancy.known_before(connection, scope, name))
-        if after is None or after not in tenants:
-            raise Invalid([tenancy.misnamed("token", name, min(tenants), "/name")])
-        owned = next(one.name for one in lines[after] if one.name in scope.writes)
-        made_in = tenancy.find(connection, scope, owned)
+        made_in = tenancy.find(connection, scope, _owned_by_name(connection, name, scope, list(lines.values())))
     if connection.scalar(select(t.c.id).where(t.c.name == name)) is not None:
         raise Conflict(f"a token is called {name} already: `nestnet delete token {name}` revokes it", "duplicate_name")
     id = write.reserve(connection, "token", 1)
@@ -108,6 +104,21 @@ def make(
     connection.execute(insert(t).values(**values, made=time.time(), made_by=who, made_in=made_in))
     for tenant, role in tenants.items():
         connection.execute(insert(tables.token_tenant).values(token=id, tenant=ids[tenant], role=role))
+
+
+def _owned_by_name(connection: Connection, name: str, scope: Scope, lines: Sequence[tenancy.Line]) -> str:
+    """The tenant by which somebody makes a token of this name: owned, and the nearest above the one that it is named
+    after. That one is, or is above, all that the token is for, so whoever sees the token learns no name by it."""
+    common = set.intersection(*({one.name for one in line} for line in lines))
+    line = [one.name for one in lines[0]]
+    owned = [place for place, each in enumerate(line) if each in scope.writes] if scope.writes is not None else []
+    reach = [each for each in line[: owned[-1] + 1] if each in common]
+    if not reach:
+        raise Invalid([Problem("bad_value", "/tenants", "you own no tenant above all of these: make a token for each")])
+    after = tenancy.named_after(name, tenancy.known_before(connection, scope, name))
+    if after not in reach:
+        raise Invalid([tenancy.misnamed("token", name, reach[0], "/name")])
+    return next(line[place] for place in owned if place >= line.index(after))
 
 
 def _has_room(connection: Connection, tenant: str, id: int) -> None:
