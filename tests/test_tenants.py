@@ -512,7 +512,7 @@ def test_a_tenant_with_something_is_not_deleted(place: Place) -> None:
         }
         with pytest.raises(Forbidden):
             client.delete("tenant", low, cascade=True)
-        mine.delete("tenant", leaf)
+        mine.delete("tenant", leaf, cascade=True)
         with pytest.raises(Unauthenticated), place.client(f"{leaf}-own") as ended:
             ended.status()
         assert f"{leaf}-own" not in {one["name"] for one in operator.tokens()}

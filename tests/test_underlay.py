@@ -35,6 +35,7 @@ from nestnet.agent.underlay import (
     RTM_NEWROUTE,
     Interest,
     Ways,
+    confirm,
     nics,
 )
 from nestnet.api.client import Client
@@ -100,6 +101,29 @@ def room() -> Iterator[str]:
 
 def ip(namespace: str, *lines: str) -> None:
     subprocess.run(["ip", "-n", namespace, "-batch", "-"], input="\n".join(lines), text=True, check=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["permanent", "noarp"])
+def test_a_neighbour_that_is_set_for_good_stays(room: str, kind: str) -> None:
+    ip(
+        room,
+        "link add name e0 type veth peer name f0",
+        *(f"link set {name} up" for name in ("e0", "f0")),
+        "address add 10.1.0.1/24 dev e0",
+        f"neigh add 10.1.0.2 lladdr 02:00:00:00:00:02 nud {kind} dev e0",
+    )
+
+    def asked() -> dict[str, int]:
+        with links.netlink() as ipr:
+            (nic,) = ipr.link_lookup(ifname="e0")
+            confirm(ipr, [(nic, "10.1.0.2"), (nic, "10.1.0.3")])
+            found = ipr.get_neighbours(family=socket.AF_INET, ifindex=nic)
+            return {one.get_attr("NDA_DST"): one["state"] for one in found}
+
+    states = netns.run_in(netns.path(room), asked)
+    assert states["10.1.0.2"] == {"permanent": 0x80, "noarp": 0x40}[kind]
+    assert states["10.1.0.3"] == 0x01, "this one is asked for"
 
 
 @pytest.mark.root

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RTM_F_FIB_MATCH = 0x2000  # <linux/rtnetlink.h>: the route with all its next hops, not the one that a packet would take
 NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # <net/neighbour.h>: reachable to permanent, its MAC is known
+NUD_FIXED = 0x40 | 0x80  # no ARP, and permanent
 IFF_LOOPBACK, IFF_LOWER_UP = 1 << 3, 1 << 16  # <linux/if.h>
 
 Hop = tuple[int, str]
@@ -96,12 +97,12 @@ def _gateway(route: Any) -> str | None:
     return str(ip_address(gateway)) if gateway else None
 
 
-def _neighbours(ipr: IPRoute, nic: int) -> dict[Hop, str]:
+def _neighbours(ipr: IPRoute, nic: int, states: int = NUD_VALID) -> dict[Hop, str]:
     return {
         (nic, found.get_attr("NDA_DST")): found.get_attr("NDA_LLADDR") or ""
         for family in (socket.AF_INET, socket.AF_INET6)
         for found in ipr.get_neighbours(family=family, ifindex=nic)
-        if found["state"] & NUD_VALID
+        if found["state"] & states
     }
 
 
@@ -117,10 +118,16 @@ def _nic(ipr: IPRoute, index: int) -> tuple[str, bool]:
 
 
 def confirm(ipr: IPRoute, hops: Iterable[Hop]) -> None:
-    """Have the kernel find out, or confirm, the MACs of these next hops, without waiting for it. So they hear ours."""
+    """Have the kernel find out, or confirm, the MACs of these next hops, without waiting for it. So they hear ours.
+
+    Those that somebody has set for good stay: being asked for is the end of such an entry."""
     from pyroute2.netlink.exceptions import NetlinkError
 
+    hops = list(hops)
+    fixed = {hop for nic in {nic for nic, _ in hops} for hop in _neighbours(ipr, nic, NUD_FIXED)}
     for nic, address in hops:
+        if (nic, address) in fixed:
+            continue
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
             # As if a packet had to go there now (neighbour(7), `ip neigh replace ... use`).
