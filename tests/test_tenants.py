@@ -25,6 +25,7 @@ from test_retry import at_once
 from test_store import store
 
 from nestnet.api.client import Client, Credentials
+from nestnet.cli.changes import _concerned
 from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound, Stale, Unauthenticated
 from nestnet.model.manifest import parse
 from nestnet.store import Store, access, deletion, tenancy
@@ -850,6 +851,9 @@ def test_the_command(place: Place, tmp_path: Path) -> None:
         code, _, said = run(own, *arguments)
         assert code == 2
         assert wrong in said
+    with place.operator() as operator, place.client(own) as mine:  # Whom `delete` waits for, as far as they are seen.
+        assert _concerned(operator, "tenant", top) == {"m1"}
+        assert _concerned(mine, "tenant", f"{top}-b") == set()
     code, _, said = run(own, "delete", "tenant", f"{top}-b")
     assert (code, "has 1 networks and 1 grants; --cascade deletes them" in said) == (1, True)
     code, _, said = run(own, "delete", "tenant", f"{top}-b", "--cascade")
