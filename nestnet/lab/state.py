@@ -136,9 +136,10 @@ class Lab:
         return [name for name in netns.names(self.wire) if name == self.wire or name.startswith(f"{self.wire}.")]
 
     def has_agent(self, machine: str) -> bool:
-        """Does the agent of that machine run? One on a port is started by the machine below, again if need be."""
-        agents = (process for process in self.processes if process.name == f"agent-{machine}")
-        return "/" in machine or any(process.alive() for process in agents)
+        """Does the agent of that machine run? One on a port is started by the machine below, again if need be. A host
+        that was granted to whoever asks is called by other names."""
+        agents = [process for process in self.processes if process.name == f"agent-{machine}"]
+        return all(seat.name != machine for seat in self.machines) or any(process.alive() for process in agents)
 
     def save(self) -> None:
         """Write what is known, so that a reader sees all of it or the version before."""
