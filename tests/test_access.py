@@ -382,8 +382,9 @@ def test_what_a_tenant_carries_of_others_is_not_told_and_not_taken_along(world: 
         assert [one["path"] for one in client.list("network")] == ["a"]
         with world.client("other") as rival:
             assert rival.get("network", "guest")["tenant"] == "rival"
-            with pytest.raises(Forbidden, match="another tenant's"):
-                rival.trace("guest/x", "10.0.0.9")
+            told = rival.trace("guest/x", "10.0.0.9")
+            assert told["reason"] == "arp_unknown"
+            assert {step["layer"] for step in told["steps"]} == {"guest"}
         operator.apply(manifest(a=network("acme", networks={})))
 
 

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from ipaddress import ip_address
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import pytest
 
+from nestnet.compile.explain import explain
 from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import Manifest, parse
 from nestnet.model.values import Network
@@ -124,6 +126,32 @@ def test_the_same_calls_get_the_same_answers_at_any_depth(chain: Store) -> None:
         assert word not in json.dumps(high)
 
 
+def test_a_trace_ends_at_the_floor(chain: Store) -> None:
+    """Whether what carries it lets it pass, and no more; the operator sees all."""
+
+    def trace(path: str, to: str, asked: Asked) -> dict[str, Any]:
+        world, row, names = chain.world(path, asked.scope)
+        return explain(world, row, ip_address(to), "tcp", 80, names, chain.floor(row, asked.scope))
+
+    whole = trace("cloud/shop/lab/p1", "10.0.0.3", Asked())
+    assert len({step["layer"] for step in whole["steps"]}) == 4
+    told = trace("lab/p1", "10.0.0.3", by("lab"))
+    assert [(step["layer"], step["step"]) for step in told["steps"]] == [
+        ("lab", step) for step in ("guard", "switch", "policy", "carry", "deliver")
+    ]
+    assert told["steps"][3]["text"] == "host v1 to host v2"
+    low = trace("cloud/h1", "10.0.0.3", by("cloud"))
+    rename = {"cloud": "lab", "h1": "p1", "h2": "p2", "m1": "v1", "m2": "v2"}
+    text = re.sub(r"\b(cloud|h1|h2|m1|m2)\b", lambda m: rename[m[0]], json.dumps(low))
+    assert json.loads(text) == told
+    wish = network("h1", "h2", names="v", policies=[{"from": "hosts", "to": "hosts", "deny": "carriage"}])
+    chain.apply(manifest(shop=wish), asked=by("shop"))
+    shut = trace("lab/p1", "10.0.0.3", by("lab"))
+    assert (shut["verdict"], shut["reason"], shut["detail"]) == (
+        "drop", "carrier", "what carries lab lets nothing pass from host v1 to host v2",
+    )  # fmt: skip
+
+
 def _told(store: Store, tenant: str, host: str) -> list[Any]:
     """What is answered to a tenant whose network has a port on each of its two hosts, called `host`1 and `host`2."""
     asked, said = by(tenant), list[Any]()
@@ -202,6 +230,19 @@ def test_a_grant_is_for_descendants_and_invitations_for_others(chain: Store) -> 
         time.sleep(0.01)  # the pace of looking at the clock
     with pytest.raises(NotFound, match="an invitation"):
         chain.redeem(secret, "stranger", by("stranger"))
+
+
+def test_what_is_there_already_counts_under_the_grant(store: Store) -> None:
+    """The operator puts networks where it likes; a grant that comes later has them."""
+    deep = network("p1", names="q", tenant="acme")
+    store.apply(manifest(a=network("m1", tenant="acme", networks={"in": deep})))
+    store.grant(None, "acme", quota=Quota(networks=2))
+    (grant,) = store.all_grants()
+    assert grant["used"] == {"networks": 2, "segments": 2, "ports": 2}
+    with pytest.raises(Exhausted, match="granted for 2 networks"):
+        store.apply(manifest(b=network("m1")), asked=by("acme"))
+    with pytest.raises(Conflict, match="acme has 2 networks"):
+        store.revoke_grant(grant["id"])
 
 
 def test_limits_are_reserved_along_the_chain(chain: Store) -> None:

@@ -453,7 +453,7 @@ def _trace(store: Store, port: str, to: str, protocol: str, dport: int, scope: S
         "to": str(destination),
         "protocol": protocol,
         "dport": dport,
-        **explain(world, row, destination, protocol, dport, names),
+        **explain(world, row, destination, protocol, dport, names, store.floor(row, scope)),
     }
 
 

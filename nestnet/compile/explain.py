@@ -66,11 +66,12 @@ class _Way:
 @dataclass
 class _Trace:
     """What has been found out so far. `layer` is the path of the network that is asked, `rates` how many limits there
-    are on the way."""
+    are on the way. Of what carries the network `floor` nothing is told but whether it lets the packet pass."""
 
     names: Names
     layer: str = ""
     rates: int = 0
+    floor: int | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     def say(self, step: str, text: str, **more: Any) -> None:
@@ -80,14 +81,17 @@ class _Trace:
         return self.names.get((kind, id), f"{kind} {id}")
 
 
-def explain(world: World, port: int, destination: Address, protocol: str, number: int, names: Names) -> dict[str, Any]:
+def explain(
+    world: World, port: int, destination: Address, protocol: str, number: int, names: Names, floor: int | None = None
+) -> dict[str, Any]:
     """Follow one packet of a new flow from a port to an address. `protocol` is tcp, udp or icmp, `number` the
-    destination port. `verdict` is 'deliver' or 'drop'; `reason` then one of model/reasons.py."""
+    destination port. `verdict` is 'deliver' or 'drop'; `reason` then one of model/reasons.py, or `carrier` for
+    whatever is below the network `floor`, of which no more is told."""
     sender = world.ports[port]
     source = sender.address(destination.version)
     icmp = "icmp" if destination.version == 4 else "icmpv6"
     protocol_number = PROTOCOLS[icmp if protocol.startswith("icmp") else protocol]
-    trace = _Trace(names, names.get(("network", sender.network), ""))
+    trace = _Trace(names, names.get(("network", sender.network), ""), floor=floor)
     what = icmp if protocol.startswith("icmp") else f"{protocol}/{number}"
     packet = (
         f"{what} from {trace.name('port', port)} ({source or 'no address'}) to {destination}, TTL {TTL}, a new flow"
@@ -102,7 +106,7 @@ def explain(world: World, port: int, destination: Address, protocol: str, number
 
 
 _STAGES = {"policy": "policy", "carrier_policy": "policy", "source_address": "guard"}
-_STAGES |= {"ttl_expired": "ttl", "carrier_ttl": "ttl", "cannot_flatten": "rate"}
+_STAGES |= {"ttl_expired": "ttl", "carrier_ttl": "ttl", "cannot_flatten": "rate", "carrier": "carry"}
 
 
 def _deliver(
@@ -187,8 +191,37 @@ def _carry(
 ) -> str:  # fmt: skip
     """Down the carriers, as the datapath walks them: one decision a level, one encapsulation at the end of a domain."""
     reached = trace.name("port", target.id)
-    a, b, above = sender.host, target.host, 0
+    return _descend(trace, world, network, (sender.host, target.host), reached, at, entropy, frame, 0)
+
+
+def _below(
+    trace: _Trace, world: World, network: Network, hosts: tuple[int, int], reached: str, at: Segment, entropy: int,
+    frame: Sequence[Header], above: int,
+) -> str:  # fmt: skip
+    """What carries this network, told as one thing: it lets the packet pass, or it does not."""
+    kind = "machine" if network.carrier == FABRIC else "port"
+    names = [trace.name(kind, host).rpartition("/")[2] for host in hosts]
+    try:
+        _descend(_Trace(trace.names, rates=trace.rates), world, network, hosts, reached, at, entropy, frame, above)
+    except _Dropped:
+        text = f"what carries {trace.layer} lets nothing pass from host {names[0]} to host {names[1]}"
+        raise _Dropped("carrier", text) from None
+    if names[0] == names[1]:
+        trace.say("deliver", f"{reached} lives on the same host, {names[0]}: past its queue into the workload")
+    else:
+        trace.say("carry", f"host {names[0]} to host {names[1]}")
+        trace.say("deliver", f"{names[1]} finds the sender at {names[0]}, judges again, and delivers to {reached}")
+    return f"to {reached}"
+
+
+def _descend(
+    trace: _Trace, world: World, network: Network, hosts: tuple[int, int], reached: str, at: Segment, entropy: int,
+    frame: Sequence[Header], above: int,
+) -> str:  # fmt: skip
+    a, b = hosts
     for _ in range(MAX_DEPTH):
+        if network.id == trace.floor:
+            return _below(trace, world, network, (a, b), reached, at, entropy, frame, above)
         kind = "machine" if network.carrier == FABRIC else "port"
         if kind == "machine" or a == b or network.encapsulated:
             _few(trace)

@@ -103,13 +103,16 @@ def what_changed(
     connection: Connection, kind: str, path: str, since: int, known: Collection[str] | None = None
 ) -> list[str]:
     """Who changed an object after a revision, newest first: as far as the audit log lists it. Whoever is not in
-    `known`, None: all are, is somebody."""
+    `known`, None: all are, is somebody; and of a network they learn what is in it, not what it carries."""
     e = tables.event
     query = select(e).where(e.c.audit, e.c.revision > since).order_by(e.c.revision.desc()).limit(LOOKED_AT)
     found = []
     for row in connection.execute(query):
         for change in json.loads(row.data).get("changes", ()):
             inside = kind == "network" and str(change["path"]).startswith(f"{path}/")
+            if inside and known is not None:
+                name = str(change["path"]).removeprefix(f"{path}/").split(" ")[0]
+                inside = change["kind"] != "network" and "/" not in name
             if inside or (change["kind"], change["path"]) == (kind, path):
                 fields = ", ".join(
                     f"{name} {_plain(old)} became {_plain(new)}"

@@ -71,6 +71,7 @@ def give(
                 id=row_id, carrier=carrier, tenant=id, name=_free_name(connection, int(id)), made=time.time(), **values
             )
         )
+        _adopt(connection, carrier, tenant, row_id)
     else:
         row_id = row.id
         connection.execute(update(g).where(g.c.id == row_id).values(**values, suspended=False, ends=None))
@@ -115,6 +116,7 @@ def redeem(connection: Connection, reader: Reader, secret: str, tenant: str) -> 
         raise Conflict(f"tenant {tenant} has these hosts already", "granted_already")
     values = {"tenant": id, "name": _free_name(connection, int(id)), "digest": None, "until": None}
     connection.execute(update(g).where(g.c.id == row.id).values(**values))
+    _adopt(connection, row.carrier, tenant, row.id)
     judge_all(connection, reader.scope)
     return int(row.id)
 
@@ -228,6 +230,19 @@ def resources(connection: Connection, reader: Reader, rows: Collection[GrantRow]
             }
         )
     return found
+
+
+def _adopt(connection: Connection, carrier: int, tenant: str, grant: int) -> None:
+    """What the tenant has there already, with all that it carries, counts under the grant from now on."""
+    level = [row for row in objects.networks(connection, "carrier", [carrier]) if row.tenant == tenant]
+    n = tables.network
+    while level:
+        ids = [row.id for row in level]
+        for chunk in objects.chunks(ids):
+            connection.execute(update(n).where(n.c.id.in_(chunk)).values(grant=grant))
+        before = {row.id: row.grant for row in level}
+        above = objects.networks(connection, "carrier", ids)
+        level = [row for row in above if row.grant == before[row.carrier]]
 
 
 def _hosts(connection: Connection, carrier: int, names: Sequence[str] | None) -> str | None:

@@ -1135,12 +1135,25 @@ class Store:
 
     def world(self, port: str, scope: Scope = EVERYTHING) -> tuple[World, int, dict[tuple[str, int], str]]:
         """All that decides what happens to a port's packets: the values, the port's row id, and names by
-        (kind, id), paths for ports. Raises Forbidden if that is others' too."""
+        (kind, id), paths for ports."""
         with self._database.read() as connection:
             reader = self._reader(connection, scope)
             id = reader.find("port", port)
-            _chain_is_own(connection, reader, id)
             return feed.world(connection, id), id, _names(connection, reader)
+
+    def floor(self, port: int, scope: Scope) -> int | None:
+        """The lowest network under a port, by its row, that is all in scope down from the port's own; None: down to
+        the wire, and the wire, too."""
+        if scope.reads is None:
+            return None
+        with self._database.read() as connection:
+            reader, n = self._reader(connection, scope), tables.network.c
+            here = connection.execute(select(tables.port.c.network).where(tables.port.c.id == port)).scalar_one()
+            while True:
+                below = connection.execute(select(n.carrier).where(n.id == here)).scalar_one()
+                if below == FABRIC or not scope.may_read(reader.owner("network", below)):
+                    return int(here)
+                here = below
 
     def _reader(self, connection: Connection, scope: Scope = EVERYTHING) -> read.Reader:
         return read.Reader(connection, self.identity, self.heard, scope)
@@ -1460,16 +1473,6 @@ def _with_parts(connection: Connection, kind: str, id: int) -> list[plan.Pair]:
             kept = set(connection.scalars(others))
             pairs += [(group, None) for group in objects.groups(connection, "id", sorted(set(row.groups) - kept))]
     return pairs
-
-
-def _chain_is_own(connection: Connection, reader: read.Reader, port: int) -> None:
-    """Raise Forbidden if one of the networks that carry a port's is another tenant's."""
-    n = tables.network.c
-    network = connection.execute(select(tables.port.c.network).where(tables.port.c.id == port)).scalar_one()
-    while network != FABRIC:
-        if not reader.scope.may_read(reader.owner("network", network)):
-            raise Forbidden("what carries this network is another tenant's: ask them for a trace of it")
-        network = connection.execute(select(n.carrier).where(n.id == network)).scalar_one()
 
 
 def _tenant_row(id: int, above: tenancy.Line = ()) -> dict[str, Any]:
