@@ -410,6 +410,7 @@ KINDS: list[tuple[str, type[Any]]] = [
     ("tenants: NAME", m.TenantSpec),
     ("tenants: NAME: quota", m.QuotaSpec),
     ("networks: NAME", m.NetworkSpec),
+    ("networks: NAME: grants: NAME", m.GrantSpec),
     ("segments: NAME", m.SegmentSpec),
     ("routers: NAME", m.RouterSpec),
     ("links: NAME", m.LinkSpec),

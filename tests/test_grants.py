@@ -245,6 +245,41 @@ def test_what_is_there_already_counts_under_the_grant(store: Store) -> None:
         store.revoke_grant(grant["id"])
 
 
+def test_grants_in_a_file(chain: Store) -> None:
+    """A network that has the key has these grants and no others; without it they stay."""
+
+    def shop(**more: Any) -> Manifest:
+        return manifest(shop=network("h1", "h2", names="v", **more))
+
+    chain.apply(manifest({"shop-more": {"parent": "shop"}}), asked=by("shop"))
+    assert not chain.plan(shop(), scope=by("shop").scope)
+    wish = shop(grants={"lab": {"networks": 3}, "shop-more": {"hosts": ["v2"]}})
+    made = chain.apply(wish, asked=by("shop")).plan
+    assert [(one.op, one.kind, one.path, one.pointer) for one in made.changes] == [
+        ("~", "grant", "shop/lab", "/networks/shop/grants/lab"),
+        ("+", "grant", "shop/shop-more", "/networks/shop/grants/shop-more"),
+    ]
+    assert not chain.apply(wish, asked=by("shop")).plan
+    assert [host["name"] for host in chain.hosts(scope=by("shop-more").scope)[0]] == ["v2"]
+    for refused, text, grants in (
+        (Conflict, "lab has 1 networks on the hosts of shop: its grant stays", {}),
+        (Invalid, "there is no tenant cloud", {"cloud": {}}),
+        (Invalid, "shop has the hosts already", {"shop": {}}),
+        (Invalid, "there is no host v3", {"lab": {"hosts": ["v3"]}}),
+    ):
+        with pytest.raises(refused, match=text):
+            chain.apply(shop(grants=grants), asked=by("shop"))
+    with pytest.raises(Exhausted, match="granted for 0 networks; there are 1"):
+        chain.apply(shop(grants={"lab": {"networks": 0}}), asked=by("shop"))
+    chain.apply(shop(grants={"lab": {}}), asked=by("shop"))
+    assert chain.hosts(scope=by("shop-more").scope)[0] == []
+    whole = network("m1", names="w", tenant="cloud", grants={"lab": {"networks": 1}})
+    whole["networks"] = {"inner": {**network("w1"), "tenant": "lab"}}
+    chain.apply(manifest(fresh=whole))
+    (grant,) = [one for one in chain.all_grants() if one["network"] == "fresh"]
+    assert grant["used"] == {"networks": 1, "segments": 1, "ports": 1}
+
+
 def test_limits_are_reserved_along_the_chain(chain: Store) -> None:
     chain.grant("cloud", "shop", quota=Quota(networks=4), asked=by("cloud"))
     with pytest.raises(Exhausted, match="granted for 4 networks; there are 1, 4 are reserved"):

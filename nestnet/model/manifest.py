@@ -5,6 +5,7 @@
       tenants    {name: TenantSpec}
         quota      QuotaSpec
       networks   {name: NetworkSpec}
+        grants     {tenant: GrantSpec}     whose networks its hosts may carry
         segments   {name: SegmentSpec}
         routers    {name: RouterSpec}
         links      {name: LinkSpec}        between two of its routers
@@ -730,11 +731,34 @@ class PolicySpec(_Spec):
         return self
 
 
+class GrantSpec(_Spec):
+    """Hosts of a network for networks of another tenant, and how much of each may be carried by them in all; what is
+    absent is not limited by it."""
+
+    later = {"rate": "a limit on what is carried"}
+
+    hosts: Maybe[
+        Annotated[
+            tuple[Name, ...],
+            BeforeValidator(_only_listed),
+            AfterValidator(_some),
+            PlainSerializer(list),
+            WithJsonSchema({"type": "array", "items": _TEXT, "minItems": 1, "uniqueItems": True}),
+        ]
+    ] = None
+    """Ports of this network with `hosts: true`. If absent, all there are, also those to come."""
+    networks: Maybe[Annotated[int, _between(*QUOTA), _numbers(*QUOTA)]] = None
+    """Networks on these hosts, and all that they carry in turn."""
+    segments: Maybe[Annotated[int, _between(*QUOTA), _numbers(*QUOTA)]] = None
+    """Segments of these."""
+    ports: Maybe[Annotated[int, _between(*QUOTA), _numbers(*QUOTA)]] = None
+    """Ports of these."""
+
+
 class NetworkSpec(_Spec):
     """A network, carried by the one it stands in, or by the wire."""
 
     later = {
-        "grants": "other tenants being carried here",
         "quota": "a limit on what is carried here",
         "encrypt": "encryption between machines",
         "dns": "answering DNS",
@@ -759,6 +783,8 @@ class NetworkSpec(_Spec):
     mtu: Maybe[Mtu] = None
     """Bytes of IP that its ports may send: that of the machines less 50, or 70 if their addresses are IPv6, unless
     given. Of one that is encapsulated: as much less than what carries it."""
+    grants: Maybe[dict[Name, GrantSpec]] = None
+    """Tenants whose networks may be carried by hosts of this one. If present, these and no others."""
     segments: Maybe[dict[Name, SegmentSpec]] = None
     """Its broadcast domains."""
     routers: Maybe[Annotated[dict[Name, RouterSpec], _at_most(ROUTERS_PER_NETWORK, "routers")]] = None
@@ -925,6 +951,7 @@ def _members() -> dict[tuple[type[_Spec], str], type[_Spec]]:
         (Manifest, "tenants"): TenantSpec,
         (Manifest, "networks"): NetworkSpec,
         (Manifest, "checks"): Check,
+        (NetworkSpec, "grants"): GrantSpec,
         (NetworkSpec, "segments"): SegmentSpec,
         (NetworkSpec, "routers"): RouterSpec,
         (NetworkSpec, "links"): LinkSpec,

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, select
 from nestnet.model.errors import Conflict, Forbidden, Invalid, NestnetError, Problem
 from nestnet.model.manifest import (
     AttachSpec,
+    GrantSpec,
     LinkSpec,
     MachineSpec,
     Manifest,
@@ -37,7 +38,7 @@ from nestnet.model.rates import rate_text
 from nestnet.model.selectors import Names, parse_selector, parse_service
 from nestnet.model.validate import Known, given_already, validate
 from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Attach, Prefix, Service
-from nestnet.store import numbers, tables, tenancy, view
+from nestnet.store import numbers, sharing, tables, tenancy, view
 from nestnet.store.objects import (
     Contents,
     GroupRow,
@@ -59,6 +60,7 @@ from nestnet.store.objects import (
 )
 from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, uses, uses_of_grants
 from nestnet.store.scope import EVERYTHING, Scope
+from nestnet.store.sharing import GrantWish
 
 UDP = 17
 
@@ -111,6 +113,7 @@ class Work:
     tenants: tuple[TenantWish, ...]
     machines: tuple[MachineRow, ...]  # as they should be, where that is new
     networks: tuple[int, ...]  # Those that it looked at and may change; what it makes is not among them.
+    grants: tuple[GrantWish, ...]
     audited: tuple[Change, ...]  # The changes by whole paths, for the log.
 
 
@@ -182,18 +185,23 @@ def _make(
         raise Invalid(problems)
     pairs = list(_pairs(wanted, state, roots))
     wishes = _tenants(manifest, wanted, state)
+    parents = {**state.parents, **{wish.name: wish.parent for wish in wishes}}
+    shared = sharing.wanted(wanted.grants, wanted, parents, state, scope)
     _to_write(pairs, wishes, moved, wanted, state, scope)
     _enough_vnis(connection, pairs, wanted)
-    _judge_quotas(connection, pairs, wishes, wanted, state, scope)
+    _judge_quotas(connection, pairs, wishes, shared, wanted, state, scope)
     _nothing_new(pairs, wanted, state)
     changes = (*_told_of_machines(moved, state), *_tenants_told(wishes, state), *_told(pairs, wanted, state))
+    changes += tuple(Change(op, "grant", path, fields, at) for op, path, fields, at in sharing.told(shared))
     touched = {row.network for pair in pairs for row in pair if row is not None}
     plan = Plan(
         changes,
         (*_disturbed_by_machines(moved, state), *_discreet(_disturbed(pairs, wanted, state), wanted, scope)),
         tuple(sorted(state.machines)) if moved else _machines(touched, wanted, state, roots, scope),
     )
-    return Work(plan, state.revision, tuple(pairs), wishes, tuple(moved), tuple(state.above(roots)), changes)
+    return Work(
+        plan, state.revision, tuple(pairs), wishes, tuple(moved), tuple(state.above(roots)), tuple(shared), changes
+    )
 
 
 # Scope
@@ -584,6 +592,7 @@ class _Wanted:
         self.paths: dict[int, str] = {}
         self.pointers: dict[tuple[str, int], str] = {}
         self.tenants: dict[str, None] = {}
+        self.grants: dict[int, Mapping[str, GrantSpec] | None] = {}
         self._fresh = count(-1, -1)
         for name, spec in (manifest.networks or {}).items():
             self._network(name, spec, FABRIC, "", "")
@@ -616,6 +625,7 @@ class _Wanted:
             encapsulated, old is not None and old.cut, grant,
         )  # fmt: skip
         self.paths[id] = path
+        self.grants[id] = spec.grants
         self.pointers["network", id] = at
         self.contents[id] = contents = Contents()
         stored = self.state.contents[id] if old is not None else Contents()
@@ -881,14 +891,16 @@ def _judge_quotas(
     connection: Connection,
     pairs: Iterable[Pair],
     wishes: Iterable[TenantWish],
+    shared: Sequence[GrantWish],
     wanted: _Wanted,
     state: State,
     scope: Scope,
 ) -> None:
+    grants = sharing.after(shared, state)
     parents, limits = dict(state.parents), dict(state.quotas)
     for wish in wishes:
         parents[wish.name], limits[wish.name] = wish.parent, wish.quota
-    if all(quota == Quota() for quota in (*limits.values(), *(grant.quota for grant in state.grants.values()))):
+    if all(quota == Quota() for quota in (*limits.values(), *(grant.quota for grant in grants.values()))):
         return
     more: Uses = {what: Counter() for what in QUOTAS}
     under: Uses = {what: Counter() for what in QUOTAS}  # of grants
@@ -902,8 +914,8 @@ def _judge_quotas(
                 more[what][tenant] += sign
             if (grant := networks[row.network].grant) is not None:
                 under[what][grant] += sign
-    if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes:
-        tree = Tree(parents, limits, state.grants, state.networks)
+    if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes or shared:
+        tree = Tree(parents, limits, grants, state.networks | wanted.networks)
         judge(tree, uses(connection), more, uses_of_grants(connection), under, tenancy.seen(parents, scope))
 
 

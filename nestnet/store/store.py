@@ -36,6 +36,7 @@ from nestnet.store import (
     read,
     tables,
     tenancy,
+    view,
     watch,
     write,
 )
@@ -50,6 +51,7 @@ from nestnet.store.plan import Change, Plan, TenantWish, Work
 from nestnet.store.quotas import QUOTAS, Quota
 from nestnet.store.read import Resource
 from nestnet.store.scope import EVERYTHING, Scope
+from nestnet.store.sharing import GrantWish
 from nestnet.store.watch import Changes
 
 LISTED = 20  # Dependants that the text of an error lists at most; the error itself has DEPENDANTS.
@@ -159,6 +161,9 @@ class Store:
                 revision = self._move_machines(connection, work.machines)
             if work.pairs or work.tenants:
                 revision = write.write(connection, self.identity, work.pairs, work.tenants)
+            if work.grants:
+                self._share(connection, asked, work.grants)
+                revision = write.next_revision(connection, [])
             if revision != before:
                 events.changed(connection, asked.who, "apply", revision, work.audited)
             etag = self.identity.etag("plan", 0, revision)
@@ -1029,6 +1034,17 @@ class Store:
                     self._granted(connection, Asked("grant"), row, "gone: its time had run out")
 
             self._committed(turn)
+
+    def _share(self, connection: Connection, asked: Asked, wishes: Sequence[GrantWish]) -> None:
+        """Grant, and take back, what a manifest wants; its networks are there by now."""
+        reader = self._reader(connection, asked.scope)
+        for wish in sorted(wishes, key=lambda wish: wish.quota is not None):  # What goes makes room.
+            if wish.quota is None:
+                assert wish.old is not None
+                grants.revoke(connection, reader, wish.old)
+                continue
+            carrier = self._reader(connection).find("network", wish.path.replace(view.HIDDEN, ""))
+            grants.give(connection, reader, carrier, wish.tenant, wish.hosts, wish.quota)
 
     def _grant_row(self, connection: Connection, id: int) -> GrantRow:
         return next(row for row in objects.grants(connection) if row.id == id)
