@@ -711,7 +711,7 @@ def invite(
     ttl: Annotated[str, typer.Option("--ttl", metavar="TIME", help="How long it counts, as 12h or 30d.")] = "7d",
     lab: Lab = None,
 ) -> None:
-    """Make an invitation to be carried by hosts of yours, and print it.
+    """Make an invitation to hosts of yours, and print it.
 
     Whoever redeems it first has them. It is told only once.
     """
