@@ -177,7 +177,7 @@ def test_who_may_not_see_a_carrier_is_not_told_what_it_is(store: Store) -> None:
     store.apply(manifest(acme=carrier(tenant="owner", networks={"in": theirs})))
     store.set_enabled("port", "acme/web2", False)
     guest = Scope(frozenset({"guest"}), frozenset({"guest"}))
-    port = store.get("port", "acme/in/b", guest)
+    port = store.get("port", "in/b", guest)
     assert (port["state"], port["cause"]) == ("down: carrier", "what carries it is down")
     (found, _) = store.list("network", scope=guest)
     assert [one["cause"] for one in found] == ["1 of 3 hosts are down: what carries it is down"]
@@ -682,6 +682,8 @@ def test_hosts_of_the_fabric_and_of_a_network_have_one_shape(store: Store) -> No
     guest = Scope(frozenset({"guest"}), frozenset({"guest"}))
     with pytest.raises(NotFound):
         store.hosts("acme", scope=guest)
+    assert store.hosts(scope=guest) == ([], None)
+    store.grant(None, "guest")
     seen, _ = store.hosts(scope=guest)
     assert [(one["name"], one["addresses"], one["networks"], one["ports"]) for one in seen] == [
         (name, [], 0, 0) for name in MACHINES

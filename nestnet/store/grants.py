@@ -67,9 +67,7 @@ def give(
     if row is None:
         row_id = write.reserve(connection, "grant", 1)
         connection.execute(
-            insert(g).values(
-                id=row_id, carrier=carrier, tenant=id, name=_free_name(connection, int(id)), made=time.time(), **values
-            )
+            insert(g).values(id=row_id, carrier=carrier, tenant=id, name=_free_name(connection, int(id)), **values)
         )
         _adopt(connection, carrier, tenant, row_id)
     else:
@@ -93,7 +91,7 @@ def invite(
     values = {"hosts": _hosts(connection, carrier, hosts), **asdict(quota)}
     connection.execute(delete(g).where(g.c.tenant.is_(None), g.c.until <= time.time()))
     id = write.reserve(connection, "grant", 1)
-    own = {"id": id, "carrier": carrier, "tenant": None, "name": f"invitation {id}", "made": time.time()}
+    own = {"id": id, "carrier": carrier, "tenant": None, "name": f"invitation {id}"}
     connection.execute(insert(g).values(**own, digest=access.digest(secret), until=until, **values))
     judge_all(connection, reader.scope)
     return id

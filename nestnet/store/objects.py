@@ -257,11 +257,11 @@ def load_state(connection: Connection) -> State:
     )
 
 
-def grants(connection: Connection) -> list[GrantRow]:
-    """All there are, and the invitations that may still be redeemed."""
+def grants(connection: Connection, id: int | None = None) -> list[GrantRow]:
+    """All there are, and the invitations that may still be redeemed; or one, whatever it is."""
     g, n = tables.grant, tables.tenant.c
     query = select(g, n.name.label("grantee")).outerjoin(tables.tenant, g.c.tenant == n.id).order_by(g.c.id)
-    alive = g.c.tenant.is_not(None) | (g.c.until > time.time())
+    alive = g.c.id == id if id is not None else g.c.tenant.is_not(None) | (g.c.until > time.time())
     return [
         GrantRow(
             row.id,

@@ -1047,7 +1047,8 @@ class Store:
             grants.give(connection, reader, carrier, wish.tenant, wish.hosts, wish.quota)
 
     def _grant_row(self, connection: Connection, id: int) -> GrantRow:
-        return next(row for row in objects.grants(connection) if row.id == id)
+        (row,) = objects.grants(connection, id)
+        return row
 
     def _grant(self, connection: Connection, reader: read.Reader, id: int) -> Resource:
         return grants.resources(connection, reader, [self._grant_row(connection, id)])[0]

@@ -185,7 +185,6 @@ grant = Table(
     Column("ends", Float),  # Then it goes, with all that is carried by it. Seconds since 1970.
     Column("digest", Text, unique=True),  # Of the invitation's secret, which counts until:
     Column("until", Float),
-    Column("made", Float, nullable=False),
     _revision(),
     UniqueConstraint("carrier", "tenant"),
     UniqueConstraint("tenant", "name"),

@@ -1,7 +1,5 @@
 """Grants of hosts: other tenants' networks may be carried there. Tenants that there were keep the machines."""
 
-import time
-
 import sqlalchemy as sa
 from alembic import op
 
@@ -29,7 +27,6 @@ def upgrade() -> None:
         sa.Column("ends", sa.Float(), nullable=True),
         sa.Column("digest", sa.Text(), nullable=True),
         sa.Column("until", sa.Float(), nullable=True),
-        sa.Column("made", sa.Float(), nullable=False),
         sa.Column("revision", number, nullable=False, server_default="0"),
         sa.ForeignKeyConstraint(
             ["carrier"], ["network.id"], name="fk_grant_carrier", ondelete="CASCADE",
@@ -49,9 +46,9 @@ def upgrade() -> None:
     store = op.get_bind()
     wired = "SELECT id FROM tenant WHERE EXISTS (SELECT 1 FROM network WHERE id = 0) ORDER BY id"
     tenants = store.execute(sa.text(wired)).scalars().all()
-    insert = sa.text('INSERT INTO "grant" (id, carrier, tenant, name, made) VALUES (:id, 0, :tenant, :name, :made)')
+    insert = sa.text('INSERT INTO "grant" (id, carrier, tenant, name) VALUES (:id, 0, :tenant, :name)')
     for place, tenant in enumerate(tenants, 1):
-        store.execute(insert, {"id": place, "tenant": tenant, "name": "hosts", "made": time.time()})
+        store.execute(insert, {"id": place, "tenant": tenant, "name": "hosts"})
     if tenants:
         store.execute(sa.text("INSERT INTO counter (kind, last) VALUES ('grant', :n)"), {"n": len(tenants)})
         own = 'SELECT g.id FROM "grant" g WHERE g.tenant = network.tenant'
