@@ -35,7 +35,6 @@ pytestmark = pytest.mark.root
 ROUNDS = int(os.environ.get("NESTNET_MOVES", "1"))  # there and back at each level
 PACE = 0.001  # seconds from one packet of a flow to the next
 LOSS = 0.010  # seconds
-STOLEN = 0.050  # seconds that a single move may lose, when others have the CPUs at that very moment
 ALL = 3  # ETH_P_ALL
 MOVES = [("acme/h1", "m3", "m1"), ("acme/mid/g1", "h3", "h1"), ("acme/mid/top/x", "g3", "g1")]
 
@@ -289,9 +288,8 @@ class Old:
 
 
 def test_what_moves_loses_nothing(lab: Lab) -> None:
-    """At each level, there and back: 10 ms of loss in the middle, nothing twice, nothing to the old place later."""
+    """At each level, there and back: at most 10 ms of loss, nothing twice, nothing to the old place afterwards."""
     report: list[str] = []
-    lost: list[float] = []
     with ExitStack() as stack:
         x = namespace(lab, "top/x")
         inode = netns.inode(netns.path(x))
@@ -309,8 +307,7 @@ def test_what_moves_loses_nothing(lab: Lab) -> None:
                 traffic.runs(0.3)
                 assert listening.heard() == 0, "nothing comes to the old place any more"
                 gaps = {flow.name: flow.gap(since) for flow in traffic.flows}
-                assert max(gaps.values()) <= STOLEN, (port, to, gaps)
-                lost.append(max(gaps.values()))
+                assert max(gaps.values()) <= LOSS, (port, to, gaps)
                 sent = [at for at in traffic.flows[0].sent if at >= since]
                 measured["lost"].append(max(gaps.values()))
                 measured["TCP waited"].append(max(stream.pause(since) for stream in traffic.streams))
@@ -326,5 +323,4 @@ def test_what_moves_loses_nothing(lab: Lab) -> None:
         )
         assert all(stream.echoed > 0.9 * stream.written for stream in traffic.streams)
         assert netns.inode(netns.path(namespace(lab, "top/x"))) == inode, "it is the same workload"
-    assert statistics.median(lost) <= LOSS, lost
     print(*report, sep="\n")
