@@ -132,20 +132,8 @@ class VM:
         }
         archive(folder / "initramfs", contents, [*own, *landmarks, *libraries(own)])
         # It computes all the time, and other tests measure pauses meanwhile.
-        command = [
-            "nice",
-            "-n",
-            "19",
-            "qemu-system-x86_64",
-            "-accel",
-            "tcg",
-            "-cpu",
-            "max",
-            "-m",
-            "320",
-            "-nodefaults",
-            "-no-reboot",
-        ]
+        command = ["nice", "-n", "19"]
+        command += ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "320", "-nodefaults", "-no-reboot"]
         command += ["-display", "none", "-serial", f"file:{self.log}"]
         command += ["-chardev", "stdio,id=shell", "-device", "virtio-serial-pci"]
         command += ["-device", "virtserialport,chardev=shell"]
