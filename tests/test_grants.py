@@ -126,6 +126,18 @@ def test_the_same_calls_get_the_same_answers_at_any_depth(chain: Store) -> None:
         assert word not in json.dumps(high)
 
 
+def test_what_carries_a_network_is_not_named_when_its_carrier_is_changed(chain: Store) -> None:
+    inner = network("p1", names="q", networks={"low": network("q1", names="r")})
+    chain.apply(manifest(lab=network("v1", "v2", networks={"in": inner})), asked=by("lab"))
+    for name, to, hosts in (("lab/in", "lab/in/low", {}), ("lab/in", "lab", {"q1": "h1"}), ("lab/in/low", "lab", {})):
+        with pytest.raises(NestnetError) as refused:
+            chain.recarry(name, to, hosts, by("lab"))
+        assert re.search(r"\b(cloud|shop|h1 of)\b|\x00", str(refused.value)) is None, str(refused.value)
+    chain.recarry("lab/in/low", "lab", {"r1": "p2"}, by("lab"))
+    assert paths(chain, by("lab")) == ["lab", "lab/in", "lab/low"]
+    assert "cloud/shop/lab/low" in paths(chain, Asked())
+
+
 def test_a_trace_ends_at_the_floor(chain: Store) -> None:
     """Whether what carries it lets it pass, and no more; the operator sees all."""
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from sqlalchemy import Connection, select, update
 
-from nestnet.model.errors import Conflict, Invalid, Problem
+from nestnet.model.errors import Conflict, Invalid, NestnetError, Problem
 from nestnet.model.problems import Nearest, join, meant
 from nestnet.model.validate import given_already
 from nestnet.model.values import FABRIC, MAX_DEPTH, Attach
-from nestnet.store import objects, plan, tables
+from nestnet.store import objects, plan, tables, view
 from nestnet.store.objects import NetworkRow, PortRow, State
 from nestnet.store.plan import Change, Pair
 from nestnet.store.scope import Scope
@@ -40,8 +40,21 @@ def lock(connection: Connection) -> None:
 def prepare(
     connection: Connection, id: int, carrier: int, hosts: Mapping[str, str], scope: Scope, was: str, now: str | None
 ) -> Rehoused:
-    """Judge it. `was` is the network's path, `now` its carrier's to be. Raises Conflict or Invalid."""
+    """Judge it. `was` is the network's path, `now` its carrier's to be, as who asks sees them. Raises Conflict or
+    Invalid, in which what carries them is not named."""
+    try:
+        work = _prepare(connection, id, carrier, hosts, scope, was, now)
+    except NestnetError as error:
+        raise (view.Told().error(error) if scope.reads is not None else error) from None
+    whole = tuple(replace(one, path=one.path.replace(view.HIDDEN, "")) for one in work.changes)
+    return replace(work, changes=whole)
+
+
+def _prepare(
+    connection: Connection, id: int, carrier: int, hosts: Mapping[str, str], scope: Scope, was: str, now: str | None
+) -> Rehoused:
     state = objects.load_state(connection)
+    view.hide(state, scope)
     row = state.networks[id]
     subtree = state.above([id])
     _judge_place(state, row, carrier, subtree, scope, was, now)

@@ -72,6 +72,8 @@ def begin(connection: Connection, reader: Reader, identity: Identity, id: int, t
     else:
         new_machine = new if on_wire else objects.machines_of(connection, [new])[new]
     names = {machine: _name(connection, machine) for machine in (old_machine, new_machine)}
+    if reader.scope.reads is not None:  # To them the hosts are all that there is.
+        names = {old_machine: f"under {path}", new_machine: f"under host {to}"}
     moves = old_machine != new_machine
     disturbs = []
     if moves:

@@ -522,7 +522,10 @@ class Reader:
         found: dict[int, dict[str, Any]] = {}
         for chunk in chunks(sorted(ports)):
             rows = self._connection.execute(select(m.port, m.phase, m.problem).where(m.port.in_(chunk)))
-            found.update({row.port: {"phase": row.phase, "problem": row.problem or None} for row in rows})
+            for row in rows:
+                # What went wrong has names of machines.
+                problem = row.problem if self.scope.reads is None or not row.problem else "it stays where it was"
+                found[row.port] = {"phase": row.phase, "problem": problem or None}
         return found
 
     # How they are
