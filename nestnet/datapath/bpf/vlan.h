@@ -1,0 +1,64 @@
+/* The VLAN of the wire that the machine's NICs are in, if they are in one (docs/datapath.md, The underlay's VLAN). Whatever leaves
+ * by them gets its tag, be it ours or the machine's own: ARP, ND, everything. What comes with it loses it.
+ *
+ *     untag   first thing on ingress        tag   a program on egress, when a frame is finished
+ *
+ * Linux has the first tag of a frame beside it (`vlan_present`), those behind it inside. So a large packet stays whole: the NIC,
+ * or Linux for it, writes the tag into each segment. */
+#pragma once
+#include "out.h"
+
+#define TAG_ID 0xfff
+
+/* EtherType << 16 | priority and id, of the outermost tag; 0: it has none. */
+INLINE u32 outermost_tag(struct __sk_buff *skb)
+{
+	u8 inside[4];
+
+	if (LIKELY(skb->vlan_present))
+		return (u32)swap16(skb->vlan_proto) << 16 | (skb->vlan_tci & 0xffff);
+	/* Cheap for what has none: the kernel has read the EtherType. */
+	if (skb->protocol != swap16(ETH_VLAN) && skb->protocol != swap16(ETH_QINQ))
+		return 0;
+	return load(skb, 12, inside, 4) ? 0 : (u32)load16(inside) << 16 | load16(inside + 2);
+}
+
+/* Bridge control addresses: what is sent there (LLDP, LACP, STP) ends at the link's other end, and is in no VLAN. */
+INLINE int is_for_link(struct __sk_buff *skb)
+{
+	u8 to[6];
+
+	return !load(skb, 0, to, 6) && to[0] == 0x01 && to[1] == 0x80 && to[2] == 0xc2 && !to[3] && !to[4] && to[5] < 16;
+}
+
+enum { IN_VLAN = -4 };
+
+/* IN_VLAN: it was in this VLAN, and has its tag no more. What is in another one is not for us, but for what interface the machine
+ * has there. What is in none, also by id 0 (a priority, 802.1Q table 9-2), would be in two at once. */
+ONCE int untag(struct __sk_buff *skb, u32 vlan)
+{
+	u32 tag = outermost_tag(skb);
+
+	if (LIKELY((tag & ~0xf000) == vlan)) {
+		if (bpf_skb_vlan_pop(skb))
+			return drop(skb, 0, REASON_ERROR);
+		/* A second tag would be Linux's own affair, and name another VLAN of this NIC to it. */
+		return outermost_tag(skb) ? drop(skb, 0, REASON_OTHER_VLAN) : IN_VLAN;
+	}
+	if (tag & TAG_ID || is_for_link(skb))
+		return TC_ACT_NEXT;
+	return drop(skb, 0, REASON_OTHER_VLAN);
+}
+
+/* What has a tag already is of an interface that the machine has in another VLAN. */
+SEC("tc") int tag(struct __sk_buff *skb)
+{
+	u32 zero = 0;
+	struct self *me = bpf_map_lookup_elem(&self, &zero);
+
+	if (!me || !me->vlan || outermost_tag(skb) || is_for_link(skb))
+		return TC_ACT_NEXT;
+	if (bpf_skb_vlan_push(skb, swap16(me->vlan >> 16), me->vlan & TAG_ID))
+		return drop(skb, 0, REASON_ERROR);
+	return TC_ACT_NEXT;
+}
