@@ -39,7 +39,7 @@ OVERHEAD = {4: 50, 6: 70}  # bytes before a frame, by family: Ethernet 14, IPv4 
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A VLAN of the wire, 1-4094, and of which standard its tags are: 802.1q, or 802.1ad, the outer one of providers."""
+    """A VLAN of the wire, 1-4094, and of which standard its tags are: 802.1q, or 802.1ad, as providers have them."""
 
     id: int
     type: str = "802.1q"
@@ -49,8 +49,13 @@ class Tag:
         """As the table `self` has it: EtherType << 16 | id."""
         return ETHER_TYPES[self.type] << 16 | self.id
 
+    @property
+    def short(self) -> int | dict[str, int | str]:
+        """As people write it."""
+        return self.id if self.type == "802.1q" else {"id": self.id, "type": self.type}
+
     def __str__(self) -> str:
-        return str(self.id) if self.type == "802.1q" else f"{self.id} ({self.type})"
+        return str(self.id) if self.type == "802.1q" else f"{self.id} of {self.type}"
 
 
 ETHER_TYPES = {"802.1q": 0x8100, "802.1ad": 0x88A8}
