@@ -26,9 +26,9 @@ INLINE u32 outermost_tag(struct __sk_buff *skb)
 /* Bridge control addresses: what is sent there (LLDP, LACP, STP) ends at the link's other end, and is in no VLAN. */
 INLINE int is_for_link(struct __sk_buff *skb)
 {
-	u8 to[6];
+	const u8 *to = (void *)(long)skb->data;
 
-	return !load(skb, 0, to, 6) && to[0] == 0x01 && to[1] == 0x80 && to[2] == 0xc2 && !to[3] && !to[4] && to[5] < 16;
+	return (void *)to + 6 <= (void *)(long)skb->data_end && to[0] == 0x01 && to[1] == 0x80 && to[2] == 0xc2 && !to[3] && !to[4] && to[5] < 16;
 }
 
 enum { IN_VLAN = -4 };
