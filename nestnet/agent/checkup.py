@@ -35,8 +35,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A machine that runs here: its namespace (None: this one), its folder of pins, its address on the wire, and whether
-    its NICs are in a VLAN."""
+    """A machine that runs here: its namespace (None: this one), its folder of pins, its address on the wire, and if
+    its NICs are in a VLAN of the wire."""
 
     name: str
     namespace: Path | None

@@ -488,6 +488,14 @@ def _read_vlan(value: Any) -> Any:
     return value
 
 
+_VLAN_NUMBER = {"type": "integer", "minimum": VLAN[0], "maximum": VLAN[1]}
+_VLAN_MAPPING = {
+    "type": "object",
+    "properties": {"id": _VLAN_NUMBER, "type": {"enum": ["802.1q", "802.1ad"]}},
+    "additionalProperties": False,
+}
+
+
 def _write_vlan(spec: MachineVlanSpec) -> Any:
     tag = spec.value
     return tag.short if tag is not None else {}
@@ -509,6 +517,7 @@ class MachineSpec(_Spec):
             MachineVlanSpec,
             BeforeValidator(_read_vlan),
             PlainSerializer(_write_vlan),
+            WithJsonSchema({"anyOf": [_VLAN_NUMBER, _VLAN_MAPPING]}),
         ]
     ] = None
     """The VLAN that all its interfaces are in: 17, or {id: 17, type: 802.1ad}. {}: none. Absent: as it was."""
