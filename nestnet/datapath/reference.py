@@ -303,7 +303,7 @@ class Reference:
         is_for_link = int.from_bytes(frame[:6], "big") & ~0xF == CONTROL_BLOCK
         if not self.vlan or outermost_tag(frame)[0] or is_for_link:
             return frame
-        return frame[:12] + self.vlan.to_bytes(4, "big") + frame[12:]
+        return frame[:12] + int(self.vlan).to_bytes(4, "big") + frame[12:]
 
     def underlay(self, datagram: bytes, now: float) -> Outputs:
         """An IP packet from the underlay NIC. What is no VXLAN for this machine is left to its own stack:
