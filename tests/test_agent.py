@@ -50,7 +50,7 @@ class Memory:
 
     def detach(self, index: int, *, egress: bool = False) -> None: ...
 
-    def attached(self, *, egress: bool = False) -> dict[int, str]:
+    def attached(self, **_: Any) -> dict[int, str]:
         return {}
 
 
