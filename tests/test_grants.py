@@ -212,7 +212,7 @@ def _told(store: Store, tenant: str, host: str) -> list[Any]:
     for kind in ("network", "segment", "port", "grant", "tenant", "host"):
         text = re.sub(rf"{kind}_[0-9a-z]{{13}}", kind.upper(), text)
     text = re.sub(r'"(etag|mac)": "[^"]*"', "", text)
-    text = re.sub(r'"(revision|mtu|made)": [0-9.]+', "", text)
+    text = re.sub(r'"(mtu|made)": [0-9.]+', "", text)
     text = re.sub(r'\["(\w+)", \d+, ', r'["\1", ', text)  # the row of what a watch tells, which it seals
     return list(re.sub(rf"\b{host}([12])\b", r"x\1", re.sub(rf"\b{tenant}\b", "TENANT", text)).split(", "))
 

@@ -136,7 +136,7 @@ class Store:
         """What `apply` would do. Raises what `apply` would raise."""
         with self._database.read() as connection:
             work = plan.make(connection, manifest, prune, scope)
-            return replace(work.plan, etag=self.identity.etag("plan", 0, work.revision))
+            return replace(work.plan, etag=self.identity.seal(work.revision, "plan"))
 
     def apply(self, manifest: Manifest, prune: bool = False, asked: Asked = NOBODY) -> Applied:
         """Make the networks that the manifest names as it says, in one transaction.
@@ -166,7 +166,7 @@ class Store:
                 revision = write.next_revision(connection, [])
             if revision != before:
                 events.changed(connection, asked.who, "apply", revision, work.audited)
-            etag = self.identity.etag("plan", 0, revision)
+            etag = self.identity.seal(revision, "plan")
             return asdict(Applied(revision, replace(work.plan, etag=etag)))
 
         return _applied(self._change(asked, request, turn))
@@ -191,7 +191,7 @@ class Store:
         }
         since = work.revision
         for etag in asked.etags:
-            seen = self.identity.revision_in(etag, "plan", 0)
+            seen = self.identity.unseal(etag, "plan")
             if seen is not None and oldest <= seen <= work.revision:
                 since = min(since, seen)
                 # A network that is gone is in nobody's list; its change says what carried it.
@@ -399,22 +399,29 @@ class Store:
         self._database.transact(turn)
         self.happened()
 
-    def status(self, scope: Scope = EVERYTHING) -> dict[str, Any]:
-        """The revision, and for each machine what it has realised and how long ago it said so, in seconds. To those who
-        do not see machines it is the hosts that were granted to them."""
+    def status(self, scope: Scope = EVERYTHING, since: int | None = None) -> dict[str, Any]:
+        """For each machine what it has realised, how long ago it said so, in seconds, and whether it is `current`: has
+        realised the revision `since`, None: all that the reader may see. To those who do not see machines it is the
+        hosts that were granted to them, and no revision: that counts what others change."""
         with self._database.read() as connection:
-            m = tables.machine.c
+            m, n = tables.machine.c, tables.network.c
             reader = self._reader(connection, scope)
             if scope.reads is None:
                 machines = reader.resources("machine", list(connection.scalars(select(m.id))))
+                last = objects.current_revision(connection)
             else:
                 machines = hosts.realised(connection, reader)
+                theirs = select(tables.tenant.c.id).where(tables.tenant.c.name.in_(sorted(scope.reads)))
+                last = connection.scalar(select(func.max(n.revision)).where(n.tenant.in_(theirs))) or 0
+            wanted = last if since is None else since
             fields = ("name", "id", "address", "fenced", "realised", "reported", "problems")
-            return {
-                "revision": objects.current_revision(connection),
-                "time": time.time(),
-                "machines": [{field: machine[field] for field in fields} for machine in machines],
-            }
+            shown = []
+            for machine in machines:
+                done = machine["realised"]
+                told = {field: machine[field] for field in fields}
+                told |= {"current": done is not None and done >= wanted}
+                shown.append(told if scope.reads is None else {**told, "realised": None})
+            return {"revision": last if scope.reads is None else None, "time": time.time(), "machines": shown}
 
     # Resources
 
