@@ -118,6 +118,7 @@ def what_changed(
                 fields = ", ".join(
                     f"{name} {_plain(old)} became {_plain(new)}"
                     for name, (old, new) in change.get("fields", {}).items()
+                    if known is None or name != "carriage"
                 )
                 what = {"+": "made", "-": "deleted", "~": fields or "changed"}[change["op"]]
                 who = row.who if row.who and (known is None or row.who in known) else "somebody"

@@ -363,7 +363,8 @@ class Reader:
                 **self._head("network", row.id, row.name, paths[row.id]),
                 "tenant": row.tenant,
                 "carrier": paths[row.carrier] or None,
-                "carriage": "encapsulated" if row.encapsulated else "flat",
+                # How what carries it does that is not for whoever does not see that.
+                "carriage": "encapsulated" if row.encapsulated and paths[row.carrier] else "flat",
                 "underlay": row.underlay,
                 "mtu": network_mtu(row, left[row.id]),
                 "enabled": row.enabled,

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, true, update
 
 from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Problem, Stale
 from nestnet.model.manifest import Manifest, to_data
@@ -172,15 +172,18 @@ class Store:
         return _applied(self._change(asked, request, turn))
 
     def _unchanged(self, connection: Connection, asked: Asked, work: Work) -> None:
-        """Raise Stale unless all that the plan looked at is as it was for one of the ETags."""
+        """Raise Stale unless all that the plan looked at, as far as who asks may see it, is as it was for one of the
+        ETags."""
         if asked.etags is None or "*" in asked.etags:
             return
-        c, g = tables.network.c, tables.change.c
+        c, g, t = tables.network.c, tables.change.c, tables.tenant.c
+        reads = asked.scope.reads
+        theirs = c.tenant.in_(select(t.id).where(t.name.in_(sorted(reads)))) if reads is not None else true()
         oldest = connection.scalar(select(tables.revision.c.oldest)) or 0
         moved = {
             row.id: row.revision
             for chunk in objects.chunks(sorted(work.networks))
-            for row in connection.execute(select(c.id, c.revision).where(c.id.in_(chunk)))
+            for row in connection.execute(select(c.id, c.revision).where(c.id.in_(chunk), theirs))
         }
         m = tables.machine.c
         machines = {
@@ -197,6 +200,8 @@ class Store:
                 # A network that is gone is in nobody's list; its change says what carried it.
                 carriers = (*work.networks, FABRIC)
                 gone = select(g.id).where(g.revision > seen, g.kind == "network", g.was_carrier.in_(carriers))
+                if reads is not None:
+                    gone = gone.where(g.was_tenant.in_(sorted(reads)))
                 there = select(c.id).where(c.carrier == g.was_carrier)
                 fewer = connection.scalar(select(func.count()).select_from(gone.where(g.id.not_in(there)).subquery()))
                 if all(revision <= seen for revision in (*moved.values(), *machines.values())) and not fewer:
