@@ -184,14 +184,14 @@ class Client:
 
     def delete(
         self, kind: str, reference: str, cascade: bool = False, *, key: str | None = None, etag: str | None = None
-    ) -> int:
-        """Delete one; returns the revision. Raises Conflict with what depends on it, or is in it: `cascade` takes that
+    ) -> dict[str, Any]:
+        """Delete one: {"revision", "token"}. Raises Conflict with what depends on it, or is in it: `cascade` takes that
         along, of networks and tenants only."""
         query = {"cascade": True} if cascade else {}
-        return int(self._change("DELETE", _member(kind, reference), key, etag, params=query)["revision"])
+        return self._change("DELETE", _member(kind, reference), key, etag, params=query)
 
     def set_link(self, reference: str, up: bool, *, key: str | None = None, etag: str | None = None) -> dict[str, Any]:
-        """Take a link up or down: {"revision", "machines", "link"}. Doing it twice is doing it once."""
+        """Take a link up or down: {"revision", "token", "machines", "link"}. Doing it twice is doing it once."""
         return self._change("PATCH", _member("link", reference), key, etag, json={"up": up})
 
     def set_enabled(
@@ -424,9 +424,10 @@ class Client:
             raise _error(response)
         return int(msgspec.json.decode(response.content)["revision"])
 
-    def status(self) -> dict[str, Any]:
-        """{"controller", "revision", "machines": [{"name", "realised", "reported", "problems", ...}]}"""
-        return self._ask("GET", "/v1/status")
+    def status(self, since: str | None = None) -> dict[str, Any]:
+        """{"controller", "revision", "machines": [{"name", "realised", "current", "reported", "problems", ...}]}. A
+        machine is current when it has realised what `since` stands for, the token of a change; None: everything."""
+        return self._ask("GET", "/v1/status", params={} if since is None else {"since": since})
 
     def trace(self, port: str, to: str, protocol: str = "icmp", dport: int = 0) -> dict[str, Any]:
         """What would happen to a packet, layer by layer."""

@@ -114,7 +114,7 @@ def fence(machine: str, fenced: bool, lab: str | None, wait: bool, timeout: floa
     with found.client() as client:
         told = client.fence(machine, fenced)
         if wait:
-            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+            until_realised(client, told, told["machines"], timeout, found.lab)
     known = f"{len(told['machines'])} others know" if wait else "stored"
     say(f"machine {told['machine']['name']} is {'shut out' if fenced else 'let in again'}: {known}")
 

@@ -10,6 +10,7 @@ Nothing here writes. A plan is made for one revision; `write.py` executes it if 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -134,7 +135,7 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
         places = {name: view.carried_by(spec, name, state, scope) for name, spec in named.items()}
         for name, place in places.items():
             _names_free({name: named[name]}, state.carried.get(place.carrier, {}), "", state, scope)
-        missing = view.missing_hosts(manifest, _granted_hosts(connection, places, state))
+        missing = list(view.beyond_grants(manifest, _granted_hosts(connection, places, state)))
         pruned = _pruned(manifest, view.tops(state, scope), scope) if prune else []
         grafted = view.graft(manifest, places, {row.id for row in pruned}, state, _network_spec)
         work = _make(connection, grafted, prune, scope, state, missing)
@@ -158,13 +159,18 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
     )
 
 
-def _granted_hosts(connection: Connection, places: Mapping[str, view.Placed], state: State) -> dict[str, set[str]]:
-    """Network -> the names of the hosts on which it may be, of those that are carried by a grant."""
-    found: dict[str, set[str]] = {}
+def _granted_hosts(
+    connection: Connection, places: Mapping[str, view.Placed], state: State
+) -> dict[str, dict[str, set[int]]]:
+    """Network -> the hosts on which it may be, of those that are carried by a grant -> the families of its addresses."""
+    found: dict[str, dict[str, set[int]]] = {}
     for name, (carrier, grant, _) in places.items():
         if grant is not None:
-            there = {port.name: port.id for port in ports(connection, "network", [carrier]) if port.hosts}
-            found[name] = set(view.hosts_of(state, grant, there))
+            there = {port.name: port for port in ports(connection, "network", [carrier]) if port.hosts}
+            addresses = {name: port.addresses for name, port in there.items()}
+            addresses |= {name: (row.address,) for name, row in state.joined.items()} if carrier == FABRIC else {}
+            names = view.hosts_of(state, grant, {name: port.id for name, port in there.items()})
+            found[name] = {host: {6 if ":" in one else 4 for one in addresses[host]} for host in names}
     return found
 
 
@@ -176,7 +182,8 @@ def _make(
     state.contents = load_contents(connection, state.above(roots))
     moved = _moved(manifest, state)
     filled = _complete(manifest, state, moved, scope.tenant)
-    at = {f"{problem.pointer}" for problem in missing}
+    at = {problem.pointer for problem in missing}
+    at |= {re.sub("/ports/[^/]*/host$", "/underlay", one.pointer) for one in missing if one.code == "host_family"}
     judged = [one for one in _judge(manifest, filled, state) if view.Told().pointer(one.pointer) not in at]
     if problems := [*missing, *judged]:
         raise Invalid(problems)

@@ -358,19 +358,20 @@ class Reader:
         left = self._left(ids)
         paths = self.paths(ids)
         c = tables.network.c
-        revisions = {r.id: r.revision for r in self._connection.execute(select(c.id, c.revision).where(c.id.in_(ids)))}
+        versions = {r.id: r.version for r in self._connection.execute(select(c.id, c.version).where(c.id.in_(ids)))}
         stand = standings(self._connection, self.heard, rows)
         return [
             {
                 **self._head("network", row.id, row.name, paths[row.id]),
                 "tenant": row.tenant,
                 "carrier": paths[row.carrier] or None,
-                "carriage": "encapsulated" if row.encapsulated else "flat",
+                # How what carries it does that is not for whoever does not see that.
+                "carriage": "encapsulated" if row.encapsulated and paths[row.carrier] else "flat",
                 "underlay": row.underlay,
                 "mtu": network_mtu(row, left[row.id]),
                 "enabled": row.enabled,
                 **self._state_of_network(row, paths[row.id], stand[row.id]),
-                "revision": revisions[row.id],
+                "revision": versions[row.id],
                 "labels": json.loads(row.labels),
                 "description": row.description,
             }

@@ -163,6 +163,8 @@ network = Table(
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
     Column("revision", Id, nullable=False),  # The last one that changed anything in it.
+    # How many did: what everybody is told as its revision, as that of the store counts what others change.
+    Column("version", Id, nullable=False, server_default="0"),
     # Closed by whoever granted what carries it (grants.py).
     Column("cut", Boolean(create_constraint=False), nullable=False, server_default="0"),
     # Whose limits it counts under: the grant by which it is carried, or that of what carries it.
