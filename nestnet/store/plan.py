@@ -59,7 +59,7 @@ from nestnet.store.objects import (
     ports,
     selector_order,
 )
-from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, uses, uses_of_grants
+from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, rate_of, uses, uses_of_grants
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.sharing import GrantWish
 
@@ -162,7 +162,7 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
 def _granted_hosts(
     connection: Connection, places: Mapping[str, view.Placed], state: State
 ) -> dict[str, dict[str, set[int]]]:
-    """Network -> the hosts on which it may be, of those that are carried by a grant -> the families of its addresses."""
+    """Network that is carried by a grant -> host on which it may be -> the families of that host's addresses."""
     found: dict[str, dict[str, set[int]]] = {}
     for name, (carrier, grant, _) in places.items():
         if grant is not None:
@@ -888,7 +888,7 @@ def _tenants(manifest: Manifest, wanted: _Wanted, state: State) -> tuple[TenantW
         spec = (manifest.tenants or {}).get(name)
         had = state.quotas.get(name, Quota())
         given = spec.quota if spec is not None else None
-        quota = Quota(given.networks, given.segments, given.ports) if given is not None else had
+        quota = Quota(given.networks, given.segments, given.ports, given.rate) if given is not None else had
         if name not in state.parents or (state.parents[name], had) != (up, quota):
             wishes.append(TenantWish(name, up, quota))
     return tuple(wishes)
@@ -913,14 +913,17 @@ def _judge_quotas(
     under: Uses = {what: Counter() for what in QUOTAS}  # of grants
     for old, new in pairs:
         for row, sign in ((old, -1), (new, 1)):
-            what = f"{row.kind}s" if row is not None else ""
-            if row is None or what not in QUOTAS:
+            counted = {f"{row.kind}s": sign} if row is not None and f"{row.kind}s" in QUOTAS else {}
+            if row is None or not counted:
                 continue
-            networks = wanted.networks if sign == 1 else state.networks
-            if (tenant := networks[row.network].tenant) is not None:
-                more[what][tenant] += sign
-            if (grant := networks[row.network].grant) is not None:
-                under[what][grant] += sign
+            if isinstance(row, PortRow):
+                counted["rate"] = sign * rate_of(row.rate)
+            place = (wanted.networks if sign == 1 else state.networks)[row.network]
+            for what, n in counted.items():
+                if place.tenant is not None:
+                    more[what][place.tenant] += n
+                if place.grant is not None:
+                    under[what][place.grant] += n
     if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes or shared:
         tree = Tree(parents, limits, grants, state.networks | wanted.networks)
         judge(tree, uses(connection), more, uses_of_grants(connection), under, tenancy.seen(parents, scope))
