@@ -44,6 +44,8 @@ def _until(token: Resource) -> str:
 def _of_quota(what: str) -> Cell:
     def cell(tenant: Resource) -> str:
         limit, text = tenant["quota"][what], rate_text if what == "rate" else str
+        if what == "rate" and limit is None:
+            return "-"  # What it would count under a limit says nothing.
         return text(tenant["used"][what]) + (f" of {text(limit)}" if limit is not None else "")
 
     return cell
