@@ -378,3 +378,26 @@ def test_what_carriers_drop_is_one_number(chain: Store) -> None:
     chain.report(machine, 1, ports={str(port["row"]): {"interface": "x", "drops": drops}})
     assert chain.get("port", "lab/p1", by("lab").scope)["attachment"]["drops"] == {"policy": 1, "carrier": 14}
     assert chain.get("port", "cloud/shop/lab/p1")["attachment"]["drops"] == drops
+
+
+def test_a_plan_judges_what_comes_with_a_grant(store: Store) -> None:
+    """Grant and networks in one file: the plan says what apply would, of new carriers and of those that are there."""
+    store.apply(manifest({"cloud": {}, "lab": {"parent": "cloud"}}))
+    store.grant(None, "cloud", quota=Quota(ports=5))
+
+    def wish(ports: int, limit: int | None) -> Manifest:
+        inner = {**network(*["w1"] * ports, names="x"), "tenant": "lab"}
+        deep = {**network("x1", names="y"), "tenant": "lab"}
+        grants = {"lab": {"ports": limit}} if limit is not None else {}
+        whole = network("m1", names="w", tenant="cloud", grants=grants)
+        return manifest(fresh={**whole, "networks": {"in": {**inner, "networks": {"deep": deep}}}})
+
+    for _ in range(2):
+        with pytest.raises(Exhausted, match="granted for 2 ports; there are 0, and this asks for 3 more"):
+            store.plan(wish(2, 2))
+        with pytest.raises(Exhausted, match=r"granted for 5 ports; there are (0|4), 5 are reserved"):
+            store.plan(wish(2, 5))
+        assert store.plan(wish(2, 4)).changes
+        store.apply(wish(2, None))  # and now all of it is there, and counts under the grant that it is of
+    store.apply(wish(2, 4))
+    assert sorted(one["used"]["ports"] for one in store.all_grants()) == [1, 3]

@@ -42,6 +42,7 @@ from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Atta
 from nestnet.store import numbers, sharing, tables, tenancy, view
 from nestnet.store.objects import (
     Contents,
+    GrantRow,
     GroupRow,
     LinkRow,
     MachineRow,
@@ -924,9 +925,32 @@ def _judge_quotas(
                     more[what][place.tenant] += n
                 if place.grant is not None:
                     under[what][place.grant] += n
+    # What a new grant finds there already, or comes with it, counts under it, and no more under the one that it is of.
+    for id, grant in grants.items():
+        if id < 0:
+            for network in _adopted(grant, wanted.networks):
+                rows = [*wanted.contents[network.id]]
+                held = Counter(f"{row.kind}s" for row in (network, *rows) if f"{row.kind}s" in QUOTAS)
+                held["rate"] = sum(rate_of(row.rate) for row in rows if isinstance(row, PortRow))
+                for what, n in held.items():
+                    under[what][id] += n
+                    if network.grant is not None:
+                        under[what][network.grant] -= n
     if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes or shared:
         tree = Tree(parents, limits, grants, state.networks | wanted.networks)
         judge(tree, uses(connection), more, uses_of_grants(connection), under, tenancy.seen(parents, scope))
+
+
+def _adopted(grant: GrantRow, networks: Mapping[int, NetworkRow]) -> Iterator[NetworkRow]:
+    """The networks that will count under a new grant: its tenant's on these hosts, with all that they carry (grants.py
+    has the same in the store)."""
+    carried: dict[int, list[NetworkRow]] = defaultdict(list)
+    for row in networks.values():
+        carried[row.carrier].append(row)
+    level = [row for row in carried[grant.carrier] if row.tenant == grant.tenant]
+    while level:
+        yield from level
+        level = [above for row in level for above in carried[row.id] if above.grant == row.grant]
 
 
 def _nothing_new(pairs: Iterable[Pair], wanted: _Wanted, state: State) -> None:
