@@ -427,7 +427,7 @@ def test_of_a_hundred_who_want_the_last_one_exactly_one_gets_it(controller: Cont
     assert len([one for one in client.list("network") if one["tenant"] == "racer"]) == 3
     assert (lost[0].code, lost[0].limit) == ("quota_exceeded", 3)
     assert str(lost[0]) == "tenant racer may have 3 networks; it has 3, and this asks for 1 more: that is 4 in all"
-    assert client.get("tenant", "racer")["used"] == {"networks": 3, "segments": 2, "ports": 0}
+    assert client.get("tenant", "racer")["used"] == {"networks": 3, "segments": 2, "ports": 0, "rate": 0}
 
 
 def test_what_children_may_have_is_reserved(client: Client) -> None:

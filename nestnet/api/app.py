@@ -36,7 +36,7 @@ from nestnet.api.metrics import Counts, measured
 from nestnet.model import errors
 from nestnet.model.exposition import CONTENT_TYPE, text
 from nestnet.model.manifest import Manifest, parse, read_address
-from nestnet.model.problems import join, moved
+from nestnet.model.problems import CODES, join, moved
 from nestnet.model.values import Attach
 from nestnet.store.database import explained
 from nestnet.store.once import Asked
@@ -545,7 +545,12 @@ def _badly_asked(_request: Request, error: Exception) -> JSONResponse:
         ranges = "equal" in one["type"] or "than" in one["type"]
         code = codes.get(one["type"], "out_of_range" if ranges else "bad_value")
         name = "/".join(map(str, one["loc"][1:])) or str(one["loc"][0])
-        problems.append(errors.Problem(code, place, f"{name}: {one['msg']}"))
+        if one["type"] in CODES:  # refused by the rules for manifests, in their words
+            about = one.get("ctx", {})
+            message = f"{name} {one['msg']}"
+            problems.append(errors.Problem(one["type"], place, message, about.get("limit"), about.get("nearest")))
+        else:
+            problems.append(errors.Problem(code, place, f"{name}: {one['msg']}"))
     return _problem(errors.Invalid(problems))
 
 

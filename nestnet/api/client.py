@@ -272,18 +272,18 @@ class Client:
         self,
         name: str,
         parent: str | None = None,
-        quota: Mapping[str, int | None] | None = None,
+        quota: Mapping[str, int | str | None] | None = None,
         *,
         key: str | None = None,
     ) -> dict[str, Any]:
-        """A new tenant; returns it. `quota`: networks, segments, ports; what is left out has no limit of its own."""
+        """A new tenant; returns it. `quota`: networks, segments, ports, rate; what is left out has no limit."""
         body = {"name": name, "parent": parent, "quota": dict(quota or {})}
         return self._change("POST", "/v1/tenants", key, None, json=body)
 
     def set_tenant(
         self,
         name: str,
-        quota: Mapping[str, int | None] | None = None,
+        quota: Mapping[str, int | str | None] | None = None,
         suspended: bool | None = None,
         *,
         key: str | None = None,
@@ -351,7 +351,7 @@ class Client:
         network: str | None,
         tenant: str,
         hosts: Sequence[str] | None = None,
-        quota: Mapping[str, int] | None = None,
+        quota: Mapping[str, int | str | None] | None = None,
         *,
         key: str | None = None,
     ) -> dict[str, Any]:
@@ -363,7 +363,7 @@ class Client:
         self,
         network: str | None,
         hosts: Sequence[str] | None = None,
-        quota: Mapping[str, int] | None = None,
+        quota: Mapping[str, int | str | None] | None = None,
         ttl: float = 7 * 86400.0,
         *,
         key: str | None = None,

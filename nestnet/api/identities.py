@@ -60,11 +60,13 @@ def routes(store: Store, authority: Authority) -> APIRouter:
 
     @routes.post("/join-tokens", response_model=shapes.NewJoinToken)
     def let_join(wanted: shapes.JoinWish, how: How) -> dict[str, Any]:
-        """A token that lets one machine join, once. One that was made for the machine before counts no more."""
+        """A token that lets one machine join, once: the operator's to make, or of one on a port of yours, yours. One
+        that was made for the machine before counts no more."""
         machine = wanted.machine
         if "/" in machine:
-            machine = store.guest(machine)
+            machine = store.guest(machine, scope=how.scope)
         else:
+            how.scope.to_write_all(f"machine {machine}")
             _judge_name(machine)
         return join_token(machine, wanted.ttl, how)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from nestnet.model.manifest import QUOTA
+from nestnet.model.manifest import QUOTA, read_quota_rate
 
 API_VERSION = "nestnet/v1"
 
@@ -57,6 +57,8 @@ class Amounts(Shape):
     networks: int | None = None
     segments: int | None = None
     ports: int | None = None
+    rate: int | None = None
+    """In bit/s."""
 
 
 class Tenant(_Resource):
@@ -315,6 +317,7 @@ class Linked(Changed):
 
 
 Limit = Annotated[int | None, Field(ge=QUOTA[0], le=QUOTA[1])]
+MostRate = Annotated[int | None, BeforeValidator(lambda value: None if value is None else read_quota_rate(value))]
 
 
 class Limits(Shape):
@@ -323,6 +326,8 @@ class Limits(Shape):
     networks: Limit = None
     segments: Limit = None
     ports: Limit = None
+    rate: MostRate = None
+    """Of all ports together: bit/s, or as 10mbit."""
 
 
 class TenantWish(Shape):

@@ -65,5 +65,8 @@ REASONS: dict[str, str] = {
     "other_vlan": "at a NIC in a VLAN: a frame from the wire without its tag, or with a second one behind it",
 }
 
+# What whoever does not see the carriers is told of a drop in one (rule 26): one reason, `carrier`.
+CARRIERS = {name for name in REASONS if name.startswith("carrier_")} | {"no_underlay_route", "cannot_flatten"}
+
 NUMBERS: dict[str, int] = {name: number for number, name in enumerate(REASONS, start=1)}
 NAMES: dict[int, str] = {number: name for name, number in NUMBERS.items()}

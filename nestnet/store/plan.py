@@ -42,6 +42,7 @@ from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Atta
 from nestnet.store import numbers, sharing, tables, tenancy, view
 from nestnet.store.objects import (
     Contents,
+    GrantRow,
     GroupRow,
     LinkRow,
     MachineRow,
@@ -59,7 +60,7 @@ from nestnet.store.objects import (
     ports,
     selector_order,
 )
-from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, uses, uses_of_grants
+from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, rate_of, uses, uses_of_grants
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.sharing import GrantWish
 
@@ -162,7 +163,7 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
 def _granted_hosts(
     connection: Connection, places: Mapping[str, view.Placed], state: State
 ) -> dict[str, dict[str, set[int]]]:
-    """Network -> the hosts on which it may be, of those that are carried by a grant -> the families of its addresses."""
+    """Network that is carried by a grant -> host on which it may be -> the families of that host's addresses."""
     found: dict[str, dict[str, set[int]]] = {}
     for name, (carrier, grant, _) in places.items():
         if grant is not None:
@@ -911,7 +912,7 @@ def _tenants(manifest: Manifest, wanted: _Wanted, state: State) -> tuple[TenantW
         spec = (manifest.tenants or {}).get(name)
         had = state.quotas.get(name, Quota())
         given = spec.quota if spec is not None else None
-        quota = Quota(given.networks, given.segments, given.ports) if given is not None else had
+        quota = Quota(given.networks, given.segments, given.ports, given.rate) if given is not None else had
         if name not in state.parents or (state.parents[name], had) != (up, quota):
             wishes.append(TenantWish(name, up, quota))
     return tuple(wishes)
@@ -936,17 +937,43 @@ def _judge_quotas(
     under: Uses = {what: Counter() for what in QUOTAS}  # of grants
     for old, new in pairs:
         for row, sign in ((old, -1), (new, 1)):
-            what = f"{row.kind}s" if row is not None else ""
-            if row is None or what not in QUOTAS:
+            counted = {f"{row.kind}s": sign} if row is not None and f"{row.kind}s" in QUOTAS else {}
+            if row is None or not counted:
                 continue
-            networks = wanted.networks if sign == 1 else state.networks
-            if (tenant := networks[row.network].tenant) is not None:
-                more[what][tenant] += sign
-            if (grant := networks[row.network].grant) is not None:
-                under[what][grant] += sign
+            if isinstance(row, PortRow):
+                counted["rate"] = sign * rate_of(row.rate)
+            place = (wanted.networks if sign == 1 else state.networks)[row.network]
+            for what, n in counted.items():
+                if place.tenant is not None:
+                    more[what][place.tenant] += n
+                if place.grant is not None:
+                    under[what][place.grant] += n
+    # What a new grant finds there already, or comes with it, counts under it, and no more under the one that it is of.
+    for id, grant in grants.items():
+        if id < 0:
+            for network in _adopted(grant, wanted.networks):
+                rows = [*wanted.contents[network.id]]
+                held = Counter(f"{row.kind}s" for row in (network, *rows) if f"{row.kind}s" in QUOTAS)
+                held["rate"] = sum(rate_of(row.rate) for row in rows if isinstance(row, PortRow))
+                for what, n in held.items():
+                    under[what][id] += n
+                    if network.grant is not None:
+                        under[what][network.grant] -= n
     if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes or shared:
         tree = Tree(parents, limits, grants, state.networks | wanted.networks)
         judge(tree, uses(connection), more, uses_of_grants(connection), under, tenancy.seen(parents, scope))
+
+
+def _adopted(grant: GrantRow, networks: Mapping[int, NetworkRow]) -> Iterator[NetworkRow]:
+    """The networks that will count under a new grant: its tenant's on these hosts, with all that they carry (grants.py
+    has the same in the store)."""
+    carried: dict[int, list[NetworkRow]] = defaultdict(list)
+    for row in networks.values():
+        carried[row.carrier].append(row)
+    level = [row for row in carried[grant.carrier] if row.tenant == grant.tenant]
+    while level:
+        yield from level
+        level = [above for row in level for above in carried[row.id] if above.grant == row.grant]
 
 
 def _nothing_new(pairs: Iterable[Pair], wanted: _Wanted, state: State) -> None:

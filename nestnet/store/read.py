@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from ipaddress import ip_network
@@ -18,6 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, false, func, se
 
 from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
+from nestnet.model.reasons import CARRIERS
 from nestnet.model.standing import ABSENT, DEPTH, DISABLED, FENCED, LOST, Cause
 from nestnet.model.values import FABRIC
 from nestnet.store import objects, tables, tenancy
@@ -664,8 +666,17 @@ class Reader:
         for port, machine in places.items():
             found[port] = said.get(machine, {}).get(str(port))
             if (drops := self.heard.drops(machine).get(str(port))) is not None:
-                found[port] = {**(found[port] or {}), "drops": drops}
+                found[port] = {**(found[port] or {}), "drops": self._shown(drops)}
         return found
+
+    def _shown(self, drops: Mapping[str, int]) -> dict[str, int]:
+        """Dropped packets by reason; those in carriers by none but that, for whoever does not see all of them."""
+        if self.scope.reads is None:
+            return dict(drops)
+        found: Counter[str] = Counter()
+        for reason, packets in drops.items():
+            found["carrier" if reason in CARRIERS else reason] += packets
+        return dict(found)
 
 
 def _state(state: str, cause: str | None = None) -> Resource:

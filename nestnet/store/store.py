@@ -1264,12 +1264,14 @@ class Store:
         self.happened()
         return n
 
-    def guest(self, port: str | int, below: str | None = None) -> str:
+    def guest(self, port: str | int, below: str | None = None, scope: Scope = EVERYTHING) -> str:
         """The name of the machine that the workload of a host port is, by the port's path, or by its row for the
-        machine `below` that has it. Raises NotFound, Conflict when nothing lives there that needs an agent."""
+        machine `below` that has it. Raises NotFound, Forbidden unless the port may be changed, Conflict when nothing
+        lives there that needs an agent."""
         with self._database.read() as connection:
-            reader = self._reader(connection)
+            reader = self._reader(connection, scope)
             id = port if isinstance(port, int) else reader.find("port", port)
+            reader.to_write("port", id, f"port {port}")
             if below is not None:
                 machine = reader.find("machine", below)
                 there = [row.id for row in objects.ports(connection, "id", [id])]

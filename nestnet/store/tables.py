@@ -111,6 +111,7 @@ tenant = Table(
     Column("networks", Id),  # Quotas; none: what the nearest tenant above has left.
     Column("segments", Id),
     Column("ports", Id),
+    Column("rate", Id),  # In bit/s.
     _revision(),
 )
 
@@ -184,6 +185,7 @@ grant = Table(
     Column("networks", Id),  # Limits; none: what the tenant that grants has left.
     Column("segments", Id),
     Column("ports", Id),
+    Column("rate", Id),  # In bit/s.
     Column("suspended", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Column("cut", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Column("ends", Float),  # Then it goes, with all that is carried by it. Seconds since 1970.

@@ -203,7 +203,9 @@ def beyond_grants(manifest: Manifest, hosts: Mapping[str, Mapping[str, Collectio
                 near = nearest(port.host, there)
                 yield Problem("missing_host", at, f"there is no host {port.host}{meant(near)}", nearest=near)
             elif spec.underlay not in (None, *there[port.host]):
-                yield Problem("host_family", at, f"host {port.host} has no IPv{spec.underlay} address to carry {network}")
+                yield Problem(
+                    "host_family", at, f"host {port.host} has no IPv{spec.underlay} address to carry {network}"
+                )
         if spec.carriage == "encapsulated":
             message = "how granted hosts carry it is for whoever granted them to say: leave carriage out"
             yield Problem("bad_value", join("networks", network, "carriage"), message)
