@@ -64,5 +64,8 @@ REASONS: dict[str, str] = {
     "cannot_flatten": "more than 8 rate limits on the way",
 }
 
+# What whoever does not see the carriers is told of a drop in one (rule 26): one reason, `carrier`.
+CARRIERS = {name for name in REASONS if name.startswith("carrier_")} | {"no_underlay_route", "cannot_flatten"}
+
 NUMBERS: dict[str, int] = {name: number for number, name in enumerate(REASONS, start=1)}
 NAMES: dict[int, str] = {number: name for name, number in NUMBERS.items()}
