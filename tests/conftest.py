@@ -36,8 +36,11 @@ CALCULATING = (
     "equality", "move_phases", "carriage", "meaning", "store", "stacking", "reference", "explain", "validate", "packet",
     "bootstrap", "domains", "golden_errors", "manuals", "rules",
 )  # fmt: skip
-# These begin first: no worker is left alone with a long one in the end.
-LONG = ("mutants", "join", "moves", "underlay", "forest_lab", "kernel", "topology", "vm", "killed_agents", "inside")
+# These begin first, so that no worker is left with a long one in the end. Moves are measured while no other lab runs.
+LONG = (
+    "mutants", "join", "moves", "underlay", "encapsulated", "forest_lab", "kernel", "controller_away", "topology", "vm",
+    "killed_agents", "poison", "drift", "inside", "turtles",
+)  # fmt: skip
 
 
 def pytest_configure() -> None:
