@@ -39,7 +39,7 @@ CALCULATING = (
 # These begin first, so that no worker is left with a long one in the end. Moves are measured while no other lab runs.
 LONG = (
     "mutants", "join", "moves", "underlay", "encapsulated", "forest_lab", "kernel", "controller_away", "topology", "vm",
-    "killed_agents", "poison", "drift", "inside", "turtles",
+    "killed_agents", "lab", "poison", "drift", "inside", "turtles",
 )  # fmt: skip
 
 
