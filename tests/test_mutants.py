@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -32,13 +35,15 @@ from test_hostile import Field, bed, change, field_, onslaught
 from twins import Mismatch, Operation, Teller, devices, play, recording
 
 from nestnet.datapath import build
+from nestnet.model.values import CONNECTION_SHARE
 
 __all__ = ["bed", "field_"]
 pytestmark = pytest.mark.root
 NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
-ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 400
+ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 200
 CLOSINGS = 40
+CONGESTED = (48, 61)  # rounds with congestion told by a datagram whose packet cannot tell it
 RARE = (54,)  # seeds of torrents in which hosts of one frame for all have ports that hear it together
 DENIED = (341, 612)  # seeds of dialogues with errors about answers that the policies no longer allow
 SHARE = 60  # frames of each hostile row
@@ -277,32 +282,54 @@ HOSTILE_FAULTS = [
 ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Talk:
+    """A conversation that is drawn when it is told, with a seed of its own: then its place in the order is free."""
+
+    draw: Callable[[random.Random], list[Step]]
+    seed: int | str
+    hostile: bool = False
+    share: int = CONNECTION_SHARE
+    sweep: bool = True
+
+
+def talks() -> list[Talk]:
+    """A few of each kind, then more of each, then the rest: most faults are found by the few, of some kind."""
+    shares = [random.Random(f"{SEED} share {n}").choice([1, 2, 4096]) for n in range(DIALOGUES)]
+    kinds = [
+        [Talk(some_rounds, f"{SEED} round {n}", hostile=True) for n in range(ROUNDS)],
+        [Talk(some_chatter, f"{SEED} chatter {n}") for n in range(CHATTER)],
+        [Talk(some_inquiries, f"{SEED} inquiry {n}") for n in range(INQUIRIES)],
+        [Talk(some_crossings, f"{SEED} crossing {n}") for n in range(CROSSINGS)],
+        [Talk(some_torrents, f"{SEED} torrent {n}") for n in range(TORRENTS)],
+        [Talk(partial(some_inquiries, closing=n % 2 == 0), f"{SEED} closing {n}") for n in range(CLOSINGS)],
+        [
+            Talk(some_dialogues, f"{SEED} dialogue {n}", share=share, sweep=share < 4096)
+            for n, share in enumerate(shares)
+        ],
+        [Talk(lambda _: taken_down(), 0)],
+        [Talk(some_rounds, f"{SEED} round {n}", hostile=True) for n in CONGESTED],
+        [Talk(some_torrents, seed) for seed in RARE],
+        [Talk(some_dialogues, seed) for seed in DENIED],
+    ]
+    return [
+        talk
+        for begin, end in pairwise((0, 1 / 16, 1 / 4, 1))
+        for kind in kinds
+        for talk in kind[ceil(len(kind) * begin) : ceil(len(kind) * end)]
+    ]
+
+
 @pytest.fixture(scope="module")
 def script() -> Iterator[list[Operation]]:
     """What all machines must do, from their first tables on."""
     with devices(NAME) as found:
-        teller, rng = Teller(found), random.Random(SEED)
+        teller = Teller(found)
         operations: list[Operation] = []
-        for _ in range(ROUNDS):
-            operations += teller.tell(some_rounds(rng), rng)
-        for _ in range(CROSSINGS):
-            operations += teller.tell(some_crossings(rng))
-        for _ in range(CHATTER):
-            operations += teller.tell(some_chatter(rng))
-        for _ in range(INQUIRIES):
-            operations += teller.tell(some_inquiries(rng))
-        for _ in range(TORRENTS):
-            operations += teller.tell(some_torrents(rng))
-        for seed in RARE:
-            operations += teller.tell(some_torrents(random.Random(seed)))
-        for _ in range(DIALOGUES):
-            teller.share = rng.choice([1, 2, 4096])
-            operations += teller.tell(some_dialogues(rng), sweep=teller.share < 4096)
-        for seed in DENIED:
-            operations += teller.tell(some_dialogues(random.Random(seed)))
-        operations += teller.tell(taken_down())
-        for number in range(CLOSINGS):
-            operations += teller.tell(some_inquiries(rng, closing=number % 2 == 0))
+        for talk in talks():
+            rng = random.Random(talk.seed)
+            teller.share = talk.share
+            operations += teller.tell(talk.draw(rng), rng if talk.hostile else None, talk.sweep)
         yield operations
 
 
