@@ -41,6 +41,7 @@ ONCE int touch(struct flow *f, struct flow_key *k, u32 now)
 		key.tuple = k->tuple;
 	else
 		reverse(&key.tuple, &k->tuple);
+	key.tuple.vlan = 0;
 	c = find(&key, now);
 	/* One that is closing has seconds to live: the full path looks at every packet of it. */
 	if (!c || c->closing)
@@ -60,7 +61,7 @@ INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t
 
 	if ((void *)ip + 28 > end)
 		return 0;
-	t->pad = 0;
+	t->vlan = 0;
 	if (eth[12] == 0x08 && eth[13] == 0x00) {
 		if (ip[0] != 0x45 || (ip[6] & 0x3f) || ip[7])
 			return 0;
@@ -134,13 +135,19 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct flow_key key;
 	struct flow *f;
-	u32 headers = 0, now, length = skb->len - ETH_BYTES, stacked = 0;
+	u32 headers = 0, now, length = skb->len - ETH_BYTES, stacked = 0, vlan = 0;
 	u64 at;
 	u8 ttl, ecn;
 	int reason;
 
-	if (skb->vlan_present || !read_usual(data, end, 0, length, &key.tuple, &ttl, &ecn, &headers, 0))
+	if (UNLIKELY(skb->vlan_present)) {
+		vlan = skb->vlan_tci & 0xfff;
+		if (!vlan || skb->vlan_proto != swap16(ETH_VLAN))
+			return NOT_KNOWN;
+	}
+	if (!read_usual(data, end, 0, length, &key.tuple, &ttl, &ecn, &headers, 0))
 		return NOT_KNOWN;
+	key.tuple.vlan = vlan;
 	key.where = skb->ifindex;
 	f = bpf_map_lookup_elem(&flow, &key);
 	if (!f || !same_mac(data, f->came) || !same_mac(data + 6, f->came + 6))
@@ -165,6 +172,8 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 			return drop(skb, f->source, reason);
 	}
 	count_out(f->source, skb->len);
+	if (UNLIKELY(vlan) && bpf_skb_vlan_pop(skb))
+		return drop(skb, f->source, REASON_ERROR);
 	if (f->out == TO_WIRE) {
 		u16 ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
 
@@ -187,7 +196,7 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 		bpf_skb_store_bytes(skb, 0, f->leaves, 12, 0);
 		take_hops(skb, ETH_BYTES, key.tuple.family, ttl, f->hops);
 	}
-	return to_workload(skb, f->target, f->ifindex, f->out == TO_TAP);
+	return to_workload(skb, f->target, f->ifindex, f->out == TO_TAP, f->tag);
 }
 
 /* Is this the address in a field of the outer header, which is of the family that `outer` bytes are for? */
@@ -214,7 +223,7 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct flow_key key;
 	struct flow *f;
-	u32 headers = 0, now, slot, ifindex, is_tap;
+	u32 headers = 0, now, slot, ifindex, is_tap, tag;
 	u64 at;
 	u8 ttl, ecn;
 	u16 ether_type;
@@ -251,6 +260,7 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	slot = f->target;
 	ifindex = f->ifindex;
 	is_tap = f->out == TO_TAP;
+	tag = f->tag;
 	u8 inner[ETH_BYTES];
 
 	memcpy(inner, f->came, 12);
@@ -258,7 +268,7 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	inner[13] = ether_type;
 	if (decapsulate(skb, outer, inner, ether_type) || (UNLIKELY(is_carriage(&key.tuple)) && made_whole(skb)))
 		return drop(skb, slot, REASON_ERROR);
-	return to_workload(skb, slot, ifindex, is_tap);
+	return to_workload(skb, slot, ifindex, is_tap, tag);
 }
 
 /* Twice, for either length of the outer headers: each knows its offsets when it is built. */
