@@ -185,8 +185,7 @@ def with_vlans(draw: Draw, world: World) -> World:
 def together(world: World, trunk: Port) -> World:
     """The world with this port, and all that hang on it where it is."""
     place = {"host": trunk.host, "other": trunk.other, "leaving": trunk.leaving}
-    hanging = [replace(p, **place, enabled=p.enabled and trunk.enabled) for p in world.vlans_of(trunk.id)]
-    return world.with_(trunk, *hanging)
+    return world.with_(trunk, *(replace(port, **place) for port in world.vlans_of(trunk.id)))
 
 
 def carried(draw: Draw, world: World) -> World:
@@ -1184,7 +1183,7 @@ def some_inquiries(draw: Draw, closing: bool = False, vlans: bool = False) -> li
             world = world.with_(_given_agent(world, changed.id, not changed.agent))
         if closing and rarely(draw, 4):  # what is disabled hears from the controller all the same
             changed = world.ports[pick(draw, ports[:3]).id]
-            world = switched(world, changed)
+            world = world.with_(replace(changed, enabled=not changed.enabled))
         if closing and rarely(draw, 12):
             whole = world.networks[ports[0].network]
             world = world.with_(replace(whole, enabled=not whole.enabled))
@@ -1199,12 +1198,6 @@ def _given_agent(world: World, port: int, agent: bool) -> Port:
     found = world.ports[port]
     fit = not found.trunk and not world.segments[found.segment].transparent
     return replace(found, agent=agent and fit)
-
-
-def switched(world: World, port: Port) -> World:
-    """Enabled if it was disabled, with what hangs on it; or the other way round."""
-    up = not port.enabled and (not port.trunk or world.ports[port.trunk].enabled)
-    return together(world, replace(port, enabled=up))
 
 
 @st.composite
@@ -1341,7 +1334,7 @@ def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] 
         return world
     port: Port = pick(draw, ports)
     if kind == "port":
-        return switched(world, port)
+        return world.with_(replace(port, enabled=not port.enabled))
     if kind in ("move", "live"):  # what hangs on a trunk moves with that
         port = world.ports.get(port.trunk, port)
     if kind == "move" and moves:

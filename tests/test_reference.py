@@ -144,7 +144,7 @@ def spec(here: int) -> Spec:
         flags, ifindex, host = ENABLED, 0, LIVES_ON.get(port, HOST_M1 if machine == M1 else HOST_M2)
         if machine == here:
             flags, ifindex = flags | LOCAL, 10 + port
-            rows["attach"][(ifindex,)] = (port,)
+            rows["attach"][(ifindex, 0)] = (port,)
         if port in OWN_HOST:
             rows["host"][OWN_HOST[port]] = (1000 + port, PORT, port, host, 0)
             flags, host = flags | HOSTS, OWN_HOST[port]
@@ -339,7 +339,7 @@ IN_A_RING = (linked, edited("hop", (NEAR, 70 + NEAR, 0), next=CORE), edited("rou
 
 CASES: dict[str, Case] = {
     # ---- lines 1 and 2
-    "no port": Case("not_attached", udp(A, B), 0, (delete("attach", (11,)),)),
+    "no port": Case("not_attached", udp(A, B), 0, (delete("attach", (11, 0)),)),
     "port gone": Case("not_attached", udp(A, B), edits=(delete("port", A),)),
     "target without workload": Case("not_attached", udp(A, B), edits=(edited("port", B, ifindex=0),)),
     "port down": Case("port_disabled", udp(A, B), edits=(off("port", A),)),

@@ -221,7 +221,7 @@ class _Compiler:
         trunk = self.world.ports.get(port.trunk, port)
         ifindex = self.attachments.get(trunk.id, 0) if local else 0
         is_tap = ifindex and trunk.attach is not None and trunk.attach.kind == "tap"
-        flags = t.ENABLED * port.enabled | t.LOCAL * local | t.TAP * bool(is_tap)
+        flags = t.ENABLED * self.world.is_on(port) | t.LOCAL * local | t.TAP * bool(is_tap)
         flags |= t.HOSTS * bool(port.hosts or port.other) | t.AGENT * (local and port.agent)
         flags |= t.TRUNK * bool(self.world.vlans_of(port.id))
         first = {family: port.address(family) for family in (4, 6)}

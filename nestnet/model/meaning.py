@@ -186,7 +186,8 @@ def _deliver(world: World, state: State, port: Port, packet: Packet, flaw: str, 
     frame = packet.frame
     guarded = False
     try:
-        closed = "" if port.enabled and network.enabled else "network_disabled" if port.enabled else "port_disabled"
+        closed = "" if network.enabled else "network_disabled"
+        closed = closed if world.is_on(port) else "port_disabled"
         # An agent hears from the controller all the same: else who would tell it what is closed, and open again?
         seeks = port.agent and not flaw and not packet.tags and packet.seeks_relay and packet.source_mac == port.mac
         _refuse(closed != "" and not seeks, closed)
@@ -203,7 +204,7 @@ def _deliver(world: World, state: State, port: Port, packet: Packet, flaw: str, 
         if packet.is_group:
             return flood(world, state, port, packet, now)
         target, routers = switch(world, port, packet)
-        _refuse(not target.enabled, "port_disabled")
+        _refuse(not world.is_on(target), "port_disabled")
         after = track(world, state, port, target, packet, now, share)
         # The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere.
         _expire(routers[:1], packet)
@@ -599,7 +600,7 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
             address = other.address(packet.family)
             to = None if address is None else pk.mapped(address)
             try:
-                _refuse(not other.enabled, "port_disabled")
+                _refuse(not world.is_on(other), "port_disabled")
                 judged = not packet.is_about_neighbours
                 _refuse(judged and not judge(world, port.network, port, other, packet.flow, to), "policy")
                 carry(world, network, port.host, other.host)

@@ -735,7 +735,7 @@ def decapsulate(packet: Packet) -> Carried | None:
     return Carried(label >> 8, packet.frame[at + 8 : packet.end], packet.ecn)
 
 
-STACKED_BYTES = 44  # Of a packet whose lengths are ever set. Mirrors bpf/out.h.
+STACKED_BYTES = 48  # Of a packet whose lengths are ever set. Mirrors bpf/out.h.
 
 
 def made_whole(frame: bytes) -> bytes:

@@ -140,8 +140,7 @@ class Port:
     agent      its workload runs an agent, a machine to what is carried there for real, which reaches the controller
                by a relay on the port (rule 25)
     trunk      the port whose attachment it shares: the frames that bear the 802.1Q `tag` there are its own; 0: it has
-               one of its own. It lives and moves with its trunk, and is up only when that is: whoever makes these
-               values sees to it
+               one of its own. It lives and moves with its trunk, as its own `host`, `other` and `leaving` say
     """
 
     id: int
@@ -307,6 +306,10 @@ class World:
     def vlans_of(self, trunk: int) -> list[Port]:
         """The ports that share the attachment of this one, each behind its tag, by rising id."""
         return self._ports_of_trunk.get(trunk, [])
+
+    def is_on(self, port: Port) -> bool:
+        """Is it enabled, and the trunk that it hangs on?"""
+        return port.enabled and (not port.trunk or self.ports[port.trunk].enabled)
 
     def mtu_of(self, *segments: int) -> int:
         """Bytes of IP, behind all tags, that may go from one of these segments of a network to another."""

@@ -217,7 +217,7 @@ ONCE int write_headers(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether
  * So what is wrapped gets the lengths of one segment first, and who unwraps it gives it those that it has: the whole, or
  * less than was said, for the last segment is shorter. Linux, in a workload with VXLAN of its own, believes them. */
 #define STACKED 32 /* levels that are looked through */
-#define STACKED_BYTES 44 /* of a packet whose lengths are ever set: as much as is read. Mirrors model/packet.py */
+#define STACKED_BYTES 48 /* of a packet whose lengths are ever set: as much as is read. Mirrors model/packet.py */
 
 INLINE int is_carriage(const struct tuple *t) { return t->protocol == UDP && t->target_port == CARRIAGE_PORT; }
 
