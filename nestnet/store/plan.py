@@ -438,7 +438,7 @@ def _port_spec(row: PortRow, stored: Contents, hosts: dict[int, str]) -> PortSpe
     segments = {segment.id: name for name, segment in stored.segments.items()}
     groups = {group.id: name for name, group in stored.groups.items()}
     trunks = {port.id: name for name, port in stored.ports.items()} if row.trunk else {}
-    tagged = {"trunk": trunks[row.trunk], "tag": row.tag} if row.trunk else {}
+    tagged: dict[str, Any] = {"trunk": trunks[row.trunk], "tag": row.tag} if row.trunk else {}
     return (TaggedPortSpec if row.trunk else PortSpec).model_construct(
         **tagged,
         segment=segments[row.segment],
