@@ -69,7 +69,8 @@ def place(world: World, port: Port, other: bool = False) -> tuple[int, int | Non
 
 
 def mover(world: World, port: Port) -> Port | None:
-    """Who moves when this port does: itself, or one that it lives on; None if it stays where it is."""
+    """Who moves when this port does: itself, or its trunk, or one that it lives on; None if it stays where it is."""
+    port = world.ports.get(port.trunk, port)
     for _ in range(MAX_DEPTH):
         if port.other:
             return port
