@@ -55,6 +55,7 @@ from nestnet.compile.tables import (
     PORT_OUT,
     PROTOCOL,
     TABLES,
+    TRUNK,
     Tables,
 )
 from nestnet.datapath.reference import Fabric, Outputs, Reference, ToAgent, ToMachine, ToRelay, ToWorkload
@@ -334,6 +335,13 @@ def far_host(rows: Spec) -> None:
     rows["owner"][(160, DB, packed("10.0.1.6"))] = (OWNER_PORT, K)
 
 
+def trunk(rows: Spec) -> None:
+    """b is behind tag 9 of a."""
+    with_field(rows, "port", A, flags=ENABLED | LOCAL | TRUNK)
+    with_field(rows, "port", B, ifindex=11, tag=9)
+    rows["attach"][(11, 9)] = (B,)
+
+
 TO_DB = (32 + 96 + 24, CORE, packed("10.0.1.0"))
 IN_A_RING = (linked, edited("hop", (NEAR, 70 + NEAR, 0), next=CORE), edited("route", TO_DB, count=1))
 
@@ -348,6 +356,17 @@ CASES: dict[str, Case] = {
     "short": Case("malformed", b"\0" * 13),
     "tag": Case("tagged", ether(A, B) / Dot1Q(vlan=1) / ip(A, B)),
     "tag of a provider": Case("tagged", Ether(src=mac(A), dst=mac(B), type=0x88A8) / Raw(bytes(50))),
+    "tag of no VLAN on a trunk": Case("unknown_vlan", ether(A, B) / Dot1Q(vlan=7) / ip(A, B), edits=(trunk,)),
+    "priority on a trunk": Case("unknown_vlan", ether(A, B) / Dot1Q(vlan=0, prio=7) / ip(A, B), edits=(trunk,)),
+    "tags on a trunk": Case(
+        "too_many_tags", ether(B, A) / Dot1Q(vlan=9) / Dot1Q(vlan=9) / ip(B, A), edits=(trunk,), port=B
+    ),
+    "tags in a wire": Case(
+        "too_many_tags", ether(A, B) / Dot1Q() / Dot1Q() / Dot1Q() / ip(A, B), edits=(edited("segment", WEB, flags=1),)
+    ),
+    "a tag for a router": Case(
+        "tagged", Ether(src=mac(A), dst=ROUTER_MAC) / Dot1Q() / ip(A, D), edits=(edited("segment", WEB, flags=1),)
+    ),
     "bridge control": Case("control_frame", ether(A, "01:80:c2:00:00:0f") / ip(A, B)),
     "no EtherType of ours": Case("ether_type", Ether(src=mac(A), dst=mac(B), type=0x88CC) / Raw(bytes(50))),
     "source MAC": Case("source_mac", ether(B, C) / ip(A, C)),
