@@ -12,22 +12,28 @@ import contextlib
 import hashlib
 import json
 import random
+import select
 import socket
 import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from frames import ip_frame, udp
 from tags import AD, Q, behind
 from test_lab import leftovers, nestnet
+from test_namespaces import packet_socket, pending
 
 from nestnet.agent import netns
 from nestnet.api.client import Client
 from nestnet.lab.state import Lab, load
+from nestnet.model import packet as pk
 
 pytestmark = pytest.mark.root
 BYTES = 4_000_003  # no multiple of any segment
@@ -189,3 +195,30 @@ def test_a_transparent_segment_carries_any_tags(bed: Bed, path: str, tags: tuple
 @pytest.mark.parametrize("path", NETWORKS)
 def test_a_transparent_segment_has_room_for_its_tags(bed: Bed, path: str) -> None:
     assert bed.ports[f"{path}/wa"]["mtu"] == bed.ports[f"{path}/far"]["mtu"] - 8
+
+
+def discover(mac: bytes, id: int) -> bytes:
+    """A client asks for its address, behind a tag (RFC 2131)."""
+    body = b"\x01\x01\x06\x00xid!" + bytes(20) + mac + bytes(202) + b"\x63\x82\x53\x63" + b"\x35\x01\x01\xff"
+    ends = pk.UNSPECIFIED4, pk.LIMITED_BROADCAST
+    frame = ip_frame(pk.BROADCAST, int.from_bytes(mac, "big"), *ends, pk.UDP, udp(*ends, 68, 67, body))
+    return pk.tagged(frame, pk.tag(id))
+
+
+@pytest.mark.parametrize("path", NETWORKS)
+def test_who_asks_behind_a_tag_is_answered_behind_it(bed: Bed, path: str) -> None:
+    """From the record of the port there, and not from the trunk's."""
+    port = bed.ports[f"{path}/up.10"]
+    with netns.run_in(bed.place(f"{path}/up"), partial(packet_socket, "eth0")) as client:
+        pending(client)
+        client.send(discover(bytes.fromhex(port["mac"].replace(":", "")), 10))
+        limit = time.monotonic() + 5
+        heard: list[bytes] = []
+        while not any(b"xid!" in frame for frame in heard):
+            assert time.monotonic() < limit, heard
+            select.select([client], [], [], 0.5)
+            heard += pending(client)
+    (offer,) = (frame for frame in heard if b"xid!" in frame)
+    tags, rest = pk.untagged(offer, 2)
+    assert tags == pk.tag(10)
+    assert rest[58:62] == IPv4Address(bed.address(f"{path}/up.10")).packed  # yiaddr
