@@ -264,7 +264,7 @@ def test_tables(nestnet: Command) -> None:
         acme     blue  any  tcp/80, icmp  -     100
         """)
     assert nestnet("get", "segments", "-o", "name").out == "acme/web\n"
-    assert nestnet("get", "networks").out.splitlines()[1].split() == ["acme", "-", "the", "wire", "1450", "3"]
+    assert nestnet("get", "networks").out.splitlines()[1].split() == ["acme", "-", "the", "wire", "1450", "1"]
     assert nestnet("get", "tenants") == Ran(0, "", "no tenants\n")
 
 

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from nestnet.model import domains
-from nestnet.model.errors import Conflict, Exhausted, Invalid, NestnetError, NotFound
+from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import parse
 from nestnet.model.values import FABRIC, Machine, Network, Port, Value, World
 from nestnet.store import feed, objects
 from nestnet.store.feed import Teller
+from nestnet.store.scope import Scope
 from nestnet.store.store import Store
 
 LAN = {"lan": {"cidr": "10.0.0.0/24"}}
@@ -317,6 +318,16 @@ def test_who_may_join_on_a_port(store: Store) -> None:
         store.guest("cloud/vms/flat/a")
     with pytest.raises(Conflict, match="is on a port"):
         store.join(name, "192.0.2.9")
+    # People too: whoever may write the port's network, and to all others it is not there.
+    store.make_tenant("t")
+    store.make_tenant("u")
+    apply(store, whole(tenant="t"))
+    own, other = frozenset({"t"}), frozenset({"u"})
+    assert store.guest("cloud/a", scope=Scope(own, own)) == name
+    with pytest.raises(Forbidden):
+        store.guest("cloud/a", scope=Scope(own, frozenset()))
+    with pytest.raises(NotFound, match="port cloud/a does not exist"):
+        store.guest("cloud/a", scope=Scope(other, other))
 
 
 def test_what_lives_on_an_agent_says_why_it_is_down(store: Store) -> None:

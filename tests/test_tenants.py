@@ -84,8 +84,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     controller.stop()
 
 
-def network(ports: int = 1, **more: Any) -> dict[str, Any]:
-    made = {f"p{number}": {"segment": "s", "host": "m1"} for number in range(ports)}
+def network(ports: int = 1, rate: str | None = None, **more: Any) -> dict[str, Any]:
+    port = {"segment": "s", "host": "m1", **({"rate": rate} if rate else {})}
+    made = {f"p{number}": port for number in range(ports)}
     return {"segments": {"s": {"cidr": "10.0.0.0/24"}}, "ports": made, **more}
 
 
@@ -102,7 +103,7 @@ def test_a_tenant_sees_below_and_nobody_above(place: Place) -> None:
         with place.client(token) as client:
             shown[token] = {one["name"]: one["parent"] for one in client.list("tenant")}
             if low in shown[token]:
-                assert client.get("tenant", low)["used"] == {"networks": 1, "segments": 1, "ports": 1}
+                assert client.get("tenant", low)["used"] == {"networks": 1, "segments": 1, "ports": 1, "rate": 10**11}
             assert [one["path"] for one in client.list("network")] == (
                 [f"{low}-net"] if token == f"{low}-own" else []
             ), "being above gives no right to read"
@@ -114,7 +115,7 @@ def test_a_tenant_sees_below_and_nobody_above(place: Place) -> None:
         f"{leaf}-own": {leaf: None},
     }
     told = place.ask(f"{leaf}-own", "GET", f"/v1/tenants/{leaf}").json()
-    assert told["quota"] == {"networks": None, "segments": None, "ports": None}
+    assert told["quota"] == {"networks": None, "segments": None, "ports": None, "rate": None}
     for hidden in (low, top):
         asked = (("GET", {}), ("PATCH", {"json": {"suspended": True}}), ("DELETE", {}))
         answers = []
@@ -137,13 +138,12 @@ def test_a_watch_tells_of_tenants_below(place: Place) -> None:
         low.make_tenant(f"{top}-a-y")
         mine.set_tenant(f"{top}-a", suspended=True)
         low_id, gone = (operator.get("tenant", f"{top}-a{end}")["id"] for end in ("", "-y"))
-        last = operator.delete("tenant", f"{top}-a-y")
+        operator.delete("tenant", f"{top}-a-y")
         told: dict[str, Any] = {}
         for line in lines:
             told |= {one["id"]: one["object"] for one in line.get("objects", [])}
-            if line["revision"] >= last:
+            if told.get(gone, "") is None:
                 break
-        assert told[gone] is None
         assert told[low_id]["suspended"]
         assert {one["name"] for one in told.values() if one} == {f"{top}-a", f"{top}-a-x"}
         assert all(one["suspended"] for one in told.values() if one), "those below are closed with it"
@@ -217,7 +217,8 @@ def test_a_tenant_makes_others_below_it(place: Place) -> None:
         ({"name": "x", "parent": "n" * 10_000}, "bad_value", "/parent"),
         ({"name": "x", "quota": {"ports": -1}}, "out_of_range", "/quota/ports"),
         ({"name": "x", "quota": {"ports": 10**12}}, "out_of_range", "/quota/ports"),
-        ({"name": "x", "quota": {"rate": 1}}, "unknown_key", "/quota/rate"),
+        ({"name": "x", "quota": {"rate": 1}}, "out_of_range", "/quota/rate"),
+        ({"name": "x", "quota": {"speed": 1}}, "unknown_key", "/quota/speed"),
         ({"name": "x", "suspended": True}, "unknown_key", "/suspended"),
         ({}, "missing_key", "/name"),
     ],
@@ -323,8 +324,8 @@ def test_a_quota_below_what_is_used_is_refused_with_the_numbers(place: Place) ->
         assert (refused.value.code, refused.value.limit) == ("quota_exceeded", 2)
         told = mine.set_tenant(low, {"ports": 3, "networks": 2})
         again = mine.set_tenant(low, {"ports": 3})
-        assert again["revision"] == told["revision"], "doing it twice is doing it once"
-        assert again["tenant"]["quota"] == {"networks": 2, "segments": None, "ports": 3}
+        assert again["tenant"]["etag"] == told["tenant"]["etag"], "doing it twice is doing it once"
+        assert again["tenant"]["quota"] == {"networks": 2, "segments": None, "ports": 3, "rate": None}
         assert mine.set_tenant(low, {"networks": None})["tenant"]["quota"]["networks"] is None
         with pytest.raises(Exhausted, match=f"tenant {low} may have 3 ports"):
             client.apply(manifest(**{low: network(4)}))
@@ -457,13 +458,11 @@ def test_a_write_comes_before_a_suspension_or_is_refused(place: Place) -> None:
                 except Forbidden as error:
                     refused[error.code] += 1
 
-    closed: list[tuple[int, int]] = []
-
     def suspend() -> None:
         with place.client(f"{top}-own") as mine:
             while not ended.is_set():
-                first = mine.set_tenant(low, suspended=True)["revision"]
-                closed.append((first, mine.set_tenant(low, suspended=False)["revision"]))
+                mine.set_tenant(low, suspended=True)
+                mine.set_tenant(low, suspended=False)
 
     with ThreadPoolExecutor(11) as pool:
         suspending = pool.submit(suspend)
@@ -473,7 +472,11 @@ def test_a_write_comes_before_a_suspension_or_is_refused(place: Place) -> None:
         suspending.result(60)
     with place.operator() as operator:
         lines = [line["event"] for line in operator.events(last=1000) if line.get("event")]
-    written = [one["revision"] for one in lines if one["who"] == f"token:{low}-own" and one["kind"] == "changed"]
+    lines = [one for one in lines if one["kind"] == "changed"]
+    written = [one["revision"] for one in lines if one["who"] == f"token:{low}-own"]
+    turns = [one["revision"] for one in lines if one["who"] == f"token:{top}-own"]
+    closed = list(zip(turns[::2], turns[1::2], strict=True))
+    assert closed
     assert len(written) == refused["written"] + 1
     assert refused["written"], "some came before"
     assert refused["suspended"], "and some were refused"
@@ -568,10 +571,41 @@ def test_deleting_a_tenant_against_making_a_network_in_it(place: Place) -> None:
             assert len(left) == len(made)
             outcomes["stayed"] += 1
         else:
-            assert isinstance(got[0], int)
+            assert set(got[0]) == {"revision", "token"}
             assert left == []
             outcomes["gone"] += 1
         assert all(isinstance(one, dict | Forbidden | Unauthenticated) for one in got[1:]), got
+    assert outcomes["gone"], outcomes
+    with closing(sqlite3.connect(place.controller.db)) as base:
+        assert base.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_deleting_a_tenant_against_granting_it_hosts(place: Place) -> None:
+    """The one or the other is first; there is never a grant to nobody."""
+    outcomes: Counter[str] = Counter()
+    for turn in range(6):
+        top = place.tenants()
+        low, leaf = f"{top}-a", f"{top}-a-x"
+        hosts = {"p0": {"segment": "s", "host": "m1", "hosts": True}}
+        with place.client(f"{low}-own") as mine:
+            mine.apply(manifest(**{low: {**network(0), "ports": hosts}}))
+
+        def act(number: int, top: str = top, low: str = low, leaf: str = leaf, turn: int = turn) -> Any:
+            with place.client(f"{top}-own" if number == 0 else f"{low}-own") as mine:
+                if number == 0:
+                    return mine.delete("tenant", leaf, cascade=bool(turn % 2))
+                return mine.grant(low, leaf, None, {"networks": number})
+
+        got = at_once(act, 4)
+        with place.operator() as operator:
+            there = [one for one in operator.list("tenant") if one["name"] == leaf]
+            given = [one for one in operator.grants() if one["network"] == low]
+        gone = isinstance(got[0], dict)
+        assert bool(there) != gone
+        assert [one["tenant"] for one in given] in ([], [leaf])
+        assert not (gone and given)
+        assert all(isinstance(one, dict | NotFound | Forbidden) for one in got[1:]), got
+        outcomes["gone" if gone else "stayed"] += 1
     assert outcomes["gone"], outcomes
     with closing(sqlite3.connect(place.controller.db)) as base:
         assert base.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -823,8 +857,8 @@ def test_the_command(place: Place, tmp_path: Path) -> None:
     own = f"{top}-own"
     made = run(own, "tenant", "create", f"{top}-b", "--networks", "3", "--ports", "4")
     assert made == (0, "", f"tenant {top}-b is made, below {top}\n")
-    assert run(own, "tenant", "set", f"{top}-b", "--networks", "none", "--segments", "2") == (
-        0, "", f"tenant {top}-b may have any number of networks, 2 segments, 4 ports\n"
+    assert run(own, "tenant", "set", f"{top}-b", "--networks", "none", "--segments", "2", "--rate", "5gbit") == (
+        0, "", f"tenant {top}-b may have any number of networks, 2 segments, 4 ports, a rate of 5gbit\n"
     )  # fmt: skip
     code, token, _ = run(own, "token", "create", f"{top}-b-ci", "--tenant", f"{top}-b=owner")
     assert code == 0
@@ -832,19 +866,20 @@ def test_the_command(place: Place, tmp_path: Path) -> None:
     with place.operator() as operator:
         operator.grant(None, f"{top}-b")
     with place.client("made") as client:
-        client.apply(manifest(**{f"{top}-b": network(2)}))
+        client.apply(manifest(**{f"{top}-b": network(2, rate="1mbit")}))
     assert run(own, "tenant", "suspend", f"{top}-b")[2] == f"tenant {top}-b is suspended\n"
     code, table, _ = run(own, "get", "tenants", "-o", "wide")
     rows = [line.split() for line in table.splitlines()]
-    assert rows[0] == ["NAME", "PARENT", "SUSPENDED", "NETWORKS", "SEGMENTS", "PORTS", "ID"]
-    assert [f"{top}-b", top, "yes", "1", "1", "of", "2", "2", "of", "4"] in [row[:-1] for row in rows]
+    assert rows[0] == ["NAME", "PARENT", "SUSPENDED", "NETWORKS", "SEGMENTS", "PORTS", "RATE", "ID"]
+    shown = [f"{top}-b", top, "yes", "1", "1", "of", "2", "2", "of", "4", "2mbit", "of", "5gbit"]
+    assert shown in [row[:-1] for row in rows]
     (tmp_path / "more.yaml").write_text(json.dumps(manifest(**{f"{top}-b": network(1)})))
     code, _, said = run("made", "apply", "more.yaml", "--no-wait")
     assert code == 1
     assert f"tenant {top}-b is suspended" in said
     assert run(own, "tenant", "resume", f"{top}-b")[2] == f"tenant {top}-b is resumed\n"
     for arguments, wrong in (
-        (("tenant", "set", f"{top}-b"), "give at least one of --networks, --segments, --ports"),
+        (("tenant", "set", f"{top}-b"), "give at least one of --networks, --segments, --ports, --rate"),
         (("tenant", "set", f"{top}-b", "--ports", "x"), "--ports is a number, or none"),
     ):
         code, _, said = run(own, *arguments)
@@ -868,3 +903,27 @@ def test_the_operator_gives_tenants_any_name_and_parent(store: Store) -> None:
         store.make_tenant("c", "nobody")
     revision, changed = store.set_tenant("b", {"networks": 1}, True)
     assert (changed["quota"]["networks"], changed["suspended"], revision) == (1, True, store.revision)
+
+
+def test_diagnostics_tell_no_secret_and_of_nobody_else(place: Place, tmp_path: Path) -> None:
+    """What `doctor` and `status` print, and the log of the controller, which people send around."""
+    top, other = place.tenants(), place.tenants()
+    with place.client(f"{top}-own") as mine, place.operator() as operator:
+        mine.apply(manifest(**{top: network()}))
+        operator.apply(manifest(**{f"{other}-hidden": {"tenant": other, **network()}}))
+        invitation = operator.invite_tenant(None)["invitation"]
+        joining = operator.let_join("m7", 60)["token"]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("NESTNET")}
+    env |= {"PYTHONPATH": str(ROOT), "NESTNET_TOKEN": place.tokens[f"{top}-own"], "COLUMNS": "200"}
+    env["NESTNET_CONTROLLER"] = place.controller.url
+    for command in ("doctor", "status"):
+        done = subprocess.run([sys.executable, "-m", "nestnet", command], capture_output=True, check=False,
+                              text=True, cwd=tmp_path, env=env, timeout=60)  # fmt: skip
+        said = done.stdout + done.stderr
+        assert said
+        assert other not in said
+        assert "192.0.2." not in said, "addresses of machines are below"
+        assert place.tokens[f"{top}-own"] not in said
+    log = place.controller.log.read_text()
+    for secret in (invitation, joining, *place.tokens.values()):
+        assert secret.split("_", 1)[1][:40] not in log

@@ -28,7 +28,7 @@ from starlette.types import Scope as ASGIScope
 from nestnet import __version__
 from nestnet.api import grants, identities, moves, shapes, streams, tenants
 from nestnet.api.access import RIGHTS, Who, judge, recognise, still, who
-from nestnet.api.asked import Rates, asked, keyed
+from nestnet.api.asked import Rates, asked, changed, keyed
 from nestnet.api.authority import Authority, make_authority
 from nestnet.api.bodies import Bounded, read_json
 from nestnet.api.feed import Doorbell, Followers, follow
@@ -36,7 +36,7 @@ from nestnet.api.metrics import Counts, measured
 from nestnet.model import errors
 from nestnet.model.exposition import CONTENT_TYPE, text
 from nestnet.model.manifest import Manifest, parse, read_address
-from nestnet.model.problems import join, moved
+from nestnet.model.problems import CODES, join, moved
 from nestnet.model.values import Attach
 from nestnet.store.database import explained
 from nestnet.store.once import Asked
@@ -222,10 +222,10 @@ def _get(store: Store, kind: str) -> Callable[..., Any]:
 
 def _delete(store: Store, kind: str) -> Callable[..., Any]:
     def delete(reference: Reference, how: How) -> dict[str, Any]:
-        return {"revision": store.delete(kind, reference, asked=how)}
+        return changed(store, how, store.delete(kind, reference, asked=how))
 
     def delete_all(reference: Reference, how: How, cascade: Cascade = False) -> dict[str, Any]:
-        return {"revision": store.delete(kind, reference, cascade, how)}
+        return changed(store, how, store.delete(kind, reference, cascade, how))
 
     return delete_all if kind in ("network", "tenant") else delete
 
@@ -260,7 +260,8 @@ def _verbs(store: Store) -> APIRouter:
         body = await request.body()
 
         def work() -> dict[str, Any]:
-            return asdict(store.apply(*_read_manifest(body), asked=how))
+            applied = store.apply(*_read_manifest(body), asked=how)
+            return changed(store, how, applied.revision, plan=asdict(applied.plan))
 
         return await run_in_threadpool(work)
 
@@ -278,15 +279,23 @@ def _verbs(store: Store) -> APIRouter:
         store.report(reference, said.revision, said.problems, said.ports, events, how)
 
     @routes.get("/status", response_model=shapes.Status, tags=["machines"])
-    def status(request: Request) -> dict[str, Any]:
-        """The revision, and how far each machine is."""
-        return {"apiVersion": shapes.API_VERSION, "controller": __version__, **store.status(who(request).scope)}
+    def status(
+        request: Request,
+        since: Annotated[str | None, Query(description="A change: the `token` of its answer.", max_length=200)] = None,
+    ) -> dict[str, Any]:
+        """How far each machine is, and whether it has realised a change."""
+        known = None
+        if since is not None and (known := store.identity.unseal(since, "watch")) is None:
+            message = "this is no token of this store, which may be another one since a restore: ask without it"
+            raise errors.Invalid([errors.Problem("bad_value", "/since", message)])
+        found = store.status(who(request).scope, known)
+        return {"apiVersion": shapes.API_VERSION, "controller": __version__, **found}
 
     @routes.patch("/links/{reference:path}", response_model=shapes.Linked, tags=["resources"])
     def patch_link(reference: Reference, state: shapes.LinkState, how: How) -> dict[str, Any]:
         """Take a link up or down; doing it twice is doing it once. All else of it is changed by apply."""
         revision, machines, link = store.set_link(reference, state.up, how)
-        return {"revision": revision, "machines": machines, "link": link}
+        return changed(store, how, revision, machines=machines, link=link)
 
     @routes.patch("/ports/{reference:path}", response_model=shapes.Attached, tags=["resources"])
     def patch_port(reference: Reference, state: shapes.PortState, how: How) -> dict[str, Any]:
@@ -297,7 +306,7 @@ def _verbs(store: Store) -> APIRouter:
             revision, machines, port = store.set_enabled("port", reference, state.enabled, how)
         else:
             revision, machines, port = store.set_attach(reference, _read_attach(state.attach), how)
-        return {"revision": revision, "machines": machines, "port": port}
+        return changed(store, how, revision, machines=machines, port=port)
 
     @routes.patch("/networks/{reference:path}", response_model=shapes.Networked, tags=["resources"])
     def patch_network(reference: Reference, state: shapes.NetworkState, how: How) -> dict[str, Any]:
@@ -308,7 +317,7 @@ def _verbs(store: Store) -> APIRouter:
             revision, machines, network = store.set_enabled("network", reference, state.enabled, how)
         else:
             revision, machines, network = store.recarry(reference, state.carrier, state.hosts, how)
-        return {"revision": revision, "machines": machines, "network": network}
+        return changed(store, how, revision, machines=machines, network=network)
 
     @routes.get("/feed", response_class=StreamingResponse, responses=LINES, tags=["machines"])
     async def feed(
@@ -536,7 +545,12 @@ def _badly_asked(_request: Request, error: Exception) -> JSONResponse:
         ranges = "equal" in one["type"] or "than" in one["type"]
         code = codes.get(one["type"], "out_of_range" if ranges else "bad_value")
         name = "/".join(map(str, one["loc"][1:])) or str(one["loc"][0])
-        problems.append(errors.Problem(code, place, f"{name}: {one['msg']}"))
+        if one["type"] in CODES:  # refused by the rules for manifests, in their words
+            about = one.get("ctx", {})
+            message = f"{name} {one['msg']}"
+            problems.append(errors.Problem(one["type"], place, message, about.get("limit"), about.get("nearest")))
+        else:
+            problems.append(errors.Problem(code, place, f"{name}: {one['msg']}"))
     return _problem(errors.Invalid(problems))
 
 

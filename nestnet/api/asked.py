@@ -1,4 +1,4 @@
-"""How a change is asked for, how often somebody may ask, and what a connection knows of who asks."""
+"""How a change is asked for and answered, how often somebody may ask, and what a connection knows of who asks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Header, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nestnet.api.access import who
 from nestnet.model.errors import Invalid, Problem, TooFast
 from nestnet.store.once import Asked
+from nestnet.store.store import Store
 
 RATE, BURST = 100.0, 500.0  # Requests of one tenant: so many a second in the long run, so many at once.
 BUCKETS = 10_000  # Of tenants that are remembered; who is forgotten begins with a full one.
@@ -64,6 +65,14 @@ def asked(
 ) -> Asked:
     """How a change is asked for."""
     return replace(keyed(request, idempotency_key), etags=None if if_match is None else _etags(if_match))
+
+
+def changed(store: Store, how: Asked, revision: int, **more: Any) -> dict[str, Any]:
+    """The answer to a change: the revision since which it is so, for those who may see it, and a token that stands for
+    it. Asked again with one key, it is the same."""
+    once = None if how.key is None else f"{how.tenant} {how.key}"
+    shown = revision if how.scope.reads is None else None
+    return {"revision": shown, "token": store.identity.seal(revision, "watch", once), **more}
 
 
 def _etags(header: str) -> tuple[str, ...]:

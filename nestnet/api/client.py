@@ -184,14 +184,14 @@ class Client:
 
     def delete(
         self, kind: str, reference: str, cascade: bool = False, *, key: str | None = None, etag: str | None = None
-    ) -> int:
-        """Delete one; returns the revision. Raises Conflict with what depends on it, or is in it: `cascade` takes that
+    ) -> dict[str, Any]:
+        """Delete one: {"revision", "token"}. Raises Conflict with what depends on it, or is in it: `cascade` takes that
         along, of networks and tenants only."""
         query = {"cascade": True} if cascade else {}
-        return int(self._change("DELETE", _member(kind, reference), key, etag, params=query)["revision"])
+        return self._change("DELETE", _member(kind, reference), key, etag, params=query)
 
     def set_link(self, reference: str, up: bool, *, key: str | None = None, etag: str | None = None) -> dict[str, Any]:
-        """Take a link up or down: {"revision", "machines", "link"}. Doing it twice is doing it once."""
+        """Take a link up or down: {"revision", "token", "machines", "link"}. Doing it twice is doing it once."""
         return self._change("PATCH", _member("link", reference), key, etag, json={"up": up})
 
     def set_enabled(
@@ -270,18 +270,18 @@ class Client:
         self,
         name: str,
         parent: str | None = None,
-        quota: Mapping[str, int | None] | None = None,
+        quota: Mapping[str, int | str | None] | None = None,
         *,
         key: str | None = None,
     ) -> dict[str, Any]:
-        """A new tenant; returns it. `quota`: networks, segments, ports; what is left out has no limit of its own."""
+        """A new tenant; returns it. `quota`: networks, segments, ports, rate; what is left out has no limit."""
         body = {"name": name, "parent": parent, "quota": dict(quota or {})}
         return self._change("POST", "/v1/tenants", key, None, json=body)
 
     def set_tenant(
         self,
         name: str,
-        quota: Mapping[str, int | None] | None = None,
+        quota: Mapping[str, int | str | None] | None = None,
         suspended: bool | None = None,
         *,
         key: str | None = None,
@@ -349,7 +349,7 @@ class Client:
         network: str | None,
         tenant: str,
         hosts: Sequence[str] | None = None,
-        quota: Mapping[str, int] | None = None,
+        quota: Mapping[str, int | str | None] | None = None,
         *,
         key: str | None = None,
     ) -> dict[str, Any]:
@@ -361,7 +361,7 @@ class Client:
         self,
         network: str | None,
         hosts: Sequence[str] | None = None,
-        quota: Mapping[str, int] | None = None,
+        quota: Mapping[str, int | str | None] | None = None,
         ttl: float = 7 * 86400.0,
         *,
         key: str | None = None,
@@ -422,9 +422,10 @@ class Client:
             raise _error(response)
         return int(msgspec.json.decode(response.content)["revision"])
 
-    def status(self) -> dict[str, Any]:
-        """{"controller", "revision", "machines": [{"name", "realised", "reported", "problems", ...}]}"""
-        return self._ask("GET", "/v1/status")
+    def status(self, since: str | None = None) -> dict[str, Any]:
+        """{"controller", "revision", "machines": [{"name", "realised", "current", "reported", "problems", ...}]}. A
+        machine is current when it has realised what `since` stands for, the token of a change; None: everything."""
+        return self._ask("GET", "/v1/status", params={} if since is None else {"since": since})
 
     def trace(self, port: str, to: str, protocol: str = "icmp", dport: int = 0) -> dict[str, Any]:
         """What would happen to a packet, layer by layer."""

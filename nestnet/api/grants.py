@@ -22,19 +22,6 @@ MANY = 1000  # Hosts that are named at most: more are marked in the network.
 
 How = Annotated[Asked, Depends(keyed)]
 Reference = Annotated[str, Path(description="Its id or, for whoever has it, its name.")]
-Amount = Annotated[int | None, Field(ge=0, le=2**53)]
-
-
-class Limits(shapes.Shape):
-    """How much may be carried; null: what whoever grants it has left."""
-
-    networks: Amount = None
-    segments: Amount = None
-    ports: Amount = None
-
-    @property
-    def value(self) -> Quota:
-        return Quota(self.networks, self.segments, self.ports)
 
 
 class _Offer(shapes.Shape):
@@ -42,7 +29,8 @@ class _Offer(shapes.Shape):
     """Whose host ports: path or id; null: the machines."""
     hosts: Annotated[list[str] | None, Field(max_length=MANY)] = None
     """Their names; null: all there are, also those to come."""
-    quota: Limits = Limits()
+    quota: shapes.Limits = shapes.Limits()
+    """How much may be carried; null: what whoever grants it has left."""
 
 
 class GrantWish(_Offer):
@@ -130,12 +118,14 @@ def routes(store: Store) -> APIRouter:
     @found.post("/grants", response_model=Grant)
     async def grant(wish: GrantWish, how: How) -> Any:
         """Grant hosts of a network of yours to a tenant below you; all others are invited."""
-        return await run_in_threadpool(store.grant, wish.network, wish.tenant, wish.hosts, wish.quota.value, how)
+        return await run_in_threadpool(
+            store.grant, wish.network, wish.tenant, wish.hosts, Quota(**wish.quota.model_dump()), how
+        )
 
     @found.post("/invitations", response_model=Invitation)
     async def invite_tenant(wish: InvitationWish, how: How) -> Any:
         """Grant hosts to whoever shows the invitation first."""
-        offer = (wish.network, wish.hosts, wish.quota.value, time.time() + wish.ttl)
+        offer = (wish.network, wish.hosts, Quota(**wish.quota.model_dump()), time.time() + wish.ttl)
         made, secret = await run_in_threadpool(store.invite, *offer, how)
         return {**made, "invitation": f"{INVITATION_PREFIX}{secret}"}
 

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from nestnet.api import shapes
 from nestnet.api.access import JOIN_PREFIX, who
-from nestnet.api.asked import Key, asked, keyed
+from nestnet.api.asked import Key, asked, changed, keyed
 from nestnet.api.authority import Authority
 from nestnet.model.errors import Forbidden, Invalid, Problem, Unauthenticated
 from nestnet.model.manifest import parse
@@ -55,15 +55,17 @@ def routes(store: Store, authority: Authority) -> APIRouter:
     @routes.delete("/tokens/{name}", response_model=shapes.Deleted)
     def delete_token(name: Name, how: How) -> dict[str, Any]:
         """Revoke a token: it counts no more, at once, and what follows by it ends within 10 s."""
-        return {"revision": store.revoke(name, how)}
+        return changed(store, how, store.revoke(name, how))
 
     @routes.post("/join-tokens", response_model=shapes.NewJoinToken)
     def let_join(wanted: shapes.JoinWish, how: How) -> dict[str, Any]:
-        """A token that lets one machine join, once. One that was made for the machine before counts no more."""
+        """A token that lets one machine join, once: the operator's to make, or of one on a port of yours, yours. One
+        that was made for the machine before counts no more."""
         machine = wanted.machine
         if "/" in machine:
-            machine = store.guest(machine)
+            machine = store.guest(machine, scope=how.scope)
         else:
+            how.scope.to_write_all(f"machine {machine}")
             _judge_name(machine)
         return join_token(machine, wanted.ttl, how)
 
@@ -107,7 +109,7 @@ def routes(store: Store, authority: Authority) -> APIRouter:
     ) -> dict[str, Any]:
         """Shut a machine out, or let it in again. To all others it is a stranger as soon as they have heard."""
         revision, machines, machine = store.fence(reference, state.fenced, how)
-        return {"revision": revision, "machines": machines, "machine": machine}
+        return changed(store, how, revision, machines=machines, machine=machine)
 
     return routes
 

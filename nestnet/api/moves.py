@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from nestnet.api import shapes
-from nestnet.api.asked import asked
+from nestnet.api.asked import asked, changed
 from nestnet.store.once import Asked
 from nestnet.store.store import Store
 
@@ -22,10 +22,9 @@ class Move(shapes.Shape):
     """A machine for a network that the wire carries, else by bare name a port of the carrier with `hosts: true`."""
 
 
-class Begun(shapes.Shape):
+class Begun(shapes.Changed):
     """A move that has begun. It has ended when the port's `moving` is null, or says `failed`."""
 
-    revision: int
     machines: list[str]
     """Those that get rows."""
     disturbs: list[str]
@@ -41,12 +40,8 @@ def routes(store: Store) -> APIRouter:
     async def move(wish: Move, how: Annotated[Asked, Depends(asked)]) -> dict[str, Any]:
         """Move a port, with all that lives on it, to another host, under traffic."""
         begun, port = await run_in_threadpool(store.move, wish.port, wish.to, how)
-        return {
-            "revision": begun.revision,
-            "machines": begun.machines,
-            "disturbs": begun.disturbs,
-            "port": port,
-        }
+        more = {"machines": begun.machines, "disturbs": begun.disturbs, "port": port}
+        return changed(store, how, begun.revision, **more)
 
     @found.put("/machines/{reference}/moves/{port}", status_code=204, tags=["machines"])
     async def give(reference: str, port: int, request: Request) -> None:

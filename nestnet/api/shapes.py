@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from nestnet.model.manifest import QUOTA
+from nestnet.model.manifest import QUOTA, read_quota_rate
 
 API_VERSION = "nestnet/v1"
 
@@ -39,7 +39,7 @@ class Machine(_Resource):
     fenced: bool
     """Shut out: to all others it is a stranger. `PATCH` sets it."""
     realised: int | None
-    """The revision that it has made so; null before its first report."""
+    """The revision that it has made so; null before its first report, or not for you to see."""
     reported: float | None
     """Seconds since its last report."""
     problems: list[str]
@@ -50,6 +50,8 @@ class Amounts(Shape):
     networks: int | None = None
     segments: int | None = None
     ports: int | None = None
+    rate: int | None = None
+    """In bit/s."""
 
 
 class Tenant(_Resource):
@@ -79,7 +81,7 @@ class Network(_Resource):
     cause: str | None
     """Why it is not up."""
     revision: int
-    """The last one that changed anything in it."""
+    """How often anything in it has changed."""
     labels: dict[str, str]
     description: str
 
@@ -245,13 +247,21 @@ class Plan(Shape):
     """`If-Match` for an apply that is to be refused if any of these networks changes before it."""
 
 
-class Applied(Shape):
-    revision: int
+class Changed(Shape):
+    """Something was changed, or was so already."""
+
+    revision: int | None
+    """The one since which it is so; null: it counts what others change, too."""
+    token: str
+    """`since` of `GET /v1/status`, to ask which machines have made it so, and of `GET /v1/watch`."""
+
+
+class Applied(Changed):
     plan: Plan
 
 
-class Deleted(Shape):
-    revision: int
+class Deleted(Changed):
+    pass
 
 
 class LinkState(Shape):
@@ -269,11 +279,9 @@ class PortState(Shape):
     """false: nothing passes, nor for what lives on it."""
 
 
-class Attached(Shape):
+class Attached(Changed):
     """A port that was given something to hang on, or nothing; or taken down or up."""
 
-    revision: int
-    """The one since which it is so."""
     machines: list[str]
     """The machines that have to make it so."""
     port: Port
@@ -291,27 +299,24 @@ class NetworkState(Shape):
     named goes to the host that is called as its own."""
 
 
-class Networked(Shape):
+class Networked(Changed):
     """A network that was taken down or up, or was given another carrier."""
 
-    revision: int
-    """The one since which it is so."""
     machines: list[str]
     """Machines that get rows."""
     network: Network
 
 
-class Linked(Shape):
+class Linked(Changed):
     """A link that was taken up or down."""
 
-    revision: int
-    """The one since which it is so."""
     machines: list[str]
     """Machines that get rows."""
     link: Link
 
 
 Limit = Annotated[int | None, Field(ge=QUOTA[0], le=QUOTA[1])]
+MostRate = Annotated[int | None, BeforeValidator(lambda value: None if value is None else read_quota_rate(value))]
 
 
 class Limits(Shape):
@@ -320,6 +325,8 @@ class Limits(Shape):
     networks: Limit = None
     segments: Limit = None
     ports: Limit = None
+    rate: MostRate = None
+    """Of all ports together: bit/s, or as 10mbit."""
 
 
 class TenantWish(Shape):
@@ -341,11 +348,9 @@ class TenantState(Shape):
     """true: its tokens, and those of the tenants below it, may read and nothing else. Its networks go on."""
 
 
-class Tenanted(Shape):
+class Tenanted(Changed):
     """A tenant that was given other limits, suspended or resumed."""
 
-    revision: int
-    """The one since which it is so."""
     tenant: Tenant
 
 
@@ -390,11 +395,9 @@ class MachineState(Shape):
     fenced: Annotated[bool, Field(strict=True)]
 
 
-class Fenced(Shape):
+class Fenced(Changed):
     """A machine that was shut out, or let in again."""
 
-    revision: int
-    """The one since which it is so."""
     machines: list[str]
     """Machines that get rows: all others."""
     machine: Machine
@@ -490,6 +493,8 @@ class MachineStatus(Shape):
     address: str | None
     fenced: bool
     realised: int | None
+    current: bool
+    """It has realised `since`; without that, all that you may see."""
     reported: float | None
     problems: list[str]
 
@@ -498,7 +503,8 @@ class Status(Shape):
     api_version: Annotated[Literal["nestnet/v1"], Field(alias="apiVersion")] = "nestnet/v1"
     controller: str
     """The version that runs."""
-    revision: int
+    revision: int | None
+    """null: not for you to see."""
     time: float
     """Its clock: seconds since 1970."""
     machines: list[MachineStatus]
@@ -535,7 +541,8 @@ class WatchedObject(Shape):
 class WatchLine(Shape):
     """Objects that changed; or, without `objects`, a heartbeat."""
 
-    revision: int
+    revision: int | None
+    """null: not for you to see."""
     token: str | None = None
     """`since` for the next time. Only the last line of a snapshot has one."""
     snapshot: Literal["new", "other_store", "too_old"] | None = None

@@ -10,7 +10,8 @@
 
 A token says where to go on, after a restart of either side too. A watch that cannot go on (the token is of another
 store, as after a restore, or too old) begins anew with a snapshot that says so: `snapshot` is new, other_store or
-too_old, and whatever it does not name is gone. What changes while a snapshot is read comes after it.
+too_old, and whatever it does not name is gone. What changes while a snapshot is read comes after it. The revision is
+null for those who do not see everything.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ async def watch(
                 yield part
             spoke = asyncio.get_running_loop().time()
             continue
-        line: dict[str, Any] = {"revision": changes.revision, "token": identity.seal(changes.revision, "watch")}
+        shown = _shown(changes.revision, scope)
+        line: dict[str, Any] = {"revision": shown, "token": identity.seal(changes.revision, "watch")}
         objects = [
             {"id": identity.public(kind, id), "kind": kind, "object": resource}
             for kind, id, resource in changes.objects
@@ -71,7 +73,7 @@ def _snapshot(
     store: Store, revision: int, why: str, kind: str | None, network: str | None, scope: Scope
 ) -> Iterator[bytes]:
     """All there is, in parts. Read page by page: what changes meanwhile is among the changes since `revision`."""
-    head: dict[str, Any] = {"snapshot": why, "revision": revision}
+    head: dict[str, Any] = {"snapshot": why, "revision": _shown(revision, scope)}
     for each in KINDS if kind is None else (kind,):
         if network is not None and each not in IN_NETWORK:
             if each == "network":
@@ -120,6 +122,10 @@ async def _wait(ring: asyncio.Event, spoke: float) -> None:
             await ring.wait()
     except TimeoutError:
         pass
+
+
+def _shown(revision: int, scope: Scope) -> int | None:
+    return revision if scope.reads is None else None  # It counts what others change, too.
 
 
 def _line(data: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path
 
 from nestnet.api import shapes
-from nestnet.api.asked import asked, keyed
+from nestnet.api.asked import asked, changed, keyed
 from nestnet.model.errors import Invalid, Problem
 from nestnet.model.manifest import parse
 from nestnet.model.problems import moved
@@ -37,7 +37,7 @@ def routes(store: Store) -> APIRouter:
             raise Invalid([Problem("missing_key", "", "the body needs the key quota or suspended")])
         quota = state.quota.model_dump(exclude_unset=True) if state.quota is not None else None
         revision, tenant = store.set_tenant(reference, quota, state.suspended, how)
-        return {"revision": revision, "tenant": tenant}
+        return changed(store, how, revision, tenant=tenant)
 
     return routes
 

@@ -524,6 +524,13 @@ Tenant = Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]
 Networks = Annotated[str | None, typer.Option("--networks", metavar="N|none", help="How many networks it may have.")]
 Segments = Annotated[str | None, typer.Option("--segments", metavar="N|none", help="How many segments.")]
 Ports = Annotated[str | None, typer.Option("--ports", metavar="N|none", help="How many ports.")]
+TotalRate = Annotated[
+    str | None, typer.Option("--rate", metavar="RATE|none", help="What all ports may send together, as 10gbit.")
+]
+
+
+def _limits(networks: str | None, segments: str | None, ports: str | None, rate: str | None) -> dict[str, str | None]:
+    return {"networks": networks, "segments": segments, "ports": ports, "rate": rate}
 
 
 @tenants.command("create")
@@ -535,6 +542,7 @@ def make_tenant(
     networks: Networks = None,
     segments: Segments = None,
     ports: Ports = None,
+    rate: TotalRate = None,
     lab: Lab = None,
 ) -> None:
     """Make a tenant below one of yours.
@@ -543,12 +551,17 @@ def make_tenant(
     """
     from nestnet.cli import identities
 
-    identities.make_tenant(name, parent, {"networks": networks, "segments": segments, "ports": ports}, lab)
+    identities.make_tenant(name, parent, _limits(networks, segments, ports, rate), lab)
 
 
 @tenants.command("set")
 def set_tenant(
-    name: Tenant, networks: Networks = None, segments: Segments = None, ports: Ports = None, lab: Lab = None
+    name: Tenant,
+    networks: Networks = None,
+    segments: Segments = None,
+    ports: Ports = None,
+    rate: TotalRate = None,
+    lab: Lab = None,
 ) -> None:
     """Give a tenant below yours other limits.
 
@@ -556,7 +569,7 @@ def set_tenant(
     """
     from nestnet.cli import identities
 
-    identities.set_tenant(name, {"networks": networks, "segments": segments, "ports": ports}, lab)
+    identities.set_tenant(name, _limits(networks, segments, ports, rate), lab)
 
 
 @tenants.command("suspend")
@@ -672,14 +685,6 @@ OfNetwork = Annotated[
 HostNames = Annotated[
     list[str] | None, typer.Option("--host", metavar="NAME", help="This one, not all. May be repeated.")
 ]
-MostNetworks = Annotated[int | None, typer.Option("--networks", min=0, metavar="N", help="So many networks at most.")]
-MostSegments = Annotated[int | None, typer.Option("--segments", min=0, metavar="N", help="So many segments at most.")]
-MostPorts = Annotated[int | None, typer.Option("--ports", min=0, metavar="N", help="So many ports at most.")]
-
-
-def _quota(networks: int | None, segments: int | None, ports: int | None) -> dict[str, int]:
-    given = {"networks": networks, "segments": segments, "ports": ports}
-    return {what: amount for what, amount in given.items() if amount is not None}
 
 
 @app.command()
@@ -687,9 +692,10 @@ def grant(
     tenant: Annotated[str, typer.Argument(metavar="TENANT", help="A tenant below yours; invite others.")],
     network: OfNetwork = None,
     host: HostNames = None,
-    networks: MostNetworks = None,
-    segments: MostSegments = None,
-    ports: MostPorts = None,
+    networks: Networks = None,
+    segments: Segments = None,
+    ports: Ports = None,
+    rate: TotalRate = None,
     lab: Lab = None,
 ) -> None:
     """Let a tenant's networks be carried by hosts of yours.
@@ -698,16 +704,17 @@ def grant(
     """
     from nestnet.cli import granting
 
-    granting.grant(tenant, network, host or [], _quota(networks, segments, ports), lab)
+    granting.grant(tenant, network, host or [], _limits(networks, segments, ports, rate), lab)
 
 
 @app.command()
 def invite(
     network: OfNetwork = None,
     host: HostNames = None,
-    networks: MostNetworks = None,
-    segments: MostSegments = None,
-    ports: MostPorts = None,
+    networks: Networks = None,
+    segments: Segments = None,
+    ports: Ports = None,
+    rate: TotalRate = None,
     ttl: Annotated[str, typer.Option("--ttl", metavar="TIME", help="How long it counts, as 12h or 30d.")] = "7d",
     lab: Lab = None,
 ) -> None:
@@ -717,7 +724,7 @@ def invite(
     """
     from nestnet.cli import granting
 
-    granting.invite(network, host or [], _quota(networks, segments, ports), ttl, lab)
+    granting.invite(network, host or [], _limits(networks, segments, ports, rate), ttl, lab)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 def say(text: str) -> None:
     """Something for a person, who may not be reading: to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def of(told: Mapping[str, Any], before: str = "") -> str:
+    """The revision of a change, for those who may see it."""
+    if told["revision"] is None:
+        return ""
+    return f"{before}revision {told['revision']}{'' if before else ' '}"
 
 
 def up(file: str, name: str | None, timeout: float) -> None:
@@ -96,7 +104,7 @@ def apply(file: str, lab: str | None, prune: bool, wait: bool, timeout: float, o
     applied = _apply(target(lab), document, prune, wait, timeout)
     _show({**applied["plan"], "revision": applied["revision"]}, "Applied", output)
     done = "realised" if wait else "stored"
-    say(f"revision {applied['revision']} {done} in {time.monotonic() - start:.2f} s")
+    say(f"{of(applied)}{done} in {time.monotonic() - start:.2f} s")
 
 
 def _apply(found: Target, document: Document, prune: bool, wait: bool, timeout: float) -> dict[str, Any]:
@@ -106,7 +114,7 @@ def _apply(found: Target, document: Document, prune: bool, wait: bool, timeout: 
         with files.shown_in(document):
             applied: dict[str, Any] = client.apply(files.body(document), prune)
         if wait and applied["plan"]["machines"]:
-            until_realised(client, int(applied["revision"]), applied["plan"]["machines"], timeout, found.lab)
+            until_realised(client, applied, applied["plan"]["machines"], timeout, found.lab)
     return applied
 
 
@@ -129,9 +137,9 @@ def delete(kind: str, path: str, cascade: bool, lab: str | None, wait: bool, tim
         return
     with found.client() as client:
         concerned = _concerned(client, kind, path) if wait else set()
-        revision = client.delete(kind, path, cascade)
-        until_realised(client, revision, concerned, timeout, found.lab)
-    say(f"{kind} {path} deleted, revision {revision}")
+        told = client.delete(kind, path, cascade)
+        until_realised(client, told, concerned, timeout, found.lab)
+    say(f"{kind} {path} deleted{of(told, ', revision ')}")
 
 
 def link(path: str, up: bool, lab: str | None, wait: bool, timeout: float) -> None:
@@ -143,11 +151,11 @@ def link(path: str, up: bool, lab: str | None, wait: bool, timeout: float) -> No
     with found.client() as client:
         told = client.set_link(path, up)
         if wait:
-            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+            until_realised(client, told, told["machines"], timeout, found.lab)
     done = "realised" if wait else "stored"
     changed = told["link"]
     say(f"link {changed['path']} is {'up' if changed['up'] else 'down'}")
-    say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
+    say(f"{of(told)}{done} in {time.monotonic() - start:.2f} s")
 
 
 def enable(kind: str, path: str, enabled: bool, lab: str | None, wait: bool, timeout: float) -> None:
@@ -162,10 +170,10 @@ def enable(kind: str, path: str, enabled: bool, lab: str | None, wait: bool, tim
     with found.client() as client:
         told = client.set_enabled(kind, path, enabled)
         if wait:
-            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+            until_realised(client, told, told["machines"], timeout, found.lab)
     done = "realised" if wait else "stored"
     say(f"{kind} {told[kind]['path']} is {'enabled' if told[kind]['enabled'] else 'disabled'}")
-    say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
+    say(f"{of(told)}{done} in {time.monotonic() - start:.2f} s")
 
 
 def recarry(path: str, carrier: str | None, hosts: dict[str, str], lab: str | None, wait: bool, timeout: float) -> None:
@@ -178,11 +186,11 @@ def recarry(path: str, carrier: str | None, hosts: dict[str, str], lab: str | No
     with found.client() as client:
         told = client.recarry(path, carrier, hosts)
         if wait:
-            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+            until_realised(client, told, told["machines"], timeout, found.lab)
     done = "realised" if wait else "stored"
     network = told["network"]
     say(f"network {network['path']} is carried by {network['carrier'] or 'the wire'}")
-    say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
+    say(f"{of(told)}{done} in {time.monotonic() - start:.2f} s")
 
 
 def attach(path: str, wanted: dict[str, str], lab: str | None, wait: bool, timeout: float) -> None:
@@ -195,14 +203,14 @@ def attach(path: str, wanted: dict[str, str], lab: str | None, wait: bool, timeo
     with found.client() as client:
         told = client.set_attach(path, wanted)
         if wait:
-            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+            until_realised(client, told, told["machines"], timeout, found.lab)
     done = "realised" if wait else "stored"
     port = told["port"]
     if wanted:
         say(f"port {port['path']} hangs on {' '.join(*wanted.items())} of {port['machine']}")
     else:
         say(f"port {port['path']} is detached")
-    say(f"revision {told['revision']} {done} in {time.monotonic() - start:.2f} s")
+    say(f"{of(told)}{done} in {time.monotonic() - start:.2f} s")
 
 
 def move(path: str, to: str, lab: str | None, wait: bool, timeout: float) -> None:
@@ -218,7 +226,7 @@ def move(path: str, to: str, lab: str | None, wait: bool, timeout: float) -> Non
         for line in told["disturbs"]:
             say(line)
         if wait and port["moving"] is None:  # from host to host of one machine
-            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+            until_realised(client, told, told["machines"], timeout, found.lab)
         elif wait:
             until_moved(client, port, to, timeout)
     what = "moved" if wait else "is moving"

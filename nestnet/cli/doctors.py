@@ -68,13 +68,12 @@ def _controller(found: Target) -> Iterator[Finding]:
     for problem in wrong:
         fix = "nestnet confirm, when what is missing has been applied" if "held back" in problem else "nestnet logs"
         yield Finding("agents", problem, fix)
-    late = [m["name"] for m in status["machines"] if (m["realised"] or 0) < status["revision"]]
+    what = "what concerns you" if status["revision"] is None else f"revision {status['revision']}"
+    late = [m["name"] for m in status["machines"] if not m["current"]]
     if late and not wrong:
-        yield Finding(
-            "agents", f"{', '.join(late[:10])} are behind revision {status['revision']}", "nestnet logs", True
-        )
+        yield Finding("agents", f"{', '.join(late[:10])} are behind {what}", "nestnet logs", True)
     if not late and not wrong:
-        yield Finding("agents", f"all {len(mtus)} have realised revision {status['revision']}")
+        yield Finding("agents", f"all {len(mtus)} have realised {what}")
     if found.lab is None:
         return
     from nestnet.agent import netns

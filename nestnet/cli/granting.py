@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nestnet.cli.changes import say
 from nestnet.cli.find import target
-from nestnet.cli.identities import seconds
+from nestnet.cli.identities import limits, seconds
 from nestnet.model.errors import NotFound, Usage
 
 INVITATION = "NESTNET_INVITATION"
 
 
-def grant(tenant: str, network: str | None, hosts: Sequence[str], quota: dict[str, int], lab: str | None) -> None:
+def grant(
+    tenant: str, network: str | None, hosts: Sequence[str], quota: Mapping[str, str | None], lab: str | None
+) -> None:
     """Grant hosts to a tenant."""
     with target(lab).client() as client:
-        made = client.grant(network, tenant, list(hosts) or None, quota)
+        made = client.grant(network, tenant, list(hosts) or None, limits(quota))
     say(f"tenant {tenant}: its networks may be carried by {_hosts(made['hosts'], made['all'])}; grant {made['name']}")
 
 
-def invite(network: str | None, hosts: Sequence[str], quota: dict[str, int], ttl: str, lab: str | None) -> None:
+def invite(
+    network: str | None, hosts: Sequence[str], quota: Mapping[str, str | None], ttl: str, lab: str | None
+) -> None:
     """Make an invitation, and print it."""
     with target(lab).client() as client:
-        made = client.invite_tenant(network, list(hosts) or None, quota, seconds(ttl) or 0)
+        made = client.invite_tenant(network, list(hosts) or None, limits(quota), seconds(ttl) or 0)
     print(made["invitation"])
     say(f"for {_hosts(made['hosts'], made['all'])}, once, within {ttl}: whoever has it, `nestnet redeem`")
 

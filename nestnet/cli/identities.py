@@ -14,6 +14,7 @@ from nestnet.cli.changes import say
 from nestnet.cli.find import target
 from nestnet.cli.formats import Format
 from nestnet.model.errors import NestnetError, NotFound, Usage
+from nestnet.model.rates import rate_text
 
 TOKEN = "NESTNET_TOKEN"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -51,19 +52,25 @@ def make_token(
 def make_tenant(name: str, parent: str | None, quota: Mapping[str, str | None], lab: str | None) -> None:
     """Make a tenant."""
     with target(lab).client() as client:
-        made = client.make_tenant(name, parent, _limits(quota))
+        made = client.make_tenant(name, parent, limits(quota))
     say(f"tenant {made['name']} is made" + (f", below {made['parent']}" if made["parent"] else ""))
 
 
 def set_tenant(name: str, quota: Mapping[str, str | None], lab: str | None) -> None:
     """Give a tenant other limits."""
-    limits = _limits(quota)
-    if not limits:
+    given = limits(quota)
+    if not given:
         raise Usage(f"give at least one of {', '.join(f'--{what}' for what in quota)}")
     with target(lab).client() as client:
-        tenant = client.set_tenant(name, limits)["tenant"]
-    told = ", ".join(f"{n if n is not None else 'any number of'} {what}" for what, n in tenant["quota"].items())
+        tenant = client.set_tenant(name, given)["tenant"]
+    told = ", ".join(_amount(what, n) for what, n in tenant["quota"].items())
     say(f"tenant {tenant['name']} may have {told}")
+
+
+def _amount(what: str, n: int | None) -> str:
+    if what == "rate":
+        return f"a rate of {rate_text(n)}" if n is not None else "any rate"
+    return f"{n if n is not None else 'any number of'} {what}"
 
 
 def suspend(name: str, suspended: bool, lab: str | None) -> None:
@@ -76,14 +83,14 @@ def suspend(name: str, suspended: bool, lab: str | None) -> None:
         say(f"tenant {tenant['name']} is resumed, and closed as long as one above it is suspended")
 
 
-def _limits(quota: Mapping[str, str | None]) -> dict[str, int | None]:
+def limits(quota: Mapping[str, str | None]) -> dict[str, int | str | None]:
     """Those that were given; 'none' takes one away. Raises Usage."""
-    found: dict[str, int | None] = {}
+    found: dict[str, int | str | None] = {}
     for what, text in quota.items():
-        if text is not None and text != "none" and not re.fullmatch(r"[0-9]{1,10}", text):
+        if text is not None and text != "none" and what != "rate" and not re.fullmatch(r"[0-9]{1,10}", text):
             raise Usage(f"--{what} is a number, or none, not {text}")
         if text is not None:
-            found[what] = None if text == "none" else int(text)
+            found[what] = None if text == "none" else text if what == "rate" else int(text)
     return found
 
 
@@ -92,7 +99,11 @@ def let_join(machine: str, ttl: str, lab: str | None) -> None:
     with target(lab).client() as client:
         made = client.let_join(machine, seconds(ttl) or 0)
     print(made["token"])
-    say(f"for machine {machine}, once, within {ttl}: there, `nestnet join CONTROLLER --machine {machine} ...`")
+    who, how = f"machine {machine}", f"join CONTROLLER --machine {machine} ..."
+    if "/" in machine:
+        who = f"what runs on port {machine}"
+        how = f"agent --machine {made['machine']} --token-file FILE --controller URL-OF-ITS-RELAY"
+    say(f"for {who}, once, within {ttl}: there, `nestnet {how}`")
 
 
 def read_token(file: str | None) -> str | None:
@@ -114,7 +125,7 @@ def fence(machine: str, fenced: bool, lab: str | None, wait: bool, timeout: floa
     with found.client() as client:
         told = client.fence(machine, fenced)
         if wait:
-            until_realised(client, int(told["revision"]), told["machines"], timeout, found.lab)
+            until_realised(client, told, told["machines"], timeout, found.lab)
     known = f"{len(told['machines'])} others know" if wait else "stored"
     say(f"machine {told['machine']['name']} is {'shut out' if fenced else 'let in again'}: {known}")
 

@@ -43,8 +43,10 @@ def _until(token: Resource) -> str:
 
 def _of_quota(what: str) -> Cell:
     def cell(tenant: Resource) -> str:
-        limit = tenant["quota"][what]
-        return str(tenant["used"][what]) + (f" of {limit}" if limit is not None else "")
+        limit, text = tenant["quota"][what], rate_text if what == "rate" else str
+        if what == "rate" and limit is None:
+            return "-"  # What it would count under a limit says nothing.
+        return text(tenant["used"][what]) + (f" of {text(limit)}" if limit is not None else "")
 
     return cell
 
@@ -124,6 +126,7 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("NETWORKS", _of_quota("networks"), True),
         ("SEGMENTS", _of_quota("segments"), True),
         ("PORTS", _of_quota("ports"), True),
+        ("RATE", _of_quota("rate"), True),
         ("ID", _text("id"), True),
     ),
     "network": (

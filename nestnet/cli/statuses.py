@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nestnet.cli import output
-from nestnet.cli.waiting import plain_problem, realised
+from nestnet.cli.waiting import plain_problem
 
 SILENT = 15.0  # seconds without a report after which a machine is taken for silent
 
@@ -50,12 +50,14 @@ def show(status: Mapping[str, Any], ports: Sequence[Mapping[str, Any]], networks
     wrong = problems(status)
     machines, revision = status["machines"], status["revision"]
     if wrong:
-        print(f"{len(wrong)} {'problem' if len(wrong) == 1 else 'problems'} at revision {revision}")
+        at = "" if revision is None else f" at revision {revision}"
+        print(f"{len(wrong)} {'problem' if len(wrong) == 1 else 'problems'}{at}")
         for line in wrong:
             print(f"  {line}")
     else:
-        there = sum(realised(machine) >= revision for machine in machines)
-        print(f"well: {there} of {len(machines)} machines have realised revision {revision}")
+        there = sum(machine["current"] for machine in machines)
+        what = "what concerns you" if revision is None else f"revision {revision}"
+        print(f"well: {there} of {len(machines)} machines have realised {what}")
     if machines:
         print()
         here = Counter(port["machine"] for port in ports if port.get("attachment"))
@@ -72,11 +74,12 @@ def show(status: Mapping[str, Any], ports: Sequence[Mapping[str, Any]], networks
 
 
 def _row(machine: Mapping[str, Any], workloads: int) -> tuple[str, ...]:
-    at, age = realised(machine), machine.get("reported")
+    at, age = machine["realised"], machine.get("reported")
+    done = "all" if machine["current"] else "-" if age is None else "not all"
     return (
         str(machine["name"]),
         output.plain(machine.get("address")),
-        "-" if at < 0 else str(at),
+        done if at is None else str(at),
         "never" if age is None else f"{age:.0f} s ago",
         str(workloads),
         str(len(machine["problems"])),

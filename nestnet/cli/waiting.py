@@ -1,4 +1,4 @@
-"""Waiting until machines have realised a revision, with progress on stderr."""
+"""Waiting until machines have realised a change, with progress on stderr."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ PACE = 0.05  # seconds between two questions
 
 
 def until_realised(
-    client: Client, revision: int, machines: Collection[str], timeout: float, lab: Lab | None = None
+    client: Client, told: Mapping[str, Any], machines: Collection[str], timeout: float, lab: Lab | None = None
 ) -> None:
-    """Return when each of these machines has realised the revision.
+    """Return when each of these machines has realised the change that was answered so.
 
     Raises NotRealised after `timeout` seconds, Unreachable as soon as the agent of one of them has ended in `lab`.
     """
     progress = _Progress()
     limit = time.monotonic() + timeout
+    what = "this change" if told["revision"] is None else f"revision {told['revision']}"
     try:
         while True:
-            state = {m["name"]: m for m in client.status()["machines"] if m["name"] in machines}
+            state = {m["name"]: m for m in client.status(told["token"])["machines"] if m["name"] in machines}
             # One on a host port that went is gone.
-            behind = sorted(name for name, machine in state.items() if realised(machine) < revision)
-            progress.show(f"revision {revision}: {len(machines) - len(behind)} of {len(machines)} machines", behind)
+            behind = sorted(name for name, machine in state.items() if not machine["current"])
+            progress.show(f"{what}: {len(machines) - len(behind)} of {len(machines)} machines", behind)
             if not behind:
                 return
             if lab is not None and (ended := [name for name in behind if not lab.has_agent(name)]):
                 raise Unreachable(f"the agent of {', '.join(ended)} has ended: its log is in {lab.logs}")
             if time.monotonic() > limit:
-                raise NotRealised(_late(revision, behind, state, timeout))
+                raise NotRealised(_late(what, behind, state, timeout))
             time.sleep(PACE)  # the pace of asking; the wait is for the answer
     finally:
         progress.done()
@@ -67,19 +68,12 @@ def until_moved(client: Client, port: Mapping[str, Any], to: str, timeout: float
         progress.done()
 
 
-def realised(machine: Mapping[str, Any]) -> int:
-    """The revision that a machine has realised; -1 when it has never reported."""
-    value = machine.get("realised")
-    return -1 if value is None else int(value)
-
-
-def _late(revision: int, behind: list[str], state: Mapping[str, Mapping[str, Any]], timeout: float) -> str:
-    lines = [f"revision {revision} is stored, but {len(behind)} machines have not realised it after {timeout:g} s:"]
+def _late(what: str, behind: list[str], state: Mapping[str, Mapping[str, Any]], timeout: float) -> str:
+    lines = [f"{what} is stored, but {len(behind)} machines have not realised it after {timeout:g} s:"]
     for name in behind[:20]:
         machine = state.get(name, {})
-        last = realised(machine)
-        what = "has never reported" if last < 0 else f"is at revision {last}"
-        lines.append(f"  {name} {what}")
+        last = "" if machine.get("realised") is None else f"is at revision {machine['realised']}"
+        lines.append(f"  {name} {'has never reported' if machine.get('reported') is None else last or 'is behind'}")
         lines += [f"    {plain_problem(problem)}" for problem in machine.get("problems") or ()]
     if len(behind) > 20:
         lines.append(f"  and {len(behind) - 20} more")

@@ -75,6 +75,7 @@ LABELS = 64
 LABEL = 63  # characters of a label's key; its value may have LABEL_VALUE
 LABEL_VALUE = 256
 QUOTA = (0, 1_000_000_000)
+QUOTA_RATE = (RATE[0], 10_000 * RATE[1])  # bit/s
 DESCRIPTION = 1000  # characters
 MTU = (576, 65535)  # bytes of IP: RFC 791's smallest, and what a length field holds
 MACHINE_MTU = (MTU[0] + 50, MTU[1])  # room for VXLAN around the smallest
@@ -286,10 +287,18 @@ _RATE = re.compile(r"([0-9]{1,15})(\.[0-9]{1,9})?([kmg]?)bit\Z")
 
 def read_rate(value: object) -> int:
     """A rate in bit/s: a number, or text as tc writes it. Raises PydanticCustomError."""
+    return _read_rate(value, *RATE)
+
+
+def read_quota_rate(value: object) -> int:
+    """The same of many ports together."""
+    return _read_rate(value, *QUOTA_RATE)
+
+
+def _read_rate(value: object, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise _refuse("wrong_type", f"is {_shown(value)}, must be a rate, as 10mbit")
     rate = value if isinstance(value, int) else _read_rate_text(value)
-    low, high = RATE
     if not low <= rate <= high:
         limit = low if rate < low else high
         message = f"is {_shown(value)}: a rate is {rate_text(low)} to {rate_text(high)}"
@@ -391,6 +400,11 @@ def _numbers(low: int, high: int) -> WithJsonSchema:
     return WithJsonSchema({"type": "integer", "minimum": low, "maximum": high})
 
 
+def _rates(low: int, high: int) -> WithJsonSchema:
+    text = {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?[kmg]?bit$"}
+    return WithJsonSchema({"anyOf": [text, {"type": "integer", "minimum": low, "maximum": high}]})
+
+
 def _either(item: dict[str, Any], **limits: Any) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, **limits}]})
 
@@ -418,19 +432,8 @@ Mac = Annotated[
 ]
 Mtu = Annotated[int, _between(*MTU, " bytes"), _numbers(*MTU)]
 
-Rate = Annotated[
-    int,
-    BeforeValidator(read_rate),
-    PlainSerializer(rate_text),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?[kmg]?bit$"},
-                {"type": "integer", "minimum": RATE[0], "maximum": RATE[1]},
-            ]
-        }
-    ),
-]
+Rate = Annotated[int, BeforeValidator(read_rate), PlainSerializer(rate_text), _rates(*RATE)]
+QuotaRate = Annotated[int, BeforeValidator(read_quota_rate), PlainSerializer(rate_text), _rates(*QUOTA_RATE)]
 
 Addresses = Annotated[
     tuple[Annotated[Address, BeforeValidator(read_address)], ...],
@@ -481,14 +484,14 @@ class MachineSpec(_Spec):
 class QuotaSpec(_Spec):
     """How much a tenant may have, with what it hands on to tenants below it. What is absent is not limited by it."""
 
-    later = {"rate": "a limit on what its ports may send"}
-
     networks: Maybe[Annotated[int, _between(*QUOTA), _numbers(*QUOTA)]] = None
     """Networks, on whatever carries them."""
     segments: Maybe[Annotated[int, _between(*QUOTA), _numbers(*QUOTA)]] = None
     """Segments of all its networks."""
     ports: Maybe[Annotated[int, _between(*QUOTA), _numbers(*QUOTA)]] = None
     """Ports of all its networks."""
+    rate: Maybe[QuotaRate] = None
+    """Of all these ports together, by the `rate` of each; one without counts as 100gbit."""
 
 
 class TenantSpec(_Spec):
@@ -864,8 +867,6 @@ class GrantSpec(_Spec):
     """Hosts of a network for networks of another tenant, and how much of each may be carried by them in all; what is
     absent is not limited by it."""
 
-    later = {"rate": "a limit on what is carried"}
-
     hosts: Maybe[
         Annotated[
             tuple[Name, ...],
@@ -882,6 +883,8 @@ class GrantSpec(_Spec):
     """Segments of these."""
     ports: Maybe[Annotated[int, _between(*QUOTA), _numbers(*QUOTA)]] = None
     """Ports of these."""
+    rate: Maybe[QuotaRate] = None
+    """Of all these ports together, by the `rate` of each; one without counts as 100gbit."""
 
 
 class NetworkSpec(_Spec):

@@ -66,5 +66,8 @@ REASONS: dict[str, str] = {
     "too_many_tags": "more than one tag on a trunk, or more than two in a transparent segment",
 }
 
+# What whoever does not see the carriers is told of a drop in one (rule 26): one reason, `carrier`.
+CARRIERS = {name for name in REASONS if name.startswith("carrier_")} | {"no_underlay_route", "cannot_flatten"}
+
 NUMBERS: dict[str, int] = {name: number for number, name in enumerate(REASONS, start=1)}
 NAMES: dict[int, str] = {number: name for name, number in NUMBERS.items()}

@@ -103,7 +103,8 @@ def what_changed(
     connection: Connection, kind: str, path: str, since: int, known: Collection[str] | None = None
 ) -> list[str]:
     """Who changed an object after a revision, newest first: as far as the audit log lists it. Whoever is not in
-    `known`, None: all are, is somebody; and of a network they learn what is in it, not what it carries."""
+    `known`, None: all are, is somebody; and of a network they learn what is in it, not what it carries, and no revision
+    of the store."""
     e = tables.event
     query = select(e).where(e.c.audit, e.c.revision > since).order_by(e.c.revision.desc()).limit(LOOKED_AT)
     found = []
@@ -117,10 +118,12 @@ def what_changed(
                 fields = ", ".join(
                     f"{name} {_plain(old)} became {_plain(new)}"
                     for name, (old, new) in change.get("fields", {}).items()
+                    if known is None or name != "carriage"
                 )
                 what = {"+": "made", "-": "deleted", "~": fields or "changed"}[change["op"]]
                 who = row.who if row.who and (known is None or row.who in known) else "somebody"
-                found.append(f"revision {row.revision} by {who}: {change['kind']} {change['path']}: {what}")
+                when = f"revision {row.revision} " if known is None else ""
+                found.append(f"{when}by {who}: {change['kind']} {change['path']}: {what}")
     return found[:TOLD]
 
 

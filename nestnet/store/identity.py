@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import base64
 import hmac
-from hashlib import blake2b
+import os
+from hashlib import blake2b, sha512
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 ROUNDS = 4  # Of a Feistel network: enough to be a pseudorandom permutation (Luby and Rackoff, 1988).
 DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case: no i, l, o, u.
 ID_DIGITS = 13  # 64 bits, 5 a digit.
+SALT = 8  # bytes
 
 
 class Identity:
@@ -22,6 +27,7 @@ class Identity:
     def __init__(self, epoch: str, key: bytes) -> None:
         self._epoch = epoch
         self._key = key
+        self._sealer = AESSIV(sha512(b"seal " + key).digest())
         # For agents: which store this is, in a word that tells nothing else.
         self.store = blake2b(epoch.encode(), digest_size=8, key=key, person=b"store").hexdigest()
 
@@ -39,7 +45,7 @@ class Identity:
         return row if row < 1 << 63 else None
 
     def etag(self, kind: str, row: int, revision: int) -> str:
-        """What an object's revision is called: as opaque as a public id, and another one after a restore."""
+        """What the revision of an object is called: as opaque as a public id, and another one after a restore."""
         return _digits(self._permute(revision, 64, f"etag {self._epoch} {kind} {row}"))
 
     def revision_in(self, etag: str, kind: str, row: int) -> int | None:
@@ -56,22 +62,21 @@ class Identity:
             number = self._permute(number & (1 << 40) - 1, 40, f"mac {kind}")
         return first << 40 | number
 
-    def seal(self, revision: int, stream: str = "") -> str:
-        """A resume token: this store, this stream and this revision, and nobody can make one up."""
-        body = f"{self._epoch}.{revision}".encode()
-        return base64.urlsafe_b64encode(body + b"." + self._mark(body, stream)).decode().rstrip("=")
+    def seal(self, revision: int, stream: str = "", once: str | None = None) -> str:
+        """A resume token: this store, this stream and this revision, and nobody can read it or make one up (RFC 5297).
+        No two are alike, so none tells whether the store has changed; those for the same `once` are the same."""
+        salt = os.urandom(SALT) if once is None else self._mark(once.encode(), stream)[:SALT]
+        sealed = self._sealer.encrypt(revision.to_bytes(8), [self._epoch.encode(), stream.encode(), salt])
+        return base64.urlsafe_b64encode(salt + sealed).decode().rstrip("=")
 
     def unseal(self, token: str, stream: str = "") -> int | None:
         """The revision in a token, or None if this store did not make it for this stream."""
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-            epoch, number, mark = raw.split(b".", 2)
-        except ValueError:
+            said = self._sealer.decrypt(raw[SALT:], [self._epoch.encode(), stream.encode(), raw[:SALT]])
+        except (ValueError, InvalidTag):
             return None
-        body = epoch + b"." + number
-        if epoch.decode("latin-1") != self._epoch or not hmac.compare_digest(mark, self._mark(body, stream)):
-            return None
-        return int(number)
+        return int.from_bytes(said)
 
     def secret(self, purpose: str) -> str:
         """43 characters that are always the same for one purpose, and nobody can work out."""

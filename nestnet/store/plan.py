@@ -10,6 +10,7 @@ Nothing here writes. A plan is made for one revision; `write.py` executes it if 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +45,7 @@ from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Atta
 from nestnet.store import numbers, sharing, tables, tenancy, view
 from nestnet.store.objects import (
     Contents,
+    GrantRow,
     GroupRow,
     LinkRow,
     MachineRow,
@@ -61,7 +63,7 @@ from nestnet.store.objects import (
     ports,
     selector_order,
 )
-from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, uses, uses_of_grants
+from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, rate_of, uses, uses_of_grants
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.sharing import GrantWish
 
@@ -137,7 +139,7 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
         places = {name: view.carried_by(spec, name, state, scope) for name, spec in named.items()}
         for name, place in places.items():
             _names_free({name: named[name]}, state.carried.get(place.carrier, {}), "", state, scope)
-        missing = view.missing_hosts(manifest, _granted_hosts(connection, places, state))
+        missing = list(view.beyond_grants(manifest, _granted_hosts(connection, places, state)))
         pruned = _pruned(manifest, view.tops(state, scope), scope) if prune else []
         grafted = view.graft(manifest, places, {row.id for row in pruned}, state, _network_spec)
         work = _make(connection, grafted, prune, scope, state, missing)
@@ -161,13 +163,18 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
     )
 
 
-def _granted_hosts(connection: Connection, places: Mapping[str, view.Placed], state: State) -> dict[str, set[str]]:
-    """Network -> the names of the hosts on which it may be, of those that are carried by a grant."""
-    found: dict[str, set[str]] = {}
+def _granted_hosts(
+    connection: Connection, places: Mapping[str, view.Placed], state: State
+) -> dict[str, dict[str, set[int]]]:
+    """Network that is carried by a grant -> host on which it may be -> the families of that host's addresses."""
+    found: dict[str, dict[str, set[int]]] = {}
     for name, (carrier, grant, _) in places.items():
         if grant is not None:
-            there = {port.name: port.id for port in ports(connection, "network", [carrier]) if port.hosts}
-            found[name] = set(view.hosts_of(state, grant, there))
+            there = {port.name: port for port in ports(connection, "network", [carrier]) if port.hosts}
+            addresses = {name: port.addresses for name, port in there.items()}
+            addresses |= {name: (row.address,) for name, row in state.joined.items()} if carrier == FABRIC else {}
+            names = view.hosts_of(state, grant, {name: port.id for name, port in there.items()})
+            found[name] = {host: {6 if ":" in one else 4 for one in addresses[host]} for host in names}
     return found
 
 
@@ -179,7 +186,8 @@ def _make(
     state.contents = load_contents(connection, state.above(roots))
     moved = _moved(manifest, state)
     filled = _complete(manifest, state, moved, scope.tenant)
-    at = {f"{problem.pointer}" for problem in missing}
+    at = {problem.pointer for problem in missing}
+    at |= {re.sub("/ports/[^/]*/host$", "/underlay", one.pointer) for one in missing if one.code == "host_family"}
     judged = [one for one in _judge(manifest, filled, state) if view.Told().pointer(one.pointer) not in at]
     if problems := [*missing, *judged]:
         raise Invalid(problems)
@@ -894,7 +902,7 @@ def _tenants(manifest: Manifest, wanted: _Wanted, state: State) -> tuple[TenantW
         spec = (manifest.tenants or {}).get(name)
         had = state.quotas.get(name, Quota())
         given = spec.quota if spec is not None else None
-        quota = Quota(given.networks, given.segments, given.ports) if given is not None else had
+        quota = Quota(given.networks, given.segments, given.ports, given.rate) if given is not None else had
         if name not in state.parents or (state.parents[name], had) != (up, quota):
             wishes.append(TenantWish(name, up, quota))
     return tuple(wishes)
@@ -919,17 +927,43 @@ def _judge_quotas(
     under: Uses = {what: Counter() for what in QUOTAS}  # of grants
     for old, new in pairs:
         for row, sign in ((old, -1), (new, 1)):
-            what = f"{row.kind}s" if row is not None else ""
-            if row is None or what not in QUOTAS:
+            counted = {f"{row.kind}s": sign} if row is not None and f"{row.kind}s" in QUOTAS else {}
+            if row is None or not counted:
                 continue
-            networks = wanted.networks if sign == 1 else state.networks
-            if (tenant := networks[row.network].tenant) is not None:
-                more[what][tenant] += sign
-            if (grant := networks[row.network].grant) is not None:
-                under[what][grant] += sign
+            if isinstance(row, PortRow):
+                counted["rate"] = sign * rate_of(row.rate)
+            place = (wanted.networks if sign == 1 else state.networks)[row.network]
+            for what, n in counted.items():
+                if place.tenant is not None:
+                    more[what][place.tenant] += n
+                if place.grant is not None:
+                    under[what][place.grant] += n
+    # What a new grant finds there already, or comes with it, counts under it, and no more under the one that it is of.
+    for id, grant in grants.items():
+        if id < 0:
+            for network in _adopted(grant, wanted.networks):
+                rows = [*wanted.contents[network.id]]
+                held = Counter(f"{row.kind}s" for row in (network, *rows) if f"{row.kind}s" in QUOTAS)
+                held["rate"] = sum(rate_of(row.rate) for row in rows if isinstance(row, PortRow))
+                for what, n in held.items():
+                    under[what][id] += n
+                    if network.grant is not None:
+                        under[what][network.grant] -= n
     if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes or shared:
         tree = Tree(parents, limits, grants, state.networks | wanted.networks)
         judge(tree, uses(connection), more, uses_of_grants(connection), under, tenancy.seen(parents, scope))
+
+
+def _adopted(grant: GrantRow, networks: Mapping[int, NetworkRow]) -> Iterator[NetworkRow]:
+    """The networks that will count under a new grant: its tenant's on these hosts, with all that they carry (grants.py
+    has the same in the store)."""
+    carried: dict[int, list[NetworkRow]] = defaultdict(list)
+    for row in networks.values():
+        carried[row.carrier].append(row)
+    level = [row for row in carried[grant.carrier] if row.tenant == grant.tenant]
+    while level:
+        yield from level
+        level = [above for row in level for above in carried[row.id] if above.grant == row.grant]
 
 
 def _nothing_new(pairs: Iterable[Pair], wanted: _Wanted, state: State) -> None:

@@ -3,6 +3,9 @@
 A tenant without a limit of its own draws on the nearest ancestor's. What a child may have is reserved from its
 parent's the moment it is given, used or not; so nobody's limit can be used up by somebody else.
 
+The rate is what all ports of its networks may send, by their own `rate`; a port without one counts as the greatest rate
+that there is, so under a limit each has to have one.
+
 A plan judges what would be. The writer plans again when the revision has moved since, so of a hundred who want the
 last port exactly one gets it.
 """
@@ -10,17 +13,18 @@ last port exactly one gets it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, Table, case, func, select
 
 from nestnet.model.errors import Conflict, Exhausted
+from nestnet.model.rates import RATE, rate_text
 from nestnet.model.values import FABRIC
 from nestnet.store import tables
 
-QUOTAS = ("networks", "segments", "ports")
+QUOTAS = ("networks", "segments", "ports", "rate")
 Uses = dict[str, Counter[Any]]
 """What -> tenant, or a grant's row -> how many it has."""
 
@@ -32,18 +36,39 @@ class Quota:
     networks: int | None = None
     segments: int | None = None
     ports: int | None = None
+    rate: int | None = None
+    """In bit/s."""
 
     def limit(self, what: str) -> int | None:
         found: int | None = getattr(self, what)
         return found
 
 
+def rate_of(port: int) -> int:
+    """What a port of this `rate` counts, in bit/s. 0: it has none."""
+    return port or RATE[1]
+
+
+def amount(what: str, n: int) -> str:
+    """12 ports, or a rate of 10mbit."""
+    return f"a rate of {rate_text(n)}" if what == "rate" else f"{n} {what}"
+
+
+def _counted() -> Iterator[tuple[str, Table | None, ColumnElement[int]]]:
+    """What is counted, in which table, and how."""
+    yield "networks", None, func.count()
+    yield "segments", tables.segment, func.count()
+    yield "ports", tables.port, func.count()
+    rate = tables.port.c.rate
+    yield "rate", tables.port, func.sum(case((rate == 0, RATE[1]), else_=rate))
+
+
 def uses(connection: Connection) -> Uses:
     """What every tenant has now."""
     n, t = tables.network, tables.tenant
     found: Uses = {}
-    for what, table in (("networks", None), ("segments", tables.segment), ("ports", tables.port)):
-        query = select(t.c.name, func.count().label("n")).join(n, n.c.tenant == t.c.id)
+    for what, table, counted in _counted():
+        query = select(t.c.name, counted.label("n")).join(n, n.c.tenant == t.c.id)
         if table is not None:
             query = query.join(table, table.c.network == n.c.id)
         found[what] = Counter({row.name: row.n for row in connection.execute(query.group_by(t.c.id))})
@@ -54,8 +79,8 @@ def uses_of_grants(connection: Connection) -> Uses:
     """What counts under every grant now, by its row."""
     n = tables.network
     found: Uses = {}
-    for what, table in (("networks", None), ("segments", tables.segment), ("ports", tables.port)):
-        query = select(n.c.grant, func.count().label("n")).where(n.c.grant.is_not(None))
+    for what, table, counted in _counted():
+        query = select(n.c.grant, counted.label("n")).where(n.c.grant.is_not(None))
         if table is not None:
             query = query.join(table, table.c.network == n.c.id)
         found[what] = Counter({row.grant: row.n for row in connection.execute(query.group_by(n.c.grant))})
@@ -154,6 +179,8 @@ def judge(
         own, granted = Counter(have[what]), Counter(under[what])
         own.update(more[what])
         granted.update(more_under[what])
+        text = rate_text if what == "rate" else str
+        hint = f"; a port without `rate` counts as {rate_text(RATE[1])}" if what == "rate" else ""
         for name in tree.parents:
             limit = tree.quotas[name].limit(what)
             if limit is None or (wanted := tree.charge(name, what, own, granted)) <= limit:
@@ -163,13 +190,13 @@ def judge(
                 continue
             now = have[what][name]
             reserved = wanted - own[name]
-            message = f"tenant {name} may have {limit} {what}; it has {now}"
+            message = f"tenant {name} may have {amount(what, limit)}; it has {text(now)}"
             if reserved:
-                message += f", {reserved} are reserved or used by the tenants below it"
+                message += f", {text(reserved)} are reserved or used by the tenants below it"
                 message += " and those that it has granted hosts" if tree.gives(name) else ""
             if added := own[name] - now:
-                message += f", and this asks for {added} more"
-            raise Exhausted(f"{message}: that is {wanted} in all", "quota_exceeded", limit)
+                message += f", and this asks for {text(added)} more"
+            raise Exhausted(f"{message}: that is {text(wanted)} in all{hint}", "quota_exceeded", limit)
         for id, grant in tree.grants.items():
             limit = grant.quota.limit(what)
             if limit is None or (wanted := tree.charge_of_grant(id, what, granted)) <= limit:
@@ -179,10 +206,13 @@ def judge(
                 continue
             now = under[what][id]
             reserved = wanted - granted[id]
-            message = f"these hosts are granted for {limit} {what}; there are {now}"
-            message += f", {reserved} are reserved or used by those to whom they were handed on" if reserved else ""
+            message = f"these hosts are granted for {amount(what, limit)}; there are {text(now)}"
+            message += (
+                f", {text(reserved)} are reserved or used by those to whom they were handed on" if reserved else ""
+            )
             if added := granted[id] - now:
-                message += f", and this asks for {added} more"
-            raise Exhausted(f"{message}: that is {wanted} in all", "quota_exceeded", limit)
+                message += f", and this asks for {text(added)} more"
+            raise Exhausted(f"{message}: that is {text(wanted)} in all{hint}", "quota_exceeded", limit)
     if hidden:
-        raise Conflict(f"the tenants above have not so many {hidden} left: ask them for more", "quota_exceeded")
+        much = "high a rate" if hidden == "rate" else f"many {hidden}"
+        raise Conflict(f"the tenants above have not so {much} left: ask them for more", "quota_exceeded")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from ipaddress import ip_network
 from typing import Any
@@ -17,6 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, false, func, se
 
 from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
+from nestnet.model.reasons import CARRIERS
 from nestnet.model.standing import ABSENT, DEPTH, DISABLED, FENCED, LOST, Cause
 from nestnet.model.values import FABRIC, RIDING_BYTES
 from nestnet.store import objects, tables, tenancy
@@ -356,19 +358,20 @@ class Reader:
         left = self._left(ids)
         paths = self.paths(ids)
         c = tables.network.c
-        revisions = {r.id: r.revision for r in self._connection.execute(select(c.id, c.revision).where(c.id.in_(ids)))}
+        versions = {r.id: r.version for r in self._connection.execute(select(c.id, c.version).where(c.id.in_(ids)))}
         stand = standings(self._connection, self.heard, rows)
         return [
             {
                 **self._head("network", row.id, row.name, paths[row.id]),
                 "tenant": row.tenant,
                 "carrier": paths[row.carrier] or None,
-                "carriage": "encapsulated" if row.encapsulated else "flat",
+                # How what carries it does that is not for whoever does not see that.
+                "carriage": "encapsulated" if row.encapsulated and paths[row.carrier] else "flat",
                 "underlay": row.underlay,
                 "mtu": network_mtu(row, left[row.id]),
                 "enabled": row.enabled,
                 **self._state_of_network(row, paths[row.id], stand[row.id]),
-                "revision": revisions[row.id],
+                "revision": versions[row.id],
                 "labels": json.loads(row.labels),
                 "description": row.description,
             }
@@ -671,8 +674,17 @@ class Reader:
         for port, machine in places.items():
             found[port] = said.get(machine, {}).get(str(port))
             if (drops := self.heard.drops(machine).get(str(port))) is not None:
-                found[port] = {**(found[port] or {}), "drops": drops}
+                found[port] = {**(found[port] or {}), "drops": self._shown(drops)}
         return found
+
+    def _shown(self, drops: Mapping[str, int]) -> dict[str, int]:
+        """Dropped packets by reason; those in carriers by none but that, for whoever does not see all of them."""
+        if self.scope.reads is None:
+            return dict(drops)
+        found: Counter[str] = Counter()
+        for reason, packets in drops.items():
+            found["carrier" if reason in CARRIERS else reason] += packets
+        return dict(found)
 
 
 def _state(state: str, cause: str | None = None) -> Resource:

@@ -77,7 +77,7 @@ def wanted(
                     message = f"there is no host {host}{meant(near)}"
                     problems.append(Problem("missing_host", f"{pointer}/hosts/{place}", message, nearest=near))
             old = have.get(tenant)
-            quota = Quota(spec.networks, spec.segments, spec.ports)
+            quota = Quota(spec.networks, spec.segments, spec.ports, spec.rate)
             hosts = tuple(sorted(spec.hosts)) if spec.hosts is not None else None
             names = {port.id: name for name, port in ports.items()}
             had = tuple(sorted(names.get(id, "") for id in old.hosts)) if old and old.hosts is not None else None

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, true, update
 
 from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Problem, Stale
 from nestnet.model.manifest import Manifest, to_data
@@ -136,7 +136,7 @@ class Store:
         """What `apply` would do. Raises what `apply` would raise."""
         with self._database.read() as connection:
             work = plan.make(connection, manifest, prune, scope)
-            return replace(work.plan, etag=self.identity.etag("plan", 0, work.revision))
+            return replace(work.plan, etag=self.identity.seal(work.revision, "plan"))
 
     def apply(self, manifest: Manifest, prune: bool = False, asked: Asked = NOBODY) -> Applied:
         """Make the networks that the manifest names as it says, in one transaction.
@@ -166,21 +166,24 @@ class Store:
                 revision = write.next_revision(connection, [])
             if revision != before:
                 events.changed(connection, asked.who, "apply", revision, work.audited)
-            etag = self.identity.etag("plan", 0, revision)
+            etag = self.identity.seal(revision, "plan")
             return asdict(Applied(revision, replace(work.plan, etag=etag)))
 
         return _applied(self._change(asked, request, turn))
 
     def _unchanged(self, connection: Connection, asked: Asked, work: Work) -> None:
-        """Raise Stale unless all that the plan looked at is as it was for one of the ETags."""
+        """Raise Stale unless all that the plan looked at, as far as who asks may see it, is as it was for one of the
+        ETags."""
         if asked.etags is None or "*" in asked.etags:
             return
-        c, g = tables.network.c, tables.change.c
+        c, g, t = tables.network.c, tables.change.c, tables.tenant.c
+        reads = asked.scope.reads
+        theirs = c.tenant.in_(select(t.id).where(t.name.in_(sorted(reads)))) if reads is not None else true()
         oldest = connection.scalar(select(tables.revision.c.oldest)) or 0
         moved = {
             row.id: row.revision
             for chunk in objects.chunks(sorted(work.networks))
-            for row in connection.execute(select(c.id, c.revision).where(c.id.in_(chunk)))
+            for row in connection.execute(select(c.id, c.revision).where(c.id.in_(chunk), theirs))
         }
         m = tables.machine.c
         machines = {
@@ -191,12 +194,14 @@ class Store:
         }
         since = work.revision
         for etag in asked.etags:
-            seen = self.identity.revision_in(etag, "plan", 0)
+            seen = self.identity.unseal(etag, "plan")
             if seen is not None and oldest <= seen <= work.revision:
                 since = min(since, seen)
                 # A network that is gone is in nobody's list; its change says what carried it.
                 carriers = (*work.networks, FABRIC)
                 gone = select(g.id).where(g.revision > seen, g.kind == "network", g.was_carrier.in_(carriers))
+                if reads is not None:
+                    gone = gone.where(g.was_tenant.in_(sorted(reads)))
                 there = select(c.id).where(c.carrier == g.was_carrier)
                 fewer = connection.scalar(select(func.count()).select_from(gone.where(g.id.not_in(there)).subquery()))
                 if all(revision <= seen for revision in (*moved.values(), *machines.values())) and not fewer:
@@ -399,22 +404,29 @@ class Store:
         self._database.transact(turn)
         self.happened()
 
-    def status(self, scope: Scope = EVERYTHING) -> dict[str, Any]:
-        """The revision, and for each machine what it has realised and how long ago it said so, in seconds. To those who
-        do not see machines it is the hosts that were granted to them."""
+    def status(self, scope: Scope = EVERYTHING, since: int | None = None) -> dict[str, Any]:
+        """For each machine what it has realised, how long ago it said so, in seconds, and whether it is `current`: has
+        realised the revision `since`, None: all that the reader may see. To those who do not see machines it is the
+        hosts that were granted to them, and no revision: that counts what others change."""
         with self._database.read() as connection:
-            m = tables.machine.c
+            m, n = tables.machine.c, tables.network.c
             reader = self._reader(connection, scope)
             if scope.reads is None:
                 machines = reader.resources("machine", list(connection.scalars(select(m.id))))
+                last = objects.current_revision(connection)
             else:
                 machines = hosts.realised(connection, reader)
+                theirs = select(tables.tenant.c.id).where(tables.tenant.c.name.in_(sorted(scope.reads)))
+                last = connection.scalar(select(func.max(n.revision)).where(n.tenant.in_(theirs))) or 0
+            wanted = last if since is None else since
             fields = ("name", "id", "address", "fenced", "realised", "reported", "problems")
-            return {
-                "revision": objects.current_revision(connection),
-                "time": time.time(),
-                "machines": [{field: machine[field] for field in fields} for machine in machines],
-            }
+            shown = []
+            for machine in machines:
+                done = machine["realised"]
+                told = {field: machine[field] for field in fields}
+                told |= {"current": done is not None and done >= wanted}
+                shown.append(told if scope.reads is None else {**told, "realised": None})
+            return {"revision": last if scope.reads is None else None, "time": time.time(), "machines": shown}
 
     # Resources
 
@@ -1250,12 +1262,14 @@ class Store:
         self.happened()
         return n
 
-    def guest(self, port: str | int, below: str | None = None) -> str:
+    def guest(self, port: str | int, below: str | None = None, scope: Scope = EVERYTHING) -> str:
         """The name of the machine that the workload of a host port is, by the port's path, or by its row for the
-        machine `below` that has it. Raises NotFound, Conflict when nothing lives there that needs an agent."""
+        machine `below` that has it. Raises NotFound, Forbidden unless the port may be changed, Conflict when nothing
+        lives there that needs an agent."""
         with self._database.read() as connection:
-            reader = self._reader(connection)
+            reader = self._reader(connection, scope)
             id = port if isinstance(port, int) else reader.find("port", port)
+            reader.to_write("port", id, f"port {port}")
             if below is not None:
                 machine = reader.find("machine", below)
                 there = [row.id for row in objects.ports(connection, "id", [id])]

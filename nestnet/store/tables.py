@@ -111,6 +111,7 @@ tenant = Table(
     Column("networks", Id),  # Quotas; none: what the nearest tenant above has left.
     Column("segments", Id),
     Column("ports", Id),
+    Column("rate", Id),  # In bit/s.
     _revision(),
 )
 
@@ -161,6 +162,8 @@ network = Table(
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
     Column("revision", Id, nullable=False),  # The last one that changed anything in it.
+    # How many did: what everybody is told as its revision, as that of the store counts what others change.
+    Column("version", Id, nullable=False, server_default="0"),
     # Closed by whoever granted what carries it (grants.py).
     Column("cut", Boolean(create_constraint=False), nullable=False, server_default="0"),
     # Whose limits it counts under: the grant by which it is carried, or that of what carries it.
@@ -180,6 +183,7 @@ grant = Table(
     Column("networks", Id),  # Limits; none: what the tenant that grants has left.
     Column("segments", Id),
     Column("ports", Id),
+    Column("rate", Id),  # In bit/s.
     Column("suspended", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Column("cut", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Column("ends", Float),  # Then it goes, with all that is carried by it. Seconds since 1970.

@@ -15,7 +15,7 @@ nobody can write meanwhile, `HIDDEN` before each; whatever is said afterwards is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -148,7 +148,9 @@ def graft(
 
     for name, spec in (manifest.networks or {}).items():
         place = places[name]
-        within(place.carrier)[name] = spec.model_copy(update={"tenant": spec.tenant or place.owner})
+        # On granted hosts carriage is not the tenant's to say: it stays.
+        fixed = {"carriage": None} if place.grant is not None else {}
+        within(place.carrier)[name] = spec.model_copy(update={"tenant": spec.tenant or place.owner, **fixed})
     for id in gone:
         within(state.networks[id].carrier)
     return manifest.model_copy(update={"networks": within(FABRIC)})
@@ -189,16 +191,21 @@ class Told:
         return replace(problem, pointer=self.pointer(problem.pointer), message=self.text(problem.message), nearest=near)
 
 
-def missing_hosts(manifest: Manifest, hosts: Mapping[str, Iterable[str]]) -> list[Problem]:
-    """The ports of networks with which a manifest begins that want a host which was not granted: network -> names."""
-    problems = []
+def beyond_grants(manifest: Manifest, hosts: Mapping[str, Mapping[str, Collection[int]]]) -> Iterator[Problem]:
+    """What networks with which a manifest begins want of hosts that these do not give, said in one way whether they are
+    machines or ports. `hosts`: network -> name of a granted host -> the families of its addresses."""
     nearest = Nearest()
-    for network, names in hosts.items():
-        there = set(names)
-        for name, port in ((manifest.networks or {})[network].ports or {}).items():
+    for network, there in hosts.items():
+        spec = (manifest.networks or {})[network]
+        for name, port in (spec.ports or {}).items():
+            at = join("networks", network, "ports", name, "host")
             if port.host not in there:
                 near = nearest(port.host, there)
-                message = f"there is no host {port.host}{meant(near)}"
-                at = join("networks", network, "ports", name, "host")
-                problems.append(Problem("missing_host", at, message, nearest=near))
-    return problems
+                yield Problem("missing_host", at, f"there is no host {port.host}{meant(near)}", nearest=near)
+            elif spec.underlay not in (None, *there[port.host]):
+                yield Problem(
+                    "host_family", at, f"host {port.host} has no IPv{spec.underlay} address to carry {network}"
+                )
+        if spec.carriage == "encapsulated":
+            message = "how granted hosts carry it is for whoever granted them to say: leave carriage out"
+            yield Problem("bad_value", join("networks", network, "carriage"), message)

@@ -190,7 +190,9 @@ def next_revision(connection: Connection, rows: Sequence[dict[str, Any]]) -> int
     networks = sorted({row["network"] for row in rows} - {FABRIC})
     _many(
         connection,
-        update(tables.network).where(tables.network.c.id == bindparam("row")).values(revision=n),
+        update(tables.network)
+        .where(tables.network.c.id == bindparam("row"))
+        .values(revision=n, version=tables.network.c.version + 1),
         [{"row": network} for network in networks],
     )
     oldest = n - KEPT_REVISIONS

@@ -1,0 +1,354 @@
+"""Nobody sees up: a tenant is answered the same, byte for byte, on the wire and five networks up, by every route.
+
+                                     k1, k2           acme's hosts
+    k1, k2   acme's hosts            west             tenant west, encapsulated
+                                     south            tenant south
+                                     east             tenant east
+                                     north            tenant north
+    machines k1, k2                  machines m1, m2
+
+Ids, ETags, tokens, MACs and times are other ones in each store; each is replaced by the place at which it was first
+seen, so what is equal stays equal. All else has to be the same, headers and errors too. Meanwhile those below change
+what is theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from test_api import Controller, manifest
+
+from nestnet.api.client import Client, Credentials
+
+LEVELS = ("north", "east", "south", "west")
+
+
+@dataclass
+class World:
+    """A controller with acme's two hosts, its tokens, and what those below can do that must not be seen."""
+
+    controller: Controller
+    clients: dict[str, Client]
+    below: Callable[[int], None]
+    alive: Callable[[], None]
+    heard: float = field(default_factory=time.monotonic)
+    said: list[str] = field(default_factory=list)
+    seen: dict[str, str] = field(default_factory=dict)
+
+    def ask(self, operation: str, who: str = "owner", /, **more: Any) -> Any:
+        """Ask as acme, keep what was answered, and return its body if it is JSON."""
+        method, path = operation.split(" ")
+        if time.monotonic() - self.heard > 3:  # Whoever says nothing is lost.
+            self.alive()
+            self.heard = time.monotonic()
+        http = self.clients[who]._http
+        if path in ("/v1/watch", "/v1/events", "/v1/feed"):
+            return self._stream(http, method, path, more)
+        response = http.request(method, path, **more)
+        text = "" if path == "/v1/authority" else response.text  # the store's own certificate
+        self._keep(operation, response, text)
+        return response.json() if "json" in response.headers.get("content-type", "") else None
+
+    def _stream(self, http: httpx2.Client, method: str, path: str, more: dict[str, Any]) -> str | None:
+        """As far as the first token."""
+        with http.stream(method, path, **more) as response:
+            lines = []
+            if response.headers["content-type"].startswith("application/x-ndjson"):
+                for line in response.iter_lines():
+                    lines.append(line)
+                    if '"token"' in line:
+                        break
+            else:
+                response.read()
+                lines = [response.text]
+            self._keep(f"{method} {path}", response, "\n".join(lines))
+        found = re.search(r'"token": ?"([^"]+)"', lines[-1])
+        return found[1] if found else None
+
+    def _keep(self, operation: str, response: httpx2.Response, text: str) -> None:
+        headers = [f"{name}: {value}" for name, value in sorted(response.headers.items()) if name not in OF_TIME]
+        self.said.append(self._plain("\n".join([operation, str(response.status_code), *headers, text])))
+
+    def _plain(self, text: str) -> str:
+        def known(found: re.Match[str]) -> str:
+            return self.seen.setdefault(found[0], f"<{len(self.seen)}>")
+
+        return OWN.sub(known, TIMES.sub(r'"\1":<time>', text))
+
+
+OF_TIME = ("date", "content-length")  # times are not of one length
+TIMES = re.compile(r'"(time|made|until|reported|ends|at)": ?[0-9][0-9.e+-]*')
+OWN = re.compile(
+    r"\b(?:machine|tenant|network|segment|router|link|port|policy|grant|host)_[0-9a-z]{13}\b"  # ids
+    r'|(?<=")[0-9a-z]{13}(?=")'  # ETags
+    r"|\b(?:0[26])(?::[0-9a-f]{2}){5}\b"  # MACs that nestnet chooses
+    r"|\bnn[a-z]_[A-Za-z0-9_-]{30,}|[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"  # tokens, sealed and secret
+)
+
+
+def network(*hosts: str, **more: Any) -> dict[str, Any]:
+    """A port k1, k2, ... on each of these hosts, which is a host."""
+    ports = {f"k{place}": {"segment": "lan", "host": host, "hosts": True} for place, host in enumerate(hosts, 1)}
+    return {"segments": {"lan": {"cidr": "10.0.0.0/24"}}, "ports": ports, **more}
+
+
+def lower(name: str, change: int) -> dict[str, Any]:
+    """One of the networks below, after so many changes."""
+    made = network(*(("m1", "m2") if name == LEVELS[0] else ("k1", "k2")), tenant=name, description=f"{change}")
+    made["segments"][f"spare{change}"] = {"cidr": "10.9.0.0/24"}
+    return {**made, "policies": [{"from": "any", "to": "any", "allow": "any", "priority": 100 + change}]}
+
+
+def nested(names: tuple[str, ...]) -> dict[str, Any]:
+    """Each in the one before; the hosts of the last carry by themselves."""
+    if not names:
+        return {}
+    made = {**lower(names[0], 0), "networks": nested(names[1:])}
+    return {names[0]: {**made, **({"carriage": "encapsulated"} if names[0] == "west" else {})}}
+
+
+@contextmanager
+def world(folder: Path, deep: bool) -> Iterator[World]:
+    controller = Controller(folder)
+    controller.start()
+    try:
+        with ExitStack() as stack:
+            operator = stack.enter_context(Client(controller.url))
+            names = ("m1", "m2") if deep else ("k1", "k2")
+            for place, name in enumerate(names, 1):
+                operator.join(name, f"192.0.2.{place}", mtu=1550 if deep else 1500)  # One more header is real.
+            operator.apply({**manifest(), "tenants": {"acme": {}, "rival": {}}})
+            levels = LEVELS if deep else ()
+            operator.apply({**manifest(**nested(levels)), "tenants": {one: {} for one in levels}})
+
+            def known(name: str, tenant: str, role: str) -> Client:
+                token = operator.make_token(name, tenants={tenant: role})["token"]
+                return stack.enter_context(Client(controller.url, credentials=Credentials(token), patience=0))
+
+            owners = {one: known(f"{one}-own", one, "owner") for one in (*levels, "rival")}
+            above, lowest = operator, None
+            for tenant in levels:
+                owners[tenant].redeem(above.invite_tenant(lowest)["invitation"])
+                above, lowest = owners[tenant], tenant
+            clients = {role: known(f"acme-{role}", "acme", role) for role in ("owner", "reader")}
+            for client in (owners["rival"], clients["owner"]):
+                client.redeem(above.invite_tenant(lowest)["invitation"])
+
+            def below(change: int) -> None:
+                for name in levels:
+                    owners[name].apply(manifest(**{name: lower(name, change)}))
+                owners["rival"].apply(manifest(rival=network("k1", description=f"{change}")))  # on the same hosts
+                operator.make_tenant(f"other{change}")
+                revision[0] = operator.status()["revision"]
+                alive()
+
+            revision = [operator.status()["revision"]]
+
+            def alive() -> None:
+                """As agents do."""
+                for machine in operator.list("machine"):
+                    operator.report(machine["id"], revision[0])
+
+            alive()
+            yield World(controller, clients, below, alive)
+    finally:
+        controller.stop()
+
+
+def ask_everything(world: World) -> None:
+    """Every route, rightly and wrongly."""
+    ask = world.ask
+    own = network("k1", "k2")
+    own["segments"]["far"] = {"cidr": "10.0.1.0/24"}
+    own["routers"] = {"a": {"segments": ["lan"]}, "b": {"segments": ["far"]}}
+    own["links"] = {"ab": {"between": ["a", "b"]}}
+    own["ports"]["k3"] = {"segment": "far", "host": "k2"}
+    own["policies"] = [{"from": "any", "to": "any", "allow": "any"}]
+    inner = network("k1", "k2")
+
+    def apply(wish: dict[str, Any], **more: Any) -> Any:
+        ask("POST /v1/plan", json={"manifest": wish})
+        return ask("POST /v1/apply", json={"manifest": wish}, **more)
+
+    ask("GET /v1/openapi.json")
+    ask("GET /v1/authority")
+    ask("POST /v1/tenants", json={"name": "acme-low", "parent": "acme", "quota": {"networks": 3}})
+    ask("POST /v1/tenants", json={"name": "west", "parent": "acme"})
+    apply(manifest(acme=own), headers={"Idempotency-Key": "first"})
+    apply(manifest(acme=own), headers={"Idempotency-Key": "first"})
+    again = apply(manifest(acme=own))
+    for wrong in (
+        network("k1", "k3"),
+        network("m1"),
+        network("k1", mtu=9000),
+        network("k1", mtu=1451),
+        network("k1", tenant="rival"),
+        network("k1", tenant="west"),
+        network("k1", grant="hosts"),
+        network("k1", carriage="encapsulated"),
+        network("k1", underlay=6),
+        {**own, "segments": {}},
+        {**own, "networks": {"in": network("k3")}},
+    ):
+        for name in ("acme", "second"):
+            ask("POST /v1/plan", json={"manifest": manifest(**{name: wrong})})
+    apply(manifest(acme=network("k1", "k3")))
+    world.below(1)
+    ask("POST /v1/plan", json={"manifest": manifest(acme=own)}, headers={"If-Match": again["plan"]["etag"]})
+    apply(manifest(acme={**own, "networks": {"in": inner}}), headers={"If-Match": f'"{again["plan"]["etag"]}"'})
+    stale = {"If-Match": f'"{again["plan"]["etag"]}"'}
+    ask("POST /v1/apply", json={"manifest": manifest(acme=network("k2", "k1"))}, headers=stale)
+    token = ask("GET /v1/watch")
+    kinds = {"tenant": "acme", "network": "acme", "segment": "acme/lan", "router": "acme/a", "link": "acme/ab"}
+    kinds |= {"port": "acme/k1", "policy": None, "machine": "k1"}
+    for who in ("owner", "reader"):
+        for kind, name in kinds.items():
+            plural = "policies" if kind == "policy" else f"{kind}s"
+            listed = ask(f"GET /v1/{plural}", who, params={"limit": 2})
+            if name is None:
+                name = listed["items"][0]["path"]
+            if listed["items"]:
+                ask(f"GET /v1/{plural}", who, params={"limit": 1, "cursor": listed["items"][0]["id"]})
+                ask(f"GET /v1/{plural}/{listed['items'][0]['id']}", who)
+            ask(f"GET /v1/{plural}", who, params={"network": "acme"})
+            ask(f"GET /v1/{plural}", who, params={"network": "west"})
+            for reference in (name, "west", "west/k1", "north/east", "m1", f"{kind}_0000000000000", "k1"):
+                ask(f"GET /v1/{plural}/{reference}", who)
+                ask(f"DELETE /v1/{plural}/{reference}", who, headers={"If-Match": '"0000000000000"'})
+        for query in ({}, {"network": "acme"}, {"network": "west"}, {"limit": 1}):
+            ask("GET /v1/hosts", who, params=query)
+        for since in (None, again["token"], "A" * 43, token):
+            ask("GET /v1/status", who, params={} if since is None else {"since": since})
+        for port, to in (
+            ("acme/k1", "10.0.0.3"),
+            ("acme/k3", "10.0.0.2"),
+            ("acme/in/k1", "10.0.0.3"),
+            ("k1", "1.1.1.1"),
+        ):
+            ask("GET /v1/trace", who, params={"port": port, "to": to, "protocol": "tcp", "dport": "80"})
+        ask("GET /v1/trace", who, params={"port": "west/k1", "to": "10.0.0.3"})
+        for query in ({}, {"kind": "port"}, {"network": "acme"}, {"network": "west"}, {"since": "A" * 43}):
+            ask("GET /v1/watch", who, params=query)
+        ask("GET /v1/grants", who)
+        ask("GET /v1/tokens", who)
+        ask("GET /v1/tokens/acme-owner", who)
+        ask("GET /v1/tokens/west", who)
+        for operation in OTHERS:
+            ask(operation, who, json={})
+    # What can be changed, and whether anybody can.
+    world.below(2)
+    for port, change in (
+        ("acme/k3", {"enabled": False}),
+        ("acme/k3", {"attach": {"tap": "t"}}),
+        ("west/k1", {"enabled": False}),
+    ):
+        ask(f"PATCH /v1/ports/{port}", json=change)
+        ask(f"PATCH /v1/ports/{port}", json=change, headers={"If-Match": '"0000000000000"'})
+    ask("PATCH /v1/links/acme/ab", json={"up": False})
+    for name in ("acme", "west"):
+        for change in (
+            {"enabled": False},
+            {"enabled": True},
+            {"carrier": None},
+            {"carrier": "west"},
+            {"carrier": "acme"},
+        ):
+            ask(f"PATCH /v1/networks/{name}", json=change)
+    for port, to in (("acme/k3", "k1"), ("acme/k3", "k9"), ("acme/k3", "m1"), ("acme/in/k1", "k2"), ("west/k1", "k2")):
+        ask("POST /v1/move", json={"port": port, "to": to})
+    for tenant in ("acme", "acme-low", "west", "acme-none"):
+        ask(f"PATCH /v1/tenants/{tenant}", json={"quota": {"ports": 1}})
+        ask(f"PATCH /v1/tenants/{tenant}", json={"suspended": False})
+    for grant in (
+        {"tenant": "acme-low"},
+        {"tenant": "acme-low", "network": "acme", "hosts": ["k1"]},
+        {"tenant": "rival", "network": "acme"},
+        {"tenant": "west", "network": "west"},
+        {"tenant": "acme-low", "network": "acme", "hosts": ["k1"], "quota": {"networks": 2, "ports": 10_000}},
+        {"tenant": "acme-low", "network": "acme", "quota": {"networks": 2}},
+    ):
+        made = ask("POST /v1/grants", json=grant)
+    ask(f"PATCH /v1/grants/{made['id']}", json={"suspended": True})
+    for reference in (made["id"], "grant_0000000000000", "hosts"):
+        ask(f"GET /v1/grants/{reference}")
+        ask(f"PATCH /v1/grants/{reference}", json={"cut": False})
+        ask(f"DELETE /v1/grants/{reference}")
+    invited = ask("POST /v1/invitations", json={"network": "acme", "hosts": ["k2"]})
+    ask("POST /v1/invitations", json={"network": "west"})
+    ask("POST /v1/redeem", json={"invitation": invited["invitation"], "tenant": "acme"})
+    ask("POST /v1/redeem", json={"invitation": "nng_" + "A" * 43})
+    for name in ("acme-ci", "acme-reader", "west-x", "x"):
+        ask("POST /v1/tokens", json={"name": name, "tenants": {"acme": "reader"}})
+    ask("POST /v1/tokens", json={"name": "acme-x", "tenants": {"west": "reader"}})
+    ask("DELETE /v1/tokens/acme-ci")
+    ask("DELETE /v1/tokens/west")
+    world.below(3)
+    ask("GET /v1/watch", params={"since": token})
+    ask("GET /v1/status")
+    for path in (
+        "ports/acme/k1",
+        "segments/acme/far",
+        "ports/acme/k3",
+        "links/acme/ab",
+        "routers/acme/a",
+        "networks/acme",
+    ):
+        ask(f"DELETE /v1/{path}")
+    ask("DELETE /v1/tenants/acme-low")
+    ask("DELETE /v1/tenants/acme-low", params={"cascade": True})
+    ask("DELETE /v1/networks/acme", params={"cascade": True})
+    ask("DELETE /v1/networks/acme", params={"cascade": True})
+
+
+OTHERS = (
+    "GET /v1/events",
+    "GET /v1/feed",
+    "GET /metrics",
+    "GET /v1/backup",
+    "POST /v1/restore",
+    "POST /v1/confirm",
+    "POST /v1/machines",
+    "PATCH /v1/machines/k1",
+    "PUT /v1/machines/k1/status",
+    "GET /v1/machines/k1/moves/1",
+    "PUT /v1/machines/k1/moves/1",
+    "POST /v1/machines/k1/certificate",
+    "POST /v1/machines/k1/join-tokens",
+    "POST /v1/join",
+    "POST /v1/join-tokens",
+)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]]:
+    """On the wire, and deep."""
+    found = []
+    for deep in (False, True):
+        with world(tmp_path_factory.mktemp("alike"), deep) as one:
+            ask_everything(one)
+            found.append(one.said)
+    return found[0], found[1]
+
+
+def test_every_route_is_asked(told: tuple[list[str], list[str]]) -> None:
+    document = told[0][0].split("\n")
+    assert document[0] == "GET /v1/openapi.json"
+    asked = {text.split("\n")[0] for text in told[0]}
+    for path, methods in json.loads(document[-1])["paths"].items():
+        pattern = re.sub(r"\\{\w+\\}", ".+", re.escape(path))
+        for method in methods:
+            assert any(re.fullmatch(f"{method.upper()} {pattern}", each) for each in asked), (method, path)
+
+
+def test_the_same_calls_have_the_same_answers_at_any_depth(told: tuple[list[str], list[str]]) -> None:
+    for low, high in zip(*told, strict=True):
+        assert low == high
