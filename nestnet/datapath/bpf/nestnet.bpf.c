@@ -112,7 +112,7 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 /* What was found out becomes a flow, if its next packet could be one of the usual ones. */
 INLINE int is_cacheable(const struct packet *p)
 {
-	return p->fragment == WHOLE && !p->tags && (p->tuple.protocol == TCP || p->tuple.protocol == UDP || p->icmp_kind == ICMP_ECHO) &&
+	return p->fragment == WHOLE && (p->tuple.protocol == TCP || p->tuple.protocol == UDP || p->icmp_kind == ICMP_ECHO) &&
 	       !(p->tcp_flags & (FIN | RST));
 }
 
@@ -122,7 +122,7 @@ INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
 
 	key.where = p->where;
 	key.tuple = p->tuple;
-	key.tuple.vlan = p->vlan;
+	key.tuple.vlan = p->tags ? RIDES : p->vlan;
 	f->epoch = p->epoch;
 	f->sum = p->sum + p->way.sum;
 	f->source = p->source;
@@ -502,22 +502,6 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	return to_workload(skb, p->target, q->ifindex, q->flags & TAP, q->tag);
 }
 
-/* The tags of a frame that begins at `at`, as many as may ride along. */
-ONCE int read_tags(struct __sk_buff *skb, struct packet *p, u32 at)
-{
-	u8 bytes[6];
-
-	if (!p)
-		return 0;
-	for (u32 i = 0; i < RIDING; i++, at += TAG_BYTES) {
-		if (load(skb, at + 12, bytes, sizeof(bytes)) || !is_tag(load16(bytes)))
-			break;
-		p->tag[i] = (u32)load16(bytes) << 16 | load16(bytes + 2);
-		p->tags = i + 1;
-	}
-	return 0;
-}
-
 #define NOT_VXLAN (~0u)
 
 /* A datagram that is no known flow: its sender must be a member; then the outer headers come off. */
@@ -576,7 +560,7 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 
 SEC("tc") int workload(struct __sk_buff *skb)
 {
-	int action = known_from_workload(skb);
+	int action = UNLIKELY(skb->vlan_present) ? known_behind_tags(skb) : known_from_workload(skb);
 
 	return action == NOT_KNOWN ? from_workload(skb) : action;
 }
@@ -648,7 +632,12 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	label = vxlan[4] << 16 | vxlan[5] << 8 | vxlan[6];
 	if (vxlan[0] != 0x08 || vxlan[1] || vxlan[2] || vxlan[3] || vxlan[7])
 		goto unusual;
-	action = outer_bytes == OUTER4 ? known_over_ipv4(skb, label, outer_ecn) : known_over_ipv6(skb, label, outer_ecn);
+	if (vxlan + 8 + ETH_BYTES <= (u8 *)end && UNLIKELY(is_tag(load16(vxlan + 8 + 12))))
+		action = outer_bytes == OUTER4 ? riding_over_ipv4(skb, label, outer_ecn) :
+						 riding_over_ipv6(skb, label, outer_ecn);
+	else
+		action = outer_bytes == OUTER4 ? known_over_ipv4(skb, label, outer_ecn) :
+						 known_over_ipv6(skb, label, outer_ecn);
 	if (action != NOT_KNOWN)
 		return action;
 	return from_member(skb, label, outer_bytes, outer_ecn);

@@ -9,8 +9,9 @@ struct tuple {
 	struct address source, target;
 	u16 source_port, target_port; /* host order; ICMP echo: the identifier twice */
 	u8 protocol, family;          /* family 4 or 6 */
-	u16 vlan;                     /* of a flow: the id of the tag that its frames bear on a trunk; else 0 */
+	u16 vlan;                     /* of a flow: the id of the tag that its frames bear on a trunk, or RIDES; else 0 */
 };
+#define RIDES 0x8000 /* behind tags in a transparent segment, whichever */
 
 /* A flow is one direction of a conversation as it enters here, composed: everything that the full
  * path found out, with the counters it was built from (rule 17). It may be lost at any time. */

@@ -39,6 +39,22 @@ ONCE int take_tags(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
+/* The tags of a frame that begins at `at`, as many as may ride along. */
+ONCE int read_tags(struct __sk_buff *skb, struct packet *p, u32 at)
+{
+	u8 bytes[6];
+
+	if (!p)
+		return 0;
+	for (u32 i = 0; i < RIDING; i++, at += TAG_BYTES) {
+		if (load(skb, at + 12, bytes, sizeof(bytes)) || !is_tag(load16(bytes)))
+			break;
+		p->tag[i] = (u32)load16(bytes) << 16 | load16(bytes + 2);
+		p->tags = i + 1;
+	}
+	return 0;
+}
+
 INLINE int put_tag(struct __sk_buff *skb, u32 tag)
 {
 	return bpf_skb_vlan_push(skb, swap16(tag >> 16), tag & 0xffff);
