@@ -535,6 +535,7 @@ def test_tags_end_where_they_should(field_: Field) -> None:
         for kernel in bed.kernels.values():
             kernel.forget()
             kernel.set_clock(nanoseconds(field_.now))
+        composed: list[int] = []
         for _ in range(2):
             for port, frame, end in hops(world):
                 outcome = deliver(world, state, port, frame, field_.now)
@@ -546,6 +547,8 @@ def test_tags_end_where_they_should(field_: Field) -> None:
                 assert (sorted(heard), drops) == (sorted(deliveries), Counter({end: 1} if end != DELIVERED else {})), (
                     end
                 )
+            composed.append(sum(kernel.composed()["flows"] for kernel in bed.kernels.values()))
+        assert composed[0] == composed[1], "what is known is not composed again"
         assert field_.in_stacks() == []
     finally:
         bed.become(stage(wire_family(before)))

@@ -236,9 +236,15 @@ FAULTS = [
     Fault("links cost nothing", "path.h", "&w->leaving, found->bucket)", "&w->leaving, 0)"),
     Fault("carriage takes any link", "path.h", "w->tuple.source_port = w->source_port;", "w->tuple.source_port = 0;"),
     Fault("nine rates are not too many", "path.h", "w->reason = REASON_CANNOT_FLATTEN;", "w->reason = 0;"),
-    Fault("known flows pay nothing", "flow.h", "pay(skb, &f->toll, f->leaving << 16, skb->len, headers);", "0;"),
-    Fault("known flows arrive unpaid", "flow.h", "skb->len - outer, headers);", "0, 0) & 0;"),
-    Fault("known flows pay for outer headers", "flow.h", "skb->len - outer, headers);", "skb->len, headers);"),
+    Fault(
+        "known flows pay nothing", "flow.h",
+        "pay(skb, &f->toll, f->leaving << 16, weight, headers + tags * TAG_BYTES);", "0;",
+    ),
+    Fault("known flows arrive unpaid", "flow.h", "skb->len - outer, headers + tags * TAG_BYTES);", "0, 0) & 0;"),
+    Fault(
+        "known flows pay for outer headers", "flow.h",
+        "skb->len - outer, headers + tags * TAG_BYTES);", "skb->len, headers);",
+    ),
     Fault("frames for all cost their sender nothing", "flood.h", "if (from->out && ", "if (0 && "),
     Fault("hosts pay for each port", "flood.h", "if (is_here && *said >> 8 == *number)", "if (0)"),
     Fault("copies that cost too much leave", "flood.h", "*gone = c->stamp;\n\t\tdrop(", "drop("),
@@ -255,7 +261,8 @@ FAULTS = [
     Fault("tags in VXLAN of any segment", "nestnet.bpf.c", "if (p->tags && !p->narrow)", "if (0)"),
     Fault("no room for tags that ride", "nestnet.bpf.c", "if (!p->narrow && s->flags & TRANSPARENT)", "if (0)"),
     Fault("ARP behind tags is a policy matter", "flood.h", "!p->about_neighbours && !judge", "!judge"),
-    Fault("one tag too many rides", "tags.h", "p->tags = i + 1;", "p->tags = 1;"),
+    Fault("one tag rides and not two", "tags.h", "if (!tag || bpf_skb_vlan_pop", "if (i || !tag || bpf_skb_vlan_pop"),
+    Fault("tags of a known flow from the wire are lost", "flow.h", "read_tags(skb, p, outer);", ""),
 ]  # fmt: skip
 
 # What nobody but hostile frames does, and what no test run shows: there packets have no tags beside their bytes, and
@@ -277,9 +284,17 @@ HOSTILE_FAULTS = [
         "tags beside the bytes", "packet.h",
         "if (skb->vlan_present || is_tag(p->ether_type))", "if (is_tag(p->ether_type))",
     ),
-    Fault("tags on a known flow", "flow.h", "key.tuple.vlan = vlan;", "key.tuple.vlan = 0;"),
+    Fault(
+        "tags on a known flow", "flow.h",
+        "f = tagged && !key.tuple.vlan ? NULL : bpf_map_lookup_elem(&flow, &key);",
+        "key.tuple.vlan = 0;\n\tf = bpf_map_lookup_elem(&flow, &key);",
+    ),
+    Fault("tags of a known flow are lost", "flow.h", "p->tags = tags;", "p->tags = 0;"),
     Fault("ARP behind tags of anybody", "nestnet.bpf.c", "== ETH_ARP ? guard_arp(p)", "== ETH_ARP ? 0"),
-    Fault("known flows of a trunk with their tag", "flow.h", "if (UNLIKELY(vlan) && bpf_skb_vlan_pop(skb))", "if (0)"),
+    Fault(
+        "known flows of a trunk with their tag", "flow.h",
+        "if (tagged && (bpf_skb_vlan_pop(skb) || (inner && bpf_skb_vlan_pop(skb))))", "if (0)",
+    ),
     Fault("tagged datagrams", "nestnet.bpf.c", "if (skb->vlan_present || data + OUTER4", "if (data + OUTER4"),
     Fault(
         "copies to whoever asks", "flood.h",
