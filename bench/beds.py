@@ -12,6 +12,7 @@
     peer    a Linux bridge and a kernel VXLAN device for each network on each machine
     ours    `nestnet up`, with two networks
     ours6   the same with machines that have IPv6 addresses, and 20 bytes more MTU
+    tagged  the same as ours with machines whose NICs are in a VLAN of the wire
 
 Every device has the offloads that it is made with. Look while it runs: `ip netns | grep nnbench`.
 """
@@ -51,8 +52,9 @@ networks:
 
 
 MACHINES = {
-    4: "{m1: {}, m2: {}}",
-    6: '{m1: {address: "2001:db8::1", mtu: 1520}, m2: {address: "2001:db8::2", mtu: 1520}}',
+    "": "{m1: {}, m2: {}}",
+    "6": '{m1: {address: "2001:db8::1", mtu: 1520}, m2: {address: "2001:db8::2", mtu: 1520}}',
+    "tagged": "{m1: {vlan: 17}, m2: {vlan: 17}}",
 }
 
 
@@ -178,12 +180,12 @@ def namespace_of(lab: str, port: str) -> Path:
 
 
 @contextlib.contextmanager
-def ours(family: int = 4) -> Iterator[Bed]:
-    lab = f"{LAB}6" if family == 6 else LAB
+def ours(which: str = "") -> Iterator[Bed]:
+    lab = f"{LAB}{which}"
     run(*NESTNET, "down", "--name", lab)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "bench.yaml")
-        file.write_text(FILE.replace("MACHINES", MACHINES[family]))
+        file.write_text(FILE.replace("MACHINES", MACHINES[which]))
         try:
             run(*NESTNET, "up", str(file), "--name", lab)
             unfiltered(f"nn-{lab}")
@@ -200,5 +202,6 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "bare": bare,
     "peer": peer,
     "ours": ours,
-    "ours6": partial(ours, 6),
+    "ours6": partial(ours, "6"),
+    "tagged": partial(ours, "tagged"),
 }

@@ -32,6 +32,7 @@ LABELS = {
     "peer": "Linux bridge + kernel VXLAN",
     "ours": "nestnet",
     "ours6": "nestnet, machines with IPv6 addresses",
+    "tagged": "nestnet, machines in a VLAN of the wire",
 }
 A_A = (0.95, 1.05)  # outside of this the run is void
 STEAL = 0.02  # of all CPU time

@@ -48,9 +48,9 @@ class Memory:
 
     def forget_others(self) -> None: ...
 
-    def detach(self, index: int) -> None: ...
+    def detach(self, index: int, *, egress: bool = False) -> None: ...
 
-    def attached(self) -> dict[int, str]:
+    def attached(self, **_: Any) -> dict[int, str]:
         return {}
 
 

@@ -42,6 +42,7 @@ PLAIN = """
 #include "state.h"
 SEC("tcx/ingress") int workload(struct __sk_buff *skb) { return ANSWER + recording; }
 SEC("tcx/ingress") int underlay(struct __sk_buff *skb) { return TC_ACT_OK; }
+SEC("tcx/egress") int tag(struct __sk_buff *skb) { return TC_ACT_NEXT; }
 char _license[] SEC("license") = "GPL";
 """
 

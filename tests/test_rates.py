@@ -98,6 +98,7 @@ SEC("tcx/ingress") int workload(struct __sk_buff *skb)
     return spend(until, given[1], given[2], given[3]);
 }
 SEC("tcx/ingress") int underlay(struct __sk_buff *skb) { return now_ns() > 0; }
+SEC("tcx/egress") int tag(struct __sk_buff *skb) { return TC_ACT_NEXT; }
 char _license[] SEC("license") = "GPL";
 """
 

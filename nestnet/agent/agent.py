@@ -261,6 +261,7 @@ class Agent:
     _want: tuple[World, dict[int, Attachment]] | None = None  # the attachments that a world has here
     _ends: dict[int, links.Link] = field(default_factory=dict)
     _attached: dict[int, ProgramName] = field(init=False)
+    _tags: set[int] = field(init=False)  # ifindexes whose frames get the tag of the machine's VLAN as they leave
     _secured: set[int] = field(default_factory=set)  # ifindexes that this agent has seen to
     _looked: int = 0  # of the hooks that are looked at in turn, how many were
     _checked: float = 0.0  # when tables and pins were, in monotonic seconds
@@ -273,6 +274,7 @@ class Agent:
         self.have = self.kernel.read()
         self.slots = slots_of(self.have)
         self._attached = dict(self.kernel.attached())
+        self._tags = set(self.kernel.attached(egress=True))
 
     def converge(self, desired: Desired) -> None:
         """One turn: make it so. Cheap when neither the wish nor the links have changed since the last."""
@@ -504,9 +506,15 @@ class Agent:
     def _secure_nics(self, problems: list[str]) -> None:
         off = []
         here = set()
+        machine = self._latest.machines.get(self.machine)
+        vlan = machine.vlan if machine is not None else None
         for name, nic in self._nics.items():
             try:
-                if self.kernel.attach(nic.index, "underlay") and nic.index in self._secured:
+                back = self.kernel.attach(nic.index, "underlay")
+                if vlan is not None:
+                    back |= self.kernel.attach(nic.index, "tag") and nic.index in self._tags
+                    self._tags.add(nic.index)
+                if back and nic.index in self._secured:
                     self.notice("repaired", f"{name}: its program had been taken off, it is back")
             except (OSError, NestnetError) as error:
                 off.append(f"no program on {name}: {error}")
@@ -514,6 +522,9 @@ class Agent:
                 here.add(nic.index)
         self._secured |= here
         self._attached |= dict.fromkeys(here, "underlay")
+        for index in list(self._tags) if vlan is None else list(self._tags - here) if here else ():
+            self.kernel.detach(index, egress=True)
+            self._tags.discard(index)
         left = [i for i, program in self._attached.items() if program == "underlay" and i not in here] if here else ()
         for index in left:
             self.kernel.detach(index)

@@ -20,7 +20,7 @@ from nestnet.model.errors import NestnetError
 KERNEL = (6, 6)  # tcx, and links on it
 BPFFS = Path("/sys/fs/bpf")
 CLOCK = 5.0  # seconds that the controller's clock may be away
-OURS = ("workload", "underlay")
+OURS = ("workload", "underlay", "tag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A machine that runs here: its namespace (None: this one), its folder of pins, its address on the wire."""
+    """A machine that runs here: its namespace (None: this one), its folder of pins, its address on the wire, and if
+    its NICs are in a VLAN of the wire."""
 
     name: str
     namespace: Path | None
     pins: Path
     address: str
+    tagged: bool = False
 
 
 def computer() -> Iterator[Finding]:
@@ -102,7 +104,7 @@ def _inside(namespace: Path | None, look: Callable[[], list[Finding]]) -> list[F
 def _machine(seat: Seat, mtu: int, check: str) -> Iterator[Finding]:
     from ipaddress import ip_address
 
-    from nestnet.datapath.libbpf import on_hook
+    from nestnet.datapath.libbpf import TCX_EGRESS, on_hook
 
     with links.netlink() as ipr:
         index = links.with_address(ipr, ip_address(seat.address))
@@ -122,13 +124,15 @@ def _machine(seat: Seat, mtu: int, check: str) -> Iterator[Finding]:
     wrong = 0
     workloads = {link.index: link for link in here.values() if link.alias.startswith("nestnet port ")}
     for each in [nic, *workloads.values()]:
-        programs = Counter(name for name in on_hook(each.index) if name in OURS)
-        expected = "workload" if each.index in workloads else "underlay"
-        if programs != {expected: 1}:
+        programs = Counter(name for name in [*on_hook(each.index), *on_hook(each.index, TCX_EGRESS)] if name in OURS)
+        expected = ["workload"] if each.index in workloads else ["underlay", "tag"] if seat.tagged else ["underlay"]
+        if programs != Counter(expected):
             wrong += 1
             found = ", ".join(f"{name} {count} times" for name, count in programs.items()) or "none of our programs"
             yield Finding(
-                check, f"{each.name} has {found}, not {expected} once", "restart the agent: it attaches what is missing"
+                check,
+                f"{each.name} has {found}, not {' and '.join(expected)} once",
+                "restart the agent: it attaches what is missing",
             )
     unfinished = [path for path in seat.pins.glob("v*/unfinished") if path.is_symlink()]
     if unfinished:

@@ -19,12 +19,13 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from nestnet.agent import links
-from nestnet.model.values import Address, Machine
+from nestnet.model.values import Address, Machine, Tag
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 RTM_F_FIB_MATCH = 0x2000  # <linux/rtnetlink.h>: the route with all its next hops, not the one that a packet would take
 NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # <net/neighbour.h>: reachable to permanent, its MAC is known
 NUD_FIXED = 0x40 | 0x80  # no ARP, and permanent
-IFF_LOOPBACK, IFF_LOWER_UP = 1 << 3, 1 << 16  # <linux/if.h>
+IFF_LOOPBACK, IFF_PROMISC, IFF_LOWER_UP = 1 << 3, 1 << 8, 1 << 16  # <linux/if.h>
 
 Hop = tuple[int, str]
 """A next hop: ifindex, and its address as text."""
@@ -185,7 +186,7 @@ def nics(ipr: IPRoute, machine: Machine) -> Nics:
         link = links.read(found)
         if found["flags"] & IFF_LOOPBACK:
             return Nics({}, (f"{machine.address} is on {link.name}, where no packets leave: `nic` says where they do",))
-        return Nics({link.name: link}, tuple(_flaws(link, machine)))
+        return Nics({link.name: link}, tuple(_flaws(ipr, link, machine)))
     there: dict[str, links.Link] = {}
     missing: list[str] = []
     for name in machine.nics:
@@ -194,15 +195,28 @@ def nics(ipr: IPRoute, machine: Machine) -> Nics:
             missing.append(f"there is no interface {name}")
         else:
             there[name] = named
-            missing += _flaws(named, machine)
+            missing += _flaws(ipr, named, machine)
     return Nics(there, tuple(missing))
 
 
-def _flaws(link: links.Link, machine: Machine) -> Iterator[str]:
+def _flaws(ipr: IPRoute, link: links.Link, machine: Machine) -> Iterator[str]:
     if not link.up:
         yield f"{link.name} is down"
     if link.mtu < machine.mtu:
         yield f"{link.name} has an MTU of {link.mtu}, the machine one of {machine.mtu}: large packets are lost"
+    if machine.vlan is not None and (filter := _filter(ipr, link, machine.vlan)):
+        yield f"{link.name} may not let VLAN {machine.vlan} in: ethtool -K {link.name} {filter} off"
+
+
+def _filter(ipr: IPRoute, link: links.Link, vlan: Tag) -> str | None:
+    """What makes a NIC drop tags by itself, but for those of devices that Linux has for them; None if nothing does."""
+    from pyroute2 import Ethtool
+
+    name = "rx-vlan-filter" if vlan.type == "802.1q" else "rx-vlan-stag-filter"
+    with closing(Ethtool()) as ethtool:
+        features = ethtool.get_features(link.name).features
+    hears_all = ipr.get_links(link.index)[0]["flags"] & IFF_PROMISC
+    return name if name in features and features[name].enable and not hears_all else None
 
 
 # ---- hearing of changes

@@ -15,6 +15,7 @@ from nestnet.api.asked import Key, asked, changed, keyed
 from nestnet.api.authority import Authority
 from nestnet.model.errors import Forbidden, Invalid, Problem, Unauthenticated
 from nestnet.model.manifest import parse
+from nestnet.model.values import Tag
 from nestnet.store.access import PREFIX
 from nestnet.store.once import Asked
 from nestnet.store.store import Store
@@ -85,9 +86,9 @@ def routes(store: Store, authority: Authority) -> APIRouter:
         secret = who(request).joining
         if not secret:
             raise Unauthenticated("send a join token, as `Authorization: Bearer nnj_...`; see `nestnet token join`")
-        if not wanted.name.startswith("port_"):  # It is called as its port, and what it is follows from that.
-            judge_machine(wanted)
-        own = (wanted.name, wanted.address, wanted.mtu, wanted.nics, wanted.labels, wanted.request)
+        on_port = wanted.name.startswith("port_")  # It is called as its port, and what it is follows from that.
+        vlan = judge_machine(wanted) if not on_port else None
+        own = (wanted.name, wanted.address, wanted.mtu, wanted.nics, vlan, wanted.labels, wanted.request)
 
         def sign(machine: str, joins: int) -> str:
             return authority.sign_machine(wanted.request, machine, joins)
@@ -114,12 +115,16 @@ def routes(store: Store, authority: Authority) -> APIRouter:
     return routes
 
 
-def judge_machine(machine: shapes.Join) -> None:
-    """The rules for machines are those of a manifest."""
+def judge_machine(machine: shapes.Join) -> Tag | None:
+    """The rules for machines are those of a manifest. Returns the VLAN that its NICs are in."""
     spec: dict[str, Any] = {"address": machine.address, "mtu": machine.mtu, "labels": machine.labels}
     if machine.nics:
         spec["nic"] = machine.nics
-    parse({"apiVersion": shapes.API_VERSION, "machines": {machine.name: spec}})
+    if machine.vlan is not None:
+        spec["vlan"] = machine.vlan.model_dump()
+    read = parse({"apiVersion": shapes.API_VERSION, "machines": {machine.name: spec}}).machines or {}
+    vlan = read[machine.name].vlan
+    return vlan.value if vlan is not None else None
 
 
 def _judge_name(machine: str) -> None:

@@ -26,6 +26,11 @@ class _Resource(Shape):
     """acme/staging/web1: networks, then the name."""
 
 
+class MachineVlan(Shape):
+    id: int
+    type: Literal["802.1q", "802.1ad"] = "802.1q"
+
+
 class Machine(_Resource):
     row: int | None
     """The number that the machine's agent knows it by; null: not for you to see, like all that is empty with it."""
@@ -35,6 +40,8 @@ class Machine(_Resource):
     """Of its interfaces to the underlay, in bytes of IP."""
     nics: list[str]
     """The names of those; none: the one that has the address."""
+    vlan: MachineVlan | None
+    """The one that they are in: all that they send and hear has its tag."""
     labels: dict[str, str]
     fenced: bool
     """Shut out: to all others it is a stranger. `PATCH` sets it."""
@@ -361,6 +368,7 @@ class Join(Shape):
     address: str
     mtu: Annotated[int, Field(ge=626, le=65535)] = 1500
     nics: list[str] = []
+    vlan: MachineVlan | None = None
     labels: dict[str, str] = {}
 
 

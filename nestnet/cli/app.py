@@ -640,6 +640,9 @@ def join(
         list[str] | None, typer.Option("--nic", metavar="NAME", help="Its NICs there; else the one with the address.")
     ] = None,
     mtu: Annotated[int, typer.Option("--mtu", metavar="BYTES", help="Of those.")] = 1500,
+    vlan: Annotated[
+        int | None, typer.Option("--vlan", metavar="ID", help="The VLAN that all of them are in.", min=1, max=4094)
+    ] = None,
     state: Annotated[
         Path, typer.Option("--state", metavar="FOLDER", help="Where its key and certificate are kept.")
     ] = Path("/var/lib/nestnet-agent"),
@@ -657,6 +660,7 @@ def join(
     if token is None:
         raise typer.BadParameter(f"give --token-file, or set {identities.TOKEN}")
     spec = {"name": machine, "address": address, "mtu": mtu, "nics": nic or []}
+    spec |= {"vlan": {"id": vlan}} if vlan is not None else {}
     processes.join(url, token, spec, state)
     identities.told_of_join(machine, url, state, config)
 

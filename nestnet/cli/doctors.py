@@ -61,7 +61,7 @@ def _controller(found: Target) -> Iterator[Finding]:
         begun = time.monotonic()
         status = client.status()
         took = (time.monotonic() - begun) * 1000
-        mtus = {machine["name"]: machine["mtu"] for machine in client.list("machine")}
+        machines = {machine["name"]: machine for machine in client.list("machine")}
     yield Finding("controller", f"version {status['controller']}, answers in {took:.0f} ms")
     yield checkup.clock(time.time(), status["time"])
     wrong = statuses.problems(status)
@@ -73,15 +73,17 @@ def _controller(found: Target) -> Iterator[Finding]:
     if late and not wrong:
         yield Finding("agents", f"{', '.join(late[:10])} are behind {what}", "nestnet logs", True)
     if not late and not wrong:
-        yield Finding("agents", f"all {len(mtus)} have realised {what}")
+        yield Finding("agents", f"all {len(machines)} have realised {what}")
     if found.lab is None:
         return
     from nestnet.agent import netns
 
     for seat in found.lab.machines:
         namespace = netns.path(found.lab.machine(seat.name))
-        place = Seat(seat.name, namespace, found.lab.pins / seat.name, str(ip_interface(seat.address).ip))
-        yield from checkup.machine(place, mtus.get(seat.name, seat.mtu))
+        known = machines.get(seat.name, {"mtu": seat.mtu, "vlan": seat.vlan})
+        address, tagged = str(ip_interface(seat.address).ip), known["vlan"] is not None
+        place = Seat(seat.name, namespace, found.lab.pins / seat.name, address, tagged)
+        yield from checkup.machine(place, known["mtu"])
         if not found.lab.has_agent(seat.name):
             log = found.lab.logs / f"agent-{seat.name}.log"
             yield Finding(

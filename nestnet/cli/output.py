@@ -80,6 +80,11 @@ def _state_of_grant(grant: Resource) -> str:
     return "cut" if grant["cut"] else "suspended" if grant["suspended"] else "open"
 
 
+def _vlan(machine: Resource) -> str:
+    vlan = machine["vlan"]
+    return "-" if vlan is None else f"{vlan['id']}" if vlan["type"] == "802.1q" else f"{vlan['id']} {vlan['type']}"
+
+
 # Columns of each kind: heading, cell, and whether only `wide` has it.
 COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
     "machine": (
@@ -87,6 +92,7 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("ADDRESS", _text("address"), False),
         ("MTU", _text("mtu"), False),
         ("NIC", _text("nics", "-"), True),
+        ("VLAN", _vlan, True),
         ("REALISED", _text("realised"), False),
         ("FENCED", _text("fenced"), True),
         ("LABELS", _text("labels"), True),

@@ -103,7 +103,9 @@ class _Compiler:
 
     def tables(self) -> Tables:
         world = self.world
-        self.put("self", 0, self.slots["machine", self.machine], self.underlay)
+        own = world.machines.get(self.machine)
+        tag = own.vlan.label if own is not None and own.vlan is not None else 0
+        self.put("self", 0, self.slots["machine", self.machine], self.underlay, tag)
         for m in world.machines.values():
             slot = self.slots["machine", m.id]
             self.put("machine", slot, m.id, packed(m.address), m.mtu, 0)

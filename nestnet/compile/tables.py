@@ -261,8 +261,9 @@ TABLES: dict[str, Table] = {
         ),
         # ---- how much: rate in bit/s, and how long it takes to fill, in ns; id is that of the port or link
         Table("bucket", "array", _struct(("id", "u8"), ("rate", "u8"), ("burst", "u8"), ("kind", "u4"), ("pad", "u4"))),
-        # ---- this machine: one row. Which slot in `machine` it is, and the NIC the wire hangs on.
-        Table("self", "array", _struct(("machine", "u4"), ("ifindex", "u4"))),
+        # ---- this machine: one row. Which slot in `machine` it is, the NIC the wire hangs on, and the VLAN that its
+        # NICs are in: EtherType of the tag << 16 | id, or 0.
+        Table("self", "array", _struct(("machine", "u4"), ("ifindex", "u4"), ("vlan", "u4"))),
     ]
 }
 

@@ -4,8 +4,9 @@
         port, mac, rule, ...    the tables of compile/tables.py, under the same names
         generation_*, epoch     counters that the agent raises (rule 16)
         flow, connection, ...   what the programs remember and count by themselves
-        workload, underlay      the programs
+        workload, underlay, tag the programs
         link_IFINDEX            a program on the tcx ingress hook of an interface
+        link_IFINDEX_out        and on its egress hook
         object                  a symbolic link, to the hash of the object that the programs are from
         store                   another, to the controller's store that the tables are from
         unfinished              another, while rows are written whose counters are not raised yet
@@ -46,6 +47,8 @@ from nestnet.datapath import build
 from nestnet.datapath.btf import Dtype, differences
 from nestnet.datapath.libbpf import (
     ARRAY,
+    TCX_EGRESS,
+    TCX_INGRESS,
     Context,
     Link,
     LoadError,
@@ -63,8 +66,9 @@ from nestnet.model.errors import Conflict, Exhausted, NestnetError
 
 BPFFS = Path("/sys/fs/bpf")
 
-ProgramName = Literal["workload", "underlay"]
-PROGRAMS: tuple[ProgramName, ...] = ("workload", "underlay")
+ProgramName = Literal["workload", "underlay", "tag"]
+HOOKS: dict[ProgramName, int] = {"workload": TCX_INGRESS, "underlay": TCX_INGRESS, "tag": TCX_EGRESS}
+PROGRAMS = tuple(HOOKS)
 
 FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it again costs microseconds
 
@@ -191,7 +195,7 @@ class Kernel:
     def __init__(self, folder: Path, lock: int | None) -> None:
         self.folder = folder
         self._lock = lock
-        self._held: dict[int, Link] = {}  # by ifindex: open, so that who unlinks a pin empties no hook
+        self._held: dict[str, Link] = {}  # by pin: open, so that who unlinks a pin empties no hook
         self._raised: dict[str, npt.NDArray[np.uint64]] = {}  # the counters that only we write, as they were written
         self._said: dict[str, str] = {}  # symbolic links in the folder
         self._maps: dict[str, Map] = {}
@@ -339,7 +343,7 @@ class Kernel:
 
     def _swap(self) -> None:
         """Put our programs where others of the same name are: on the hooks first, then in the pins."""
-        for ifindex, link in self._links():
+        for path, link in self._links():
             with contextlib.closing(link):
                 try:
                     if link.ifindex:
@@ -349,7 +353,7 @@ class Kernel:
                 except OSError as error:
                     if error.errno != errno.ENOLINK:  # the interface went just now
                         raise
-                _link_path(self.folder, ifindex).unlink()
+                path.unlink()
         for name in PROGRAMS:
             new = self.folder / f"{name}_new"
             new.unlink(missing_ok=True)
@@ -456,17 +460,18 @@ class Kernel:
     # ---- where programs are
 
     def attach(self, ifindex: int, program: ProgramName) -> bool:
-        """See to it that a program is on the ingress hook of an interface of the calling thread's network namespace,
-        once. True if it was not; cheap if it was. Programs of others stay where they are.
+        """See to it that a program is on its hook of an interface of the calling thread's network namespace, once.
+        True if it was not; cheap if it was. Programs of others stay where they are.
 
         One of ours that is there already, of whatever version or layout, is replaced in place. OSError ENODEV if there
         is no such interface.
         """
         number = self._programs[program].id
-        link = self._held.get(ifindex)
-        if link is not None and number in on_hook_numbers(ifindex):
+        hook = HOOKS[program]
+        path = _link_path(self.folder, ifindex, hook)
+        link = self._held.get(path.name)
+        if link is not None and number in on_hook_numbers(ifindex, hook):
             return False
-        path = _link_path(self.folder, ifindex)
         if link is None:
             self._adopt(path)
             link = Link(get(path)) if _is_pinned(path) else None
@@ -474,24 +479,24 @@ class Kernel:
             if link.ifindex == ifindex:
                 was = link.program
                 link.update(self._programs[program])
-                if number in on_hook_numbers(ifindex):
-                    self._hold(ifindex, link)
+                if number in on_hook_numbers(ifindex, hook):
+                    self._hold(path.name, link)
                     return was != number
             # Somebody took it off, or its interface is gone, or elsewhere, and the number has come up again.
-            self._held.pop(ifindex, None)
+            self._held.pop(path.name, None)
             link.close()
             path.unlink(missing_ok=True)
-        made = Link.create(self._programs[program], ifindex)
+        made = Link.create(self._programs[program], ifindex, hook)
         pin(made.fd, path)
-        self._hold(ifindex, made)
+        self._hold(path.name, made)
         return True
 
-    def _hold(self, ifindex: int, link: Link) -> None:
+    def _hold(self, pin: str, link: Link) -> None:
         """Keep it open, if there is room: a process may have so many files, and others are needed, too."""
-        if ifindex in self._held:
+        if pin in self._held:
             return
         if len(self._held) < _may_open() // 2:
-            self._held[ifindex] = link
+            self._held[pin] = link
         else:
             link.close()
 
@@ -505,27 +510,29 @@ class Kernel:
             else:
                 other.rename(path)
 
-    def detach(self, ifindex: int) -> None:
-        """Take our program off an interface, which may be gone. No error if there is none."""
-        if (held := self._held.pop(ifindex, None)) is not None:
+    def detach(self, ifindex: int, *, egress: bool = False) -> None:
+        """Take our program off a hook of an interface, which may be gone. No error if there is none."""
+        name = _link_path(self.folder, ifindex, TCX_EGRESS if egress else TCX_INGRESS).name
+        if (held := self._held.pop(name, None)) is not None:
             with contextlib.closing(held):
                 _take_off(held)
-        for path in self.folder.parent.glob(f"v*/link_{ifindex}"):
+        for path in self.folder.parent.glob(f"v*/{name}"):
             _detach(path)
 
-    def attached(self) -> dict[int, ProgramName]:
-        """The interfaces that are there and have one of our programs, of any layout, and which."""
+    def attached(self, *, egress: bool = False) -> dict[int, ProgramName]:
+        """The interfaces that are there and have one of our programs, of any layout, on this hook, and which."""
+        hook = TCX_EGRESS if egress else TCX_INGRESS
         found: dict[int, ProgramName] = {}
         for path in sorted(self.folder.parent.glob("v*/link_*")):
             with contextlib.closing(Link(get(path))) as link:
                 name = self._attached(link)
-                if name is not None:
-                    found[int(path.name.removeprefix("link_"))] = name
+                if name is not None and HOOKS[name] == hook:
+                    found[int(path.name.split("_")[1])] = name
         return found
 
-    def _links(self) -> Iterator[tuple[int, Link]]:
+    def _links(self) -> Iterator[tuple[Path, Link]]:
         for path in sorted(self.folder.glob("link_*")):
-            yield int(path.name.removeprefix("link_")), Link(get(path))
+            yield path, Link(get(path))
 
     def _attached(self, link: Link) -> ProgramName | None:
         """Which program a link runs, by name: after an agent was killed it may be neither the pinned one nor ours."""
@@ -539,7 +546,7 @@ class Kernel:
     def pinned_again(self) -> int:
         """Pin what somebody unpinned, also where the whole folder has gone: how many pins that were. An agent that came
         later would find no hook, no table and no connection without them."""
-        mine = {f"link_{index}": link.fd for index, link in self._held.items()}
+        mine = {name: link.fd for name, link in self._held.items()}
         mine |= {name: table.fd for name, table in self._maps.items()}
         mine |= {name: program.fd for name, program in self._programs.items()}
         try:
@@ -878,8 +885,8 @@ def _is_pinned(path: Path) -> bool:
     return path.exists()
 
 
-def _link_path(folder: Path, ifindex: int) -> Path:
-    return folder / f"link_{ifindex}"
+def _link_path(folder: Path, ifindex: int, hook: int) -> Path:
+    return folder / (f"link_{ifindex}" if hook == TCX_INGRESS else f"link_{ifindex}_out")
 
 
 # ---- rows

@@ -32,7 +32,7 @@ Array = npt.NDArray[np.generic]
 # <linux/bpf.h>
 HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, RINGBUF = 1, 2, 5, 6, 9, 11, 27
 SCHED_CLS = 3  # program type of tc and tcx
-TCX_INGRESS = 46  # attach type
+TCX_INGRESS, TCX_EGRESS = 46, 47  # attach types
 
 LOG_LINES = 30  # of the verifier's log in an error; the rest is in `LoadError.log`
 BATCH = 1 << 16  # entries that are read in one call
@@ -451,16 +451,16 @@ class Program:
 
 
 class Link:
-    """A program on the tcx ingress hook of an interface. Pinned, it outlives the process."""
+    """A program on a tcx hook of an interface. Pinned, it outlives the process."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     @classmethod
-    def create(cls, program: Program, ifindex: int) -> Link:
+    def create(cls, program: Program, ifindex: int, hook: int = TCX_INGRESS) -> Link:
         """Attach behind what is on the hook already. The interface is of the calling thread's network namespace."""
         what = f"attach {program.name} to interface {ifindex}"
-        return cls(_check(_lib().bpf_link_create(program.fd, ifindex, TCX_INGRESS, None), what))
+        return cls(_check(_lib().bpf_link_create(program.fd, ifindex, hook, None), what))
 
     @property
     def ifindex(self) -> int:
@@ -643,19 +643,19 @@ class Ring:
             self._ring = None
 
 
-def on_hook_numbers(ifindex: int) -> list[int]:
-    """Numbers of the programs on the tcx ingress hook of an interface, ours and others', in the order they run."""
+def on_hook_numbers(ifindex: int, hook: int = TCX_INGRESS) -> list[int]:
+    """Numbers of the programs on a tcx hook of an interface, ours and others', in the order they run."""
     count, flags, numbers = c_uint32(64), c_uint32(), (c_uint32 * 64)()
-    result = _lib().bpf_prog_query(ifindex, TCX_INGRESS, 0, byref(flags), numbers, byref(count))
+    result = _lib().bpf_prog_query(ifindex, hook, 0, byref(flags), numbers, byref(count))
     if result < 0:
         _check(result, f"look at the hook of interface {ifindex}")
     return numbers[: count.value]
 
 
-def on_hook(ifindex: int) -> list[str]:
+def on_hook(ifindex: int, hook: int = TCX_INGRESS) -> list[str]:
     """The names of the same."""
     names = []
-    for number in on_hook_numbers(ifindex):
+    for number in on_hook_numbers(ifindex, hook):
         with contextlib.closing(Program.of_id(number)) as program:
             names.append(program.name)
     return names

@@ -8,6 +8,7 @@ flow cache, never sweeps, and takes milliseconds where the kernel takes a micros
     workload -> from_workload -> guard -> arp, neighbour, inquiry
                               -> fragment -> flood    -> judge, carry -> to_workload, to_machine
                                           -> unicast  -> route, connection, judge, carry -> the same
+    nic -> untag -> underlay
     underlay -> from_wire     -> sender -> guard -> fragment -> connection, judge, carry -> to_workload
 
 Policy is judged again for every packet of a connection. The kernel remembers the verdict and the
@@ -57,6 +58,7 @@ from nestnet.model.hash import flow_hash
 from nestnet.model.icmp import BURST_NS, COST_NS, icmp_error, may_be_told
 from nestnet.model.packet import (
     ARP,
+    CONTROL_BLOCK,
     ETHERNET,
     FIRST,
     INQUIRY_BYTES,
@@ -67,6 +69,7 @@ from nestnet.model.packet import (
     NOBODY_MAC,
     RIDING,
     SOLICITATION,
+    TAGS,
     UDP,
     UNSPECIFIED4,
     UNSPECIFIED6,
@@ -162,6 +165,17 @@ class Drop(Exception):
         self.mtu = mtu
 
 
+TAG_ID, TAG_PRIORITY = 0x0FFF, 0xF000  # of what follows the EtherType of a tag: priority and DEI, id
+IP_TYPES = (IPV4.to_bytes(2, "big"), IPV6.to_bytes(2, "big"))
+
+
+def outermost_tag(frame: bytes) -> tuple[int, bytes]:
+    """EtherType << 16 | priority and id of the first tag of a frame, 0 if it has none, and the frame without it."""
+    if int.from_bytes(frame[12:14], "big") not in TAGS:
+        return 0, frame
+    return int.from_bytes(frame[12:16], "big"), frame[:12] + frame[16:]
+
+
 class Owner(NamedTuple):
     """Who has an address or a MAC: a port, a router, or nobody (kind 0)."""
 
@@ -252,6 +266,7 @@ class Reference:
         self.cidrs = _Prefixes(tables, "cidr")
         self.services = _Prefixes(tables, "service")
         self.here = _Array(tables, "self")[0].machine
+        self.vlan = _Array(tables, "self")[0].vlan
 
     # ---- where frames come in
 
@@ -264,6 +279,38 @@ class Reference:
         except Drop as drop:
             out.drops.append((drop.port or p, drop.reason))
         return out
+
+    def nic(self, frame: bytes, now: float) -> tuple[Outputs, bytes | None]:
+        """A frame from the wire. Beside what comes of it, the frame as the machine's own stack gets it, if it does."""
+        try:
+            inside = self.untag(frame)
+        except Drop as drop:
+            return Outputs(drops=[(0, drop.reason)]), None
+        if inside is None:
+            return Outputs(), frame
+        out = self.underlay(inside[ETHERNET:], now) if inside[12:14] in IP_TYPES else Outputs()
+        return out, inside if not out.emitted and not out.drops else None
+
+    def untag(self, frame: bytes) -> bytes | None:
+        """The frame without the tag of the VLAN that the machine's NICs are in. None: it is for none of ours, but for
+        what interface the machine has in another VLAN, or for the other end of the link."""
+        tag, inside = outermost_tag(frame)
+        if not self.vlan:
+            return None if tag else frame
+        if tag & ~TAG_PRIORITY == self.vlan:
+            if outermost_tag(inside)[0]:
+                raise Drop("other_vlan")
+            return inside
+        if tag & TAG_ID or int.from_bytes(frame[:6], "big") & ~0xF == CONTROL_BLOCK:
+            return None
+        raise Drop("other_vlan")
+
+    def tag(self, frame: bytes) -> bytes:
+        """A frame as it leaves by a NIC, be it ours or the machine's own."""
+        is_for_link = int.from_bytes(frame[:6], "big") & ~0xF == CONTROL_BLOCK
+        if not self.vlan or outermost_tag(frame)[0] or is_for_link:
+            return frame
+        return frame[:12] + int(self.vlan).to_bytes(4, "big") + frame[12:]
 
     def underlay(self, datagram: bytes, now: float) -> Outputs:
         """An IP packet from the underlay NIC. What is no VXLAN for this machine is left to its own stack:

@@ -34,6 +34,9 @@ def seats(machines: Mapping[str, MachineSpec], family: int = 4) -> list[Seat]:
     taken = {spec.address for spec in machines.values()}
     free = (address for address in range_.hosts() if address not in taken)
     return [
-        Seat(name, f"{spec.address or next(free)}/{range_.prefixlen}", spec.mtu or MTU, spec.nic or ("eth0",))
+        Seat(
+            *(name, f"{spec.address or next(free)}/{range_.prefixlen}", spec.mtu or MTU, spec.nic or ("eth0",)),
+            vlan=spec.vlan.value if spec.vlan is not None else None,
+        )
         for name, spec in machines.items()
     ]

@@ -14,6 +14,7 @@ from typing import Any
 
 from nestnet.agent import netns
 from nestnet.model.errors import Conflict
+from nestnet.model.values import Tag
 
 RUN = Path("/run/nestnet")
 BPFFS = Path("/sys/fs/bpf/nestnet")
@@ -65,12 +66,14 @@ def start_time(pid: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A machine of a lab: its name, underlay address (with prefix length), MTU in bytes and the names of its NICs."""
+    """A machine of a lab: its name, underlay address (with prefix length), MTU in bytes, the names of its NICs and the
+    VLAN that they are in."""
 
     name: str
     address: str
     mtu: int
     nics: tuple[str, ...] = ("eth0",)
+    vlan: Tag | None = None
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,10 @@ def load(name: str) -> Lab | None:
     )
 
 
-def _seat(name: str, address: str, mtu: int, nics: Sequence[str] = ("eth0",)) -> Seat:
-    return Seat(name, address, mtu, tuple(nics))
+def _seat(
+    name: str, address: str, mtu: int, nics: Sequence[str] = ("eth0",), vlan: dict[str, Any] | None = None
+) -> Seat:
+    return Seat(name, address, mtu, tuple(nics), Tag(**vlan) if vlan is not None else None)
 
 
 def labs() -> list[str]:

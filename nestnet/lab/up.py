@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from nestnet.lab.down import tear_down
 from nestnet.lab.state import Lab, Process, locked
 from nestnet.lab.wire import make_wire
 from nestnet.model.errors import Conflict, Invalid, NestnetError, Problem, Unreachable
+from nestnet.model.problems import join
 from nestnet.model.validate import underlay_family
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ def up(manifest: Manifest, name: str, file: str, apply: Callable[[Lab], None], s
         raise Invalid(
             [Problem("missing_key", "", "there is no machine: `machines: {m1: {}}` makes one", nearest="machines")]
         )
+    if any(len(spec.nic or ()) > 1 for spec in manifest.machines.values()):
+        tagged = [name for name, spec in manifest.machines.items() if spec.vlan is not None and spec.vlan.value]
+        why = "machines with several interfaces are behind the router of a lab, which is in no VLAN"
+        if tagged:
+            raise Invalid([Problem("not_supported", join("machines", each, "vlan"), why) for each in tagged])
     with locked(name) as found:
         if (found.folder / "lab.json").exists() or found.namespaces():
             if not any(process.alive() for process in found.processes):
@@ -89,7 +95,8 @@ def start(lab: Lab) -> Lab:
     with Client(lab.controller) as client:
         _wait_until_ready(controller, client.status)
         for seat in lab.machines:
-            client.join(seat.name, str(ip_interface(seat.address).ip), seat.mtu, nics=seat.nics)
+            vlan = asdict(seat.vlan) if seat.vlan is not None else None
+            client.join(seat.name, str(ip_interface(seat.address).ip), seat.mtu, nics=seat.nics, vlan=vlan)
     for seat in lab.machines:
         agent = _spawn(
             lab,

@@ -49,7 +49,7 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 from .errors import Invalid, Problem
 from .problems import Nearest, in_order, join, meant, quote
 from .rates import RATE, rate_text
-from .values import MAX_DEPTH, VLANS, Address, Attach, Prefix
+from .values import MAX_DEPTH, Address, Attach, Prefix, Tag
 
 API_VERSION = "nestnet/v1"
 RESERVED = ("any", "inside", "hosts")
@@ -79,6 +79,7 @@ QUOTA_RATE = (RATE[0], 10_000 * RATE[1])  # bit/s
 DESCRIPTION = 1000  # characters
 MTU = (576, 65535)  # bytes of IP: RFC 791's smallest, and what a length field holds
 MACHINE_MTU = (MTU[0] + 50, MTU[1])  # room for VXLAN around the smallest
+VLAN = (1, 4094)  # 802.1Q, table 9-2: 0 is none, 4095 is for nobody
 NICS_PER_MACHINE = 8
 
 T = TypeVar("T")
@@ -464,10 +465,52 @@ class _Spec(BaseModel):
     later: ClassVar[Mapping[str, str]] = {}
 
 
+class MachineVlanSpec(_Spec):
+    """A VLAN that a machine's interfaces are in."""
+
+    id: Maybe[Annotated[int, _between(*VLAN), _numbers(*VLAN)]] = None
+    """1 to 4094."""
+    type: Maybe[Literal["802.1q", "802.1ad"]] = None
+    """Of which standard the tags are: 802.1q unless given."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> MachineVlanSpec:
+        if self.id is None and self.type is not None:
+            raise _refuse("missing_key", "needs the key id", below="type")
+        return self
+
+    @property
+    def value(self) -> Tag | None:
+        """What that is; None for none, `{}`."""
+        return Tag(self.id, self.type or "802.1q") if self.id is not None else None
+
+
+def _read_vlan(value: Any) -> Any:
+    """17, or a mapping."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"id": value}
+    if isinstance(value, list):
+        raise _refuse("wrong_type", "is a list: one tag is all that interfaces to the underlay can have")
+    if not isinstance(value, dict | MachineVlanSpec):
+        raise _refuse("wrong_type", f"is {_shown(value)}, must be a VLAN, as 17 or {{id: 17, type: 802.1ad}}")
+    return value
+
+
+_VLAN_NUMBER = {"type": "integer", "minimum": VLAN[0], "maximum": VLAN[1]}
+_VLAN_MAPPING = {
+    "type": "object",
+    "properties": {"id": _VLAN_NUMBER, "type": {"enum": ["802.1q", "802.1ad"]}},
+    "additionalProperties": False,
+}
+
+
+def _write_vlan(spec: MachineVlanSpec) -> Any:
+    tag = spec.value
+    return tag.short if tag is not None else {}
+
+
 class MachineSpec(_Spec):
     """A computer that runs an agent; `nestnet up` makes it as a namespace."""
-
-    later = {"vlan": "a VLAN on the machine's NIC"}
 
     address: Maybe[Annotated[Address, BeforeValidator(read_address), PlainSerializer(str), WithJsonSchema(_TEXT)]] = (
         None
@@ -477,6 +520,15 @@ class MachineSpec(_Spec):
     """Its interface to the underlay, or several. A lab's is eth0; elsewhere it is the one that has the address."""
     mtu: Maybe[Annotated[int, _between(*MACHINE_MTU, " bytes"), _numbers(*MACHINE_MTU)]] = None
     """Bytes of IP that fit its interfaces: 1500 unless given."""
+    vlan: Maybe[
+        Annotated[
+            MachineVlanSpec,
+            BeforeValidator(_read_vlan),
+            PlainSerializer(_write_vlan),
+            WithJsonSchema({"anyOf": [_VLAN_NUMBER, _VLAN_MAPPING]}),
+        ]
+    ] = None
+    """The VLAN that all its interfaces are in: 17, or {id: 17, type: 802.1ad}. {}: none. Absent: as it was."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
 
@@ -694,9 +746,9 @@ class VlanSpec(_Spec):
     """What it is for."""
 
 
-def _read_vlan(text: object) -> int:
+def _read_vlan_id(text: object) -> int:
     """A VLAN id (802.1Q), as the key of a mapping. Raises PydanticCustomError."""
-    low, high = VLANS
+    low, high = VLAN
     if isinstance(text, int) or not isinstance(text, str) or re.fullmatch(r"[0-9]{1,9}", text) is None:
         raise _refuse("bad_vlan", f"{_shown(text)} is no VLAN id: write a number from {low} to {high}", limit=high)
     if not low <= int(text) <= high or text[0] == "0":
@@ -730,7 +782,7 @@ class _OfVlans:
 
 Vlans = Annotated[
     dict[
-        Annotated[int, BeforeValidator(_read_vlan)],
+        Annotated[int, BeforeValidator(_read_vlan_id)],
         Annotated[VlanSpec, BeforeValidator(_read_tagged), WrapSerializer(_write_tagged)],
     ],
     AfterValidator(_some),
@@ -1106,6 +1158,8 @@ def _spec_at(path: Sequence[int | str]) -> type[_Spec]:
         spec = below
     if spec is TenantSpec and len(path) > 3 and path[2] == "quota":
         return QuotaSpec
+    if spec is MachineSpec and len(path) > 3 and path[2] == "vlan":
+        return MachineVlanSpec
     return AttachSpec if spec is PortSpec and len(path) > 2 and path[-2] == "attach" else spec
 
 

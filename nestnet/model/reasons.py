@@ -62,6 +62,7 @@ REASONS: dict[str, str] = {
     "rate": "more than the rate of a port or link of the network allows",
     "carrier_rate": "more than the rate of a port or link of a carrier allows",
     "cannot_flatten": "more than 8 rate limits on the way",
+    "other_vlan": "at a NIC in a VLAN: a frame from the wire without its tag, or with a second one behind it",
     "unknown_vlan": "a tag that the trunk does not have: another VLAN id, VLAN 0 (priority), or 802.1ad",
     "too_many_tags": "more than one tag on a trunk, or more than two in a transparent segment",
 }

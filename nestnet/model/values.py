@@ -34,22 +34,47 @@ CARRIAGE_PORT = 4789  # RFC 7348.
 CONNECTION_SHARE = 16384  # Connections that one port may have open, as their opener, on one machine.
 RELAY = IPv6Address("fe80::1")  # Where a port's agent finds the relay to the controller, on its own link (rule 25).
 RELAY_PORT = 4795  # TCP. No service has this number.
-VLANS = (1, 4094)  # ids that a tag may have (802.1Q): 0 is none, 4095 is reserved
 RIDING_BYTES = 8  # of the tags that may ride in a transparent segment
 OVERHEAD = {4: 50, 6: 70}  # bytes before a frame, by family: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8
 
 
 @dataclass(frozen=True, slots=True)
+class Tag:
+    """A VLAN of the wire, 1-4094, and of which standard its tags are: 802.1q, or 802.1ad, as providers have them."""
+
+    id: int
+    type: str = "802.1q"
+
+    @property
+    def label(self) -> int:
+        """As the table `self` has it: EtherType << 16 | id."""
+        return ETHER_TYPES[self.type] << 16 | self.id
+
+    @property
+    def short(self) -> int | dict[str, int | str]:
+        """As people write it."""
+        return self.id if self.type == "802.1q" else {"id": self.id, "type": self.type}
+
+    def __str__(self) -> str:
+        return str(self.id) if self.type == "802.1q" else f"{self.id} of {self.type}"
+
+
+ETHER_TYPES = {"802.1q": 0x8100, "802.1ad": 0x88A8}
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """A computer that runs an agent, or a host port whose workload does (domains.py). `address` is its address in the
-    underlay, `mtu` that of its NICs in bytes, `nics` their names; none: the one that has the address. Unless it is
-    `enabled`, all that lives on it is closed: something that carries it is taken down (rule 12)."""
+    underlay, `mtu` that of its NICs in bytes, `nics` their names; none: the one that has the address. `vlan` is
+    that which all these are in: what they send and hear has its tag. Unless it is `enabled`, all that lives on it is
+    closed: something that carries it is taken down (rule 12)."""
 
     id: int
     address: Address
     mtu: int = 1500
     nics: tuple[str, ...] = ()
     enabled: bool = True
+    vlan: Tag | None = None
 
 
 @dataclass(frozen=True, slots=True)

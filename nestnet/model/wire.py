@@ -19,6 +19,7 @@ from nestnet.model.values import (
     Interface,
     Selector,
     Service,
+    Tag,
     Value,
 )
 
@@ -68,12 +69,16 @@ def _attach(data: Mapping[str, Any] | None) -> Attach | None:
     return Attach(**data) if data is not None else None
 
 
+def _tag(data: Mapping[str, Any] | None) -> Tag | None:
+    return Tag(**data) if data is not None else None
+
+
 def _service(data: Mapping[str, Any]) -> Service:
     return Service(**data)
 
 
 _READERS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "machine": {"address": ip_address, "nics": tuple},
+    "machine": {"address": ip_address, "nics": tuple, "vlan": _tag},
     "segment": {"cidrs": _each(ip_network), "dns": _each(ip_address)},
     "router": {"interfaces": _each(_interface)},
     "link": {"between": tuple},

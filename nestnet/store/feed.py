@@ -340,15 +340,16 @@ def domain_of(connection: Connection, machine: int) -> int:
 
 
 def machines(connection: Connection, reader: int) -> list[tuple[Key, Value]]:
-    """The machines of the reader's domain, without those that are shut out. Of the reader alone it has the NICs."""
+    """The machines of the reader's domain, without those that are shut out. Of the reader alone it has the NICs, and
+    the VLAN that they are in."""
     domain = domain_of(connection, reader)
     rows = [row for row in objects.machines(connection, domain) if not row.fenced]
     if domain != FABRIC:
         return _on_ports(connection, domain, rows)
-    return [
-        (("machine", row.id), Machine(row.id, ip_address(row.address), row.mtu, row.nics if row.id == reader else ()))
-        for row in rows
-    ]
+    found = {row.id: Machine(row.id, ip_address(row.address), row.mtu) for row in rows}
+    for own in (row for row in rows if row.id == reader):
+        found[reader] = replace(found[reader], nics=own.nics, vlan=own.vlan)
+    return [(("machine", id), value) for id, value in found.items()]
 
 
 def machines_on_ports(connection: Connection, ids: Iterable[int]) -> dict[int, Machine]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, RowMapping, Table, func, select
 
-from nestnet.model.values import FABRIC, OVERHEAD, Attach, Selector, Service
+from nestnet.model.values import FABRIC, OVERHEAD, Attach, Selector, Service, Tag
 from nestnet.store import tables
 from nestnet.store.quotas import Quota
 
@@ -171,8 +171,8 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class MachineRow:
-    """`address` is text in canonical form; `nics` are names of interfaces. `port`: the host port whose workload it is,
-    None for a machine of the fabric; then its address and MTU are that port's."""
+    """`address` is text in canonical form; `nics` are names of interfaces, `vlan` is theirs. `port`: the
+    host port whose workload it is, None for a machine of the fabric; then its address and MTU are that port's."""
 
     id: int
     name: str
@@ -181,6 +181,7 @@ class MachineRow:
     nics: tuple[str, ...]
     fenced: bool = False
     port: int | None = None
+    vlan: Tag | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,11 +286,24 @@ def grants(connection: Connection, id: int | None = None) -> list[GrantRow]:
 def machines(connection: Connection, domain: int = FABRIC) -> list[MachineRow]:
     """Every machine of a domain: those that have joined the fabric, or those on ports of a network, joined or not."""
     c = tables.machine.c
-    query = select(c.id, c.name, c.address, c.mtu, c.nics, c.fenced, c.port).where(c.domain == domain).order_by(c.id)
+    query = select(tables.machine).where(c.domain == domain).order_by(c.id)
     return [
-        MachineRow(row.id, row.name, row.address, row.mtu, tuple(json.loads(row.nics)), bool(row.fenced), row.port)
+        MachineRow(
+            *(row.id, row.name, row.address, row.mtu, tuple(json.loads(row.nics)), bool(row.fenced), row.port),
+            vlan=vlan_of(row),
+        )
         for row in connection.execute(query)
     ]
+
+
+def vlan_of(machine: Any) -> Tag | None:
+    """The VLAN that a row of `machine` says."""
+    return Tag(machine.vlan, machine.vlan_type) if machine.vlan is not None else None
+
+
+def vlan_columns(vlan: Tag | None) -> dict[str, Any]:
+    """The same as columns."""
+    return {"vlan": vlan.id if vlan else None, "vlan_type": vlan.type if vlan else None}
 
 
 def agents_on(connection: Connection, ports: Iterable[int]) -> dict[int, int]:

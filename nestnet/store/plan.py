@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
@@ -41,7 +41,7 @@ from nestnet.model.problems import join
 from nestnet.model.rates import rate_text
 from nestnet.model.selectors import Names, parse_selector, parse_service
 from nestnet.model.validate import Known, given_already, validate
-from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Attach, Prefix, Service
+from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Attach, Prefix, Service, Tag
 from nestnet.store import numbers, sharing, tables, tenancy, view
 from nestnet.store.objects import (
     Contents,
@@ -207,7 +207,7 @@ def _make(
     touched = {row.network for pair in pairs for row in pair if row is not None}
     plan = Plan(
         changes,
-        (*_disturbed_by_machines(moved, state), *_discreet(_disturbed(pairs, wanted, state), wanted, scope)),
+        (*_disturbed_by_machines(manifest, moved, state), *_discreet(_disturbed(pairs, wanted, state), wanted, scope)),
         tuple(sorted(state.machines)) if moved else _machines(touched, wanted, state, roots, scope),
     )
     return Work(
@@ -319,14 +319,16 @@ def _moved(manifest: Manifest, state: State) -> list[MachineRow]:
     for name, spec in (manifest.machines or {}).items():
         if (old := state.joined.get(name)) is not None:
             address = str(spec.address) if spec.address is not None else old.address
-            new = replace(old, address=address, mtu=spec.mtu or old.mtu, nics=spec.nic or old.nics)
+            vlan = spec.vlan.value if spec.vlan is not None else old.vlan
+            new = replace(old, address=address, mtu=spec.mtu or old.mtu, nics=spec.nic or old.nics, vlan=vlan)
             if new != old:
                 found.append(new)
     return found
 
 
 def _machine_fields(row: MachineRow) -> dict[str, Any]:
-    return {"address": row.address, "nic": list(row.nics), "mtu": row.mtu}
+    vlan = row.vlan.short if row.vlan is not None else None
+    return {"address": row.address, "nic": list(row.nics), "mtu": row.mtu, "vlan": vlan}
 
 
 def _told_of_machines(moved: Iterable[MachineRow], state: State) -> Iterator[Change]:
@@ -336,10 +338,31 @@ def _told_of_machines(moved: Iterable[MachineRow], state: State) -> Iterator[Cha
         yield Change("~", "machine", row.name, fields, join("machines", row.name))
 
 
-def _disturbed_by_machines(moved: Iterable[MachineRow], state: State) -> Iterator[str]:
+def _disturbed_by_machines(manifest: Manifest, moved: Collection[MachineRow], state: State) -> Iterator[str]:
     for row in moved:
-        if row.address != (was := state.joined[row.name].address):
-            yield f"machine {row.name}: address {was} becomes {row.address}, nothing reaches it before it has that"
+        was = state.joined[row.name]
+        if row.address != was.address:
+            change = f"address {was.address} becomes {row.address}"
+            yield f"machine {row.name}: {change}, nothing reaches it before it has that"
+        if row.vlan != was.vlan:
+            change = f"{_in_vlan(was.vlan)} becomes {_in_vlan(row.vlan)}"
+            yield f"machine {row.name}: {change}, all that its NICs send and hear is in that then, ssh too"
+    if any(spec.vlan is not None for spec in (manifest.machines or {}).values()):
+        yield from _apart([row for row in (state.joined | {row.name: row for row in moved}).values() if not row.fenced])
+
+
+def _in_vlan(vlan: Tag | None) -> str:
+    return f"VLAN {vlan}" if vlan is not None else "no VLAN"
+
+
+def _apart(machines: Iterable[MachineRow]) -> Iterator[str]:
+    """Machines in different VLANs of the wire: whether something joins these nobody here knows."""
+    found: dict[Tag | None, str] = {}
+    for row in machines:
+        found.setdefault(row.vlan, row.name)
+    if len(found) > 1:
+        each = ", ".join(f"{name} in {_in_vlan(vlan)}" for vlan, name in found.items())
+        yield f"machines are on different wires: {each}; they hear each other if a router or switch joins these"
 
 
 # Completing

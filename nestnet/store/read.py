@@ -10,6 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from difflib import get_close_matches
 from ipaddress import ip_network
 from typing import Any
@@ -325,6 +326,7 @@ class Reader:
                 "address": (addresses.get(row.id, row.address)) if whole else None,
                 "mtu": mtus.get(row.id, row.mtu),
                 "nics": json.loads(row.nics) if whole else [],
+                "vlan": asdict(vlan) if whole and (vlan := objects.vlan_of(row)) else None,
                 "labels": json.loads(row.labels) if whole else {},
                 "fenced": bool(row.fenced),
                 "realised": row.realised,

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, delete, func, insert, select, true, update
 from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Problem, Stale
 from nestnet.model.manifest import Manifest, to_data
 from nestnet.model.validate import SMALLEST_MTU, given_already
-from nestnet.model.values import FABRIC, Attach, World
+from nestnet.model.values import FABRIC, Attach, Tag, World
 from nestnet.store import (
     access,
     backup,
@@ -234,15 +234,16 @@ class Store:
         mtu: int = 1500,
         labels: Mapping[str, str] | None = None,
         nics: Sequence[str] = (),
+        vlan: Tag | None = None,
         asked: Asked = NOBODY,
     ) -> Resource:
         """Declare a machine, or change what is known of it. Raises Conflict if another one has the address, Invalid if
         others' are of another family."""
-        what = {"join": name, "address": str(ip_address(address)), "mtu": mtu, "nics": list(nics)}
+        what = {"join": name, "address": str(ip_address(address)), "mtu": mtu, "nics": list(nics), "vlan": str(vlan)}
         resource: Resource = self._change(
             asked,
             {**what, "labels": dict(labels or {})},
-            lambda connection: self._join(connection, asked, name, address, mtu, labels, nics),
+            lambda connection: self._join(connection, asked, name, address, mtu, labels, nics, vlan),
         )
         return resource
 
@@ -255,10 +256,12 @@ class Store:
         mtu: int,
         labels: Mapping[str, str] | None,
         nics: Sequence[str],
+        vlan: Tag | None,
     ) -> Resource:
         m = tables.machine
         address = str(ip_address(address))
         wanted = {"address": address, "mtu": mtu, "nics": json.dumps(list(nics)), "labels": objects.dump(labels)}
+        wanted |= objects.vlan_columns(vlan)
         row = connection.execute(select(m).where(m.c.name == name)).first()
         if row is not None:
             self._fresh(connection, asked, "machine", row.id)
@@ -290,12 +293,13 @@ class Store:
         return resource
 
     def _move_machines(self, connection: Connection, machines: Sequence[MachineRow]) -> int:
-        """Give machines other addresses, NICs or MTUs, as a plan has judged them. Returns the revision."""
+        """Give machines other addresses, NICs, MTUs or VLANs, as a plan has judged them. Returns the revision."""
         m = tables.machine
         for row in machines:  # they may exchange addresses
             connection.execute(update(m).where(m.c.id == row.id).values(address=f"away {row.id}"))
         for row in machines:
             values = {"address": row.address, "mtu": row.mtu, "nics": json.dumps(row.nics)}
+            values |= objects.vlan_columns(row.vlan)
             connection.execute(update(m).where(m.c.id == row.id).values(**values))
         return self._machines_changed(connection, [row.id for row in machines])
 
@@ -1304,6 +1308,7 @@ class Store:
         address: str,
         mtu: int,
         nics: Sequence[str],
+        vlan: Tag | None,
         labels: Mapping[str, str],
         request: str,
         sign: Callable[[str, int], str],
@@ -1313,13 +1318,14 @@ class Store:
         signs for a machine's public id and the number of the time. Returns the machine and the certificate: the same
         again for the same request. Certificates of earlier times, as of a copy of its disk, count no more."""
         asked = Asked(f"machine:{name}", "", None if key is None else f"join {key}")
-        what = {"enter": name, "address": address, "mtu": mtu, "nics": list(nics), "request": request}
+        what = {"enter": name, "address": address, "mtu": mtu, "nics": list(nics), "vlan": str(vlan)}
+        what |= {"request": request}
 
         def turn(connection: Connection) -> Any:
             access.use(connection, secret, name)
             under = select(tables.machine.c.port).where(tables.machine.c.name == name)
             if address and connection.scalar(under) is None:
-                resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics)
+                resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics, vlan)
             else:  # Its address and MTU are its port's.
                 reader = self._reader(connection)
                 (resource,) = reader.resources("machine", [reader.find("machine", name)])

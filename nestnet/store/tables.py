@@ -127,6 +127,8 @@ machine = Table(
     Column("address", Text, nullable=False, unique=True),
     Column("mtu", Integer, nullable=False),
     Column("nics", Text, nullable=False, server_default="[]"),  # JSON: names; none: the one that has the address.
+    Column("vlan", Integer),  # That these are in; none: they send and hear without a tag.
+    Column("vlan_type", Text),  # 802.1q or 802.1ad
     Column("labels", Text, nullable=False),
     Column("joined", Id, nullable=False),  # The revision at which it was declared.
     # How often somebody has joined as it: a certificate says which time it is of, and only the last one's count.

@@ -1,4 +1,4 @@
-/* nestnet's datapath: two programs, on the ingress of every workload's link and of the underlay's NIC.
+/* nestnet's datapath: two programs, on the ingress of every workload's link and of the underlay's NIC; and `tag` in vlan.h.
  *
  *     workload:  known? -> out.   Otherwise: guard, answers, where to, whether, carriage -> flow -> out
  *     underlay:  known? -> in.    Otherwise: member, VNI, guard, whether, carriage -> flow -> in
@@ -8,6 +8,7 @@
 #include "flood.h"
 #include "icmp.h"
 #include "inquiry.h"
+#include "vlan.h"
 
 /* Line 9 and 10: whose frame it is. Reads rows only, so that it can be asked twice. */
 enum { NOBODY = 0, SWITCHED, ROUTED, GATEWAY, ROUTER, NO_ROUTE_TO, NOBODY_THERE, HAIRPIN };
@@ -570,14 +571,22 @@ SEC("tc") int workload(struct __sk_buff *skb)
 
 SEC("tc") int underlay(struct __sk_buff *skb)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	u32 zero = 0, label, outer_bytes, length = skb->len - ETH_BYTES, total;
-	struct self *me;
+	void *data, *end;
+	u32 zero = 0, label, outer_bytes, length, total;
+	struct self *me = bpf_map_lookup_elem(&self, &zero);
 	struct machine *own;
 	u8 outer_ecn;
 	u8 *eth, *ip, *udp, *vxlan;
 	int action, is_ours;
 
+	if (UNLIKELY(me && me->vlan)) {
+		action = untag(skb, me->vlan);
+		if (action != IN_VLAN)
+			return action;
+	}
+	length = skb->len - ETH_BYTES;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
 	if (data + USUAL_BYTES > end) {
 		bpf_skb_pull_data(skb, skb->len < USUAL_BYTES ? skb->len : USUAL_BYTES);
 		data = (void *)(long)skb->data;
@@ -585,7 +594,7 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	}
 	eth = data;
 	ip = data + ETH_BYTES;
-	/* A tag is here for a VLAN of the machine's: another wire, with other neighbours. */
+	/* A tag is here for another VLAN of the NIC: another wire, with other neighbours. */
 	if (skb->vlan_present || data + OUTER4 - 8 > end)
 		return TC_ACT_NEXT;
 	if (eth[12] == 0x08 && !eth[13]) {
@@ -605,7 +614,6 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	}
 	if (load16(udp + 2) != CARRIAGE_PORT)
 		return TC_ACT_NEXT;
-	me = bpf_map_lookup_elem(&self, &zero);
 	own = me ? bpf_map_lookup_elem(&machine, &me->machine) : NULL;
 	if (!own)
 		return TC_ACT_NEXT;

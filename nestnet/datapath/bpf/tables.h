@@ -68,7 +68,7 @@ struct service { u32 class; };
 struct rule_key { u32 network, rules, source, target, service; };
 struct rule { u64 id; u32 rank, pad; };
 struct bucket { u64 id, rate, burst; u32 kind, pad; };
-struct self { u32 machine, ifindex; };
+struct self { u32 machine, ifindex, vlan; };
 
 /* max_entries here are for the smallest machine; the loader sets them (Capacity in kernel.py). */
 #define TABLE_ARRAY(name_, size_) \

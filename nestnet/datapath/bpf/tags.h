@@ -18,7 +18,8 @@ INLINE u32 outermost(struct __sk_buff *skb)
 
 	if (skb->vlan_present)
 		return (u32)swap16(skb->vlan_proto) << 16 | (skb->vlan_tci & 0xffff);
-	if (load(skb, 12, bytes, sizeof(bytes)) || !is_tag(load16(bytes)))
+	/* Cheap for what has none: the kernel has read the EtherType. */
+	if (!is_tag(swap16(skb->protocol)) || load(skb, 12, bytes, sizeof(bytes)) || !is_tag(load16(bytes)))
 		return 0;
 	return (u32)load16(bytes) << 16 | load16(bytes + 2);
 }
