@@ -211,6 +211,11 @@ def captured(place: Path, device: str, file: Path, *options: str) -> Iterator[No
         assert running.stderr is not None
         assert any(b"listening" in line for line in running.stderr)
         yield
+        # What it has not read yet is lost when it ends: the last frame is ours, and for nobody.
+        last = uuid.uuid4().bytes
+        with netns.run_in(place, partial(packet_socket, device)) as out:
+            out.send(LLDP[:12] + b"\x88\xb5" + last + bytes(30))
+        until(lambda: last in file.read_bytes())
         running.terminate()
 
 
