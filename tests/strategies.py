@@ -112,11 +112,16 @@ def wire_family(world: World) -> int:
 
 @st.composite
 def worlds(
-    draw: st.DrawFn, machines: int = 4, networks: int = 6, disabled: bool = True, carriages: bool = False
+    draw: st.DrawFn,
+    machines: int = 4,
+    networks: int = 6,
+    disabled: bool = True,
+    carriages: bool = False,
+    vlans: bool = True,
 ) -> World:
     """A consistent world. At most so many machines and networks. Without `disabled`
-    everything is enabled. With `carriages` some networks are encapsulated."""
-    return a_world(draw, machines, networks, disabled, carriages=carriages)
+    everything is enabled. With `carriages` some networks are encapsulated, with `vlans` there are tags."""
+    return a_world(draw, machines, networks, disabled, carriages=carriages, vlans=vlans)
 
 
 def a_world(
@@ -127,6 +132,7 @@ def a_world(
     least: int = 1,
     policed: bool = True,
     carriages: bool = False,
+    vlans: bool = False,
 ) -> World:
     """As `worlds`. Of machines and networks there are at least so many; unless `policed` there is no policy, and
     neighbours live far from each other."""
@@ -142,7 +148,44 @@ def a_world(
         carrier = carriers[-1] if upto(draw, 1) else pick(draw, carriers)
         depth[id] = depth[carrier] + 1
         builder.network(id, carrier)
-    return carried(draw, builder.world) if carriages else builder.world
+    world = with_vlans(draw, builder.world) if vlans else builder.world
+    return carried(draw, world) if carriages else world
+
+
+TAGS = [10, 1, 4094, 20, 30]
+
+
+def with_vlans(draw: Draw, world: World) -> World:
+    """The same world: some segments where nobody hosts are transparent, some ports hang on a trunk with others."""
+    used = {port.host for port in world.ports.values() if world.networks[port.network].carrier != FABRIC}
+    for segment in list(world.segments.values()):
+        ports = world.ports_of(segment.id)
+        if not used & {port.id for port in ports} and pick(draw, [False, False, True]):
+            silent = (replace(port, hosts=False, agent=False) for port in ports)
+            world = world.with_(replace(segment, transparent=True), *silent)
+    for id in sorted(world.ports):
+        port = world.ports[id]
+        taken = {
+            trunk.id: {trunk.segment, *(v.segment for v in world.vlans_of(trunk.id))} for trunk in world.ports.values()
+        }
+        trunks = [
+            trunk.id
+            for trunk in world.ports_in(port.network)
+            if not trunk.trunk and port.segment not in taken[trunk.id] and not world.segments[trunk.segment].transparent
+        ]
+        is_fit = id not in used and not world.vlans_of(id) and not world.segments[port.segment].transparent
+        if is_fit and trunks and upto(draw, 1):
+            trunk = world.ports[pick(draw, trunks)]
+            free = [tag for tag in TAGS if tag not in {v.tag for v in world.vlans_of(trunk.id)}]
+            port = replace(port, trunk=trunk.id, tag=pick(draw, free), hosts=False, agent=False, attach=None)
+            world = together(world.with_(port), trunk)
+    return world
+
+
+def together(world: World, trunk: Port) -> World:
+    """The world with this port, and all that hang on it where it is."""
+    place = {"host": trunk.host, "other": trunk.other, "leaving": trunk.leaving}
+    return world.with_(trunk, *(replace(port, **place) for port in world.vlans_of(trunk.id)))
 
 
 def carried(draw: Draw, world: World) -> World:
@@ -849,6 +892,30 @@ class Step:
     elsewhere: bool = False
 
 
+def a_step(draw: Draw, now: float, world: World, port: int, frame: bytes, elsewhere: bool = False) -> Step:
+    """With the tags that the frame bears where its port hangs: in a transparent segment any, or none."""
+    sender = world.ports[port]
+    if world.segments[sender.segment].transparent:
+        frame = pk.tagged(frame, pick(draw, RIDING))
+    return Step(now, world, *on_trunk(sender, frame), elsewhere)
+
+
+RIDING = [
+    b"", b"", b"\x81\0\0\x0a", b"\x88\xa8\0\x0a\x81\0\0\x01", b"\x81\0\0\0", b"\x88\xa8\xef\xff",
+    b"\x81\0\0\x01\x81\0\0\x01", b"\x88\xa8\0\x01\x81\0\0\x01\x81\0\0\x01",
+]  # fmt: skip
+
+
+def on_trunk(port: Port, frame: bytes) -> tuple[int, bytes]:
+    """Whose attachment a frame of this port is sent on, and how: with a tag of any priority."""
+    return (port.trunk, pk.tagged(frame, pk.tag(len(frame) % 16 << 12 | port.tag))) if port.trunk else (port.id, frame)
+
+
+def bare(frame: bytes) -> bytes:
+    """What arrives, without tags."""
+    return pk.untagged(frame, 3)[1]
+
+
 START = 1000.0  # Seconds: buckets were filled long ago.
 
 # Never sums to a lifetime exactly: the last instant of one is nobody's business.
@@ -882,25 +949,26 @@ def conversations(
             again = pick(draw, done)
             if again.port in world.ports:
                 id, frame = again.port, again.frame
-        done.append(Step(now, world, id, frame, elsewhere=sends_elsewhere(draw, world)))
-        outcome = deliver(world, state, id, frame, now)
+        done.append(a_step(draw, now, world, id, frame, elsewhere=sends_elsewhere(draw, world)))
+        outcome = deliver(world, state, done[-1].port, done[-1].frame, now)
         state = outcome.state
         for receiver, got in outcome.deliveries:
-            heard[receiver] = (*heard.get(receiver, ())[-3:], got)
+            heard[receiver] = (*heard.get(receiver, ())[-3:], bare(got))
     return done
 
 
 @st.composite
 def rounds(draw: st.DrawFn, carriages: bool = False) -> list[Step]:
-    return some_rounds(random.Random(draw(st.integers(0, 1 << 64))), carriages)
+    return some_rounds(random.Random(draw(st.integers(0, 1 << 64))), carriages, vlans=True)
 
 
-def some_rounds(rng: random.Random, carriages: bool = False) -> list[Step]:
+def some_rounds(rng: random.Random, carriages: bool = False, vlans: bool = False) -> list[Step]:
     """In a world that stays as it is, workloads send to where it should work, and to all: many frames that get far,
     answers among them, from the networks with the longest chains of carriers first. In the end every network that
     carries another refuses to, for a while."""
     disabled, policed = rng.random() < 0.3, rng.random() < 0.5
-    world = a_world(rng, disabled=disabled, least=rng.choice([1, 3, 3]), policed=policed, carriages=carriages)
+    least = rng.choice([1, 3, 3])
+    world = a_world(rng, disabled=disabled, least=least, policed=policed, carriages=carriages, vlans=vlans)
     ports = sorted(world.ports.values(), key=lambda port: (-depth(world, port.network), rng.random()))
     steps: list[Step] = []
     for port in ports[:10]:
@@ -926,7 +994,7 @@ def some_rounds(rng: random.Random, carriages: bool = False) -> list[Step]:
                 ]
             )
             ttl = rng.choice([64] * 6 + [1, 2, 3, 4])
-            steps.append(Step(START, world, port.id, ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)))
+            steps.append(a_step(rng, START, world, port.id, ip_frame(aim.mac, port.mac, *flow, protocol, payload, ttl)))
     carriers = sorted({network.carrier for network in world.networks.values()} - {FABRIC})
     for id, last in [(id, step) for id in carriers for step in steps[-6:]]:
         number = max(world.policies, default=0) + 1
@@ -943,13 +1011,13 @@ def depth(world: World, network: int) -> int:
 
 @st.composite
 def crossings(draw: st.DrawFn) -> list[Step]:
-    return some_crossings(random.Random(draw(st.integers(0, 1 << 64))))
+    return some_crossings(random.Random(draw(st.integers(0, 1 << 64))), vlans=True)
 
 
-def some_crossings(rng: random.Random) -> list[Step]:
+def some_crossings(rng: random.Random, vlans: bool = False) -> list[Step]:
     """From all ports over links to all others, while links change: many flows, whole and in fragments, with enough TTL
     and just not."""
-    world = a_world(rng, machines=2, networks=2, disabled=False)
+    world = a_world(rng, machines=2, networks=2, disabled=False, vlans=vlans)
     world = world.without(*(("policy", id) for id in world.policies))
     steps: list[Step] = []
     for _ in range(4):
@@ -983,8 +1051,8 @@ def some_crossings(rng: random.Random) -> list[Step]:
                 if rng.random() < 0.4:  # in parts, of which each may have another TTL
                     for bits, part_ttl in ((0x2000, ttl), (1, rng.choice([ttl, ttl, 1, 2, 3]))):
                         part = _fragment(aim.mac, port.mac, *flow, protocol, payload, bits, part_ttl, sport)
-                        steps.append(Step(START, world, port.id, part))
-                steps.append(Step(START, world, port.id, frame))
+                        steps.append(a_step(rng, START, world, port.id, part))
+                steps.append(a_step(rng, START, world, port.id, frame))
     # One that does not listen: routers tell it so often and no more, and again after a while.
     refused = [step for step in steps if step.frame[12:14] == b"\x08\x00" and step.frame[22] < 3]
     if refused and rng.random() < 0.3:
@@ -995,10 +1063,10 @@ def some_crossings(rng: random.Random) -> list[Step]:
 
 @st.composite
 def torrents(draw: st.DrawFn, carriages: bool = False) -> list[Step]:
-    return some_torrents(random.Random(draw(st.integers(0, 1 << 64))), carriages)
+    return some_torrents(random.Random(draw(st.integers(0, 1 << 64))), carriages, vlans=True)
 
 
-def some_torrents(rng: random.Random, carriages: bool = False) -> list[Step]:
+def some_torrents(rng: random.Random, carriages: bool = False, vlans: bool = False) -> list[Step]:
     """More than rates allow: a few flows of long packets, one way and back, and frames for all, fast and less so, while
     rates, links and places change."""
     kind, often = rng.random(), rng.choice([0.2, 0.5, 1.0])
@@ -1007,7 +1075,8 @@ def some_torrents(rng: random.Random, carriages: bool = False) -> list[Step]:
     elif kind < 0.4:
         world, often = tower(rng.choice([4, 5, 5])), 1.0
     else:
-        world = a_world(rng, disabled=False, least=rng.choice([1, 2, 3]), policed=rng.random() < 0.3)
+        least, policed = rng.choice([1, 2, 3]), rng.random() < 0.3
+        world = a_world(rng, disabled=False, least=least, policed=policed, vlans=vlans)
     if carriages:
         world = carried(rng, world)
     limitable: list[Port | Link] = [*world.ports.values(), *world.links.values()]
@@ -1024,8 +1093,8 @@ def some_torrents(rng: random.Random, carriages: bool = False) -> list[Step]:
             own = [a for a in own_addresses(port) if pk.is_mapped(a) == pk.is_mapped(aim.address)]
             if own:
                 frame = _torrent(rng, port, aim.mac, own[0], aim.address)
-                arrived = deliver(free, State(), port.id, frame, START).deliveries
-                found += [(port.id, frame, *each) for each in arrived if each[0] != port.id]
+                arrived = deliver(free, State(), *on_trunk(port, frame), START).deliveries
+                found += [(port.id, frame, to, bare(got)) for to, got in arrived if to != port.id]
         found.sort(key=lambda each: pk.parse(each[3]).ttl)
         # Over as many links as there are, and to all.
         for sender, frame, receiver, got in [*found[:1], *found[-1:], *rng.sample(found, min(len(found), 1))]:
@@ -1041,7 +1110,7 @@ def some_torrents(rng: random.Random, carriages: bool = False) -> list[Step]:
         if rng.random() < 0.1:
             world = a_change(rng, world, moves=False, kinds=["rate", "rate", "rate", "link", "cost"])
         port_id, frame = rng.choice(flows)
-        steps += [Step(now, world, port_id, frame)] * rng.choice([1, 1, 1, 12])
+        steps += [a_step(rng, now, world, port_id, frame)] * rng.choice([1, 1, 1, 12])
     return steps
 
 
@@ -1055,12 +1124,12 @@ def _torrent(rng: random.Random, port: Port, mac: int, source: bytes, target: by
 
 @st.composite
 def chatter(draw: st.DrawFn) -> list[Step]:
-    return some_chatter(draw)
+    return some_chatter(draw, vlans=True)
 
 
-def some_chatter(draw: Draw) -> list[Step]:
+def some_chatter(draw: Draw, vlans: bool = False) -> list[Step]:
     """What hosts say without being asked, and what is nearly that: ARP, neighbour discovery, DHCP, odd ICMP."""
-    world = a_world(draw, disabled=False)
+    world = a_world(draw, disabled=False, vlans=vlans)
     steps: list[Step] = []
     for _ in range(30):
         port = pick(draw, sorted(world.ports.values(), key=lambda port: port.id))
@@ -1083,35 +1152,35 @@ def some_chatter(draw: Draw) -> list[Step]:
             source = pick(draw, own)
             body = icmp(source, aim.address, pick(draw, ODD_TYPES[family]), payload=bytes(16))
             frame = ip_frame(aim.mac, port.mac, source, aim.address, icmp_protocol(aim.address), body)
-        steps.append(Step(START, world, port.id, frame))
+        steps.append(a_step(draw, START, world, port.id, frame))
     return steps
 
 
 @st.composite
 def inquiries(draw: st.DrawFn) -> list[Step]:
-    return some_inquiries(draw, closing=draw(st.booleans()))
+    return some_inquiries(draw, closing=draw(st.booleans()), vlans=True)
 
 
-def some_inquiries(draw: Draw, closing: bool = False) -> list[Step]:
+def some_inquiries(draw: Draw, closing: bool = False, vlans: bool = False) -> list[Step]:
     """Workloads that ask how to begin: the first more often than it is answered, then others now and then; and agents
     in them that talk to the relay, while ports get and lose theirs. `closing`: they, or their network, are disabled now
     and then."""
-    world = a_world(draw, machines=2, networks=2, disabled=False)
+    world = a_world(draw, machines=2, networks=2, disabled=False, vlans=vlans)
     servers = tuple(ip_address(text) for text in ("10.0.0.53", "fd00::53"))
     world = world.with_(*(replace(s, dns=pick(draw, [servers, ()])) for s in world.segments.values()))
     if upto(draw, 1):
-        world = world.with_(replace(world.ports[min(world.ports)], agent=True))
+        world = world.with_(_given_agent(world, min(world.ports), True))
     ports = sorted(world.ports.values(), key=lambda port: port.id)
     now = START
     steps: list[Step] = []
     for _ in range(pick(draw, [1, 15, 30])):
         one = pick(draw, [asks, asks, asks, to_relay])
-        steps.append(Step(now, world, ports[0].id, one(draw, world, ports[0])))
+        steps.append(a_step(draw, now, world, ports[0].id, one(draw, world, ports[0])))
     for _ in range(20):
         now += pick(draw, [0.0, 0.3, 0.5, 1.003, 11.007])
         if rarely(draw, 6):
             changed = world.ports[pick(draw, ports[:3]).id]
-            world = world.with_(replace(changed, agent=not changed.agent))
+            world = world.with_(_given_agent(world, changed.id, not changed.agent))
         if closing and rarely(draw, 4):  # what is disabled hears from the controller all the same
             changed = world.ports[pick(draw, ports[:3]).id]
             world = world.with_(replace(changed, enabled=not changed.enabled))
@@ -1120,22 +1189,31 @@ def some_inquiries(draw: Draw, closing: bool = False) -> list[Step]:
             world = world.with_(replace(whole, enabled=not whole.enabled))
         port = pick(draw, ports[:3])
         one = pick(draw, [asks, to_relay, to_relay, neighbours])
-        steps.append(Step(now, world, port.id, one(draw, world, port)))
+        steps.append(a_step(draw, now, world, port.id, one(draw, world, port)))
     return steps
+
+
+def _given_agent(world: World, port: int, agent: bool) -> Port:
+    """Hosts alone run agents: no port with a tag, nor in a transparent segment, is one."""
+    found = world.ports[port]
+    fit = not found.trunk and not world.segments[found.segment].transparent
+    return replace(found, agent=agent and fit)
 
 
 @st.composite
 def dialogues(draw: st.DrawFn, moves: bool = True, carriages: bool = False) -> list[Step]:
-    return some_dialogues(random.Random(draw(st.integers(0, 1 << 64))), moves, carriages=carriages)
+    return some_dialogues(random.Random(draw(st.integers(0, 1 << 64))), moves, carriages=carriages, vlans=True)
 
 
-def some_dialogues(rng: random.Random, moves: bool = True, live: bool = True, carriages: bool = False) -> list[Step]:
+def some_dialogues(
+    rng: random.Random, moves: bool = True, live: bool = True, carriages: bool = False, vlans: bool = False
+) -> list[Step]:
     """Two that talk, as hosts do: one opens, the other answers and complains; fragments, ends, pauses that are longer
     than lifetimes, and changes of the world in between. `moves`: ports may be elsewhere all at once, without what was
     known of their connections; `live`: phase by phase."""
     kinds = CHANGES if live else [kind for kind in CHANGES if kind != "live"]
     policed = rng.random() < 0.7
-    world = a_world(rng, disabled=False, least=rng.choice([1, 3]), policed=policed, carriages=carriages)
+    world = a_world(rng, disabled=False, least=rng.choice([1, 3]), policed=policed, carriages=carriages, vlans=vlans)
     state, now = State(), START
     steps: list[Step] = []
 
@@ -1143,10 +1221,10 @@ def some_dialogues(rng: random.Random, moves: bool = True, live: bool = True, ca
         nonlocal state
         if port not in world.ports:
             return []
-        steps.append(Step(now, world, port, frame, elsewhere=sends_elsewhere(rng, world)))
-        outcome = deliver(world, state, port, frame, now)
+        steps.append(a_step(rng, now, world, port, frame, elsewhere=sends_elsewhere(rng, world)))
+        outcome = deliver(world, state, steps[-1].port, steps[-1].frame, now)
         state = outcome.state
-        return [(receiver, got) for receiver, got in outcome.deliveries if receiver != port]
+        return [(receiver, bare(got)) for receiver, got in outcome.deliveries if receiver != port]
 
     for _ in range(6):
         if not world.ports:
@@ -1241,9 +1319,9 @@ def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] 
     if kind in ("link", "cost") and world.links:
         link = world.links[pick(draw, sorted(world.links))]
         return world.with_(replace(link, up=not link.up) if kind == "link" else replace(link, cost=pick(draw, COSTS)))
-    moving = next((port for port in world.ports.values() if port.other), None)
+    moving = next((port for port in world.ports.values() if port.other and not port.trunk), None)
     if kind == "live" and moving is not None:
-        return world.with_(further(draw, moving))
+        return together(world, further(draw, moving))
     network = world.networks[pick(draw, sorted(world.networks))]
     ports = world.ports_in(network.id)
     if kind == "add policy":
@@ -1257,10 +1335,12 @@ def a_change(draw: Draw, world: World, moves: bool = True, kinds: Sequence[str] 
     port: Port = pick(draw, ports)
     if kind == "port":
         return world.with_(replace(port, enabled=not port.enabled))
+    if kind in ("move", "live"):  # what hangs on a trunk moves with that
+        port = world.ports.get(port.trunk, port)
     if kind == "move" and moves:
-        return world.with_(replace(port, host=pick(draw, homes(world, network)), other=0, leaving=False))
+        return together(world, replace(port, host=pick(draw, homes(world, network)), other=0, leaving=False))
     if kind == "live" and (others := [home for home in homes(world, network) if home != port.host]):
-        return world.with_(replace(port, other=pick(draw, others)))
+        return together(world, replace(port, other=pick(draw, others)))
     if kind == "delete" and not _is_needed(world, port):
         return world.without(("port", port.id))
     return world
@@ -1296,7 +1376,7 @@ def _is_needed(world: World, port: Port) -> bool:
         for policy in world.policies_of(port.network)
         for selector in (*policy.sources, *policy.targets)
     )
-    return carried or named
+    return carried or named or bool(world.vlans_of(port.id))
 
 
 __all__ = [
@@ -1304,6 +1384,7 @@ __all__ = [
     "Aim",
     "Step",
     "a_change",
+    "a_step",
     "aims",
     "chatter",
     "conversations",

@@ -161,7 +161,7 @@ def counted(world: World, sender: int, frame: bytes, outcome: Outcome) -> Counte
     through, nobody is there to count for the ports of that machine."""
     if not parse(frame).is_group:
         return Counter(reason for _, reason in outcome.drops)
-    port = world.ports[sender]
+    port = meaning.take_off(world, world.ports[sender], frame)[0]
     network = world.networks[port.network]
     reached = {agent(world, port)}
     for other in world.ports_of(port.segment):

@@ -10,7 +10,7 @@ import pytest
 from frames import echo, icmp_protocol, ip_frame, tcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import tower, worlds
+from strategies import bare, on_trunk, tower, worlds
 
 from nestnet.compile.explain import SOURCE_PORT, TTL, explain
 from nestnet.compile.opener import opener
@@ -57,17 +57,20 @@ def test_a_trace_is_what_the_packet_means(world: World, data: st.DataObject) -> 
     assert (
         pk.parse(frame).flow == pk.parse(ip_frame(gateway[0].mac, port.mac, here, target, protocol, payload, TTL)).flow
     )
-    meant = deliver(world, State(), port.id, frame, 0.0)
+    meant = deliver(world, State(), *on_trunk(port, frame), 0.0)
     if meant.drops:
         assert (told["verdict"], told["reason"]) == ("drop", meant.drops[0][1]), told
         return
     assert told["verdict"] == "deliver", told
-    ((receiver, seen),) = meant.deliveries
+    ((receiver, arrived),) = meant.deliveries
+    seen = bare(arrived)
     for step in (step for step in told["steps"] if step["step"] == "wire"):
         carried = pk.decapsulate(pk.parse(whole(step)))
         assert carried is not None
         assert carried.frame == seen, "what is on the wire is what arrives"
+    tags = [step["text"].split()[1] for step in told["steps"] if step["step"] == "vlan"]
     if receiver != port.id:
+        assert tags == [str(p.tag) for p in (port, world.ports[receiver]) if p.trunk]
         assert told["detail"] == f"to port {receiver}"
         passed = TTL - (seen[22] if to.version == 4 else seen[21])
         own = [step for step in told["steps"] if step["step"] == "route" and step["layer"] == ""]

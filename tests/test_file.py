@@ -220,6 +220,11 @@ def _networks(hosts: list[str], depth: int) -> st.SearchStrategy[dict[str, Any]]
             port["hosts"] = draw(st.booleans())
             if not port["hosts"] and draw(st.booleans()):
                 port["rate"] = draw(st.sampled_from(["10mbit", 8000]))
+            others = [other for other in segments if other != segment]
+            if others and draw(st.booleans()):
+                port["native"] = port.pop("segment")
+                vlan = {"segment": others[0], "groups": ["g1"], "owns": [f"172.17.{number}.0/24"], "enabled": False}
+                port["vlans"] = {str(draw(st.integers(1, 4094))): draw(st.sampled_from([others[0], vlan]))}
             ports[name] = port
         data["ports"] = ports
         if draw(st.booleans()):
@@ -415,6 +420,7 @@ KINDS: list[tuple[str, type[Any]]] = [
     ("routers: NAME", m.RouterSpec),
     ("links: NAME", m.LinkSpec),
     ("ports: NAME", m.PortSpec),
+    ("ports: NAME: vlans: ID", m.VlanSpec),
     ("policies: an item", m.PolicySpec),
     ("checks: an item", m.Check),
 ]

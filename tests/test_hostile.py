@@ -19,12 +19,13 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
 import pytest
-from frames import ip_frame, tcp, udp
+from frames import arp, group_mac, icmp, ip_frame, neighbour, solicited, tcp, udp
 from hostile import (
     ANSWERED,
     CANARY,
@@ -52,7 +53,7 @@ from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds
 from nestnet.model.meaning import Outcome, State, deliver
 from nestnet.model.packet import mapped
-from nestnet.model.values import World
+from nestnet.model.values import Interface, Port, Segment, World
 
 __all__ = ["bed"]
 pytestmark = pytest.mark.root
@@ -415,6 +416,182 @@ def test_a_tagged_datagram_is_for_another_wire(field_: Field) -> None:
     field_.in_stacks()
 
 
+# ---- tags where some may be: in a trunk and in a transparent segment
+
+TRUNK, WEB, DB, FAR_WEB, FAR_DB, WIRE, FAR_WIRE = range(31, 38)  # ports
+Q, AD = b"\x81\0", b"\x88\xa8"
+
+
+def with_tags(world: World) -> World:
+    """The stage, and in network 1: a trunk on machine 1 with two ports behind tags 10 and 20, one more port in each of
+    their segments on machine 2; and a transparent segment with a port on each, and the router."""
+    cidrs = {n: (ip_network(f"10.0.{n}.0/24"), ip_network(f"fd00:{n}::/64")) for n in (2, 3, 4)}
+    segments = [Segment(10 + n, 1, 110 + n, cidrs[n], transparent=n == 4) for n in cidrs]
+
+    def port(id: int, segment: int, machine: int, trunk: int = 0, tag: int = 0) -> Port:
+        here = (ip_network("10.0.0.0/24"), ip_network("fd00::/64")) if segment == 10 else cidrs[segment - 10]
+        addresses = tuple(cidr[id] for cidr in here)
+        return Port(id, 1, segment, machine, 0x020000000100 + id, addresses, trunk=trunk, tag=tag)
+
+    router = world.routers[1]
+    faces = [Interface(s.id, tuple(c[1] for c in s.cidrs)) for s in segments]
+    return world.with_(
+        *segments, replace(router, interfaces=(*router.interfaces, *faces)),
+        port(TRUNK, 10, 1), port(WEB, 12, 1, TRUNK, 10), port(DB, 13, 1, TRUNK, 20), port(FAR_WEB, 12, 2),
+        port(FAR_DB, 13, 2), port(WIRE, 14, 1), port(FAR_WIRE, 14, 2),
+    )  # fmt: skip
+
+
+def between(world: World, source: int, target: int, mac: int | None = None, **wrong: int) -> bytes:
+    """A frame with a canary from one port to another, over IPv4. `wrong`: the MAC or address of which port it has."""
+    b = world.ports[target]
+    by, at = (world.ports[wrong.get(what, source)] for what in ("mac_of", "address_of"))
+    ends = mapped(at.addresses[0]), mapped(b.addresses[0])
+    return ip_frame(b.mac if mac is None else mac, by.mac, *ends, pk.UDP, udp(*ends, 1000, 53, TAG + bytes(4)))
+
+
+def behind(frame: bytes, *tags: bytes) -> bytes:
+    return pk.tagged(frame, b"".join(tags))
+
+
+def hops(world: World) -> list[tuple[int, bytes, str]]:
+    """(port that sends, frame, what must become of it): rows A8 to A11 wherever a tag may be right."""
+    web, db = between(world, WEB, FAR_WEB), between(world, DB, FAR_DB)
+    wire, access = between(world, WIRE, FAR_WIRE), between(world, FAR_WEB, WEB)
+    router = world.routers[1].mac
+    far, own = world.ports[FAR_WIRE], world.ports[WIRE]
+    here, there, other = mapped(own.addresses[0]), mapped(far.addresses[0]), mapped(IPv4Address("10.0.4.9"))
+    here6, there6 = mapped(own.addresses[1]), mapped(far.addresses[1])
+    t10, t20 = Q + b"\0\x0a", Q + b"\0\x14"
+    found = [
+        (TRUNK, behind(web, t10), DELIVERED),
+        (TRUNK, behind(web, Q + b"\xe0\x0a"), DELIVERED),  # whatever priority
+        (TRUNK, behind(db, t20), DELIVERED),
+        # VLAN hopping: a second tag, another's tag, tags that nobody has
+        (TRUNK, behind(db, t10, t20), "too_many_tags"),
+        (TRUNK, behind(web, t10, t10), "too_many_tags"),
+        (TRUNK, behind(web, t10, Q + b"\0\0"), "too_many_tags"),
+        (TRUNK, behind(web, AD + b"\0\x0a", t10), "unknown_vlan"),
+        (TRUNK, behind(web, t20), "source_mac"),
+        (TRUNK, behind(between(world, WEB, FAR_DB, mac_of=DB), t20), "source_address"),
+        (TRUNK, web, "source_mac"),
+        (TRUNK, behind(web, Q + b"\0\x1e"), "unknown_vlan"),
+        (TRUNK, behind(web, Q + b"\x0f\xff"), "unknown_vlan"),
+        (TRUNK, behind(web, AD + b"\0\x0a"), "unknown_vlan"),
+        (TRUNK, behind(between(world, TRUNK, 2), Q + b"\xe0\0"), "unknown_vlan"),  # a priority, and no VLAN
+        # an access port has no tags
+        *((FAR_WEB, behind(access, tag), "tagged") for tag in (t10, Q + b"\0\0", AD + b"\0\x0a", t10 + t20)),
+        # in a transparent segment any tags ride, as long as what is behind them is in order
+        *((WIRE, behind(wire, *tags), DELIVERED) for tags in ([t10], [AD + b"\0\1", t10], [Q + b"\0\0"], [t10, t20])),
+        (WIRE, wire, DELIVERED),
+        (WIRE, behind(wire, t10, t10, t10), "too_many_tags"),
+        (WIRE, behind(between(world, WIRE, FAR_WIRE, mac=router), t10), "tagged"),
+    ]
+    for tags in ([t10], [Q + b"\0\0"], [AD + b"\0\1", t20]):
+        found += [
+            (WIRE, behind(between(world, WIRE, FAR_WIRE, mac_of=FAR_WIRE), *tags), "source_mac"),
+            (WIRE, behind(between(world, WIRE, FAR_WIRE, address_of=FAR_WIRE), *tags), "source_address"),
+            (WIRE, behind(arp(1, own.mac, here, 0, there, pk.BROADCAST), *tags), DELIVERED),
+            (WIRE, behind(arp(2, own.mac, here, far.mac, there, far.mac), *tags), DELIVERED),
+            (WIRE, behind(arp(1, own.mac, other, 0, there, pk.BROADCAST), *tags), "arp_spoof"),
+            (WIRE, behind(arp(2, own.mac, there, 0, there, pk.BROADCAST), *tags), "arp_spoof"),
+            (WIRE, behind(_neighbour(own.mac, 135, here6, there6, own.mac), *tags), DELIVERED),
+            (WIRE, behind(_neighbour(own.mac, 136, here6, there6, own.mac), *tags), "nd_spoof"),
+            (WIRE, behind(_neighbour(own.mac, 135, here6, there6, far.mac), *tags), "nd_spoof"),
+            (WIRE, behind(_icmp(own.mac, far.mac, here6, there6, 134), *tags), "router_advertisement"),
+            (WIRE, behind(_udp(own.mac, far.mac, here, there, 67, 68), *tags), "dhcp_server"),
+        ]
+    # LLC, other EtherTypes, what bridges keep to themselves
+    for port, frame, tag in ((TRUNK, web, t10), (WIRE, wire, t10), (WIRE, wire, AD + b"\0\1" + t10)):
+        for kind in (b"\0\x20\xaa\xaa\x03\0\0\0", b"\x88\x47", b"\x88\xe7", b"\x80\x35", b"\x88\xcc"):
+            found.append((port, behind(frame[:12] + kind + frame[14:], tag), "ether_type"))
+        for last in (0, 1, 15):
+            control = b"\x01\x80\xc2\0\0" + bytes([last]) + frame[6:]
+            found.append((port, behind(control, tag), "control_frame"))
+    return found
+
+
+def _neighbour(mac: int, type: int, source: bytes, about: bytes, said: int) -> bytes:
+    target = solicited(about) if type == 135 else mapped(IPv6Address("ff02::1"))
+    body = neighbour(type, source, target, about, (1 if type == 135 else 2, said))
+    return ip_frame(group_mac(target), mac, source, target, pk.ICMPV6, body, 255)
+
+
+def _icmp(mac: int, to: int, source: bytes, target: bytes, type: int) -> bytes:
+    return ip_frame(to, mac, source, target, pk.ICMPV6, icmp(source, target, type, payload=bytes(16)), 255)
+
+
+def _udp(mac: int, to: int, source: bytes, target: bytes, here: int, there: int) -> bytes:
+    return ip_frame(to, mac, source, target, pk.UDP, udp(source, target, here, there, TAG + bytes(4)))
+
+
+def test_tags_end_where_they_should(field_: Field) -> None:
+    """A8 to A11, behind tags; twice, so that the second meets the flows of the first."""
+    bed, before = field_.bed, field_.bed.world
+    world = with_tags(stage(wire_family(before)))
+    try:
+        bed.become(world)
+        state = State()
+        for kernel in bed.kernels.values():
+            kernel.forget()
+            kernel.set_clock(nanoseconds(field_.now))
+        composed: list[int] = []
+        for _ in range(2):
+            for port, frame, end in hops(world):
+                outcome = deliver(world, state, port, frame, field_.now)
+                state = outcome.state
+                shot = Shot(port, frame, outcome, True)
+                assert shot.ends == {end}, (frame.hex(), shot.ends, end)
+                heard, drops = bed.send(port, frame)
+                deliveries = [(world.ports[id].trunk or id, got) for id, got in outcome.deliveries]
+                assert (sorted(heard), drops) == (sorted(deliveries), Counter({end: 1} if end != DELIVERED else {})), (
+                    end
+                )
+            composed.append(sum(kernel.composed()["flows"] for kernel in bed.kernels.values()))
+        assert composed[0] == composed[1], "what is known is not composed again"
+        assert field_.in_stacks() == []
+    finally:
+        bed.become(stage(wire_family(before)))
+        for channel in field_.wires.values():
+            pending(channel)
+
+
+def test_tags_from_the_wire_are_for_transparent_segments(field_: Field) -> None:
+    """B7. From a member, in its own segment and in others."""
+    bed, before = field_.bed, field_.bed.world
+    world = with_tags(stage(wire_family(before)))
+    t10, t20 = Q + b"\0\x0a", Q + b"\0\x14"
+    web, wire = between(world, WEB, FAR_WEB), between(world, WIRE, FAR_WIRE)
+    own, far = world.ports[WIRE], world.ports[FAR_WIRE]
+    here, there = mapped(own.addresses[0]), mapped(far.addresses[0])
+    spoofed = arp(2, own.mac, there, 0, there, pk.BROADCAST)
+    found = [
+        (112, web, DELIVERED), (112, behind(web, t10), "tagged"), (112, behind(web, Q + b"\0\0"), "tagged"),
+        (112, behind(web, AD + b"\0\1", t10), "tagged"), (112, behind(wire, t10), "tagged"),
+        (114, wire, DELIVERED), (114, behind(wire, t10), DELIVERED), (114, behind(wire, AD + b"\0\1", t20), DELIVERED),
+        (114, behind(wire, t10, t10, t10), "too_many_tags"), (114, behind(web, t10), "unknown_source"),
+        (114, behind(spoofed, t10), "arp_spoof"), (114, spoofed, "ether_type"),
+        (114, behind(arp(1, own.mac, here, 0, there, pk.BROADCAST), t10), DELIVERED),
+        (114, behind(arp(1, own.mac, here, 0, there, pk.BROADCAST)[:30], t10), "malformed"),
+        (114, behind(wire, t10)[:20], "malformed"), (114, behind(wire, t10)[:16], "tagged"),
+        (114, behind(wire, AD + b"\0\1", t10)[:30], "malformed"),
+        (114, behind(between(world, WIRE, FAR_WIRE, address_of=FAR_WIRE), t10), "source_address"),
+    ]  # fmt: skip
+    try:
+        bed.become(world)
+        field_.forget()
+        for vni, frame, end in found * 2:
+            ends = (world.machines[m].address for m in (1, 2))
+            datagram = pk.encapsulate(frame, vni, *ends, 50000)[pk.ETHERNET :]
+            arrival = Arrival(2, datagram, field_.references[2].underlay(datagram, field_.now))
+            assert arrival.ends == {end}, (frame.hex(), arrival.ends, end)
+            field_.receive([arrival])
+    finally:
+        bed.become(stage(wire_family(before)))
+        for channel in field_.wires.values():
+            pending(channel)
+
+
 VNET_HDR = 15  # <linux/if_packet.h>
 NEEDS_SUM = 1  # <linux/virtio_net.h>
 GSO = {4: 1, 6: 4, "uso": 5}  # TCP over IPv4 and IPv6; UDP
@@ -532,6 +709,8 @@ def onslaught(field: Field, share: int) -> None:
         field.receive(list(arrivals(field, row, rng, share, Counter())))
     test_a_tag_on_a_flow_that_is_known(field)
     test_a_tagged_datagram_is_for_another_wire(field)
+    test_tags_end_where_they_should(field)
+    test_tags_from_the_wire_are_for_transparent_segments(field)
     test_what_is_longer_than_a_segment(field, 2, 4)
     test_a_link_without_a_port_is_a_wall(field)
 

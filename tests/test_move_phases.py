@@ -93,6 +93,23 @@ def test_a_move_goes_from_phase_to_phase_as_machines_are_with_it(
     assert events == [f"{path} has moved to m3"]
 
 
+def test_what_hangs_on_a_trunk_moves_with_it() -> None:
+    with new_store() as store:
+        segments = {"lan": {"cidr": "10.0.0.0/24"}, "web": {"cidr": "10.0.1.0/24"}}
+        ports = {"up": {"native": "lan", "host": "m1", "vlans": {"10": "web"}}, "x": {"segment": "web", "host": "m2"}}
+        store.apply(manifest(acme={"segments": segments, "ports": ports}))
+        realise(store)
+        store.move("acme/up", "m3")
+        seen = []
+        while phase(store, "acme/up") is not None:
+            both = [value(store, "m2", path) for path in ("acme/up", "acme/up.10")]
+            assert both[0] == both[1], "always where its trunk is"
+            seen.append(both[0])
+            realise(store)
+        assert seen == [("m1", "m3", False), ("m1", "m3", True), ("m3", "m1", False), ("m3", None, False)]
+        assert {port(store, path)["machine"] for path in ("acme/up", "acme/up.10")} == {"m3"}
+
+
 def test_between_hosts_of_one_machine_a_move_is_one_change(store: Store) -> None:
     begun, told = store.move("acme/mid/top/x", "g4")
     assert (told["host"], told["machine"], told["moving"]) == ("g4", "m1", None)

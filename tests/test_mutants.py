@@ -10,16 +10,21 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from math import ceil
 from pathlib import Path
 
 import pytest
+from frames import ip_frame, udp
 from strategies import (
     START,
     Step,
     across,
+    detour,
     some_chatter,
     some_crossings,
     some_dialogues,
@@ -32,6 +37,8 @@ from test_hostile import Field, bed, change, field_, onslaught
 from twins import Mismatch, Operation, Teller, devices, play, recording
 
 from nestnet.datapath import build
+from nestnet.model import packet as pk
+from nestnet.model.values import CONNECTION_SHARE
 
 __all__ = ["bed", "field_"]
 pytestmark = pytest.mark.root
@@ -39,6 +46,8 @@ NAME = f"nnt-mutants-{os.getpid()}"
 SEED = 20261122
 ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 400
 CLOSINGS = 40
+TAGGED = 12
+CONGESTED = (48, 61)  # rounds with congestion told by a datagram whose packet cannot tell it
 RARE = (54,)  # seeds of torrents in which hosts of one frame for all have ports that hear it together
 DENIED = (341, 612)  # seeds of dialogues with errors about answers that the policies no longer allow
 SHARE = 60  # frames of each hostile row
@@ -56,7 +65,10 @@ class Fault:
 
 FAULTS = [
     Fault("anybody's source MAC", "nestnet.bpf.c", "if (!reason && !same_mac(p->came + 6, from->mac))", "if (0)"),
-    Fault("ARP for anybody's address", "answer.h", "if (port_of(p->segment, &sender) != p->source &&", "if (0 &&"),
+    Fault(
+        "ARP for anybody's address", "answer.h",
+        "if (port_of(p->segment, &p->tuple.source) != p->source &&", "if (0 &&",
+    ),
     Fault("ND option not looked at", "answer.h", "if (has && !same_mac(option, p->came + 6))", "if (0)"),
     Fault("any source address", "guard.h", "if (port_of(p->segment, &t->source) == p->source)", "if (1)"),
     Fault("router advertisements pass", "guard.h", "p->icmp_type == 134 ||", "0 ||"),
@@ -167,7 +179,7 @@ FAULTS = [
         "reason = track(skb, p);\n\tif (0)\n\t\treason = carry(p->a",
     ),
     Fault("carriers without policies", "carriage.h", "if (!judge(q))", "if (0)"),
-    Fault("floods without policies", "flood.h", "if (!judge(asked))", "if (0)"),
+    Fault("floods without policies", "flood.h", "if (!p->about_neighbours && !judge(asked))", "if (0)"),
     Fault(
         "replies are always allowed", "connection.h",
         "if (!judge_tuple(net, key->source, key->target, &key->tuple))", "if (0)",
@@ -229,9 +241,15 @@ FAULTS = [
     Fault("links cost nothing", "path.h", "&w->leaving, found->bucket)", "&w->leaving, 0)"),
     Fault("carriage takes any link", "path.h", "w->tuple.source_port = w->source_port;", "w->tuple.source_port = 0;"),
     Fault("nine rates are not too many", "path.h", "w->reason = REASON_CANNOT_FLATTEN;", "w->reason = 0;"),
-    Fault("known flows pay nothing", "flow.h", "pay(skb, &f->toll, f->leaving << 16, skb->len, headers);", "0;"),
-    Fault("known flows arrive unpaid", "flow.h", "skb->len - outer, headers);", "0, 0) & 0;"),
-    Fault("known flows pay for outer headers", "flow.h", "skb->len - outer, headers);", "skb->len, headers);"),
+    Fault(
+        "known flows pay nothing", "flow.h",
+        "pay(skb, &f->toll, f->leaving << 16, weight, headers + tags * TAG_BYTES);", "0;",
+    ),
+    Fault("known flows arrive unpaid", "flow.h", "skb->len - outer, headers + tags * TAG_BYTES);", "0, 0) & 0;"),
+    Fault(
+        "known flows pay for outer headers", "flow.h",
+        "skb->len - outer, headers + tags * TAG_BYTES);", "skb->len, headers);",
+    ),
     Fault("frames for all cost their sender nothing", "flood.h", "if (from->out && ", "if (0 && "),
     Fault("hosts pay for each port", "flood.h", "if (is_here && *said >> 8 == *number)", "if (0)"),
     Fault("copies that cost too much leave", "flood.h", "*gone = c->stamp;\n\t\tdrop(", "drop("),
@@ -242,6 +260,14 @@ FAULTS = [
     Fault("what is disabled hears nothing", "nestnet.bpf.c", "(!n || !(from->flags & AGENT))", "1"),
     Fault("what is disabled talks to all", "nestnet.bpf.c", "(reason || !seeks_relay(skb, p))", "reason"),
     Fault("half a packet in VXLAN", "nestnet.bpf.c", "reason = p->cut ? REASON_MALFORMED :", "reason ="),
+    Fault("no tag for a trunk", "out.h", "if (UNLIKELY(tag) && put_tag(", "if (0 && put_tag("),
+    Fault("no tag in a copy for a trunk", "flood.h", "put_tags(skb, p, q->tag);", "put_tags(skb, p, 0);"),
+    Fault("tags that ride reach routers", "nestnet.bpf.c", "if (p->tags && p->first)", "if (0)"),
+    Fault("tags in VXLAN of any segment", "nestnet.bpf.c", "if (p->tags && !p->narrow)", "if (0)"),
+    Fault("no room for tags that ride", "nestnet.bpf.c", "if (!p->narrow && s->flags & TRANSPARENT)", "if (0)"),
+    Fault("ARP behind tags is a policy matter", "flood.h", "!p->about_neighbours && !judge", "!judge"),
+    Fault("one tag rides and not two", "tags.h", "if (!tag || bpf_skb_vlan_pop", "if (i || !tag || bpf_skb_vlan_pop"),
+    Fault("tags of a known flow from the wire are lost", "flow.h", "read_tags(skb, p, outer);", ""),
 ]  # fmt: skip
 
 # What nobody but hostile frames does, and what no test run shows: there packets have no tags beside their bytes, and
@@ -261,9 +287,19 @@ HOSTILE_FAULTS = [
     ),
     Fault(
         "tags beside the bytes", "packet.h",
-        "if (skb->vlan_present || p->ether_type == ETH_VLAN", "if (p->ether_type == ETH_VLAN",
+        "if (skb->vlan_present || is_tag(p->ether_type))", "if (is_tag(p->ether_type))",
     ),
-    Fault("tags on a known flow", "flow.h", "if (skb->vlan_present || !read_usual", "if (!read_usual"),
+    Fault(
+        "tags on a known flow", "flow.h",
+        "f = tagged && !key.tuple.vlan ? NULL : bpf_map_lookup_elem(&flow, &key);",
+        "key.tuple.vlan = 0;\n\tf = bpf_map_lookup_elem(&flow, &key);",
+    ),
+    Fault("tags of a known flow are lost", "flow.h", "p->tags = tags;", "p->tags = 0;"),
+    Fault("ARP behind tags of anybody", "nestnet.bpf.c", "== ETH_ARP ? guard_arp(p)", "== ETH_ARP ? 0"),
+    Fault(
+        "known flows of a trunk with their tag", "flow.h",
+        "if (tagged && (bpf_skb_vlan_pop(skb) || (inner && bpf_skb_vlan_pop(skb))))", "if (0)",
+    ),
     Fault("tagged datagrams", "nestnet.bpf.c", "if (skb->vlan_present || data + OUTER4", "if (data + OUTER4"),
     Fault(
         "copies to whoever asks", "flood.h",
@@ -277,32 +313,57 @@ HOSTILE_FAULTS = [
 ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Talk:
+    """A conversation that is drawn when it is told, with a seed of its own: then its place in the order is free."""
+
+    draw: Callable[[random.Random], list[Step]]
+    seed: int | str
+    hostile: bool = False
+    share: int = CONNECTION_SHARE
+    sweep: bool = True
+
+
+def talks() -> list[Talk]:
+    """A few of each kind, then more of each, then the rest: most faults are found by the few, of some kind."""
+    shares = [random.Random(f"{SEED} share {n}").choice([1, 2, 4096]) for n in range(DIALOGUES)]
+    kinds = [
+        [Talk(some_rounds, f"{SEED} round {n}", hostile=True) for n in range(ROUNDS)],
+        [Talk(some_chatter, f"{SEED} chatter {n}") for n in range(CHATTER)],
+        [Talk(some_inquiries, f"{SEED} inquiry {n}") for n in range(INQUIRIES)],
+        [Talk(some_crossings, f"{SEED} crossing {n}") for n in range(CROSSINGS)],
+        [Talk(some_torrents, f"{SEED} torrent {n}") for n in range(TORRENTS)],
+        [Talk(partial(some_inquiries, closing=n % 2 == 0), f"{SEED} closing {n}") for n in range(CLOSINGS)],
+        [
+            Talk(some_dialogues, f"{SEED} dialogue {n}", share=share, sweep=share < 4096)
+            for n, share in enumerate(shares)
+        ],
+        [Talk(partial(some_rounds, vlans=True), f"{SEED} tagged round {n}", hostile=True) for n in range(TAGGED)],
+        [Talk(partial(some_chatter, vlans=True), f"{SEED} tagged chatter {n}") for n in range(TAGGED)],
+        [Talk(lambda _: taken_down(), 0)],
+        [Talk(lambda _: narrow(), 0)],
+        [Talk(some_rounds, f"{SEED} round {n}", hostile=True) for n in CONGESTED],
+        [Talk(some_torrents, seed) for seed in RARE],
+        [Talk(some_dialogues, seed) for seed in DENIED],
+    ]
+    return [
+        talk
+        for begin, end in pairwise((0, 1 / 16, 1 / 4, 1))
+        for kind in kinds
+        for talk in kind[ceil(len(kind) * begin) : ceil(len(kind) * end)]
+    ]
+
+
 @pytest.fixture(scope="module")
 def script() -> Iterator[list[Operation]]:
     """What all machines must do, from their first tables on."""
     with devices(NAME) as found:
-        teller, rng = Teller(found), random.Random(SEED)
+        teller = Teller(found)
         operations: list[Operation] = []
-        for _ in range(ROUNDS):
-            operations += teller.tell(some_rounds(rng), rng)
-        for _ in range(CROSSINGS):
-            operations += teller.tell(some_crossings(rng))
-        for _ in range(CHATTER):
-            operations += teller.tell(some_chatter(rng))
-        for _ in range(INQUIRIES):
-            operations += teller.tell(some_inquiries(rng))
-        for _ in range(TORRENTS):
-            operations += teller.tell(some_torrents(rng))
-        for seed in RARE:
-            operations += teller.tell(some_torrents(random.Random(seed)))
-        for _ in range(DIALOGUES):
-            teller.share = rng.choice([1, 2, 4096])
-            operations += teller.tell(some_dialogues(rng), sweep=teller.share < 4096)
-        for seed in DENIED:
-            operations += teller.tell(some_dialogues(random.Random(seed)))
-        operations += teller.tell(taken_down())
-        for number in range(CLOSINGS):
-            operations += teller.tell(some_inquiries(rng, closing=number % 2 == 0))
+        for talk in talks():
+            rng = random.Random(talk.seed)
+            teller.share = talk.share
+            operations += teller.tell(talk.draw(rng), rng if talk.hostile else None, talk.sweep)
         yield operations
 
 
@@ -311,6 +372,17 @@ def taken_down() -> list[Step]:
     up = tower(2)
     down = up.with_(replace(up.machines[2], enabled=False))
     return [Step(START, world, 3, across(up, 2)) for world in (up, down, up)]
+
+
+def narrow() -> list[Step]:
+    """What fits the sender's segment, and not the transparent one behind the router."""
+    world = detour(1)
+    world = world.with_(replace(world.segments[world.ports[2].segment], transparent=True))
+    first, second = world.ports[1], world.ports[2]
+    ends = pk.mapped(first.addresses[0]), pk.mapped(second.addresses[0])
+    payloads = [udp(*ends, 1000, 53, bytes(size - 28)) for size in (1442, 1443)]
+    router = world.routers_of(first.segment)[0].mac
+    return [Step(START, world, 1, ip_frame(router, first.mac, *ends, pk.UDP, payload)) for payload in payloads]
 
 
 def survives(script: list[Operation], object: Path) -> int | None:

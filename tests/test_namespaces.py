@@ -20,6 +20,7 @@ import os
 import random
 import select
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -61,7 +62,7 @@ from nestnet.datapath.kernel import Inquiries as Asked
 from nestnet.model import packet as pk
 from nestnet.model.bootstrap import answer, settings
 from nestnet.model.clock import nanoseconds
-from nestnet.model.meaning import State, deliver
+from nestnet.model.meaning import State, deliver, put_on
 from nestnet.model.reasons import NAMES
 from nestnet.model.values import Interface, Machine, Network, Port, Router, Segment, World
 
@@ -70,7 +71,8 @@ PREFIX = f"nnt-ns-{os.getpid()}-"
 MACHINES, WORKLOADS = 4, 25  # the last workload hears the markers
 MARKER = 1 << 20  # ids from here on are those of markers
 PATIENCE = 5.0  # seconds in which a marker comes, or never
-IGNORE_OUTGOING = 23  # <linux/if_packet.h>
+IGNORE_OUTGOING, AUXDATA = 23, 8  # <linux/if_packet.h>
+TAG_VALID = 1 << 4  # of a status there: there is a tag
 SEED = int(os.environ.get("NESTNET_SEED", "1"))
 CASES = int(os.environ.get("NESTNET_CASES", "30"))  # of each of three kinds
 
@@ -98,6 +100,7 @@ def speak_ipv6(device: str) -> None:
 def packet_socket(device: str) -> socket.socket:
     found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     found.setsockopt(263, IGNORE_OUTGOING, 1)  # SOL_PACKET
+    found.setsockopt(263, AUXDATA, 1)
     found.bind((device, 3))  # ETH_P_ALL
     return found
 
@@ -152,7 +155,12 @@ class Bed:
         """What the agent of a machine would answer to what was asked since."""
         ports = self.slots[machine].ids("port")
         asked = [(ports[record.slot], record.frame) for record in self.inquiries[machine].take()]
-        return [(id, answer(settings(self.world, self.world.ports[id]), frame)) for id, frame in asked]
+        told: list[tuple[int, bytes | None]] = []
+        for id, frame in asked:
+            port = self.world.ports[id]
+            found = answer(settings(self.world, port), frame)
+            told.append((port.trunk or id, None if found is None else pk.tagged(found, put_on(port))))
+        return told
 
     def heard_before_marker(self, machine: int) -> list[tuple[int, bytes]]:
         """Send a marker from this machine, and hear everything until it has come to all others."""
@@ -198,9 +206,15 @@ def pending(channel: socket.socket) -> list[bytes]:
     found: list[bytes] = []
     while True:
         try:
-            found.append(channel.recv(65536))
+            frame, extra, _, _ = channel.recvmsg(65536, 64)
         except BlockingIOError:
             return found
+        # The outermost tag stands beside the bytes (struct tpacket_auxdata).
+        for _, _, data in extra:
+            status, _, _, _, _, tci, kind = struct.unpack_from("IIIHHHH", data)
+            if status & TAG_VALID:
+                frame = pk.tagged(frame, struct.pack("!HH", kind, tci))
+        found.append(frame)
 
 
 def with_markers(world: World) -> World:
@@ -291,6 +305,7 @@ class Tally:
     carried: int = 0
     deepest: int = 0
     floods: int = 0
+    tagged: int = 0
     drops: Counter[str] = field(default_factory=Counter)
 
 
@@ -311,7 +326,9 @@ def play(bed: Bed, steps: list[Step], tally: Tally) -> None:
         outcome = deliver(world, state, step.port, step.frame, step.now)
         state = outcome.state
         heard, drops = bed.send(step.port, step.frame)
-        expected = sorted(outcome.deliveries), counted(world, step.port, step.frame, outcome)
+        # What is for a port on a trunk is heard there.
+        deliveries = [(world.ports[id].trunk or id, frame) for id, frame in outcome.deliveries]
+        expected = sorted(deliveries), counted(world, step.port, step.frame, outcome)
         assert (sorted(heard), drops) == expected, (number, step.port, step.frame.hex())
         here = machine_of(world, step.port)
         level = depth(world, world.ports[step.port].network)
@@ -324,6 +341,7 @@ def play(bed: Bed, steps: list[Step], tally: Tally) -> None:
         tally.carried += sum(level > 1 and machine_of(world, port) != here for port in others)
         tally.deepest = max(tally.deepest, level if others else 0)
         tally.floods += len(others) > 1
+        tally.tagged += sum(frame[12:14] in (b"\x81\0", b"\x88\xa8") for _, frame in heard)
         tally.drops += drops
 
 
@@ -334,17 +352,19 @@ def is_sendable(frame: bytes) -> bool:
 
 def test_workloads_hear_what_they_should_and_nothing_more(bed: Bed) -> None:
     tally, rng = Tally(), random.Random(SEED)
-    for _ in range(CASES):
-        play(bed, some_rounds(rng), tally)
-        play(bed, some_dialogues(rng, moves=False, live=False), tally)
-        play(bed, some_chatter(rng), tally)
-        play(bed, some_inquiries(rng), tally)
+    for case in range(CASES):
+        vlans = case % 2 == 1
+        play(bed, some_rounds(rng, vlans=vlans), tally)
+        play(bed, some_dialogues(rng, moves=False, live=False, vlans=vlans), tally)
+        play(bed, some_chatter(rng, vlans=vlans), tally)
+        play(bed, some_inquiries(rng, vlans=vlans), tally)
     print(f"seed {SEED}: {tally}")
     assert tally.crossed > 100, tally
     assert tally.over_ipv6 > 30, tally
     assert tally.carried > 20, tally
     assert tally.deepest > 2, tally
     assert tally.floods > 20, tally
+    assert tally.tagged > 50, tally
     assert len(tally.drops) > 15, tally
 
 

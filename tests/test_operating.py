@@ -60,11 +60,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     assert leftovers(name) == []
 
 
-def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+def until(true: Callable[[], object], seconds: float = 20.0, pace: float = 0.05) -> None:
     limit = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < limit
-        time.sleep(0.05)  # the pace of looking
+        time.sleep(pace)  # of looking
 
 
 class Flow:

@@ -55,6 +55,7 @@ from nestnet.compile.tables import (
     PORT_OUT,
     PROTOCOL,
     TABLES,
+    TRUNK,
     Tables,
 )
 from nestnet.datapath.reference import Fabric, Outputs, Reference, ToAgent, ToMachine, ToRelay, ToWorkload
@@ -144,7 +145,7 @@ def spec(here: int) -> Spec:
         flags, ifindex, host = ENABLED, 0, LIVES_ON.get(port, HOST_M1 if machine == M1 else HOST_M2)
         if machine == here:
             flags, ifindex = flags | LOCAL, 10 + port
-            rows["attach"][(ifindex,)] = (port,)
+            rows["attach"][(ifindex, 0)] = (port,)
         if port in OWN_HOST:
             rows["host"][OWN_HOST[port]] = (1000 + port, PORT, port, host, 0)
             flags, host = flags | HOSTS, OWN_HOST[port]
@@ -334,12 +335,19 @@ def far_host(rows: Spec) -> None:
     rows["owner"][(160, DB, packed("10.0.1.6"))] = (OWNER_PORT, K)
 
 
+def trunk(rows: Spec) -> None:
+    """b is behind tag 9 of a."""
+    with_field(rows, "port", A, flags=ENABLED | LOCAL | TRUNK)
+    with_field(rows, "port", B, ifindex=11, tag=9)
+    rows["attach"][(11, 9)] = (B,)
+
+
 TO_DB = (32 + 96 + 24, CORE, packed("10.0.1.0"))
 IN_A_RING = (linked, edited("hop", (NEAR, 70 + NEAR, 0), next=CORE), edited("route", TO_DB, count=1))
 
 CASES: dict[str, Case] = {
     # ---- lines 1 and 2
-    "no port": Case("not_attached", udp(A, B), 0, (delete("attach", (11,)),)),
+    "no port": Case("not_attached", udp(A, B), 0, (delete("attach", (11, 0)),)),
     "port gone": Case("not_attached", udp(A, B), edits=(delete("port", A),)),
     "target without workload": Case("not_attached", udp(A, B), edits=(edited("port", B, ifindex=0),)),
     "port down": Case("port_disabled", udp(A, B), edits=(off("port", A),)),
@@ -348,6 +356,17 @@ CASES: dict[str, Case] = {
     "short": Case("malformed", b"\0" * 13),
     "tag": Case("tagged", ether(A, B) / Dot1Q(vlan=1) / ip(A, B)),
     "tag of a provider": Case("tagged", Ether(src=mac(A), dst=mac(B), type=0x88A8) / Raw(bytes(50))),
+    "tag of no VLAN on a trunk": Case("unknown_vlan", ether(A, B) / Dot1Q(vlan=7) / ip(A, B), edits=(trunk,)),
+    "priority on a trunk": Case("unknown_vlan", ether(A, B) / Dot1Q(vlan=0, prio=7) / ip(A, B), edits=(trunk,)),
+    "tags on a trunk": Case(
+        "too_many_tags", ether(B, A) / Dot1Q(vlan=9) / Dot1Q(vlan=9) / ip(B, A), edits=(trunk,), port=B
+    ),
+    "tags in a wire": Case(
+        "too_many_tags", ether(A, B) / Dot1Q() / Dot1Q() / Dot1Q() / ip(A, B), edits=(edited("segment", WEB, flags=1),)
+    ),
+    "a tag for a router": Case(
+        "tagged", Ether(src=mac(A), dst=ROUTER_MAC) / Dot1Q() / ip(A, D), edits=(edited("segment", WEB, flags=1),)
+    ),
     "bridge control": Case("control_frame", ether(A, "01:80:c2:00:00:0f") / ip(A, B)),
     "no EtherType of ours": Case("ether_type", Ether(src=mac(A), dst=mac(B), type=0x88CC) / Raw(bytes(50))),
     "source MAC": Case("source_mac", ether(B, C) / ip(A, C)),

@@ -386,8 +386,9 @@ class Agent:
             if not quiet:
                 self.inquiries.know(
                     {
-                        self.slots["port", port]: Asker(end.index, want[port].settings, want[port].tap is not None)
+                        self.slots["port", id]: Asker(end.index, settings, want[port].tap is not None, tag)
                         for port, end in ends.items()
+                        for id, tag, settings in ((port, 0, want[port].settings), *want[port].vlans)
                     }
                 )
                 self.workloads.open(secured.values())
@@ -408,14 +409,15 @@ class Agent:
             self._secure(
                 self._ends, problems, every=True
             )  # what is open stays secured, whatever is in the way of the rest
-        for problem in (*problems, *self._warnings, *inside):
+        lacking = [self.workloads.lacking] if self.workloads.lacking else []
+        for problem in (*problems, *self._warnings, *inside, *lacking):
             if problem not in self.problems:
                 say(f"revision {desired.revision}: {problem}")
         if not problems and desired.revision != self.realised:
             say(f"revision {desired.revision}: {len(want)} workloads, {len(world.values)} values")
             self.realised = desired.revision
         self._desired, self._failed = desired, bool(problems)
-        self.problems = [*problems, *self._warnings, *inside]
+        self.problems = [*problems, *self._warnings, *inside, *lacking]
 
     def _places(self, world: World, want: Mapping[int, Attachment]) -> dict[int, Place]:
         """Where ports here have workloads of our making that are to run an agent."""
@@ -589,6 +591,9 @@ class Agent:
             str(port): {"interface": end.name, **self.workloads.told(port), "drops": {}}
             for port, end in self._ends.items()
         }
+        for behind in self._world.ports.values():
+            if behind.trunk in self._ends:
+                ports[str(behind.id)] = {**ports[str(behind.trunk)], "drops": {}}
         of = self._port_of()
         for (slot, reason), packets in drops.items():
             # Slot 0: came in before its port was known, or from the wire for nobody here.

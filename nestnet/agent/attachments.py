@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Interface, ip_interface, ip_network
@@ -51,10 +51,19 @@ ROUND = 3  # turns in which every namespace is looked up
 ALIAS = "nestnet port "  # + id, and what it hangs on if that was chosen: so that a new agent finds it
 
 
+class Vlan(NamedTuple):
+    """A port behind a tag of a trunk, and what its workload should use there."""
+
+    port: int
+    tag: int
+    settings: Settings
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """What a port's workload hangs on, None for a namespace of its own, and what it should use. While it moves it has a
-    link on another machine, too; `elsewhere`: and sends by that. `relays`: our end has the relay's address."""
+    link on another machine, too; `elsewhere`: and sends by that. `relays`: our end has the relay's address. `vlans` are
+    the ports that share it."""
 
     port: int
     settings: Settings
@@ -62,6 +71,7 @@ class Attachment:
     moves: bool = False
     elsewhere: bool = False
     relays: bool = False
+    vlans: tuple[Vlan, ...] = ()
 
     @property
     def tap(self) -> str | None:
@@ -75,7 +85,8 @@ def attachment(world: World, port: Port, machine: int) -> Attachment | None:
     if machine not in places:
         return None
     moves, elsewhere = places[0] != places[1], places[0] != machine
-    return Attachment(port.id, settings(world, port), port.attach, moves, elsewhere, port.agent)
+    vlans = tuple(Vlan(behind.id, behind.tag, settings(world, behind)) for behind in world.vlans_of(port.id))
+    return Attachment(port.id, settings(world, port), port.attach, moves, elsewhere, port.agent, vlans)
 
 
 def wanted(world: World, machine: int, own: bool = True) -> dict[int, Attachment]:
@@ -84,7 +95,7 @@ def wanted(world: World, machine: int, own: bool = True) -> dict[int, Attachment
     return {
         port.id: found
         for port in world.ports.values()
-        if (own or port.attach is not None) and port.segment in world.segments
+        if (own or port.attach is not None) and port.segment in world.segments and not port.trunk
         if (found := attachment(world, port, machine)) is not None
     }
 
@@ -123,6 +134,7 @@ class Workloads:
     _there: dict[int, links.Link] = field(default_factory=dict)  # every link here, by ifindex
     _doubted: dict[int, None] = field(default_factory=dict)  # ports to look at again, the longest waiting first
     _opened: set[int] = field(default_factory=set)  # ifindexes
+    lacking: str = ""  # why workloads on trunks have no interfaces for tags
     _looked_up: int = 0  # of the ports whose namespaces are looked up in turn, how many were
     _done: dict[int, links.Link] | None = (
         None  # what the last turn returned, if nothing was left and has happened since
@@ -158,6 +170,8 @@ class Workloads:
         to do about it: the others are made."""
         self._hear()
         self._look_up()
+        if not any(attachment.vlans for attachment in want.values()):
+            self.lacking = ""
         if self._done is not None and self._want is want and not self._doubted:
             return self._done, {}
         waiting = [port for port in self._doubted if port in want]
@@ -359,6 +373,11 @@ class Workloads:
         largest = SHORTER if self.on_port else 0
         inside, more = netns.run_in(netns.path(name), lambda: _in(attachment, inside, exactly, largest))
         changed += more
+        if not attachment.moves:  # while it does, its interface changes
+            try:
+                changed += netns.run_in(netns.path(name), lambda: _tagged(attachment.vlans, inside, exactly))
+            except links.NoVlans as error:
+                self.lacking = f"workloads on trunks have no interfaces for tags: {error}"
         if changed and made is not None and made[:2] == (attachment, where) and made.end.index == end.index:
             self.repaired.append((attachment.port, f"{', '.join(changed)} had changed"))
         self.made[attachment.port] = Made(attachment, where, end, inside)
@@ -536,6 +555,34 @@ def _in(attachment: Attachment, inside: str, exactly: bool, largest: int) -> tup
         if link is not None:
             ipr.link("set", index=link.index, ifname=name)
     return name, changed
+
+
+def _tagged(vlans: Sequence[Vlan], inside: str, exactly: bool) -> list[str]:
+    """Inside: an interface for each tag, called as the one that it is on, a dot and the tag, with the addresses of its
+    port. A default route only where there is none of its family. Returns what was otherwise; raises NoVlans."""
+    changed: list[str] = []
+    with links.netlink() as ipr:
+        trunk = links.find(ipr, inside)
+        for vlan in vlans if trunk is not None else ():
+            name, mac = f"{inside}.{vlan.tag}", links.mac_text(vlan.settings.mac)
+            link = links.find(ipr, name)
+            if link is None:
+                link = links.make_vlan(ipr, name, trunk.index, vlan.tag, mac=mac)  # type: ignore[union-attr]
+                changed.append(name)
+            elif link.mac != mac:
+                ipr.link("set", index=link.index, address=mac)
+                changed.append(f"MAC of {name}")
+            if link.mtu != vlan.settings.mtu:
+                ipr.link("set", index=link.index, mtu=vlan.settings.mtu)
+            links.set_sysctls({f"net/ipv6/conf/{name}/{key}": 0 for key in ("accept_ra", "accept_dad")})
+            if links.set_addresses(ipr, link.index, vlan.settings.addresses, exactly):
+                changed.append(f"addresses of {name}")
+            if not link.up:
+                ipr.link("set", index=link.index, state="up")
+            ways = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+            free = (g for g in vlan.settings.gateways if not links.has_default_route(ipr, g.version, [link.index]))
+            links.set_routes(ipr, link.index, {ways[gateway.version]: gateway for gateway in free})
+    return changed
 
 
 def _configure(attachment: Attachment, inside: str, exactly: bool) -> list[str]:

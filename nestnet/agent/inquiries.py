@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nestnet.model import bootstrap
 from nestnet.model.bootstrap import Settings
+from nestnet.model.packet import tag, tagged
 from nestnet.model.reasons import NUMBERS
 
 if TYPE_CHECKING:
@@ -29,11 +30,20 @@ AGAIN = 1800.0  # seconds between two advertisements to a tap: as a router may l
 
 
 class Asker(NamedTuple):
-    """A port's workload: on which interface, with which record, and whether it is told of changes."""
+    """A port's workload: on which interface, with which record, whether it is told of changes, and behind which tag it
+    is (0: none)."""
 
     ifindex: int
     settings: Settings
     on_tap: bool
+    tag: int = 0
+
+
+class Place(NamedTuple):
+    """Where a workload hears: on which interface, behind which tag (0: none)."""
+
+    ifindex: int
+    tag: int
 
 
 class Inquiries:
@@ -44,8 +54,8 @@ class Inquiries:
         self._say = say
         self._source = kernel.inquiries()
         self._askers: Mapping[int, Asker] = {}  # by slot; replaced as a whole
-        self._taps: Mapping[int, Settings] = {}  # of those who are told, by ifindex
-        self._told: dict[int, tuple[Settings, float]] = {}  # by ifindex: what was advertised, and when
+        self._taps: Mapping[Place, Settings] = {}  # of those who are told
+        self._told: dict[Place, tuple[Settings, float]] = {}  # what was advertised, and when
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: it hears nothing
         self._end, self._wake = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._listen, name="inquiries", daemon=True)
@@ -63,20 +73,20 @@ class Inquiries:
     def know(self, askers: Mapping[int, Asker]) -> None:
         """These workloads are there, by the slots of their ports."""
         self._askers = askers
-        self._taps = {a.ifindex: a.settings for a in askers.values() if a.on_tap}
-        self._told = {index: told for index, told in self._told.items() if index in self._taps}
-        self._taps = {index: settings for index, settings in self._taps.items() if settings.of_family(6)}
+        taps = {Place(a.ifindex, a.tag): a.settings for a in askers.values() if a.on_tap}
+        self._told = {place: told for place, told in self._told.items() if place in taps}
+        self._taps = {place: settings for place, settings in taps.items() if settings.of_family(6)}
 
     def advertise(self, now: float) -> None:
         """Tell those on taps what they do not know, or were told long ago. `now`: in seconds of any clock."""
-        for index, settings in self._taps.items():
-            told, at = self._told.get(index, (None, 0.0))
+        for place, settings in self._taps.items():
+            told, at = self._told.get(place, (None, 0.0))
             if told != settings or now - at > AGAIN:
                 if told is not None and told.server != settings.server:
                     # Who was the router says that it is no more.
-                    self._send(index, bootstrap.advertisement(replace(told, gateways=())))
-                if self._send(index, bootstrap.advertisement(settings)):
-                    self._told[index] = settings, now
+                    self._send(place, bootstrap.advertisement(replace(told, gateways=())))
+                if self._send(place, bootstrap.advertisement(settings)):
+                    self._told[place] = settings, now
 
     def _listen(self) -> None:
         poll = select.poll()
@@ -97,11 +107,12 @@ class Inquiries:
         if told is None:
             self._kernel.count_drop(record.slot, NUMBERS["unanswerable"])
         else:
-            self._send(record.what, told)
+            self._send(Place(record.what, asker.tag), told)
 
-    def _send(self, ifindex: int, frame: bytes) -> bool:
+    def _send(self, place: Place, frame: bytes) -> bool:
         """False if nobody is there to hear it: the interface is down, or has gone, or nobody has the tap open."""
         with suppress(OSError):
-            self._socket.sendto(frame, (socket.if_indextoname(ifindex), 0))
+            tags = tag(place.tag) if place.tag else b""
+            self._socket.sendto(tagged(frame, tags), (socket.if_indextoname(place.ifindex), 0))
             return True
         return False

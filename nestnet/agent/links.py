@@ -177,6 +177,25 @@ def make_veth(
     return replace(link, alias=alias)
 
 
+class NoVlans(Exception):
+    """This kernel makes no interfaces for tags."""
+
+
+def make_vlan(ipr: IPRoute, name: str, trunk: int, tag: int, *, mac: str) -> Link:
+    """An interface, down, for the frames of another one that bear this tag (802.1Q). Raises NoVlans."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        ipr.link("add", ifname=name, kind="vlan", link=trunk, vlan_id=tag, address=mac)
+    except NetlinkError as error:
+        if error.code != errno.EOPNOTSUPP:
+            raise
+        raise NoVlans("this kernel has none, its module 8021q is not there") from None
+    link = find(ipr, name)
+    assert link is not None, "the kernel has just made it"
+    return link
+
+
 def make_tap(ipr: IPRoute, name: str, *, mtu: int, alias: str) -> Link:
     """A tap device, down, that stays when nobody has it open, and never gets an address by itself."""
     with Path("/dev/net/tun").open("r+b", buffering=0) as tun:

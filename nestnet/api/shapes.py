@@ -98,6 +98,8 @@ class Segment(_Resource):
     cidrs: list[str]
     dns: list[str]
     """What its workloads are told to ask for names."""
+    transparent: bool
+    """Do frames with VLAN tags ride in it?"""
     vni: int | None
     """null: not for you to see."""
     gateways: list[str]
@@ -156,6 +158,10 @@ class Port(_Resource):
     hosts: bool
     attach: dict[str, str] | None
     """What its workload should hang on, {"netns": NAME} or {"tap": NAME}; null: nothing was chosen. `PATCH` sets it."""
+    trunk: str | None
+    """The port on whose attachment it is behind a tag; null: it has its own."""
+    vlan: int | None
+    """The id of that tag."""
     rate: int | None
     """What it may send, and what may be sent to it, each, in bit/s; null: no limit."""
     enabled: bool

@@ -125,7 +125,7 @@ def workload(lab: Lab, port: Mapping[str, Any]) -> Place:
     """Where the workload of a port resource is. Raises Conflict when its machine has not made it (yet)."""
     from nestnet.agent import netns
 
-    given = port["attach"] or {}
+    given = _hangs_on(port)
     if "tap" in given:
         raise Conflict(
             f"port {port['path']} hangs on tap {given['tap']} of {port['machine']}: there is no namespace to enter; "
@@ -141,9 +141,17 @@ def workload(lab: Lab, port: Mapping[str, Any]) -> Place:
     return Place(f"port {port['path']}", namespace, (port["attachment"] or {}).get("inside", "eth0"))
 
 
+def _hangs_on(port: Mapping[str, Any]) -> dict[str, str]:
+    """What a port hangs on, if that was chosen, or is that of its trunk, as the agent says."""
+    told = (port["attachment"] or {}) if port["trunk"] else {}
+    if "tap" in told:
+        return {"tap": told["tap"]}
+    return {"netns": told["namespace"]} if "namespace" in told else port["attach"] or {}
+
+
 def listening(lab: Lab, port: Mapping[str, Any]) -> Place:
     """Where what a port's workload gets can be seen: on a tap from outside. Otherwise where the workload is."""
-    given = port["attach"] or {}
+    given = _hangs_on(port)
     if "tap" not in given:
         return workload(lab, port)
     return Place(f"port {port['path']}", lab.machine(port["machine"]), given["tap"], outside=True)

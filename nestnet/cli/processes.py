@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Mapping
@@ -14,11 +15,19 @@ from nestnet.model.errors import Usage
 
 def controller(settings: ControllerSettings) -> None:
     """Serve the API until SIGTERM."""
+    gc.disable()  # Until it answers there is nothing to collect, and looking for it takes a tenth of the start.
     from nestnet.api.server import serve
 
     life = settings.certificate_hours * 3600
     state = Path(settings.state)
-    serve(state / "store.db", settings.listen, settings.group, settings.names, life, ready)
+    serve(state / "store.db", settings.listen, settings.group, settings.names, life, started)
+
+
+def started() -> None:
+    """What the controller has made until now stays as long as it: it is not looked at again and again."""
+    gc.freeze()
+    gc.enable()
+    ready()
 
 
 def agent(settings: AgentSettings, token: str | None) -> None:

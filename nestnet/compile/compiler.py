@@ -69,7 +69,8 @@ def place(world: World, port: Port, other: bool = False) -> tuple[int, int | Non
 
 
 def mover(world: World, port: Port) -> Port | None:
-    """Who moves when this port does: itself, or one that it lives on; None if it stays where it is."""
+    """Who moves when this port does: itself, or its trunk, or one that it lives on; None if it stays where it is."""
+    port = world.ports.get(port.trunk, port)
     for _ in range(MAX_DEPTH):
         if port.other:
             return port
@@ -168,7 +169,10 @@ class _Compiler:
         routers = self.world.routers_of(segment.id)
         router = self.slots.get(("router", routers[0].id)) if routers else 0
         network = self.slots.get(("network", segment.network))
-        self.put("segment", slot, segment.id, network, segment.vni, floods, len(hosts), locals_, len(local), router, 0)
+        flags = t.TRANSPARENT * segment.transparent
+        self.put(
+            "segment", slot, segment.id, network, segment.vni, floods, len(hosts), locals_, len(local), router, flags
+        )
         self.put("vni", (segment.vni,), slot)
 
     def router(self, router: Router) -> None:
@@ -217,10 +221,12 @@ class _Compiler:
         segment = self.slots.get(("segment", port.segment))
         mac = port.mac.to_bytes(6, "big")
         local = self.is_local(port)
-        ifindex = self.attachments.get(port.id, 0) if local else 0
-        is_tap = ifindex and port.attach is not None and port.attach.kind == "tap"
-        flags = t.ENABLED * port.enabled | t.LOCAL * local | t.TAP * bool(is_tap)
+        trunk = self.world.ports.get(port.trunk, port)
+        ifindex = self.attachments.get(trunk.id, 0) if local else 0
+        is_tap = ifindex and trunk.attach is not None and trunk.attach.kind == "tap"
+        flags = t.ENABLED * self.world.is_on(port) | t.LOCAL * local | t.TAP * bool(is_tap)
         flags |= t.HOSTS * bool(port.hosts or port.other) | t.AGENT * (local and port.agent)
+        flags |= t.TRUNK * bool(self.world.vlans_of(port.id))
         first = {family: port.address(family) for family in (4, 6)}
         host = self.host_of(port)
         if own := self.slots.get(("host_port", port.id)):
@@ -229,10 +235,10 @@ class _Compiler:
         self.put(
             "port", slot, port.id, self.slots.get(("network", port.network)), segment, host, ifindex, flags,
             CONNECTION_SHARE, *self.buckets(port, "port_out", "port_in"),
-            *(packed(a) if a is not None else bytes(16) for a in first.values()), mac, 0,
+            *(packed(a) if a is not None else bytes(16) for a in first.values()), mac, port.tag,
         )  # fmt: skip
         if ifindex:
-            self.put("attach", (ifindex,), slot)
+            self.put("attach", (ifindex, port.tag), slot)
         self.put("mac", (segment, mac, 0), t.OWNER_PORT, slot)
         for address in (*port.addresses, link_local(port.mac)):
             self.put("owner", (32 + HOST_BITS, segment, packed(address)), t.OWNER_PORT, slot)

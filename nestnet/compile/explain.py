@@ -114,12 +114,14 @@ def _deliver(
 ) -> str:
     network = world.networks[sender.network]
     segment = world.segments[sender.segment]
-    if not sender.enabled:
-        raise _Dropped("port_disabled", f"{trace.name('port', sender.id)} is disabled")
+    _on(trace, world, sender)
     if not network.enabled:
         raise _Dropped("network_disabled", f"{trace.layer} is disabled")
     if source is None:
         raise _Dropped("source_address", f"{trace.name('port', sender.id)} has no IPv{destination.version} address")
+    if sender.trunk:
+        trunk, name = trace.name("port", sender.trunk), trace.name("port", sender.id)
+        trace.say("vlan", f"tag {sender.tag} is taken off: on the trunk {trunk} it is that of {name}")
     trace.say("guard", f"{source} and the MAC are the port's own")
 
     router = way = None
@@ -150,8 +152,8 @@ def _deliver(
         return text
     if target is not None and target.id == sender.id and router is None:
         raise _Dropped("hairpin", "that is the sender itself")
-    if target is not None and not target.enabled:
-        raise _Dropped("port_disabled", f"{trace.name('port', target.id)} is disabled")
+    if target is not None:
+        _on(trace, world, target)
     _judge(trace, world, network, sender, source, target, destination, protocol, number)
     if target is None:
         if at is None:
@@ -190,8 +192,19 @@ def _carry(
     frame: Sequence[Header],
 ) -> str:  # fmt: skip
     """Down the carriers, as the datapath walks them: one decision a level, one encapsulation at the end of a domain."""
-    reached = trace.name("port", target.id)
-    return _descend(trace, world, network, (sender.host, target.host), reached, at, entropy, frame, 0)
+    reached, layer = trace.name("port", target.id), trace.layer
+    said = _descend(trace, world, network, (sender.host, target.host), reached, at, entropy, frame, 0)
+    if target.trunk:
+        trace.layer = layer
+        trace.say("vlan", f"tag {target.tag} is put on, for the trunk {trace.name('port', target.trunk)}")
+    return said
+
+
+def _on(trace: _Trace, world: World, port: Port) -> None:
+    """Raise unless a port, and the trunk that it hangs on, is enabled."""
+    for id in (port.id, port.trunk):
+        if id and not world.ports[id].enabled:
+            raise _Dropped("port_disabled", f"{trace.name('port', id)} is disabled")
 
 
 def _below(

@@ -61,6 +61,9 @@ LOCAL = 2  # lives on this machine
 HOSTS = 4  # has a row of its own in `host`, for it is itself a host, or moves: see `port.host`
 TAP = 8  # hangs on a tap: what is for its workload goes out there, and not to the other end of a veth
 AGENT = 16  # its workload runs an agent, and lives on this machine: it may reach the relay
+TRUNK = 32  # other ports share its attachment, each behind a tag
+# segment.flags
+TRANSPARENT = 1  # frames with tags ride in it
 # network.flags
 RATED = 2  # a port or a link of it, or of what carries it, has a rate
 
@@ -138,7 +141,7 @@ TABLES: dict[str, Table] = {
                 ("local", "u4"),
                 ("locals", "u4"),
                 ("router", "u4"),
-                ("pad", "u4"),
+                ("flags", "u4"),
             ),
         ),
         Table(
@@ -159,7 +162,8 @@ TABLES: dict[str, Table] = {
             "port",
             "array",
             # ifindex: where its workload hangs on this machine, or 0. share: connections it may open here.
-            # address4, address6: its first of each family, or zeros. out, in: buckets, or 0.
+            # address4, address6: its first of each family, or zeros. out, in: buckets, or 0. tag: the VLAN id that its
+            # frames bear where they hang, or 0.
             _struct(
                 ("id", "u8"),
                 ("network", "u4"),
@@ -173,7 +177,7 @@ TABLES: dict[str, Table] = {
                 ("address4", *ADDRESS),
                 ("address6", *ADDRESS),
                 ("mac", *MAC),
-                ("pad", "u2"),
+                ("tag", "u2"),
             ),
         ),
         Table(
@@ -185,7 +189,8 @@ TABLES: dict[str, Table] = {
         ),
         Table("machine", "array", _struct(("id", "u8"), ("address", *ADDRESS), ("mtu", "u4"), ("pad", "u4"))),
         # ---- where a frame comes in
-        Table("attach", "hash", _struct(("port", "u4")), _struct(("ifindex", "u4"))),
+        # tag: the VLAN id of the frame, 0: it has no tag
+        Table("attach", "hash", _struct(("port", "u4")), _struct(("ifindex", "u4"), ("tag", "u4"))),
         Table("vni", "hash", _struct(("segment", "u4")), _struct(("vni", "u4"))),
         Table("member", "hash", _struct(("machine", "u4")), _struct(("address", *ADDRESS))),
         # ---- where it goes

@@ -46,6 +46,8 @@ from nestnet.compile.tables import (
     OWNER_ROUTER,
     PROTOCOL,
     TABLES,
+    TRANSPARENT,
+    TRUNK,
     Rows,
     Tables,
 )
@@ -65,12 +67,14 @@ from nestnet.model.packet import (
     LATER,
     LIMITED_BROADCAST,
     NOBODY_MAC,
+    RIDING,
     SOLICITATION,
     TAGS,
     UDP,
     UNSPECIFIED4,
     UNSPECIFIED6,
     WHOLE,
+    Discovery,
     FlowTuple,
     Packet,
     arp_reply,
@@ -87,12 +91,15 @@ from nestnet.model.packet import (
     parse,
     quoted,
     routed,
+    tag,
+    tagged,
+    untagged,
     with_ethernet,
     with_first,
     with_outer_ecn,
 )
 from nestnet.model.rates import INQUIRY_BURST, INQUIRY_COST, PATH_BUCKETS, RELAY_COST, cost, spend
-from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, MAX_HOPS, OVERHEAD, RELAY
+from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, MAX_HOPS, OVERHEAD, RELAY, RIDING_BYTES
 
 Row = SimpleNamespace
 """The value of one row, its fields by name: MACs and addresses as bytes, all else as int."""
@@ -147,14 +154,15 @@ class Outputs:
 
 class Drop(Exception):
     """The packet ends here, counted under a reason, and under `port` if that is already known. `router`, if any, may
-    tell the sender so, behind `passed` others."""
+    tell the sender so, behind `passed` others; `mtu`: what it would have to fit."""
 
-    def __init__(self, reason: str, port: int | None = None, router: int = 0, passed: int = 0) -> None:
+    def __init__(self, reason: str, port: int | None = None, router: int = 0, passed: int = 0, mtu: int = 0) -> None:
         super().__init__(reason)
         self.reason = reason
         self.port = port
         self.router = router
         self.passed = passed
+        self.mtu = mtu
 
 
 TAG_ID, TAG_PRIORITY = 0x0FFF, 0xF000  # of what follows the EtherType of a tag: priority and DEI, id
@@ -265,10 +273,9 @@ class Reference:
     def workload(self, ifindex: int, frame: bytes, now: float) -> Outputs:
         """A frame from the workload that hangs on this interface."""
         out = Outputs()
-        attached = self.attachments.get((ifindex,))
-        p = attached.port if attached else 0
+        p, frame, tags, flaw = self.take_off(ifindex, frame)
         try:
-            self.from_workload(p, frame, now, out)
+            self.from_workload(p, parse(frame, tags), flaw, now, out)
         except Drop as drop:
             out.drops.append((drop.port or p, drop.reason))
         return out
@@ -319,38 +326,59 @@ class Reference:
 
     # ---- from a workload
 
-    def from_workload(self, p: int, frame: bytes, now: float, out: Outputs) -> None:
+    def take_off(self, ifindex: int, frame: bytes) -> tuple[int, bytes, bytes, str]:
+        """Tags: whose frame it is, the frame without them, those that ride along, and what is wrong with them."""
+        outermost, rest = untagged(frame, 1)
+        kind, id = outermost[:2], int.from_bytes(outermost[2:], "big") & 0xFFF
+        if id and kind == tag(id)[:2]:
+            member = self.attachments.get((ifindex, id))
+            if member is not None:
+                return member.port, rest, b"", "too_many_tags" if parse(rest).link_flaw == "tagged" else ""
+        attached = self.attachments.get((ifindex, 0))
+        p = attached.port if attached else 0
+        if not outermost:
+            return p, frame, b"", ""
+        if self.segment[self.port[p].segment].flags & TRANSPARENT:
+            tags, rest = untagged(frame, RIDING)
+            return p, rest, tags, ""
+        return p, frame, b"", "unknown_vlan" if self.port[p].flags & TRUNK else "tagged"
+
+    def from_workload(self, p: int, packet: Packet, flaw: str, now: float, out: Outputs) -> None:
         """Lines 1 to 8."""
         port = self.port[p]
         if not port.id:
             raise Drop("not_attached")
-        packet = parse(frame)
         closed = "" if self.network[port.network].flags & ENABLED else "network_disabled"
         if not port.flags & ENABLED:
             closed = "port_disabled"
-        is_own = packet.source_mac == _number(port.mac)
+        is_own = not flaw and not packet.tags and packet.source_mac == _number(port.mac)
         if closed and not (port.flags & AGENT and is_own and packet.seeks_relay):
             raise Drop(closed)
+        if flaw:
+            raise Drop(flaw)
         if packet.link_flaw:
             raise Drop(packet.link_flaw)
         if packet.source_mac != _number(port.mac):
             raise Drop("source_mac")
         if packet.flaw:
             raise Drop(packet.flaw)
-        if packet.ether_type == ARP:
+        if packet.tags:
+            self.guard_behind_tags(p, port, packet)
+        elif packet.ether_type == ARP:
             self.arp(p, port, packet, out)
             return
-        self.guard(p, packet)
-        if packet.is_discovery:
-            self.neighbour(p, port, packet, out)
-            return
-        if packet.is_inquiry:
-            self.inquiry(p, port, packet, now, out)
-            return
-        if port.flags & AGENT and packet.is_for_relay:
-            self.ask(p, RELAY_COST, now)
-            out.emitted.append(ToRelay(port.ifindex, p, packet.frame))
-            return
+        else:
+            self.guard(p, packet)
+            if packet.is_discovery:
+                self.neighbour(p, port, packet, out)
+                return
+            if packet.is_inquiry:
+                self.inquiry(p, port, packet, now, out)
+                return
+            if port.flags & AGENT and packet.is_for_relay:
+                self.ask(p, RELAY_COST, now)
+                out.emitted.append(ToRelay(port.ifindex, p, packet.frame))
+                return
         packet = self.fragment(p, packet, now)
         if packet.is_group:
             self.flood(p, port, packet, now, out)
@@ -361,14 +389,28 @@ class Reference:
             self.complain(p, port, packet, drop, now, out)
             raise
 
-    def arp(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
-        """Line 3."""
+    def guard_behind_tags(self, p: int, port: Row, packet: Packet) -> None:
+        """Lines 3, 5 and 6 for what rides in a transparent segment: nothing of it is answered."""
+        if packet.arp is not None:
+            self.guard_arp(p, port, packet)
+            return
+        self.guard(p, packet)
+        if packet.is_discovery:
+            self.guard_neighbour(p, port, packet)
+
+    def guard_arp(self, p: int, port: Row, packet: Packet) -> None:
         arp = packet.arp
         assert arp is not None  # else there was a flaw
-        is_request = arp.operation == 1
-        is_probe = is_request and arp.sender == UNSPECIFIED4
+        is_probe = arp.operation == 1 and arp.sender == UNSPECIFIED4
         if arp.sender_mac != _number(port.mac) or not (is_probe or self.owns(p, arp.sender)):
             raise Drop("arp_spoof")
+
+    def arp(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
+        """Line 3."""
+        self.guard_arp(p, port, packet)
+        arp = packet.arp
+        assert arp is not None
+        is_request = arp.operation == 1
         if not is_request or arp.target == arp.sender or self.owns(p, arp.target):
             raise Drop("announcement")
         owner = self.owner(port.segment, arp.target)
@@ -398,18 +440,21 @@ class Reference:
         if not asks:
             raise Drop("source_address")
 
-    def neighbour(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
-        """Line 6."""
+    def guard_neighbour(self, p: int, port: Row, packet: Packet) -> Discovery:
         found = discovery(packet)
         if found is None:
             raise Drop("malformed")
         if found.link_address not in (None, _number(port.mac)):
             raise Drop("nd_spoof")
-        mine = self.owns(p, found.target)
         is_inquiry = packet.icmp_type == SOLICITATION and packet.flow.source != UNSPECIFIED6
-        if not is_inquiry and not mine:
+        if not is_inquiry and not self.owns(p, found.target):
             raise Drop("nd_spoof")
-        if mine:
+        return found
+
+    def neighbour(self, p: int, port: Row, packet: Packet, out: Outputs) -> None:
+        """Line 6."""
+        found = self.guard_neighbour(p, port, packet)
+        if self.owns(p, found.target):
             raise Drop("announcement")
         if port.flags & AGENT and found.target == RELAY.packed:
             self.to_workload(p, neighbour_advertisement(packet, NOBODY_MAC, False), out)
@@ -454,12 +499,11 @@ class Reference:
 
     def flood(self, p: int, port: Row, packet: Packet, now: float, out: Outputs) -> None:
         """Broadcast and multicast: a copy to each port here, and one to each machine with hosts of the segment."""
-        network = self.network[port.network]
         if packet.is_icmp_error_kind:
             raise Drop("icmp_unrelated")
-        if packet.length > network.mtu:
+        if packet.length > self.mtu(port, port):
             raise Drop("too_big")
-        self.pay([Toll(port.out, 0)], len(packet.frame), now)
+        self.pay([Toll(port.out, 0)], packet.weight, now)
         self.flood_here(p, port, port.segment, packet, packet.frame, now, out, leaves=True)
         segment = self.segment[port.segment]
         # Hosts on other machines that the carriers allow. One that their rates refuse takes the copy from its machine.
@@ -476,7 +520,7 @@ class Reference:
                 try:
                     leaving, arriving = self.tolls_below(port.network, self.place(port), row.host, packet)
                     few(leaving + arriving)
-                    self.pay(leaving, len(packet.frame), now)
+                    self.pay(leaving, packet.weight, now)
                 except Drop as drop:
                     machines[machine] = False
                     out.drops.append((p, drop.reason))
@@ -502,7 +546,8 @@ class Reference:
             try:
                 if not to.flags & ENABLED:
                     raise Drop("port_disabled")
-                if not self.judge(port.network, p, q, packet.flow, None if address == NO_ADDRESS else address):
+                at = None if address == NO_ADDRESS else address
+                if not packet.is_about_neighbours and not self.judge(port.network, p, q, packet.flow, at):
                     raise Drop("policy")
                 self.carry(port.network, a, b)
                 self.attached(q)
@@ -510,8 +555,8 @@ class Reference:
                     refused[b] = self.charge(port, b, packet, now, leaves)
                 if refused[b]:
                     raise Drop(refused[b])
-                self.pay([Toll(to.__dict__["in"], 0)], len(frame), now)
-                self.to_workload(q, frame, out)
+                self.pay([Toll(to.__dict__["in"], 0)], packet.weight, now)
+                self.to_workload(q, frame, out, packet.tags)
             except Drop as drop:
                 out.drops.append((q, drop.reason))
 
@@ -521,7 +566,7 @@ class Reference:
             leaving, arriving = self.tolls_below(port.network, self.place(port), b, packet)
             tolls = leaving * leaves + arriving
             few(tolls)
-            self.pay(tolls, len(packet.frame), now)
+            self.pay(tolls, packet.weight, now)
         except Drop as drop:
             return drop.reason
         return ""
@@ -529,7 +574,6 @@ class Reference:
     def unicast(self, p: int, port: Row, packet: Packet, now: float, out: Outputs) -> None:
         """Lines 9 to 14."""
         way: Way
-        network = self.network[port.network]
         owner = self.at_mac(port.segment, packet.target_mac)
         if owner == NOBODY:
             raise Drop("unknown_unicast")
@@ -537,6 +581,8 @@ class Reference:
             raise Drop("hairpin")
         q, way = owner.slot, ()
         if owner.kind == OWNER_ROUTER:
+            if packet.tags:
+                raise Drop("tagged")
             behind = self.through(owner.slot, p, port, packet, now, out)
             if behind is None:
                 return
@@ -548,8 +594,9 @@ class Reference:
         tracked = self.connection(port.network, p, q, packet, now)
         # The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere.
         self.expire(way[:1], packet)
-        if packet.length > network.mtu:
-            raise Drop("too_big", router=way[0] if way else self.segment[port.segment].router)
+        mtu = self.mtu(port, to)
+        if packet.length > mtu:
+            raise Drop("too_big", router=way[0] if way else self.segment[port.segment].router, mtu=mtu)
         self.expire(way, packet)
         frame = packet.frame
         if way:
@@ -559,11 +606,11 @@ class Reference:
             self.attached(q)
         leaving, arriving = self.tolls(port, to, packet, way[0] if way else 0)
         few(leaving + arriving)
-        self.pay(leaving, len(packet.frame), now)
+        self.pay(leaving, packet.weight, now)
         self.remember(p, packet, tracked, now)
         if machine == self.here:
-            self.pay(arriving, len(packet.frame), now, q)
-            self.to_workload(q, frame, out)
+            self.pay(arriving, packet.weight, now, q)
+            self.to_workload(q, frame, out, packet.tags)
         else:
             self.to_machine(machine, self.segment[to.segment], packet, frame, out)
 
@@ -604,7 +651,7 @@ class Reference:
 
     def complain(self, p: int, port: Row, packet: Packet, drop: Drop, now: float, out: Outputs) -> None:
         """ICMP errors: a router tells the sender why its packet ended there, if it may and has not told it too much."""
-        if not drop.router or not may_be_told(packet, drop.reason):
+        if not drop.router or packet.tags or not may_be_told(packet, drop.reason):
             return
         until = spend(self.told.get(p, 0), COST_NS, BURST_NS, nanoseconds(now))
         if until is None:
@@ -618,8 +665,12 @@ class Reference:
         # It comes from where the packet went: the first router, or, from within the segment, the one that speaks.
         is_routed = self.at_mac(port.segment, packet.target_mac).kind == OWNER_ROUTER
         mac = packet.target_mac if is_routed else _number(row.mac)
-        mtu = self.network[port.network].mtu
-        out.emitted.append(ToWorkload(port.ifindex, p, icmp_error(packet, drop.reason, source, mac, drop.passed, mtu)))
+        self.to_workload(p, icmp_error(packet, drop.reason, source, mac, drop.passed, drop.mtu), out)
+
+    def mtu(self, port: Row, to: Row) -> int:
+        """Bytes of IP, behind all tags, that may go from one port to another."""
+        flags = self.segment[port.segment].flags | self.segment[to.segment].flags
+        return int(self.network[port.network].mtu) - RIDING_BYTES * bool(flags & TRANSPARENT)
 
     def guard_routed(self, source: bytes) -> None:
         """What means nothing in another segment passes no router, and no answer would find its way back."""
@@ -631,6 +682,8 @@ class Reference:
     def connection(self, network: int, p: int, q: int, packet: Packet, now: float) -> Tracked | None:
         """Line 11: connections, then policy. What is to be remembered, if anything."""
         flow = packet.flow
+        if packet.is_about_neighbours:
+            return None
         if packet.is_icmp_error:
             self.related(network, p, q, packet, now)
             return None
@@ -840,14 +893,17 @@ class Reference:
         if not self.port[q].ifindex:
             raise Drop("not_attached")
 
-    def to_workload(self, q: int, frame: bytes, out: Outputs) -> None:
+    def to_workload(self, q: int, frame: bytes, out: Outputs, tags: bytes = b"") -> None:
+        """With the tags that rode along, and the port's own in front of them."""
         self.attached(q)
-        out.emitted.append(ToWorkload(self.port[q].ifindex, q, frame))
+        port = self.port[q]
+        own = tag(port.tag) if port.tag else b""
+        out.emitted.append(ToWorkload(port.ifindex, q, tagged(frame, own + tags)))
 
     def to_machine(self, machine: int, segment: Row, packet: Packet, frame: bytes, out: Outputs) -> None:
         """`packet` is the frame as its workload sent it: a router changes nothing that the flow hash reads."""
         datagram = encapsulate(
-            frame,
+            tagged(frame, packet.tags),
             segment.vni,
             _address(self.machine[self.here].address),
             _address(self.machine[machine].address),
@@ -861,7 +917,7 @@ class Reference:
     def from_agent(self, ifindex: int, datagram: bytes) -> bytes | None:
         """The frame in which the workload on this interface, that runs an agent, sends its datagram: to who has the
         address in its segment, as ARP and ND say, else to the gateway. None if there is neither."""
-        port = self.port[self.attachments[ifindex,].port]
+        port = self.port[self.attachments[ifindex, 0].port]
         packet = parse(_ethernet_before(datagram))
         owner = self.owner(port.segment, packet.flow.target)
         if owner == NOBODY:
@@ -892,28 +948,33 @@ class Reference:
             raise Drop("unknown_vni")
         if not self.network[self.segment[vni.segment].network].flags & ENABLED:
             raise Drop("network_disabled")
-        packet = parse(made_whole(carried.frame))
+        is_transparent = self.segment[vni.segment].flags & TRANSPARENT
+        tags, frame = untagged(carried.frame, RIDING if is_transparent else 0)
+        packet = parse(made_whole(frame), tags)
         if packet.link_flaw:
             raise Drop(packet.link_flaw)
-        if packet.ether_type == ARP:
+        if packet.ether_type == ARP and not tags:
             raise Drop("ether_type")
         if packet.flaw:
             raise Drop(packet.flaw)
         p = self.sender(vni.segment, member.machine, packet)
-        self.guard(p, packet)
-        if packet.is_discovery:
-            raise Drop("nd_spoof")
-        if packet.is_inquiry:
-            raise Drop("asked_elsewhere")
-        packet = self.fragment(p, packet, now)
         port = self.port[p]
-        frame = with_outer_ecn(packet, carried.ecn)
+        if tags:
+            self.guard_behind_tags(p, port, packet)
+        else:
+            self.guard(p, packet)
+            if packet.is_discovery:
+                raise Drop("nd_spoof")
+            if packet.is_inquiry:
+                raise Drop("asked_elsewhere")
+        packet = self.fragment(p, packet, now)
+        marked = with_outer_ecn(packet, carried.ecn)
         if packet.is_group:
             if packet.is_icmp_error_kind:
                 raise Drop("icmp_unrelated")
-            if frame is None:
+            if marked is None:
                 raise Drop("ecn")
-            self.flood_here(p, port, vni.segment, packet, frame, now, out, leaves=False)
+            self.flood_here(p, port, vni.segment, packet, marked, now, out, leaves=False)
             return
         owner = self.at_mac(vni.segment, packet.target_mac)
         q = owner.slot if owner.kind == OWNER_PORT else 0
@@ -925,14 +986,14 @@ class Reference:
                 raise Drop("port_disabled")
             tracked = self.connection(port.network, p, q, packet, now)
             self.carry(port.network, self.place(port), self.place(to))
-            if frame is None:
+            if marked is None:
                 raise Drop("ecn")
             self.attached(q)
             _, arriving = self.tolls(port, to, packet, 0)
             few(arriving)
             self.remember(p, packet, tracked, now)
-            self.pay(arriving, len(frame), now)
-            self.to_workload(q, frame, out)
+            self.pay(arriving, packet.weight, now)
+            self.to_workload(q, marked, out, tags)
         except Drop as drop:
             raise Drop(drop.reason, q) from drop
 
@@ -942,6 +1003,8 @@ class Reference:
         owner = self.at_mac(segment, packet.source_mac)
         is_routed = owner.kind == OWNER_ROUTER
         if is_routed:
+            if packet.tags:
+                raise Drop("tagged")
             behind = self.route(owner.slot, source)
             owner = self.owner(behind, source) if behind else NOBODY
         if owner.kind != OWNER_PORT or not self.port[owner.slot].id:
@@ -996,7 +1059,9 @@ class Fabric:
         self.attachments: dict[tuple[Agent, int], int] = {}  # ifindex
         self.having: dict[int, list[Agent]] = {}  # by port, those where its workload hangs
         for agent, reference in self.agents.items():
-            for (ifindex,), row in reference.attachments.items():
+            for (ifindex, vlan), row in reference.attachments.items():
+                if vlan:
+                    continue
                 port = reference.port[row.port].id
                 self.attachments[agent, port] = ifindex
                 self.having.setdefault(port, []).append(agent)
@@ -1034,7 +1099,8 @@ class Fabric:
                     if told is None:
                         drops.append("unanswerable")
                     else:
-                        deliveries.append((to, told))
+                        own = reference.port[output.port].tag
+                        deliveries.append((to, tagged(told, tag(own) if own else b"")))
                 elif isinstance(output, ToRelay):
                     self.relayed += 1
                 elif is_own:
@@ -1053,7 +1119,7 @@ class Fabric:
         for there in self.having[agent.machine]:
             reference = self.agents[there]
             ifindex = self.attachments[there, agent.machine]
-            port = reference.port[reference.attachments[ifindex,].port]
+            port = reference.port[reference.attachments[ifindex, 0].port]
             if reference.machine_of(port.host, leaving=False) == reference.here:
                 break
         frame = reference.from_agent(ifindex, datagram)

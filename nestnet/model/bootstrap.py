@@ -92,7 +92,7 @@ def settings(world: World, port: Port) -> Settings:
     least = LEAST_IPV6_MTU if port.agent else 0
     return Settings(
         port.mac,
-        max(world.networks[port.network].mtu, least),
+        max(world.mtu_of(port.segment), least),
         tuple(ip_interface(f"{a}/{lengths.get(a.version, a.max_prefixlen)}") for a in port.addresses),
         # A default route needs an address of its family to leave from.
         tuple(gateways[family] for family in (4, 6) if family in gateways and port.address(family) is not None),

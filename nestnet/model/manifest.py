@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -35,12 +35,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     ValidationError,
     WithJsonSchema,
+    WrapSerializer,
+    model_serializer,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from .errors import Invalid, Problem
 from .problems import Nearest, in_order, join, meant, quote
@@ -79,6 +83,7 @@ VLAN = (1, 4094)  # 802.1Q, table 9-2: 0 is none, 4095 is for nobody
 NICS_PER_MACHINE = 8
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Sized)
 
 
 def _refuse(code: str, message: str, **context: Any) -> PydanticCustomError:
@@ -349,7 +354,7 @@ def _raise(error: Exception) -> Any:
     raise error
 
 
-def _some(value: tuple[T, ...]) -> tuple[T, ...]:
+def _some(value: S) -> S:
     if not value:
         raise _refuse("bad_value", "is empty: name at least one, or leave the key out")
     return value
@@ -559,7 +564,6 @@ class SegmentSpec(_Spec):
         "vlan": "a segment on a physical VLAN",
         "vni": "a VNI of your choice",
         "learn": "learning of MACs",
-        "transparent": "VLAN tags inside the segment",
     }
 
     cidr: Maybe[
@@ -582,6 +586,9 @@ class SegmentSpec(_Spec):
         ]
     ] = None
     """Servers that its workloads are told to ask for names: an address or a list. Routes must lead there."""
+    transparent: Maybe[bool] = None
+    """true: frames with VLAN tags, 802.1ad too, ride in it untouched. Its ports get 8 bytes less of MTU for that, and
+    none of them is a host or a trunk."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
     description: Maybe[Description] = None
@@ -697,49 +704,127 @@ class AttachSpec(_Spec):
         return Attach("tap", self.tap) if self.tap is not None else None
 
 
-class PortSpec(_Spec):
-    """An attachment point: a workload's MAC and addresses."""
+Owned = Annotated[
+    tuple[Annotated[Prefix, BeforeValidator(_read_owned)], ...],
+    BeforeValidator(_listed),
+    _at_most(OWNS_PER_PORT, "prefixes"),
+    AfterValidator(_distinct),
+    PlainSerializer(_one_or_list),
+    _either(_TEXT, maxItems=OWNS_PER_PORT),
+]
+Groups = Annotated[
+    tuple[Name, ...],
+    BeforeValidator(_listed),
+    _at_most(GROUPS_PER_PORT, "groups"),
+    AfterValidator(_distinct),
+    PlainSerializer(_one_or_list),
+    _either(_TEXT, maxItems=GROUPS_PER_PORT),
+]
 
-    later = {
-        "vlan": "a VLAN on a physical NIC",
-        "trunk": "several segments by VLAN tag",
-    }
+
+class VlanSpec(_Spec):
+    """A port behind a tag of a trunk. It is called TRUNK.ID, lives where that does, and is up only when that is."""
 
     segment: Name
     """The segment it is in."""
+    address: Maybe[Annotated[Addresses, AfterValidator(_some)]] = None
+    """One address or a list: exactly these. If absent, the next free one of each family of the segment."""
+    mac: Maybe[Mac] = None
+    """02:00:00:00:00:01. If absent, that of the trunk."""
+    owns: Maybe[Owned] = None
+    """Further prefixes that it may send from, and that routers send to it."""
+    groups: Maybe[Groups] = None
+    """Groups it belongs to; policies name them."""
+    rate: Maybe[Rate] = None
+    """1gbit, 10mbit, 64kbit: what it may send, and what may be sent to it, each. If absent, no limit."""
+    enabled: Maybe[bool] = None
+    """false: nothing passes. If absent, as it is: true when it is made, then as `nestnet enable` and `disable` left
+    it."""
+    labels: Maybe[Labels] = None
+    """Any words of yours."""
+    description: Maybe[Description] = None
+    """What it is for."""
+
+
+def _read_vlan_id(text: object) -> int:
+    """A VLAN id (802.1Q), as the key of a mapping. Raises PydanticCustomError."""
+    low, high = VLAN
+    if isinstance(text, int) or not isinstance(text, str) or re.fullmatch(r"[0-9]{1,9}", text) is None:
+        raise _refuse("bad_vlan", f"{_shown(text)} is no VLAN id: write a number from {low} to {high}", limit=high)
+    if not low <= int(text) <= high or text[0] == "0":
+        why = {0: "VLAN 0 is no VLAN, but a priority", 4095: "VLAN 4095 is reserved"}.get(int(text), f"VLAN {text}")
+        raise _refuse("bad_vlan", f"{why}: ids are {low} to {high}", limit=high)
+    return int(text)
+
+
+def _read_tagged(value: Any) -> Any:
+    """web is {segment: web}."""
+    return {"segment": value} if isinstance(value, str) else value
+
+
+def _write_tagged(spec: VlanSpec, handler: SerializerFunctionWrapHandler) -> Any:
+    data = handler(spec)
+    return data["segment"] if list(data) == ["segment"] else data
+
+
+class _OfVlans:
+    """For the schema: keys are ids, and a value may be the name of a segment."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        own = handler(schema)
+        return {
+            "type": "object",
+            "propertyNames": {"pattern": "^[1-9][0-9]{0,3}$"},
+            "additionalProperties": {"anyOf": [_TEXT, own["additionalProperties"]]},
+            "minProperties": 1,
+        }
+
+
+Vlans = Annotated[
+    dict[
+        Annotated[int, BeforeValidator(_read_vlan_id)],
+        Annotated[VlanSpec, BeforeValidator(_read_tagged), WrapSerializer(_write_tagged)],
+    ],
+    AfterValidator(_some),
+    _OfVlans(),
+]
+
+
+def _with_native(schema: dict[str, Any]) -> None:
+    schema["properties"]["native"] = {
+        "type": "string",
+        "description": "In place of `segment`, for a port with `vlans`: the segment of its frames without a tag.",
+    }
+    schema["required"] = ["host"]
+    schema["oneOf"] = [{"required": ["segment"]}, {"required": ["native", "vlans"]}]
+
+
+class PortSpec(_Spec):
+    """An attachment point: a workload's MAC and addresses."""
+
+    model_config = ConfigDict(json_schema_extra=_with_native)
+    later = {"vlan": "a VLAN on a physical NIC"}
+
+    segment: Name
+    """The segment it is in. A trunk has `native` in its place: the segment of its frames without a tag."""
     host: Name
     """Where it lives: a machine, or in a carried network a port of the carrier with `hosts: true`."""
     address: Maybe[Annotated[Addresses, AfterValidator(_some)]] = None
     """One address or a list: exactly these. If absent, the next free one of each family of the segment."""
     mac: Maybe[Mac] = None
     """02:00:00:00:00:01. If absent, nestnet chooses one."""
-    owns: Maybe[
-        Annotated[
-            tuple[Annotated[Prefix, BeforeValidator(_read_owned)], ...],
-            BeforeValidator(_listed),
-            _at_most(OWNS_PER_PORT, "prefixes"),
-            AfterValidator(_distinct),
-            PlainSerializer(_one_or_list),
-            _either(_TEXT, maxItems=OWNS_PER_PORT),
-        ]
-    ] = None
+    owns: Maybe[Owned] = None
     """Further prefixes that it may send from, and that routers send to it."""
-    groups: Maybe[
-        Annotated[
-            tuple[Name, ...],
-            BeforeValidator(_listed),
-            _at_most(GROUPS_PER_PORT, "groups"),
-            AfterValidator(_distinct),
-            PlainSerializer(_one_or_list),
-            _either(_TEXT, maxItems=GROUPS_PER_PORT),
-        ]
-    ] = None
+    groups: Maybe[Groups] = None
     """Groups it belongs to; policies name them."""
     hosts: Maybe[bool] = None
     """true: networks carried by this one may have ports here."""
     attach: Maybe[AttachSpec] = None
     """What its workload hangs on: {netns: NAME} or {tap: NAME}, or {} for what a lab makes by itself. If absent, as it
     is: as `nestnet attach` and `detach` left it."""
+    vlans: Maybe[Vlans] = None
+    """What makes it a trunk: {10: web, 20: {segment: db, address: 10.2.0.9}}. Frames with a tag of these are those of
+    further ports, each in its own segment."""
     rate: Maybe[Rate] = None
     """1gbit, 10mbit, 64kbit: what it may send, and what may be sent to it, each. If absent, no limit."""
     enabled: Maybe[bool] = None
@@ -749,6 +834,50 @@ class PortSpec(_Spec):
     """Any words of yours."""
     description: Maybe[Description] = None
     """What it is for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_native(cls, data: Any) -> Any:
+        """What a trunk has as `native` is a segment like any other's: one word for each, and one field for both."""
+        if not isinstance(data, dict) or ("native" not in data and "vlans" not in data):
+            return data
+        if "vlans" not in data:
+            raise _refuse(
+                "bad_trunk", "native is the segment of a trunk: write segment, or give it vlans", below="native"
+            )
+        if "segment" in data:
+            raise _refuse("bad_trunk", "a port with vlans has its own segment as native: write that", below="segment")
+        if "native" not in data:
+            raise _refuse("missing_key", "needs the key native, the segment of frames without a tag")
+        return {"segment" if key == "native" else key: value for key, value in data.items()}
+
+    @model_serializer(mode="wrap")
+    def _write_native(self, handler: SerializerFunctionWrapHandler) -> Any:
+        data = handler(self)
+        return {"native" if key == "segment" and self.vlans else key: value for key, value in data.items()}
+
+
+class TaggedPortSpec(PortSpec):
+    """A port behind a tag of a trunk as one of its network's ports: made of a VlanSpec, never read."""
+
+    trunk: str
+    tag: int
+
+
+def all_ports(ports: Mapping[str, PortSpec] | None) -> dict[str, PortSpec]:
+    """The ports of a network and, each behind its trunk, those behind tags, called TRUNK.ID."""
+    found: dict[str, PortSpec] = {}
+    for name, port in (ports or {}).items():
+        found[name] = port
+        for id, vlan in (port.vlans or {}).items():
+            own = {key: getattr(vlan, key) for key in VlanSpec.model_fields}
+            found[f"{name}.{id}"] = TaggedPortSpec.model_construct(**own, host=port.host, trunk=name, tag=id)
+    return found
+
+
+def place_of(name: str, port: PortSpec) -> str:
+    """Where a port stands among the `ports` of its network, as part of a pointer."""
+    return f"{port.trunk}/vlans/{port.tag}" if isinstance(port, TaggedPortSpec) else name
 
 
 _Selectors = Annotated[
@@ -989,6 +1118,8 @@ def _place(loc: Sequence[int | str], data: object) -> tuple[list[int | str], typ
     for step in loc:
         if isinstance(at, list):
             inside = isinstance(step, int) and step < len(at)
+        elif step == "segment" and isinstance(at, dict) and "native" in at and "vlans" in at:
+            inside, step = True, "native"
         else:
             inside = isinstance(at, dict) and step in at
         if not inside:
@@ -1011,6 +1142,7 @@ def _members() -> dict[tuple[type[_Spec], str], type[_Spec]]:
         (NetworkSpec, "routers"): RouterSpec,
         (NetworkSpec, "links"): LinkSpec,
         (NetworkSpec, "ports"): PortSpec,
+        (PortSpec, "vlans"): VlanSpec,
         (NetworkSpec, "policies"): PolicySpec,
         (NetworkSpec, "networks"): NetworkSpec,
     }
@@ -1036,6 +1168,7 @@ def _unknown_key(pointer: str, key: str, spec: type[_Spec], nearest: Nearest) ->
         message = f"{key} ({spec.later[key]}) is not supported by this version: take it out"
         return Problem("not_supported", pointer, message)
     known = [field.alias or name for name, field in spec.model_fields.items()]
+    known += ["native"] * (spec is PortSpec)
     near = nearest(key, known)
     end = meant(near) or f"; there are {', '.join(known)}"
     return Problem("unknown_key", pointer, f"{quote(key)} is no key here{end}", nearest=near)

@@ -117,10 +117,10 @@ class Outcome:
 
 class _Dropped(Exception):
     """The packet ends here: at a router that may tell its sender so, `passed` others having taken one from its TTL, or,
-    without one, in silence."""
+    without one, in silence. `mtu`: what it would have to fit."""
 
-    def __init__(self, reason: str, at: Router | None = None, passed: int = 0) -> None:
-        self.reason, self.at, self.passed = reason, at, passed
+    def __init__(self, reason: str, at: Router | None = None, passed: int = 0, mtu: int = 0) -> None:
+        self.reason, self.at, self.passed, self.mtu = reason, at, passed, mtu
 
 
 class _Lost(_Dropped):
@@ -148,41 +148,77 @@ def deliver(
     world: World, state: State, port_id: int, frame: bytes, now: float, share: int = CONNECTION_SHARE
 ) -> Outcome:
     """A workload sends `frame` from its port, at `now` in seconds. `share` is how many connections a port may
-    have open as their opener."""
+    have open as their opener. On a trunk the frame may be that of another port, by its tag; a frame that is delivered
+    to such a port has its tag put on again."""
     state = _limited(world, state)
-    port = world.ports.get(port_id)
-    if port is None:
+    trunk = world.ports.get(port_id)
+    if trunk is None:
         return Outcome((), ((0, "not_attached"),), state)
+    port, frame, tags, flaw = take_off(world, trunk, frame)
+    outcome = _deliver(world, state, port, pk.parse(frame, tags), flaw, now, share)
+    arrived = ((id, pk.tagged(frame, put_on(world.ports[id]) + tags)) for id, frame in outcome.deliveries)
+    return replace(outcome, deliveries=tuple(arrived))
+
+
+def take_off(world: World, trunk: Port, frame: bytes) -> tuple[Port, bytes, bytes, str]:
+    """Whose frame this is, of those who share an attachment; the frame without tags; those that ride along, in a
+    transparent segment; and what is wrong with its tags, or nothing."""
+    outermost, rest = pk.untagged(frame, 1)
+    if not outermost:
+        return trunk, frame, b"", ""
+    for port in world.vlans_of(trunk.id):
+        # The priority, and whether it may be dropped first, are the sender's own affair.
+        if outermost[:2] == pk.tag(0)[:2] and int.from_bytes(outermost[2:], "big") & 0xFFF == port.tag:
+            return port, rest, b"", "too_many_tags" if pk.parse(rest).link_flaw == "tagged" else ""
+    if world.segments[trunk.segment].transparent:
+        tags, rest = pk.untagged(frame, pk.RIDING)
+        return trunk, rest, tags, ""
+    return trunk, frame, b"", "unknown_vlan" if world.vlans_of(trunk.id) else "tagged"
+
+
+def put_on(port: Port) -> bytes:
+    """The tag of what is given to a port on its trunk."""
+    return pk.tag(port.tag) if port.trunk else b""
+
+
+def _deliver(world: World, state: State, port: Port, packet: Packet, flaw: str, now: float, share: int) -> Outcome:
     network = world.networks[port.network]
-    packet = None
+    frame = packet.frame
+    guarded = False
     try:
-        closed = "" if port.enabled and network.enabled else "network_disabled" if port.enabled else "port_disabled"
+        closed = "" if network.enabled else "network_disabled"
+        closed = closed if world.is_on(port) else "port_disabled"
         # An agent hears from the controller all the same: else who would tell it what is closed, and open again?
-        _refuse(closed != "" and not (port.agent and _seeks_relay(port, frame)), closed)
-        packet = guard(world, port, frame)
-        if packet.is_inquiry:
+        seeks = port.agent and not flaw and not packet.tags and packet.seeks_relay and packet.source_mac == port.mac
+        _refuse(closed != "" and not seeks, closed)
+        _refuse(flaw != "", flaw)
+        guard(world, port, packet)
+        guarded = True
+        if packet.is_inquiry and not packet.tags:
             _refuse(packet.fragment != pk.WHOLE or packet.size > pk.INQUIRY_BYTES, "malformed")
             state = _ask(state, port, INQUIRY_COST, now)
             _answer_inquiry(world, port, packet)
-        if port.agent and packet.is_for_relay:
+        if port.agent and packet.is_for_relay and not packet.tags:
             return Outcome((), (), _ask(state, port, RELAY_COST, now), relayed=True)
         packet = _whole(state, port, packet, now)
         if packet.is_group:
             return flood(world, state, port, packet, now)
         target, routers = switch(world, port, packet)
-        _refuse(not target.enabled, "port_disabled")
+        _refuse(not world.is_on(target), "port_disabled")
         after = track(world, state, port, target, packet, now, share)
         # The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere.
         _expire(routers[:1], packet)
         gateways = routers or world.routers_of(port.segment)
-        _refuse(packet.length > network.mtu, "too_big", next(iter(gateways), None))
+        mtu = world.mtu_of(port.segment, target.segment)
+        if packet.length > mtu:
+            raise _Dropped("too_big", next(iter(gateways), None), mtu=mtu)
         _expire(routers, packet)
         if routers:
             frame = pk.routed(packet, target.mac, routers[-1].mac, len(routers))
         carry(world, network, port.host, target.host)
         leaving, arriving = tolls(world, port, target, packet, routers)
         paid = pay(state, leaving, now)
-        paid = cross(world, paid, below(world, network, port.host, target.host), packet, len(packet.frame), now)
+        paid = cross(world, paid, below(world, network, port.host, target.host), packet, packet.weight, now)
         # What came to the machine has been seen, even if it does not arrive: the receiver's rates come after all else.
         after = replace(_remember(after, port, packet, now), buckets=paid.buckets)
         return Outcome(((target.id, frame),), (), pay(after, arriving, now, target.id))
@@ -190,7 +226,7 @@ def deliver(
         return Outcome((), ((dropped.port or port.id, dropped.reason),), dropped.state)
     except _Dropped as dropped:
         drops = ((port.id, dropped.reason),)
-        if packet is None or dropped.at is None or not icmp.may_be_told(packet, dropped.reason):
+        if dropped.at is None or packet.tags or not icmp.may_be_told(packet, dropped.reason):
             return Outcome((), drops, state)
         until = rates.spend(state.told.get(port.id, 0), icmp.COST_NS, icmp.BURST_NS, nanoseconds(now))
         if until is None:
@@ -198,13 +234,8 @@ def deliver(
         answer = complain(world, port, packet, dropped)
         return Outcome(((port.id, answer),), drops, replace(state, told={**state.told, port.id: until}))
     except _Answered as answered:
-        after = state if packet is None else _remember(state, port, packet, now)
+        after = _remember(state, port, packet, now) if guarded else state
         return Outcome(((port.id, answered.frame),), (), after)
-
-
-def _seeks_relay(port: Port, frame: bytes) -> bool:
-    packet = pk.parse(frame)
-    return packet.seeks_relay and packet.source_mac == port.mac
 
 
 def _expire(routers: Sequence[Router], packet: Packet) -> None:
@@ -226,7 +257,7 @@ def complain(world: World, port: Port, packet: Packet, dropped: _Dropped) -> byt
     # It comes from where the packet went: the first router, or, from within the segment, the one that speaks.
     routers = {router.mac for router in world.routers_of(port.segment)}
     mac = packet.target_mac if packet.target_mac in routers else dropped.at.mac
-    return icmp.icmp_error(packet, dropped.reason, source, mac, dropped.passed, world.networks[port.network].mtu)
+    return icmp.icmp_error(packet, dropped.reason, source, mac, dropped.passed, dropped.mtu)
 
 
 # ---- who has an address, and where it lies
@@ -335,9 +366,9 @@ def longest_way(world: World, router: Router, segment: int) -> int:
 # ---- the source guard
 
 
-def guard(world: World, port: Port, frame: bytes) -> Packet:
-    """The packet, if it is the port's own: MAC, IP, ARP, ND, VLAN. ARP and ND end here, answered or not."""
-    packet = pk.parse(frame)
+def guard(world: World, port: Port, packet: Packet) -> None:
+    """Is the packet the port's own: MAC, IP, ARP, ND, also behind tags that ride along? Without these, ARP and ND end
+    here, answered or not."""
     if packet.link_flaw:
         raise _Dropped(packet.link_flaw)
     _refuse(packet.source_mac != port.mac, "source_mac")
@@ -345,6 +376,7 @@ def guard(world: World, port: Port, frame: bytes) -> Packet:
         raise _Dropped(packet.flaw)
     if packet.arp:
         _answer_arp(world, port, packet)
+        return
     icmpv6 = packet.icmp_type if packet.family == 6 else -1
     # A later fragment has neither an ICMP type nor ports yet.
     _refuse(133 <= icmpv6 <= 137 and packet.fragment != pk.WHOLE, "nd_spoof")
@@ -355,7 +387,6 @@ def guard(world: World, port: Port, frame: bytes) -> Packet:
         _refuse(not _sourceless(packet), "source_address")
     if packet.is_discovery:
         _answer_discovery(world, port, packet)
-    return packet
 
 
 def _sourceless(packet: Packet) -> bool:
@@ -377,6 +408,8 @@ def _answer_arp(world: World, port: Port, packet: Packet) -> None:
     probe = arp.operation == 1 and arp.sender == pk.UNSPECIFIED4
     _refuse(arp.sender_mac != port.mac, "arp_spoof")
     _refuse(not probe and owner(world, port.segment, arp.sender) != port, "arp_spoof")
+    if packet.tags:
+        return
     _refuse(arp.operation == 2 or arp.target == arp.sender, "announcement")
     asked = owner(world, port.segment, arp.target)
     if asked is None:
@@ -393,6 +426,8 @@ def _answer_discovery(world: World, port: Port, packet: Packet) -> None:
     target = owner(world, port.segment, asked.target)
     if packet.icmp_type == pk.ADVERTISEMENT or packet.flow.source == pk.UNSPECIFIED6:
         _refuse(target != port, "nd_spoof")
+    if packet.tags:
+        return
     _refuse(target == port, "announcement")
     if port.agent and asked.target == RELAY.packed:
         raise _Answered(pk.neighbour_advertisement(packet, pk.NOBODY_MAC, False))
@@ -495,6 +530,7 @@ def switch(world: World, port: Port, packet: Packet) -> tuple[Port, Sequence[Rou
             return other, ()
     for router in world.routers_of(port.segment):
         if router.mac == packet.target_mac:
+            _refuse(packet.tags != b"", "tagged")
             return _through(world, port, router, packet)
     raise _Dropped("unknown_unicast")
 
@@ -537,7 +573,7 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
     network = world.networks[port.network]
     # Nobody complains about what was for all, or to all, so this is about nothing (RFC 1122, 3.2.2).
     _refuse(packet.is_icmp_error_kind, "icmp_unrelated")
-    _refuse(packet.length > network.mtu, "too_big")
+    _refuse(packet.length > world.mtu_of(port.segment), "too_big")
     state = pay(state, [_toll_of(world, port, True, packet)], now)
     here = _machine_of(world, port)
     others = [other for other in world.ports_of(port.segment) if other != port]
@@ -548,9 +584,7 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
         """Why the rates of the carriers do not let the frame go to this host; empty if they do."""
         nonlocal state
         try:
-            leaving, arriving = _few(
-                *tolls_of(world, levels(world, network, port.host, host), packet, len(packet.frame))
-            )
+            leaving, arriving = _few(*tolls_of(world, levels(world, network, port.host, host), packet, packet.weight))
             state = pay(state, leaving * leaves + arriving * arrives, now)
         except _Dropped as dropped:
             state = _paid(dropped, state)
@@ -566,8 +600,9 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
             address = other.address(packet.family)
             to = None if address is None else pk.mapped(address)
             try:
-                _refuse(not other.enabled, "port_disabled")
-                _refuse(not judge(world, port.network, port, other, packet.flow, to), "policy")
+                _refuse(not world.is_on(other), "port_disabled")
+                judged = not packet.is_about_neighbours
+                _refuse(judged and not judge(world, port.network, port, other, packet.flow, to), "policy")
                 carry(world, network, port.host, other.host)
                 if other.host not in refused:
                     refused[other.host] = charge(other.host, leaves, arrives=True)
@@ -592,7 +627,7 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
     for machine in [machine for machine, gets in copies.items() if gets]:
         try:
             rest = below(world, network, port.host, hosts[machine])
-            state = cross(world, state, rest, packet, len(packet.frame), now)
+            state = cross(world, state, rest, packet, packet.weight, now)
         except _Dropped as dropped:
             state = _paid(dropped, state)
             copies[machine] = False
@@ -619,6 +654,8 @@ def track(world: World, state: State, port: Port, target: Port, packet: Packet, 
         return found if found and _is_alive(found, flow, now) else None
 
     flow = packet.flow
+    if packet.is_about_neighbours:
+        return state
     if packet.is_icmp_error:
         about = pk.quoted(packet)
         related = about is not None and (
@@ -787,13 +824,13 @@ def tolls(
     and the links on the way of what carries it. To arrive: the same levels backwards, the port last. Each level is
     charged what it sees."""
     way_down = levels(world, world.networks[port.network], port.host, target.host)
-    leaving, arriving = tolls_of(world, way_down, packet, len(packet.frame))
+    leaving, arriving = tolls_of(world, way_down, packet, packet.weight)
     leaving.insert(0, _toll_of(world, port, True, packet))
     arriving.append(_toll_of(world, target, False, packet))
     if routers:
         here = _machine_of(world, port)
         taken = hops(world, routers[0].id, target.segment, pk.hashed(packet))
-        leaving[1:1] = [_toll_over(*hop, here, len(packet.frame), "rate") for hop in taken]
+        leaving[1:1] = [_toll_over(*hop, here, packet.weight, "rate") for hop in taken]
     return _few(leaving, arriving)
 
 
@@ -831,7 +868,7 @@ def _host_address(port: Port, family: int) -> bytes:
 
 def _toll_of(world: World, port: Port, forth: bool, packet: Packet) -> Toll:
     """What a port pays for a packet that it sends (`forth`) or is sent."""
-    return Toll(Bucket("port", port.id, forth, _machine_of(world, port)), port.rate, len(packet.frame), "rate")
+    return Toll(Bucket("port", port.id, forth, _machine_of(world, port)), port.rate, packet.weight, "rate")
 
 
 def _toll_over(link: Link, router: int, machine: int, size: int, reason: str) -> Toll:

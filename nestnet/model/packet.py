@@ -3,7 +3,7 @@
 `parse` reads a frame as far as it goes and never raises: what is wrong with it is a field, because
 where in the order of checks it counts is for the reader to say (docs/datapath.md, lines 2 to 7).
 
-    link_flaw    line 2: too short, tagged, a control address, no EtherType of ours
+    link_flaw    line 2: too short, tags where none may be, a control address, no EtherType of ours
     flaw         lines 3 and 4: ARP or IP headers that do not add up
 
 Fields are only meaningful behind a check that both are None. MACs are 48-bit numbers, addresses 16
@@ -25,6 +25,8 @@ IPV4 = 0x0800
 ARP = 0x0806
 IPV6 = 0x86DD
 TAGS = (0x8100, 0x88A8)  # 802.1Q, 802.1ad
+TAG_BYTES = 4
+RIDING = 2  # tags that may ride in a transparent segment
 CONTROL_BLOCK = 0x0180C2000000  # 01:80:c2:00:00:00 to 0f: never forwarded by a bridge (802.1D)
 BROADCAST = 0xFFFFFFFFFFFF
 ETHERNET = 14  # bytes of an Ethernet header
@@ -134,6 +136,8 @@ class Packet:
     fragment       WHOLE, FIRST or LATER; of a LATER one the flow has no ports, and there is no ICMP type
     protocol       what lies behind the last extension header; of a LATER one what its fragment header says
     icmp_type      of ICMP in IPv4 and ICMPv6 in IPv6, else -1, and so is icmp_code
+    tags           802.1Q and 802.1ad tags that ride along, outermost first, as in `untagged`: `frame` is without them.
+                   Behind them an ARP packet has the addresses that it is about in its flow, and protocol 0
     """
 
     frame: bytes
@@ -154,6 +158,17 @@ class Packet:
     tcp_flags: int = 0
     icmp_type: int = -1
     icmp_code: int = -1
+    tags: bytes = b""
+
+    @property
+    def weight(self) -> int:
+        """Bytes of the frame, tags that ride along among them."""
+        return len(self.frame) + len(self.tags)
+
+    @property
+    def is_about_neighbours(self) -> bool:
+        """ARP or neighbour discovery behind tags: it goes through the segment, and is no policy matter (rule 41)."""
+        return self.tags != b"" and (self.arp is not None or self.is_discovery)
 
     @property
     def size(self) -> int:
@@ -282,8 +297,38 @@ def mac_bytes(mac: int) -> bytes:
 # ---- reading
 
 
-def parse(frame: bytes) -> Packet:
-    """What the frame is. Never raises."""
+def untagged(frame: bytes, most: int) -> tuple[bytes, bytes]:
+    """The outermost tags of a frame, at most so many, each the EtherType that says so and 16 bits: priority, and the id
+    in the lower 12. And the frame without them."""
+    end = 12
+    while end < 12 + most * TAG_BYTES and len(frame) >= end + 6 and frame[end] << 8 | frame[end + 1] in TAGS:
+        end += TAG_BYTES
+    return frame[12:end], frame[:12] + frame[end:]
+
+
+def tag(id: int) -> bytes:
+    """802.1Q, priority 0: what trunks put on."""
+    return struct.pack("!HH", TAGS[0], id)
+
+
+def tagged(frame: bytes, tags: bytes) -> bytes:
+    """The frame behind tags."""
+    return frame[:12] + tags + frame[12:]
+
+
+def parse(frame: bytes, tags: bytes = b"") -> Packet:
+    """What the frame is, behind these tags. Never raises."""
+    packet = _parse(frame)
+    if not tags:
+        return packet
+    if packet.link_flaw == "tagged":
+        packet = replace(packet, link_flaw="too_many_tags")
+    if packet.arp is not None:
+        packet = replace(packet, family=4, flow=FlowTuple(packet.arp.sender, packet.arp.target, 0, 0, 0))
+    return replace(packet, tags=tags)
+
+
+def _parse(frame: bytes) -> Packet:
     if len(frame) < ETHERNET:
         return Packet(frame, link_flaw="malformed")
     target_mac, source_mac = int.from_bytes(frame[:6], "big"), int.from_bytes(frame[6:12], "big")
@@ -690,7 +735,7 @@ def decapsulate(packet: Packet) -> Carried | None:
     return Carried(label >> 8, packet.frame[at + 8 : packet.end], packet.ecn)
 
 
-STACKED_BYTES = 44  # Of a packet whose lengths are ever set. Mirrors bpf/out.h.
+STACKED_BYTES = 48  # Of a packet whose lengths are ever set. Mirrors bpf/out.h.
 
 
 def made_whole(frame: bytes) -> bytes:

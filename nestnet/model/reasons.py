@@ -13,7 +13,7 @@ REASONS: dict[str, str] = {
     "network_disabled": "the network is disabled, or not complete on this machine yet",
     # what the frame is
     "malformed": "truncated or inconsistent headers",
-    "tagged": "an 802.1Q or 802.1ad tag on an access port, or inside VXLAN",
+    "tagged": "a VLAN tag on an access port, to or from a router, or in VXLAN of a segment that is not transparent",
     "control_frame": "a bridge control address, 01:80:c2:00:00:00 to 0f",
     "ether_type": "neither IPv4, IPv6 nor ARP",
     # source guard
@@ -63,6 +63,8 @@ REASONS: dict[str, str] = {
     "carrier_rate": "more than the rate of a port or link of a carrier allows",
     "cannot_flatten": "more than 8 rate limits on the way",
     "other_vlan": "at a NIC in a VLAN: a frame from the wire without its tag, or with a second one behind it",
+    "unknown_vlan": "a tag that the trunk does not have: another VLAN id, VLAN 0 (priority), or 802.1ad",
+    "too_many_tags": "more than one tag on a trunk, or more than two in a transparent segment",
 }
 
 # What whoever does not see the carriers is told of a drop in one (rule 26): one reason, `carrier`.

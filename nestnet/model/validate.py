@@ -29,14 +29,17 @@ from .manifest import (
     PolicySpec,
     PortSpec,
     SegmentSpec,
+    TaggedPortSpec,
+    all_ports,
     mac_text,
     parse,
+    place_of,
 )
 from .paths import most_on_a_way
 from .problems import Nearest, in_order, join, meant, moved, quote, split
 from .rates import PATH_BUCKETS
 from .selectors import Names, parse_selector, parse_service
-from .values import OVERHEAD, Address, Attach, Prefix, Selector
+from .values import OVERHEAD, RIDING_BYTES, Address, Attach, Prefix, Selector
 
 MACHINE_MTU = 1500  # of a machine that says nothing else
 SMALLEST_MTU = {4: 576, 6: 1280}  # RFC 791, RFC 8200
@@ -152,7 +155,7 @@ class _Judge:
         given: dict[tuple[str, Attach], str] = {}
         for level in self.levels:
             carrier = level.path.rpartition("/")[0]
-            for name, port in (level.network.ports or {}).items():
+            for name, port in all_ports(level.network.ports).items():
                 machine = port.host if level.carrier is None else machines.get((carrier, port.host))
                 if level.carrier is not None and level.network.carriage == "encapsulated":
                     machine = f"{carrier}/{port.host}"
@@ -211,7 +214,7 @@ class _Judge:
         told: set[str] = set()
         for level in self.levels:
             carrier = level.path.rpartition("/")[0]
-            ports = [port for port in (level.network.ports or {}).values() if port.rate]
+            ports = [port for port in all_ports(level.network.ports).values() if port.rate]
             links = _limits_on_a_way(level.network)
             # What is really stacked pays at each level by itself.
             carried = 0 if level.network.carriage == "encapsulated" else below.get(carrier, 0)
@@ -247,8 +250,8 @@ class _Judge:
             yield Problem("missing_port", at, f"there is no network {quote(where)}{meant(near)}", nearest=near)
         elif network is not None and network.ports is None and not outside:
             yield Problem("missing_port", at, f"network {where} has no ports")
-        elif network is not None and network.ports is not None and name not in network.ports:
-            near = self.nearest(name, network.ports)
+        elif network is not None and network.ports is not None and name not in (ports := all_ports(network.ports)):
+            near = self.nearest(name, ports)
             whole = f"{where}/{near}" if near else None
             yield Problem("missing_port", at, f"network {where} has no port {quote(name)}{meant(whole)}", nearest=whole)
 
@@ -312,7 +315,7 @@ class _Network:
         self.segments = self.network.segments or {}
         self.routers = self.network.routers or {}
         self.links = self.network.links or {}
-        self.ports = self.network.ports or {}
+        self.ports = all_ports(self.network.ports)
         self.underlay = self.network.underlay or 4
         self.gateways: dict[str, list[_Gateway]] = defaultdict(list)  # segment -> its gateways
 
@@ -348,12 +351,16 @@ class _Network:
             else:
                 what = f"the machines' {self.judge.mtu} less {overhead} for VXLAN leave {most}"
             yield Problem("mtu_too_large", self.at + "/mtu", f"mtu is {mtu}, but {what}", limit=most)
-        families = {cidr.version for segment in self.segments.values() for cidr in segment.cidr or ()}
-        least = max((SMALLEST_MTU[family] for family in families), default=0)
+        leasts = {
+            SMALLEST_MTU[cidr.version] + RIDING_BYTES * bool(segment.transparent)
+            for segment in self.segments.values()
+            for cidr in segment.cidr or ()
+        }
+        least = max(leasts, default=0)
         if mtu < least:
             machines = f"the machines on {self._domain()}" if self._domain() else "the machines"
             whose = "mtu is" if self.network.mtu is not None else f"{machines} leave an MTU of"
-            message = f"{whose} {mtu}, but {'IPv6' if least == SMALLEST_MTU[6] else 'IPv4'} needs {least}"
+            message = f"{whose} {mtu}, but {'IPv6' if least >= SMALLEST_MTU[6] else 'IPv4'} needs {least}"
             at = self.at + ("/mtu" if self.network.mtu is not None else "")
             yield Problem("mtu_too_small", at, message, limit=least)
 
@@ -497,10 +504,14 @@ class _Network:
         gateways = {(segment, g.address): g.router for segment, all_ in self.gateways.items() for g in all_}
         addresses: dict[tuple[str, Address], str] = {}
         macs: dict[tuple[str, int], str] = {}
+        on_trunk: dict[tuple[str, str], str] = {}  # (trunk, segment) -> how
         for name, port in self.ports.items():
-            at = f"{self.at}/ports/{name}"
-            yield from self._missing_segment(at + "/segment", port.segment)
-            yield from self._host(at + "/host", port)
+            at = f"{self.at}/ports/{place_of(name, port)}"
+            word = "/native" if port.vlans else "/segment"
+            yield from self._missing_segment(at + word, port.segment)
+            if not isinstance(port, TaggedPortSpec):
+                yield from self._host(at + "/host", port)
+            yield from self._tags(at, name, port, on_trunk)
             for place, address in _items(at + "/address", port.address or ()):
                 if port.segment in cidrs:
                     yield from _fits(place, address, port.segment, cidrs[port.segment], name)
@@ -511,9 +522,27 @@ class _Network:
                 if (other := addresses.setdefault(key, name)) != name:
                     message = f"{address} is the address of {other} in {port.segment} already"
                     yield Problem("duplicate_address", place, message)
-            if port.mac is not None and (other := macs.setdefault((port.segment, port.mac), name)) != name:
-                message = f"{mac_text(port.mac)} is the MAC of {other} in {port.segment} already"
+            mac = port.mac
+            if mac is None and isinstance(port, TaggedPortSpec):
+                mac = self.ports[port.trunk].mac
+            if mac is not None and (other := macs.setdefault((port.segment, mac), name)) != name:
+                message = f"{mac_text(mac)} is the MAC of {other} in {port.segment} already"
                 yield Problem("duplicate_mac", at + "/mac", message)
+
+    def _tags(self, at: str, name: str, port: PortSpec, on_trunk: dict[tuple[str, str], str]) -> Iterator[Problem]:
+        trunk = port.trunk if isinstance(port, TaggedPortSpec) else name
+        how = f"VLAN {port.tag}" if isinstance(port, TaggedPortSpec) else "native"
+        if (other := on_trunk.setdefault((trunk, port.segment), how)) != how:
+            message = f"{trunk} has segment {port.segment} already, as {other}: frames would have two ways in"
+            yield Problem("vlan_overlap", at, message)
+        segment = self.segments.get(port.segment)
+        if segment is not None and segment.transparent:
+            if port.vlans or isinstance(port, TaggedPortSpec):
+                message = f"segment {port.segment} is transparent, all tags are its own: no trunk takes any off there"
+                yield Problem("transparent", at, message)
+            if port.hosts:
+                message = f"{name} is in the transparent segment {port.segment}: a host is on an access port or a trunk"
+                yield Problem("transparent", at + "/hosts", message)
 
     def _host(self, at: str, port: PortSpec) -> Iterator[Problem]:
         if self.carrier is None:
@@ -566,7 +595,7 @@ class _Network:
                 free = cidr.num_addresses - len(never) - used
                 if len(names) > free:
                     left = f"{cidr} has {free} addresses left for {len(names)} ports that want the next free one"
-                    at = f"{self.at}/ports/{names[free]}"
+                    at = f"{self.at}/ports/{place_of(names[free], self.ports[names[free]])}"
                     yield Problem("segment_full", at, f"segment {segment} is full: {left}", limit=free)
 
     # Overlaps
@@ -575,7 +604,7 @@ class _Network:
         owned: dict[str, list[_Range]] = defaultdict(list)
         order = 0
         for name, port in self.ports.items():
-            for at, prefix in _items(f"{self.at}/ports/{name}/owns", port.owns or ()):
+            for at, prefix in _items(f"{self.at}/ports/{place_of(name, port)}/owns", port.owns or ()):
                 order += 1
                 owned[port.segment].append(_Range.of(prefix, order, "owns_overlap", f"port {name}", at))
         own: dict[str, list[_Range]] = {}

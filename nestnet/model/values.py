@@ -34,6 +34,7 @@ CARRIAGE_PORT = 4789  # RFC 7348.
 CONNECTION_SHARE = 16384  # Connections that one port may have open, as their opener, on one machine.
 RELAY = IPv6Address("fe80::1")  # Where a port's agent finds the relay to the controller, on its own link (rule 25).
 RELAY_PORT = 4795  # TCP. No service has this number.
+RIDING_BYTES = 8  # of the tags that may ride in a transparent segment
 OVERHEAD = {4: 50, 6: 70}  # bytes before a frame, by family: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8
 
 
@@ -93,13 +94,15 @@ class Network:
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One broadcast domain. `vni` is its label in its domain (RFC 7348), `cidrs` at most one of each family, `dns` the
-    servers that its workloads are told to ask for names."""
+    servers that its workloads are told to ask for names. `transparent`: frames with tags ride in it untouched, as in a
+    wire; what is inside has RIDING_BYTES less room for that."""
 
     id: int
     network: int
     vni: int
     cidrs: tuple[Prefix, ...] = ()
     dns: tuple[Address, ...] = ()
+    transparent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,8 @@ class Port:
     leaving    while it moves: frames for all pass it by, so that none comes twice
     agent      its workload runs an agent, a machine to what is carried there for real, which reaches the controller
                by a relay on the port (rule 25)
+    trunk      the port whose attachment it shares: the frames that bear the 802.1Q `tag` there are its own; 0: it has
+               one of its own. It lives and moves with its trunk, as its own `host`, `other` and `leaving` say
     """
 
     id: int
@@ -178,6 +183,8 @@ class Port:
     other: int = 0
     leaving: bool = False
     agent: bool = False
+    trunk: int = 0
+    tag: int = 0
 
     def address(self, family: int) -> Address | None:
         """Its first address of that family (4 or 6), or None."""
@@ -298,6 +305,10 @@ class World:
         return _grouped((port.segment, port) for port in self.ports.values())
 
     @cached_property
+    def _ports_of_trunk(self) -> dict[int, list[Port]]:
+        return _grouped((port.trunk, port) for port in self.ports.values() if port.trunk)
+
+    @cached_property
     def _routers_of_segment(self) -> dict[int, list[Router]]:
         return _grouped((i.segment, router) for router in self.routers.values() for i in router.interfaces)
 
@@ -316,6 +327,19 @@ class World:
     def ports_in(self, network: int) -> list[Port]:
         """The ports of a network, by rising id."""
         return self._ports_of_network.get(network, [])
+
+    def vlans_of(self, trunk: int) -> list[Port]:
+        """The ports that share the attachment of this one, each behind its tag, by rising id."""
+        return self._ports_of_trunk.get(trunk, [])
+
+    def is_on(self, port: Port) -> bool:
+        """Is it enabled, and the trunk that it hangs on?"""
+        return port.enabled and (not port.trunk or self.ports[port.trunk].enabled)
+
+    def mtu_of(self, *segments: int) -> int:
+        """Bytes of IP, behind all tags, that may go from one of these segments of a network to another."""
+        found = [self.segments[id] for id in segments]
+        return self.networks[found[0].network].mtu - RIDING_BYTES * any(segment.transparent for segment in found)
 
     def routers_of(self, segment: int) -> list[Router]:
         """The routers joined to a segment, by rising id. The first is where its workloads' default route goes."""

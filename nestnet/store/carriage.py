@@ -77,7 +77,9 @@ def _prepare(
         raise Conflict(message, "other_domain")
     ports = state.contents[id].ports
     named = _hosts_by_name(connection, row, state)
-    wanted = {name: hosts.get(name, named[port.host]) for name, port in ports.items()}
+    names = {port.id: name for name, port in ports.items()}
+    # What hangs on a trunk is where that is.
+    wanted = {n: hosts.get(names.get(port.trunk, n), named[port.host]) for n, port in ports.items()}
     before = _Names(state)
     del state.carried[row.carrier][row.name]
     state.networks[id] = state.carried[carrier][row.name] = moved

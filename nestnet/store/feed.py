@@ -400,7 +400,7 @@ def value_of(row: Row, left: int) -> Value:
             return Network(row.id, row.carrier, row.underlay, network_mtu(row, left), row.is_open, row.encapsulated)
         case SegmentRow():
             dns = tuple(map(ip_address, row.dns))
-            return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)), dns)
+            return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)), dns, row.transparent)
         case RouterRow():
             joined = (Interface(segment, tuple(map(ip_address, texts))) for segment, texts in row.interfaces)
             return Router(row.id, row.network, row.mac or 0, tuple(joined))
@@ -411,7 +411,7 @@ def value_of(row: Row, left: int) -> Value:
             place = (row.segment, row.host, row.mac or 0)
             port = Port(row.id, row.network, *place, addresses, owns, row.groups, row.hosts)
             port = replace(port, enabled=row.enabled, attach=row.attach, rate=row.rate)
-            return replace(port, other=row.other, leaving=row.leaving)
+            return replace(port, other=row.other, leaving=row.leaving, trunk=row.trunk, tag=row.tag)
         case PolicyRow():
             sides = (row.sources, row.targets, row.services)
             return Policy(row.id, row.network, *sides, row.allow, row.priority)

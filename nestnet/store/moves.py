@@ -32,6 +32,7 @@ from nestnet.store import events, objects, tables, write
 from nestnet.store.events import Happened
 from nestnet.store.identity import Identity
 from nestnet.store.objects import PortRow, chunks
+from nestnet.store.plan import Pair
 from nestnet.store.read import Reader
 
 PATIENCE = 20.0  # Seconds that a phase waits for machines that speak.
@@ -60,6 +61,9 @@ def begin(connection: Connection, reader: Reader, identity: Identity, id: int, t
         raise _invalid("bad_value", f"{path} lives on {to} already: name another host")
     above = _above(connection, [id])
     _alone(connection, reader, row, new, above)
+    if row.trunk:
+        (trunk,) = objects.ports(connection, "id", [row.trunk])
+        raise Conflict(f"{path} hangs on the trunk {trunk.name}: move that", "on_trunk", [_path(reader, trunk)])
     on_wire = network.carrier == FABRIC
     old_machine = objects.machines_of(connection, [id])[id]
     if network.encapsulated:
@@ -86,7 +90,7 @@ def begin(connection: Connection, reader: Reader, identity: Identity, id: int, t
             disturbs = [f"machine {name} says nothing: connections of what moves are cut, for only it remembers them"]
     changed = replace(row, other=new) if moves else replace(row, host=new)
     connection.execute(delete(tables.move).where(tables.move.c.port == id))
-    revision = write.write(connection, identity, [(row, changed)])
+    revision = write.write(connection, identity, _together(connection, row, changed))
     if moves:
         ends = {"source": old_machine, "target": new_machine}
         values = {"phase": "prepare", "revision": revision, "at": time.time(), "problem": "", **ends}
@@ -282,10 +286,17 @@ def _write(
     connection: Connection, identity: Identity, move: Any, row: PortRow, after: PortRow, values: dict[str, Any]
 ) -> None:
     m = tables.move
-    revision = write.write(connection, identity, [(row, after)])
+    revision = write.write(connection, identity, _together(connection, row, after))
     ends = {"port": row.id, "source": move.source, "target": move.target}
     connection.execute(delete(m).where(m.c.port == row.id))
     connection.execute(insert(m).values(**{"problem": "", **ends, "revision": revision, "at": time.time(), **values}))
+
+
+def _together(connection: Connection, row: PortRow, after: PortRow) -> list[Pair]:
+    """What hangs on a trunk is where that is."""
+    place = {"host": after.host, "other": after.other, "leaving": after.leaving}
+    members = [(member, replace(member, **place)) for member in objects.behind(connection, [row.id])]  # type: ignore[arg-type]
+    return [(row, after), *members]
 
 
 def _is_seen(reader: Reader, network: int) -> bool:

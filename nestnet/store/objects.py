@@ -62,6 +62,7 @@ class SegmentRow:
     dns: tuple[str, ...]
     labels: str
     description: str
+    transparent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class GroupRow:
 @dataclass(frozen=True, slots=True)
 class PortRow:
     """`host` is a machine's id if the fabric carries the network, else a port's of the carrier, whoever runs the agent
-    there; so is `other`, where else it lives while it moves, or 0. `mac` None: to be chosen."""
+    there; so is `other`, where else it lives while it moves, or 0. `mac` None: to be chosen. `trunk` is the port that
+    has it behind `tag`, or 0."""
 
     kind: ClassVar[str] = "port"
     id: int
@@ -125,6 +127,8 @@ class PortRow:
     description: str
     other: int = 0
     leaving: bool = False
+    trunk: int = 0
+    tag: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +420,7 @@ def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
 
     return [
         PortRow(
-            **_pick(row, PortRow),
+            **{**_pick(row, PortRow), "trunk": row["trunk"] or 0, "tag": row["tag"] or 0},
             host=host(row, "host"),
             other=host(row, "other"),
             addresses=tuple(part["address"] for part in addresses[row["id"]]),
@@ -426,6 +430,11 @@ def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
         )
         for row in rows
     ]
+
+
+def behind(connection: Connection, trunks: Sequence[int]) -> list[PortRow]:
+    """The ports behind the tags of these."""
+    return ports(connection, "trunk", trunks)
 
 
 def ports_under(connection: Connection, machines: Iterable[int]) -> dict[int, int]:

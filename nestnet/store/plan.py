@@ -32,7 +32,10 @@ from nestnet.model.manifest import (
     PortSpec,
     RouterSpec,
     SegmentSpec,
+    TaggedPortSpec,
+    all_ports,
     mac_text,
+    place_of,
 )
 from nestnet.model.problems import join
 from nestnet.model.rates import rate_text
@@ -434,7 +437,9 @@ def _carriage_of(row: NetworkRow) -> Literal["flat", "encapsulated"]:
 def _segment_spec(row: SegmentRow) -> SegmentSpec:
     cidrs = tuple(ip_network(cidr) for cidr in row.cidrs)
     dns = tuple(ip_address(text) for text in row.dns)
-    return SegmentSpec.model_construct(cidr=cidrs, dns=dns, labels=json.loads(row.labels), description=row.description)
+    return SegmentSpec.model_construct(
+        cidr=cidrs, dns=dns, transparent=row.transparent, labels=json.loads(row.labels), description=row.description
+    )
 
 
 def _router_spec(row: RouterRow, stored: Contents) -> RouterSpec:
@@ -463,7 +468,10 @@ def _attach_spec(attach: Attach | None) -> AttachSpec:
 def _port_spec(row: PortRow, stored: Contents, hosts: dict[int, str]) -> PortSpec:
     segments = {segment.id: name for name, segment in stored.segments.items()}
     groups = {group.id: name for name, group in stored.groups.items()}
-    return PortSpec.model_construct(
+    trunks = {port.id: name for name, port in stored.ports.items()} if row.trunk else {}
+    tagged: dict[str, Any] = {"trunk": trunks[row.trunk], "tag": row.tag} if row.trunk else {}
+    return (TaggedPortSpec if row.trunk else PortSpec).model_construct(
+        **tagged,
         segment=segments[row.segment],
         host=hosts[row.host],
         address=tuple(ip_address(text) for text in row.addresses),
@@ -693,8 +701,9 @@ class _Wanted:
             id = old.id if old else next(self._fresh)
             cidrs = tuple(str(cidr) for cidr in sorted(one.cidr or (), key=lambda cidr: cidr.version))
             dns = tuple(map(str, one.dns or ()))
+            vni = old.vni if old else None
             contents.segments[name] = SegmentRow(
-                id, network, name, old.vni if old else None, cidrs, dns, dump(one.labels), one.description or ""
+                id, network, name, vni, cidrs, dns, dump(one.labels), one.description or "", bool(one.transparent)
             )
             self.pointers["segment", id] = f"{at}/segments/{name}"
 
@@ -736,7 +745,7 @@ class _Wanted:
 
     def _groups(self, network: int, spec: NetworkSpec, stored: Contents, contents: Contents) -> None:
         """A group is there while a port is in it."""
-        for name in dict.fromkeys(group for port in (spec.ports or {}).values() for group in port.groups or ()):
+        for name in dict.fromkeys(group for port in all_ports(spec.ports).values() for group in port.groups or ()):
             old = stored.groups.get(name)
             contents.groups[name] = old or GroupRow(next(self._fresh), network, name)
 
@@ -748,7 +757,7 @@ class _Wanted:
         else:
             hosts = {name: port.id for name, port in self.contents[carrier].ports.items()}
             may_host = {port.id for port in self.contents[carrier].ports.values() if port.hosts}
-        specs = spec.ports or {}
+        specs = all_ports(spec.ports)
         addresses = _Addresses(specs, stored, contents, at)
         macs = _kept_macs(specs, stored)
         for name, one in specs.items():
@@ -756,13 +765,14 @@ class _Wanted:
             id = old.id if old else next(self._fresh)
             # Who is sent elsewhere meanwhile moves no longer.
             moves = old is not None and old.host == hosts[one.host] and old.other in may_host
+            trunk = contents.ports[one.trunk] if isinstance(one, TaggedPortSpec) else None
             contents.ports[name] = PortRow(
                 id,
                 network,
                 contents.segments[one.segment].id,
                 name,
                 hosts[one.host],
-                one.mac if one.mac is not None else macs.get(name),
+                one.mac if one.mac is not None else trunk.mac if trunk and trunk.mac else macs.get(name),
                 addresses.of(name),
                 tuple(map(str, one.owns or ())),
                 tuple(sorted(contents.groups[group].id for group in one.groups or ())),
@@ -774,8 +784,10 @@ class _Wanted:
                 one.description or "",
                 old.other if old and moves else 0,
                 old.leaving if old and moves else False,
+                trunk.id if trunk else 0,
+                one.tag if isinstance(one, TaggedPortSpec) else 0,
             )
-            self.pointers["port", id] = f"{at}/ports/{name}"
+            self.pointers["port", id] = f"{at}/ports/{place_of(name, one)}"
 
     def _policies(self, network: int, spec: NetworkSpec, stored: Contents, contents: Contents, at: str) -> None:
         names = Names(
@@ -863,7 +875,8 @@ class _Addresses:
         self._next[segment, cidr] = offset + 1
         if offset >= size:
             message = f"segment {segment} is full: {cidr} has no address left for {port}"
-            raise Invalid([Problem("segment_full", f"{self._at}/ports/{port}", message, limit=size)])
+            at = f"{self._at}/ports/{place_of(port, self._specs[port])}"
+            raise Invalid([Problem("segment_full", at, message, limit=size)])
         self._taken[segment].add(base + offset)
         return base + offset
 
@@ -1064,13 +1077,14 @@ class _Teller:
                 **more,
             }
         if isinstance(row, SegmentRow):
-            return {"cidr": list(row.cidrs), "dns": list(row.dns), **more}
+            return {"cidr": list(row.cidrs), "dns": list(row.dns), "transparent": row.transparent, **more}
         if isinstance(row, RouterRow):
             return {"segments": {names["segment", id]: list(texts) for id, texts in row.interfaces}, **more}
         if isinstance(row, LinkRow):
             between = [names["router", id] for id in row.between]
             return {"between": between, "cost": row.cost, "rate": _rate_text(row.rate), "up": row.up, **more}
         carrier = (self._wanted.networks if after else self._state.networks)[row.network].carrier
+        more |= {"trunk": names["port", row.trunk], "vlan": row.tag} if row.trunk else {}
         return {
             "segment": names["segment", row.segment],
             "host": self._hosts[row.host] if carrier == FABRIC else names["port", row.host],

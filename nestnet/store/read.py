@@ -21,7 +21,7 @@ from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
 from nestnet.model.reasons import CARRIERS
 from nestnet.model.standing import ABSENT, DEPTH, DISABLED, FENCED, LOST, Cause
-from nestnet.model.values import FABRIC
+from nestnet.model.values import FABRIC, RIDING_BYTES
 from nestnet.store import objects, tables, tenancy
 from nestnet.store.events import Happened
 from nestnet.store.feed import machines_on_ports, network_mtu
@@ -390,6 +390,7 @@ class Reader:
                 "network": paths[row.network],
                 "cidrs": list(row.cidrs),
                 "dns": list(row.dns),
+                "transparent": row.transparent,
                 "vni": row.vni if self.scope.reads is None else None,
                 "gateways": gateways.get(row.id, []),
                 "labels": json.loads(row.labels),
@@ -450,6 +451,7 @@ class Reader:
         seats = self.seats(rows) if self.scope.reads is not None else {}
         moves = self._moves(ids)
         attachments = self._attachments(places)
+        trunks = {port.id: port for port in objects.ports(self._connection, "id", sorted({row.trunk for row in rows}))}
         stand = standings(self._connection, self.heard, list(networks.values()))
         return [
             {
@@ -462,14 +464,19 @@ class Reader:
                 "mac": mac_text(row.mac or 0),
                 "addresses": [_with_length(address, segments[row.segment].cidrs) for address in row.addresses],
                 "gateways": gateways.get(row.segment, []),
-                "mtu": network_mtu(networks[row.network], left[row.network]),
+                "mtu": network_mtu(networks[row.network], left[row.network])
+                - RIDING_BYTES * segments[row.segment].transparent,
                 "owns": list(row.owns),
                 "groups": sorted(groups[group] for group in row.groups),
                 "hosts": row.hosts,
                 "attach": {row.attach.kind: row.attach.name} if row.attach else None,
+                "trunk": trunks[row.trunk].name if row.trunk else None,
+                "vlan": row.tag or None,
                 "rate": row.rate or None,
                 "enabled": row.enabled,
-                **self._state_of_port(row, networks[row.network], paths[row.network], stand[row.network]),
+                **self._state_of_port(
+                    row, networks[row.network], paths[row.network], stand[row.network], trunks.get(row.trunk)
+                ),
                 "attachment": attachments.get(row.id),
                 "moving": {
                     **moves[row.id],
@@ -547,9 +554,12 @@ class Reader:
             return _state("down: carrier", cause)
         return _state("degraded", f"{len(stand.down)} of {len(stand.hosts)} hosts are down: {cause}")
 
-    def _state_of_port(self, row: PortRow, network: NetworkRow, path: str, stand: Standing) -> Resource:
-        if not row.enabled:
-            return _state("down: disabled", f"port {path}/{row.name} is disabled")
+    def _state_of_port(
+        self, row: PortRow, network: NetworkRow, path: str, stand: Standing, trunk: PortRow | None
+    ) -> Resource:
+        for one in (row, trunk):
+            if one is not None and not one.enabled:
+                return _state("down: disabled", f"port {path}/{one.name} is disabled")
         if not network.enabled:
             return _state("down: disabled", f"network {path} is disabled")
         if (cause := stand.down.get(row.host)) is not None:

@@ -744,6 +744,8 @@ class Store:
             (row,) = objects.ports(connection, "id", [reader.find("port", reference)])
             reader.to_write("port", row.id, f"port {reference}")
             self._fresh(connection, asked, "port", row.id)
+            if row.trunk:
+                raise Conflict(f"{reference} hangs on a trunk: attach that", "on_trunk")
             (machine,) = objects.machines_of(connection, [row.id]).values()
             (name,) = [one["name"] for one in reader.resources("machine", [machine])]
             if reader.scope.reads is not None:
@@ -1477,6 +1479,7 @@ def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int)
         case "port":
             agent = select(t.machine.c.id).where(t.machine.c.port == id).scalar_subquery()
             on_it = (t.port.c.host_port == id) | (t.port.c.other_port == id)
+            on_it |= t.port.c.trunk == id
             on_it |= (t.port.c.host_machine == agent) | (t.port.c.other_machine == agent)
             ask("port", t.port, on_it, t.port.c.network)
             policies = _policies_naming(connection, t.port, "port", id)

@@ -205,6 +205,7 @@ segment = Table(
     Column("domain", Id, _refers("network.id"), nullable=False),
     Column("vni", Integer, nullable=False),
     Column("dns", Text, nullable=False, server_default="[]"),  # JSON: addresses, in the order given.
+    Column("transparent", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
     _revision(),
@@ -273,6 +274,9 @@ port = Table(
     Column("other_machine", Id, index=True),  # Where else it lives while it moves (moves.py), or neither.
     Column("other_port", Id, index=True),
     Column("leaving", Boolean(create_constraint=False), nullable=False, server_default="0"),
+    # Behind which tag of which other port it is; it lives where that does. Or neither.
+    Column("trunk", Id, _refers("port.id"), index=True),
+    Column("tag", Integer),
     Column("mac", Id, nullable=False),
     Column("hosts", Boolean(create_constraint=False), nullable=False),
     Column("rate", BigInteger, nullable=False, server_default="0"),
@@ -282,6 +286,7 @@ port = Table(
     _revision(),
     UniqueConstraint("network", "name"),
     UniqueConstraint("segment", "mac"),
+    UniqueConstraint("trunk", "tag"),
     CheckConstraint("(host_machine IS NULL) <> (host_port IS NULL)", name="one_host"),
     Index(None, "host_machine"),
     Index(None, "host_port"),

@@ -249,6 +249,8 @@ def _settle(connection: Connection, identity: Identity, pairs: Sequence[Pair]) -
     vnis = {domain: iter(numbers.cut(connection, domain, count)) for domain, count in wanted.items()}
     taken = _taken_macs(connection, [new for _, new in settled if isinstance(new, PortRow)])
     out: list[Pair] = []
+    trunks = {new.trunk for _, new in settled if isinstance(new, PortRow) and new.mac is None and new.trunk}
+    macs = {port.id: port.mac or 0 for port in ports_by(connection, "id", sorted(trunks))}
     for old, new in settled:
         if isinstance(new, SegmentRow) and new.vni is None:
             new = replace(new, vni=next(vnis[domains[new.network]]))
@@ -256,10 +258,14 @@ def _settle(connection: Connection, identity: Identity, pairs: Sequence[Pair]) -
             new = replace(new, mac=identity.mac("router", new.id))
         elif isinstance(new, PortRow) and new.mac is None:
             attempt = 0
-            while (new.segment, mac := identity.mac("port", new.id, attempt)) in taken:
+            if new.trunk and (new.segment, mac := macs[new.trunk]) not in taken:
+                attempt = -1
+            while attempt >= 0 and (new.segment, mac := identity.mac("port", new.id, attempt)) in taken:
                 attempt += 1
             taken.add((new.segment, mac))
             new = replace(new, mac=mac)
+        if isinstance(new, PortRow) and new.mac is not None:
+            macs[new.id] = new.mac
         out.append((old, new))
     return out, domains
 
@@ -311,6 +317,7 @@ def _real(row: Row, real: dict[tuple[str, int], int]) -> Row:
             row,
             segment=of("segment", row.segment),
             host=of("port", row.host) if row.host < 0 else row.host,
+            trunk=of("port", row.trunk),
             groups=tuple(sorted(of("group", group) for group in row.groups)),
         )
     if isinstance(row, PolicyRow):
@@ -358,6 +365,7 @@ def _columns(
             machine = host or None if on_wire else seats.of(row, host)
             columns[f"{side}_machine"] = machine
             columns[f"{side}_port"] = host or None if machine is None and not on_wire else None
+        columns |= {"trunk": row.trunk or None, "tag": row.tag or None}
     return columns
 
 

@@ -24,31 +24,49 @@ INLINE int owner_mac(const struct owner *found, u8 *to)
  *  | 1  |0800| 6| 4| op      | sender   | sender   | target   | target  |      RFC 826
  *  |    |    |  |  |         | MAC      | IPv4     | MAC      | IPv4    |
  */
-ONCE int answer_arp(struct __sk_buff *skb, struct packet *p)
+static const u8 arp_fixed[6] = { 0, 1, 8, 0, 6, 4 };
+
+/* Who says that it has which address, and which one it asks for: into the tuple; `p->leaves` gets its MAC, `p->answered`
+ * whether it asks. */
+ONCE int parse_arp(struct __sk_buff *skb, struct packet *p)
 {
-	static const u8 fixed[6] = { 0, 1, 8, 0, 6, 4 };
-	struct address sender, target;
-	struct owner *found;
-	u8 arp[28], reply[42], mac_[6];
-	int request;
+	u8 arp[28];
 
 	if (!p || load(skb, ETH_BYTES, arp, sizeof(arp)))
 		return REASON_MALFORMED;
 	for (int i = 0; i < 6; i++)
-		if (arp[i] != fixed[i])
+		if (arp[i] != arp_fixed[i])
 			return REASON_MALFORMED;
 	if (arp[6] || (arp[7] != 1 && arp[7] != 2))
 		return REASON_MALFORMED;
-	request = arp[7] == 1;
-	map_ipv4(&sender, arp + 14);
-	map_ipv4(&target, arp + 24);
-	if (!same_mac(arp + 8, p->came + 6))
+	p->is_request = arp[7] == 1;
+	p->tuple.family = 4;
+	map_ipv4(&p->tuple.source, arp + 14);
+	map_ipv4(&p->tuple.target, arp + 24);
+	memcpy(p->leaves, arp + 8, 6);
+	p->about_neighbours = 1;
+	return 0;
+}
+
+ONCE int guard_arp(struct packet *p)
+{
+	if (!p || !same_mac(p->leaves, p->came + 6))
 		return REASON_ARP_SPOOF;
-	if (port_of(p->segment, &sender) != p->source && !(request && !sender.words[3]))
+	if (port_of(p->segment, &p->tuple.source) != p->source && !(p->is_request && !p->tuple.source.words[3]))
 		return REASON_ARP_SPOOF;
-	if (!request || same_address(&sender, &target))
+	return 0;
+}
+
+ONCE int answer_arp(struct __sk_buff *skb, struct packet *p)
+{
+	struct owner *found;
+	u8 reply[42], mac_[6];
+
+	if (!p)
+		return REASON_ERROR;
+	if (!p->is_request || same_address(&p->tuple.source, &p->tuple.target))
 		return REASON_ANNOUNCEMENT;
-	found = owner_of(p->segment, &target);
+	found = owner_of(p->segment, &p->tuple.target);
 	if (!found || !owner_mac(found, mac_))
 		return REASON_ARP_UNKNOWN;
 	if (found->kind == OWNER_PORT && found->slot == p->source)
@@ -57,13 +75,13 @@ ONCE int answer_arp(struct __sk_buff *skb, struct packet *p)
 	memcpy(reply + 6, mac_, 6);
 	reply[12] = 8;
 	reply[13] = 6;
-	memcpy(reply + 14, fixed, 6);
+	memcpy(reply + 14, arp_fixed, 6);
 	reply[20] = 0;
 	reply[21] = 2;
 	memcpy(reply + 22, mac_, 6);
-	memcpy(reply + 28, arp + 24, 4);
-	memcpy(reply + 32, arp + 8, 6);
-	memcpy(reply + 38, arp + 14, 4);
+	memcpy(reply + 28, &p->tuple.target.words[3], 4);
+	memcpy(reply + 32, p->leaves, 6);
+	memcpy(reply + 38, &p->tuple.source.words[3], 4);
 	if (bpf_skb_change_tail(skb, sizeof(reply), 0) || bpf_skb_store_bytes(skb, 0, reply, sizeof(reply), 0))
 		return REASON_ERROR;
 	p->answered = 1;
@@ -147,12 +165,16 @@ ONCE int advertise(struct __sk_buff *skb, struct packet *p, u32 is_router)
 	return 0;
 }
 
-/* Lines 6: neighbour solicitations and advertisements, never forwarded. */
-ONCE int answer_nd(struct __sk_buff *skb, struct packet *p)
+INLINE int is_discovery(const struct packet *p)
 {
-	struct owner *found;
+	return p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
+	       (p->icmp_type == 135 || p->icmp_type == 136);
+}
+
+/* Line 6: what is said, and about whom: into `p->given`. */
+ONCE int guard_nd(struct __sk_buff *skb, struct packet *p)
+{
 	u8 option[6];
-	u32 mine;
 	int has;
 
 	if (!p || p->ttl != 255 || p->icmp_code || p->end - p->l4 < 24 || load(skb, p->l4 + 8, &p->given, 16))
@@ -162,12 +184,21 @@ ONCE int answer_nd(struct __sk_buff *skb, struct packet *p)
 		return REASON_MALFORMED;
 	if (has && !same_mac(option, p->came + 6))
 		return REASON_ND_SPOOF;
+	if ((p->icmp_type == 136 || is_unspecified(&p->tuple.source, 6)) && port_of(p->segment, &p->given) != p->source)
+		return REASON_ND_SPOOF;
+	p->about_neighbours = 1;
+	return 0;
+}
+
+/* Solicitations and advertisements are never forwarded, but behind tags. */
+ONCE int answer_nd(struct __sk_buff *skb, struct packet *p)
+{
+	struct owner *found;
+
+	if (!p)
+		return REASON_ERROR;
 	found = owner_of(p->segment, &p->given);
-	mine = found && found->kind == OWNER_PORT && found->slot == p->source;
-	if (p->icmp_type == 136 || !(p->tuple.source.words[0] | p->tuple.source.words[1] | p->tuple.source.words[2] |
-				     p->tuple.source.words[3]))
-		return mine ? REASON_ANNOUNCEMENT : REASON_ND_SPOOF;
-	if (mine)
+	if (found && found->kind == OWNER_PORT && found->slot == p->source)
 		return REASON_ANNOUNCEMENT;
 	if (has_relay(p) && is_relay(&p->given)) {
 		memcpy(p->leaves + 6, nobody_mac, 6);

@@ -92,7 +92,7 @@ static long (*bpf_skb_store_bytes)(struct __sk_buff *, u32 offset, const void *f
 static long (*bpf_l3_csum_replace)(struct __sk_buff *, u32 offset, u64 from, u64 to, u64 size) = (void *)10;
 static long (*bpf_l4_csum_replace)(struct __sk_buff *, u32 offset, u64 from, u64 to, u64 flags) = (void *)11;
 static long (*bpf_clone_redirect)(struct __sk_buff *, u32 ifindex, u64 flags) = (void *)13;
-static long (*bpf_skb_vlan_push)(struct __sk_buff *, u16 protocol, u16 tci) = (void *)18;
+static long (*bpf_skb_vlan_push)(struct __sk_buff *, u16 protocol, u16 tci) = (void *)18; /* protocol: network order */
 static long (*bpf_skb_vlan_pop)(struct __sk_buff *) = (void *)19;
 static long (*bpf_redirect)(u32 ifindex, u64 flags) = (void *)23;
 static long (*bpf_skb_load_bytes)(const struct __sk_buff *, u32 offset, void *to, u32 len) = (void *)26;

@@ -23,7 +23,7 @@ INLINE void reverse(struct tuple *to, const struct tuple *from)
 	to->target_port = from->source_port;
 	to->protocol = from->protocol;
 	to->family = from->family;
-	to->pad = 0;
+	to->vlan = 0;
 }
 
 /* "Established" alone never allows: when any counter has moved, the opener is judged again (rule 19). */
@@ -122,6 +122,8 @@ ONCE int track(struct __sk_buff *skb, struct packet *p)
 	if (!p)
 		return REASON_ERROR;
 	p->tracked = UNTRACKED;
+	if (p->about_neighbours)
+		return 0;
 	if (p->icmp_kind == ICMP_ERROR && p->fragment == WHOLE)
 		return is_related(skb, p) ? 0 : REASON_ICMP_UNRELATED;
 	if (p->icmp_kind == ICMP_ERROR || p->icmp_kind == ICMP_OTHER || (p->tuple.protocol == UDP && p->tuple.target_port == CARRIAGE_PORT))

@@ -19,13 +19,13 @@ ONCE int pay_alone(struct __sk_buff *skb, struct packet *p, u32 slot)
 		return REASON_ERROR;
 	w->leave.each[0].bucket = slot;
 	w->leave.each[0].above = 0;
-	return pay(skb, &w->leave, 1 << 16, skb->len, header_bytes(skb, p));
+	return pay(skb, &w->leave, 1 << 16, skb->len + tag_bytes(p), header_bytes(skb, p) + tag_bytes(p));
 }
 
 /* What carriers take for the way to a host, once for each frame: to leave, and, if it is here, to arrive. */
 ONCE int charge(struct __sk_buff *skb, struct packet *p, u32 to, u32 is_here)
 {
-	u32 zero = 0, leaves = p && !(p->where & FROM_WIRE), headers;
+	u32 zero = 0, leaves = p && !(p->where & FROM_WIRE), headers, length;
 	struct path *w = bpf_map_lookup_elem(&paying, &zero);
 	u64 *number = bpf_map_lookup_elem(&floods, &zero), *said = bpf_map_lookup_elem(&charged, &to);
 	int reason;
@@ -35,11 +35,12 @@ ONCE int charge(struct __sk_buff *skb, struct packet *p, u32 to, u32 is_here)
 	if (is_here && *said >> 8 == *number)
 		return *said & 0xff;
 	reason = find_tolls(p, to, leaves ? LEAVES : 0);
-	headers = header_bytes(skb, p);
+	headers = header_bytes(skb, p) + tag_bytes(p);
+	length = skb->len + tag_bytes(p);
 	if (!reason && leaves && w->leaving)
-		reason = pay(skb, &w->leave, w->leaving << 16, skb->len, headers);
+		reason = pay(skb, &w->leave, w->leaving << 16, length, headers);
 	if (!reason && is_here && w->arriving)
-		reason = pay(skb, &w->arrive, (PATH_BUCKETS - w->arriving) | PATH_BUCKETS << 16, skb->len, headers);
+		reason = pay(skb, &w->arrive, (PATH_BUCKETS - w->arriving) | PATH_BUCKETS << 16, length, headers);
 	*said = *number << 8 | reason;
 	return reason;
 }
@@ -74,7 +75,7 @@ INLINE int copy_to_port(struct __sk_buff *skb, struct packet *p, u32 slot)
 	asked->no_address = is_unspecified(&asked->target_address, 6);
 	asked->port = p->tuple.target_port;
 	asked->protocol = p->tuple.protocol;
-	if (!judge(asked))
+	if (!p->about_neighbours && !judge(asked))
 		return drop(skb, slot, REASON_POLICY);
 	reason = carry(p->a, place_of(q), n->underlay, p->epoch, &p->way);
 	if (reason)
@@ -88,11 +89,13 @@ INLINE int copy_to_port(struct __sk_buff *skb, struct packet *p, u32 slot)
 		if (reason)
 			return drop(skb, slot, reason);
 	}
-	count_in(slot, skb->len);
+	count_in(slot, skb->len + tag_bytes(p));
+	put_tags(skb, p, q->tag);
 	if (recording)
-		return record(skb, RECORD_WORKLOAD, slot, q->ifindex);
-	bpf_clone_redirect(skb, q->ifindex, 0);
-	return 0;
+		record(skb, RECORD_WORKLOAD, slot, q->ifindex);
+	else
+		bpf_clone_redirect(skb, q->ifindex, 0);
+	return drop_tags(skb, p, q->tag);
 }
 
 static long copy_here(u32 index, struct copies *c)
@@ -154,11 +157,12 @@ static long copy_there(u32 index, struct copies *c)
 		return 0;
 	}
 	/* The second copy overwrites the outer headers of the first. */
-	if (!c->encapsulated && make_room(c->skb, c->f->outer_bytes))
+	if (!c->encapsulated && make_room_for(c->skb, c->f, c->p))
 		return 1;
 	c->encapsulated = 1;
 	memcpy(c->f->leaves, c->p->came, 12);
-	if (write_headers(c->skb, c->f, c->p->ecn, c->p->ether_type))
+	if (write_headers(c->skb, c->f, c->p->ecn, c->p->ether_type) ||
+	    write_tags(c->skb, c->p, c->f->outer_bytes + 12))
 		return 1;
 	if (recording)
 		record(c->skb, RECORD_WIRE, to, c->f->ifindex);

@@ -41,6 +41,7 @@ ONCE int touch(struct flow *f, struct flow_key *k, u32 now)
 		key.tuple = k->tuple;
 	else
 		reverse(&key.tuple, &k->tuple);
+	key.tuple.vlan = 0;
 	c = find(&key, now);
 	/* One that is closing has seconds to live: the full path looks at every packet of it. */
 	if (!c || c->closing)
@@ -60,7 +61,7 @@ INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t
 
 	if ((void *)ip + 28 > end)
 		return 0;
-	t->pad = 0;
+	t->vlan = 0;
 	if (eth[12] == 0x08 && eth[13] == 0x00) {
 		if (ip[0] != 0x45 || (ip[6] & 0x3f) || ip[7])
 			return 0;
@@ -128,28 +129,50 @@ INLINE u32 header_bytes(struct __sk_buff *skb, const struct packet *p)
 	return p->l4 - ETH_BYTES + (offset >> 4) * 4;
 }
 
-/* A packet from a workload. NOT_KNOWN: take the long way. */
-ONCE int known_from_workload(struct __sk_buff *skb)
+/* A packet from a workload, `tagged` if it has a tag beside its bytes. NOT_KNOWN: take the long way. */
+INLINE int known_by(struct __sk_buff *skb, const int tagged)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct flow_key key;
 	struct flow *f;
-	u32 headers = 0, now, length = skb->len - ETH_BYTES, stacked = 0;
+	u32 headers = 0, now, length = skb->len - ETH_BYTES, stacked = 0, zero = 0, tags = 0, outer = 0, inner = 0, weight;
+	struct packet *p = NULL;
 	u64 at;
 	u8 ttl, ecn;
 	int reason;
 
-	if (skb->vlan_present || !read_usual(data, end, 0, length, &key.tuple, &ttl, &ecn, &headers, 0))
+	if (tagged) {
+		p = bpf_map_lookup_elem(&at_hand, &zero);
+		outer = outermost(skb);
+		if (!p || data + ETH_BYTES + TAG_BYTES > end)
+			return NOT_KNOWN;
+		if (is_tag(load16(data + 12)))
+			inner = (u32)load16(data + 12) << 16 | load16(data + 14);
+		if (inner)
+			length -= TAG_BYTES;
+	}
+	if (tagged && inner) {
+		if (!read_usual(data, end, TAG_BYTES, length, &key.tuple, &ttl, &ecn, &headers, 0))
+			return NOT_KNOWN;
+	} else if (!read_usual(data, end, 0, length, &key.tuple, &ttl, &ecn, &headers, 0)) {
 		return NOT_KNOWN;
+	}
 	key.where = skb->ifindex;
-	f = bpf_map_lookup_elem(&flow, &key);
+	if (tagged && !inner && outer >> 16 == ETH_VLAN)
+		key.tuple.vlan = outer & 0xfff;
+	f = tagged && !key.tuple.vlan ? NULL : bpf_map_lookup_elem(&flow, &key);
+	if (tagged && !f) {
+		tags = inner ? 2 : 1;
+		key.tuple.vlan = RIDES;
+		f = bpf_map_lookup_elem(&flow, &key);
+	}
 	if (!f || !same_mac(data, f->came) || !same_mac(data + 6, f->came + 6))
 		return NOT_KNOWN;
 	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
 		return NOT_KNOWN;
 	if (UNLIKELY(skb->gso_size && is_carriage(&key.tuple)))
-		headers = stacked = stacked_headers(skb, ETH_BYTES + headers - 8);
+		headers = stacked = stacked_headers(skb, ETH_BYTES + headers - 8 + (inner ? TAG_BYTES : 0)) - (inner ? TAG_BYTES : 0);
 	if (too_long(skb, length, headers, f->mtu) || (f->hops && ttl <= f->hops))
 		return NOT_KNOWN;
 	now = seconds();
@@ -159,16 +182,26 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 			return NOT_KNOWN;
 		f->seen = now;
 	}
+	if (tagged && (bpf_skb_vlan_pop(skb) || (inner && bpf_skb_vlan_pop(skb))))
+		return drop(skb, f->source, REASON_ERROR);
+	weight = skb->len + tags * TAG_BYTES;
 	if (UNLIKELY(f->tolls)) {
-		reason = pay(skb, &f->toll, f->leaving << 16, skb->len, headers);
+		reason = pay(skb, &f->toll, f->leaving << 16, weight, headers + tags * TAG_BYTES);
 		if (reason)
 			return drop(skb, f->source, reason);
 	}
-	count_out(f->source, skb->len);
+	count_out(f->source, weight);
+	if (tagged) {
+		p->tags = tags;
+		p->tag[0] = outer;
+		p->tag[1] = inner;
+		p->ecn = ecn;
+		p->ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
+	}
 	if (f->out == TO_WIRE) {
 		u16 ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
 
-		if (encapsulate(skb, f, ecn, ether_type, stacked))
+		if (tagged && tags ? encapsulate_tagged(skb, f, p, stacked) : encapsulate(skb, f, ecn, ether_type, stacked))
 			return drop(skb, f->source, REASON_ERROR);
 		if (f->hops)
 			take_hops(skb, f->outer_bytes + ETH_BYTES, key.tuple.family, ttl, f->hops);
@@ -179,7 +212,7 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 		return bpf_redirect(f->ifindex, 0);
 	}
 	if (UNLIKELY(f->tolls) && f->leaving < f->tolls) {
-		reason = pay(skb, &f->toll, f->leaving | f->tolls << 16, skb->len, headers);
+		reason = pay(skb, &f->toll, f->leaving | f->tolls << 16, weight, headers + tags * TAG_BYTES);
 		if (reason)
 			return drop(skb, f->target, reason);
 	}
@@ -187,7 +220,19 @@ ONCE int known_from_workload(struct __sk_buff *skb)
 		bpf_skb_store_bytes(skb, 0, f->leaves, 12, 0);
 		take_hops(skb, ETH_BYTES, key.tuple.family, ttl, f->hops);
 	}
-	return to_workload(skb, f->target, f->ifindex, f->out == TO_TAP);
+	if (tagged && tags)
+		put_tags(skb, p, 0);
+	return to_workload(skb, f->target, f->ifindex, f->out == TO_TAP, f->tag);
+}
+
+ONCE int known_from_workload(struct __sk_buff *skb)
+{
+	return known_by(skb, 0);
+}
+
+ONCE int known_behind_tags(struct __sk_buff *skb)
+{
+	return known_by(skb, 1);
 }
 
 /* Is this the address in a field of the outer header, which is of the family that `outer` bytes are for? */
@@ -208,13 +253,14 @@ INLINE int is_address(const struct address *address, const u8 *field, const u32 
 }
 
 /* A VXLAN datagram that is for this machine. Reads at fixed places: the caller has looked at the outer headers, which
- * have `outer` bytes. */
-INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, const u32 outer)
+ * have `outer` bytes; `tags` ride in front of what is in it. */
+INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, const u32 outer, const u32 tags)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct flow_key key;
 	struct flow *f;
-	u32 headers = 0, now, slot, ifindex, is_tap;
+	u32 headers = 0, now, slot, ifindex, is_tap, tag, zero = 0, off = outer + tags * TAG_BYTES;
+	struct packet *p = NULL;
 	u64 at;
 	u8 ttl, ecn;
 	u16 ether_type;
@@ -222,8 +268,10 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 
 	if (data + outer + ETH_BYTES > end || outer_ecn == 3)
 		return NOT_KNOWN;
-	if (!read_usual(data, end, outer, skb->len - outer - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers, 1))
+	if (!read_usual(data, end, off, skb->len - off - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers, 1))
 		return NOT_KNOWN;
+	if (tags)
+		key.tuple.vlan = RIDES;
 	if (ecn == 2 && outer_ecn == 1)
 		return NOT_KNOWN;
 	key.where = FROM_WIRE | label;
@@ -242,8 +290,8 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	}
 	if (UNLIKELY(f->tolls)) {
 		if (skb->gso_size && is_carriage(&key.tuple))
-			headers = stacked_headers(skb, outer + ETH_BYTES + headers - 8) - outer;
-		reason = pay(skb, &f->toll, f->tolls << 16, skb->len - outer, headers);
+			headers = stacked_headers(skb, off + ETH_BYTES + headers - 8) - off;
+		reason = pay(skb, &f->toll, f->tolls << 16, skb->len - outer, headers + tags * TAG_BYTES);
 		if (reason)
 			return drop(skb, f->target, reason);
 	}
@@ -251,23 +299,48 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	slot = f->target;
 	ifindex = f->ifindex;
 	is_tap = f->out == TO_TAP;
+	tag = f->tag;
 	u8 inner[ETH_BYTES];
 
 	memcpy(inner, f->came, 12);
 	inner[12] = ether_type >> 8;
 	inner[13] = ether_type;
-	if (decapsulate(skb, outer, inner, ether_type) || (UNLIKELY(is_carriage(&key.tuple)) && made_whole(skb)))
+	if (tags) {
+		p = bpf_map_lookup_elem(&at_hand, &zero);
+		if (!p)
+			return NOT_KNOWN;
+		p->tags = 0;
+		read_tags(skb, p, outer);
+	}
+	if (decapsulate(skb, off, inner, ether_type) || (UNLIKELY(is_carriage(&key.tuple)) && made_whole(skb)))
 		return drop(skb, slot, REASON_ERROR);
-	return to_workload(skb, slot, ifindex, is_tap);
+	if (tags)
+		put_tags(skb, p, 0);
+	return to_workload(skb, slot, ifindex, is_tap, tag);
 }
 
 /* Twice, for either length of the outer headers: each knows its offsets when it is built. */
 ONCE int known_over_ipv4(struct __sk_buff *skb, u32 label, u32 outer_ecn)
 {
-	return known_from_wire(skb, label, outer_ecn, OUTER4);
+	return known_from_wire(skb, label, outer_ecn, OUTER4, 0);
 }
 
 ONCE int known_over_ipv6(struct __sk_buff *skb, u32 label, u32 outer_ecn)
 {
-	return known_from_wire(skb, label, outer_ecn, OUTER6);
+	return known_from_wire(skb, label, outer_ecn, OUTER6, 0);
+}
+
+/* With one tag in front, or two. */
+ONCE int riding_over_ipv4(struct __sk_buff *skb, u32 label, u32 outer_ecn)
+{
+	int action = known_from_wire(skb, label, outer_ecn, OUTER4, 1);
+
+	return action == NOT_KNOWN ? known_from_wire(skb, label, outer_ecn, OUTER4, 2) : action;
+}
+
+ONCE int riding_over_ipv6(struct __sk_buff *skb, u32 label, u32 outer_ecn)
+{
+	int action = known_from_wire(skb, label, outer_ecn, OUTER6, 1);
+
+	return action == NOT_KNOWN ? known_from_wire(skb, label, outer_ecn, OUTER6, 2) : action;
 }

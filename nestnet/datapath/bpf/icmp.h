@@ -203,5 +203,5 @@ ONCE int refused(struct __sk_buff *skb, struct packet *p, u32 reason, u32 mtu)
 	if (!p)
 		return TC_ACT_SHOT;
 	drop(skb, p->source, reason);
-	return complain(skb, p, reason, mtu) ? back(skb, p) : TC_ACT_SHOT;
+	return !p->tags && complain(skb, p, reason, mtu) ? back(skb, p) : TC_ACT_SHOT;
 }

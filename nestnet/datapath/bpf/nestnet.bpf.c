@@ -76,6 +76,8 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 		return REASON_HAIRPIN;
 	case SWITCHED:
 	case ROUTED:
+		if (p->tags && p->first)
+			return REASON_TAGGED;
 		if (where == ROUTED && passes_no_router(&p->tuple))
 			return REASON_SOURCE_ADDRESS;
 		q = bpf_map_lookup_elem(&port, &p->target);
@@ -85,6 +87,8 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 		return track(skb, p);
 	case GATEWAY:
 	case ROUTER:
+		if (p->tags)
+			return REASON_TAGGED;
 		if (where == ROUTER && !may(p))
 			return REASON_POLICY;
 		if (where == ROUTER && ((p->hops > 1 && p->ttl < p->hops) || !p->arrived))
@@ -96,6 +100,8 @@ ONCE int decide(struct __sk_buff *skb, struct packet *p)
 		}
 		return where == GATEWAY && !may(p) ? REASON_POLICY : REASON_ROUTER_LOCAL;
 	default:
+		if (p->tags)
+			return REASON_TAGGED;
 		if (!may(p))
 			return REASON_POLICY;
 		if (where == NO_ROUTE_TO)
@@ -117,6 +123,7 @@ INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
 
 	key.where = p->where;
 	key.tuple = p->tuple;
+	key.tuple.vlan = p->tags ? RIDES : p->vlan;
 	f->epoch = p->epoch;
 	f->sum = p->sum + p->way.sum;
 	f->source = p->source;
@@ -137,13 +144,14 @@ INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
 /* Lines 12 to 14, behind `decide`: out to the workload or the wire. */
 ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 {
-	u32 zero = 0, length = skb->len - ETH_BYTES, headers;
+	u32 zero = 0, length = skb->len - ETH_BYTES, headers, tags;
 	struct flow *f = bpf_map_lookup_elem(&composing, &zero);
 	struct path *pays = bpf_map_lookup_elem(&paying, &zero);
 	struct self *me = bpf_map_lookup_elem(&self, &zero);
 	struct port *q;
 	struct segment *s;
 	int reason, next_hop = HAS_NEIGHBOUR;
+	u32 stacked;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -151,7 +159,10 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	s = bpf_map_lookup_elem(&segment, &p->target_segment);
 	if (!f || !pays || !me || !q || !s)
 		return drop(skb, p->source, REASON_ERROR);
+	if (!p->narrow && s->flags & TRANSPARENT)
+		mtu -= RIDING_BYTES;
 	headers = header_bytes(skb, p);
+	tags = tag_bytes(p);
 	/* The first router looks at the TTL, then at the size; those behind it at the TTL alone: one MTU is everywhere. */
 	if (p->hops && p->ttl <= 1)
 		return refused(skb, p, REASON_TTL_EXPIRED, mtu);
@@ -167,6 +178,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	if (!p->way.machine || p->way.machine == me->machine) {
 		f->out = q->flags & TAP ? TO_TAP : TO_WORKLOAD;
 		f->ifindex = q->ifindex;
+		f->tag = q->tag;
 		if (!q->ifindex)
 			return drop(skb, p->source, REASON_NOT_ATTACHED);
 	} else {
@@ -182,7 +194,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		return drop(skb, p->source, reason);
 	keep_tolls(f, pays, f->out != TO_WIRE);
 	if (f->leaving) {
-		reason = pay(skb, &f->toll, f->leaving << 16, skb->len, headers);
+		reason = pay(skb, &f->toll, f->leaving << 16, skb->len + tags, headers + tags);
 		if (reason)
 			return drop(skb, p->source, reason);
 	}
@@ -192,10 +204,10 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		record(skb, RECORD_COMPOSED, p->source, 0);
 	if (next_hop == HAS_NEIGHBOUR && is_cacheable(p))
 		keep(p, f, mtu);
-	count_out(p->source, skb->len);
+	count_out(p->source, skb->len + tags);
 	if (f->out != TO_WIRE) {
 		if (f->leaving < f->tolls) {
-			reason = pay(skb, &f->toll, f->leaving | f->tolls << 16, skb->len, headers);
+			reason = pay(skb, &f->toll, f->leaving | f->tolls << 16, skb->len + tags, headers + tags);
 			if (reason)
 				return drop(skb, p->target, reason);
 		}
@@ -203,9 +215,11 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 			bpf_skb_store_bytes(skb, 0, p->leaves, 12, 0);
 			take_hops(skb, ETH_BYTES, p->tuple.family, p->ttl, p->hops);
 		}
-		return to_workload(skb, p->target, f->ifindex, f->out == TO_TAP);
+		put_tags(skb, p, 0);
+		return to_workload(skb, p->target, f->ifindex, f->out == TO_TAP, f->tag);
 	}
-	if (encapsulate(skb, f, p->ecn, p->ether_type, skb->gso_size && is_carriage(&p->tuple) ? headers : 0))
+	stacked = skb->gso_size && is_carriage(&p->tuple) ? headers : 0;
+	if (p->tags ? encapsulate_tagged(skb, f, p, stacked) : encapsulate(skb, f, p->ecn, p->ether_type, stacked))
 		return drop(skb, p->source, REASON_ERROR);
 	if (p->hops)
 		take_hops(skb, f->outer_bytes + ETH_BYTES, p->tuple.family, p->ttl, p->hops);
@@ -218,13 +232,49 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	return bpf_redirect(f->ifindex, 0);
 }
 
+/* What is wrong with its tags; else the frame is without them. */
+ONCE int take_off(struct __sk_buff *skb, struct packet *p, u32 outer, u32 flags)
+{
+	if (!p || !outer)
+		return 0;
+	if (p->vlan)
+		return bpf_skb_vlan_pop(skb) ? REASON_ERROR : 0;
+	if (p->narrow)
+		return take_tags(skb, p);
+	return flags & TRUNK ? REASON_UNKNOWN_VLAN : REASON_TAGGED;
+}
+
+/* Lines 8 to 14. */
+INLINE int across(struct __sk_buff *skb, struct packet *p, struct network *n)
+{
+	u32 mtu = n->mtu - (p->narrow ? RIDING_BYTES : 0);
+	int reason;
+
+	if (p->came[0] & 1) {
+		if (p->icmp_kind == ICMP_ERROR)
+			return drop(skb, p->source, REASON_ICMP_UNRELATED);
+		if (skb->len - ETH_BYTES > mtu)
+			return drop(skb, p->source, REASON_TOO_BIG);
+		return to_all(skb, p);
+	}
+	reason = decide(skb, p);
+	if (reason)
+		return refused(skb, p, reason, mtu);
+	if (p->answered)
+		return back(skb, p);
+	return forward(skb, p, mtu, n->underlay);
+}
+
 /* The long way for a frame from a workload. Every check is a line of docs/datapath.md. */
 INLINE int from_workload(struct __sk_buff *skb)
 {
 	u32 zero = 0, ifindex = skb->ifindex;
 	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero);
-	struct attach *here = bpf_map_lookup_elem(&attach, &ifindex);
+	u32 outer = outermost(skb);
+	struct attach_key at = { ifindex, outer >> 16 == ETH_VLAN ? outer & 0xfff : 0 };
+	struct attach *here = bpf_map_lookup_elem(&attach, &at);
 	struct port *from;
+	struct segment *s;
 	struct network *n;
 	int reason, closed;
 
@@ -234,6 +284,12 @@ INLINE int from_workload(struct __sk_buff *skb)
 	p->epoch = epoch_now();
 	p->now = seconds();
 	p->where = ifindex;
+	if (here) {
+		p->vlan = at.tag;
+	} else if (at.tag) {
+		at.tag = 0;
+		here = bpf_map_lookup_elem(&attach, &at);
+	}
 	if (!here)
 		return drop(skb, 0, REASON_NOT_ATTACHED);
 	p->source = here->port;
@@ -245,12 +301,16 @@ INLINE int from_workload(struct __sk_buff *skb)
 	p->segment = from->segment;
 	p->a = place_of(from);
 	n = bpf_map_lookup_elem(&network, &p->network);
+	s = bpf_map_lookup_elem(&segment, &p->segment);
+	p->narrow = s && s->flags & TRANSPARENT;
 	closed = !(from->flags & ENABLED) ? REASON_PORT_DISABLED : !n || !(n->flags & ENABLED) ? REASON_NETWORK_DISABLED : 0;
-	if (closed && (!n || !(from->flags & AGENT)))
+	if (closed && (outer || (!n || !(from->flags & AGENT))))
 		return drop(skb, p->source, closed);
 	if (!n)
 		return TC_ACT_SHOT;
-	reason = parse_ethernet(skb, p);
+	reason = take_off(skb, p, outer, from->flags);
+	if (!reason)
+		reason = parse_ethernet(skb, p);
 	if (!reason && !same_mac(p->came + 6, from->mac))
 		reason = REASON_SOURCE_MAC;
 	if (closed && (reason || p->ether_type == ETH_ARP))
@@ -258,40 +318,37 @@ INLINE int from_workload(struct __sk_buff *skb)
 	if (reason)
 		return drop(skb, p->source, reason);
 	if (p->ether_type == ETH_ARP) {
-		reason = answer_arp(skb, p);
-		return reason ? drop(skb, p->source, reason) : back(skb, p);
+		reason = parse_arp(skb, p);
+		if (!reason)
+			reason = guard_arp(p);
+		if (!reason && !p->tags)
+			reason = answer_arp(skb, p);
+		if (reason)
+			return drop(skb, p->source, reason);
+		return p->tags ? across(skb, p, n) : back(skb, p);
 	}
 	reason = parse_ip(skb, p);
 	if (closed && (reason || !seeks_relay(skb, p)))
 		return drop(skb, p->source, closed);
 	if (!reason)
 		reason = guard(p, 0);
-	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
-	    (p->icmp_type == 135 || p->icmp_type == 136)) {
-		reason = answer_nd(skb, p);
-		return reason ? drop(skb, p->source, reason) : back(skb, p);
+	if (!reason && is_discovery(p)) {
+		reason = guard_nd(skb, p);
+		if (!reason && !p->tags)
+			reason = answer_nd(skb, p);
+		if (reason)
+			return drop(skb, p->source, reason);
+		return p->tags ? across(skb, p, n) : back(skb, p);
 	}
-	if (!reason && is_inquiry(p))
+	if (!reason && !p->tags && is_inquiry(p))
 		return to_agent(skb, p);
-	if (!reason && from->flags & AGENT && is_for_relay(p))
+	if (!reason && !p->tags && from->flags & AGENT && is_for_relay(p))
 		return to_relay(skb, p);
 	if (!reason)
 		reason = reassemble(p);
 	if (reason)
 		return drop(skb, p->source, reason);
-	if (p->came[0] & 1) {
-		if (p->icmp_kind == ICMP_ERROR)
-			return drop(skb, p->source, REASON_ICMP_UNRELATED);
-		if (skb->len - ETH_BYTES > n->mtu)
-			return drop(skb, p->source, REASON_TOO_BIG);
-		return to_all(skb, p);
-	}
-	reason = decide(skb, p);
-	if (reason)
-		return refused(skb, p, reason, n->mtu);
-	if (p->answered)
-		return back(skb, p);
-	return forward(skb, p, n->mtu, n->underlay);
+	return across(skb, p, n);
 }
 
 /* Who sent an inner frame: a port by its MAC, or one behind a router by its address. */
@@ -310,6 +367,8 @@ ONCE int find_sender(struct packet *p)
 		p->source = found->slot;
 		return 0;
 	}
+	if (p->tags)
+		return REASON_TAGGED;
 	p->router = found->slot;
 	there = owner_of(route_of(p->router, &p->tuple.source), &p->tuple.source);
 	if (!there || there->kind != OWNER_PORT)
@@ -367,13 +426,16 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	n = bpf_map_lookup_elem(&network, &p->network);
 	if (!n || !(n->flags & ENABLED))
 		return drop(skb, 0, REASON_NETWORK_DISABLED);
+	p->narrow = s && s->flags & TRANSPARENT;
+	if (p->tags && !p->narrow)
+		return drop(skb, 0, REASON_TAGGED);
 	if (!p->cut && made_whole(skb))
 		return drop(skb, 0, REASON_ERROR);
 	reason = p->cut == BEFORE_IP ? REASON_MALFORMED : parse_ethernet(skb, p);
-	if (!reason && p->ether_type == ETH_ARP)
+	if (!reason && p->ether_type == ETH_ARP && !p->tags)
 		reason = REASON_ETHER_TYPE;
 	if (!reason)
-		reason = p->cut ? REASON_MALFORMED : parse_ip(skb, p);
+		reason = p->cut ? REASON_MALFORMED : p->ether_type == ETH_ARP ? parse_arp(skb, p) : parse_ip(skb, p);
 	if (!reason)
 		reason = find_sender(p);
 	if (reason)
@@ -386,11 +448,10 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	p->a = place_of(from);
 	if (machine_of(from->host, 0) != p->sender && machine_of(from->host, 1) != p->sender)
 		return drop(skb, 0, REASON_SENDER_LOCATION);
-	reason = guard(p, p->router);
-	if (!reason && p->tuple.family == 6 && p->tuple.protocol == ICMPV6 && p->fragment == WHOLE &&
-	    (p->icmp_type == 135 || p->icmp_type == 136))
-		reason = REASON_ND_SPOOF;
-	if (!reason && is_inquiry(p))
+	reason = p->ether_type == ETH_ARP ? guard_arp(p) : guard(p, p->router);
+	if (!reason && is_discovery(p))
+		reason = p->tags ? guard_nd(skb, p) : REASON_ND_SPOOF;
+	if (!reason && !p->tags && is_inquiry(p))
 		reason = REASON_ASKED_ELSEWHERE;
 	if (!reason)
 		reason = reassemble(p);
@@ -427,15 +488,19 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	memset(f, 0, sizeof(*f));
 	f->out = q->flags & TAP ? TO_TAP : TO_WORKLOAD;
 	f->ifindex = q->ifindex;
+	f->tag = q->tag;
 	keep_tolls(f, pays, 1);
 	if (is_cacheable(p))
 		keep(p, f, n->mtu);
 	if (f->tolls) {
-		reason = pay(skb, &f->toll, f->tolls << 16, skb->len, header_bytes(skb, p));
+		u32 tags = tag_bytes(p);
+
+		reason = pay(skb, &f->toll, f->tolls << 16, skb->len + tags, header_bytes(skb, p) + tags);
 		if (reason)
 			return drop(skb, p->target, reason);
 	}
-	return to_workload(skb, p->target, q->ifindex, q->flags & TAP);
+	put_tags(skb, p, 0);
+	return to_workload(skb, p->target, q->ifindex, q->flags & TAP, q->tag);
 }
 
 #define NOT_VXLAN (~0u)
@@ -447,6 +512,7 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero);
 	struct member *from;
 	u8 inner[ETH_BYTES], sender[4];
+	u32 off;
 	int action;
 
 	if (!p)
@@ -473,17 +539,21 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 	/* Too short to be anything: made longer, so that the outer headers come off. `from_wire` says what it is. */
 	if (skb->len < outer_bytes + ETH_BYTES)
 		p->cut = BEFORE_IP;
-	if (skb->len < outer_bytes + ETH_BYTES + 40 &&
-	    (p->cut || load(skb, outer_bytes, inner, ETH_BYTES) ||
-	     skb->len < outer_bytes + ETH_BYTES + (load16(inner + 12) == ETH_IPV6 ? 40 : 20))) {
+	read_tags(skb, p, outer_bytes);
+	off = outer_bytes + tag_bytes(p); /* where what stands behind the tags stood without */
+	if (skb->len < off + ETH_BYTES + 40 &&
+	    (p->cut || load(skb, off, inner, ETH_BYTES) ||
+	     skb->len < off + ETH_BYTES + (load16(inner + 12) == ETH_IPV6 ? 40 : 20))) {
 		if (!p->cut)
 			p->cut = IN_IP;
-		if (bpf_skb_change_tail(skb, outer_bytes + ETH_BYTES + 40, 0))
+		if (bpf_skb_change_tail(skb, off + ETH_BYTES + 40, 0))
 			return drop(skb, 0, REASON_ERROR);
 	}
-	if (load(skb, outer_bytes, inner, ETH_BYTES))
+	if (load(skb, off, inner, ETH_BYTES) || (p->tags && load(skb, outer_bytes, inner, 12)))
 		return drop(skb, 0, REASON_ERROR);
-	if (decapsulate(skb, outer_bytes, inner, load16(inner + 12)))
+	if (decapsulate(skb, off, inner, load16(inner + 12)))
+		return drop(skb, 0, REASON_ERROR);
+	if (p->tags && load16(inner + 12) == ETH_ARP && become(skb, ETH_ARP))
 		return drop(skb, 0, REASON_ERROR);
 	action = from_wire(skb, p);
 	return action == FOR_ALL ? to_all(skb, p) : action; /* from here, because stacks are short */
@@ -491,7 +561,7 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 
 SEC("tc") int workload(struct __sk_buff *skb)
 {
-	int action = known_from_workload(skb);
+	int action = UNLIKELY(skb->vlan_present) ? known_behind_tags(skb) : known_from_workload(skb);
 
 	return action == NOT_KNOWN ? from_workload(skb) : action;
 }
@@ -570,7 +640,12 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	label = vxlan[4] << 16 | vxlan[5] << 8 | vxlan[6];
 	if (vxlan[0] != 0x08 || vxlan[1] || vxlan[2] || vxlan[3] || vxlan[7])
 		goto unusual;
-	action = outer_bytes == OUTER4 ? known_over_ipv4(skb, label, outer_ecn) : known_over_ipv6(skb, label, outer_ecn);
+	if (vxlan + 8 + ETH_BYTES <= (u8 *)end && UNLIKELY(is_tag(load16(vxlan + 8 + 12))))
+		action = outer_bytes == OUTER4 ? riding_over_ipv4(skb, label, outer_ecn) :
+						 riding_over_ipv6(skb, label, outer_ecn);
+	else
+		action = outer_bytes == OUTER4 ? known_over_ipv4(skb, label, outer_ecn) :
+						 known_over_ipv6(skb, label, outer_ecn);
 	if (action != NOT_KNOWN)
 		return action;
 	return from_member(skb, label, outer_bytes, outer_ecn);

@@ -1,6 +1,7 @@
 /* How a packet leaves: to a workload, to the wire, or counted as dropped. */
 #pragma once
 #include "path.h"
+#include "tags.h"
 
 /* For the agent, or under test: write down what was asked, or would be sent. 1: there is no room. */
 ONCE int record(struct __sk_buff *skb, u32 kind, u32 slot, u32 what)
@@ -16,8 +17,19 @@ ONCE int record(struct __sk_buff *skb, u32 kind, u32 slot, u32 what)
 	r->length = length;
 	if (length > RECORD_BYTES)
 		length = RECORD_BYTES;
-	if (kind != RECORD_DROP && length > 0)
+	if (kind == RECORD_WORKLOAD && skb->vlan_present) { /* as it will be seen */
+		u32 rest = length - 12, tag = outermost(skb);
+
+		r->length += TAG_BYTES;
+		if (length > 12 && rest > 0 && rest <= RECORD_BYTES - 12 - TAG_BYTES) {
+			bpf_skb_load_bytes(skb, 0, r->data, 12);
+			bpf_skb_load_bytes(skb, 12, r->data + 12 + TAG_BYTES, rest);
+		}
+		for (int i = 0; i < TAG_BYTES; i++)
+			r->data[12 + i] = tag >> (24 - 8 * i);
+	} else if (kind != RECORD_DROP && length > 0) {
 		bpf_skb_load_bytes(skb, 0, r->data, length);
+	}
 	bpf_ringbuf_submit(r, 0);
 	return 0;
 }
@@ -57,10 +69,13 @@ INLINE void count_in(u32 slot, u32 bytes)
 	}
 }
 
-/* Into the workload's namespace, past its queue; or out to who has the tap open. The frame is as it shall arrive. */
-INLINE int to_workload(struct __sk_buff *skb, u32 slot, u32 ifindex, u32 is_tap)
+/* Into the workload's namespace, past its queue; or out to who has the tap open. The frame is as it shall arrive, but for
+ * the tag of a port on a trunk. */
+INLINE int to_workload(struct __sk_buff *skb, u32 slot, u32 ifindex, u32 is_tap, u32 tag)
 {
 	count_in(slot, skb->len);
+	if (UNLIKELY(tag) && put_tag(skb, (u32)ETH_VLAN << 16 | tag))
+		return drop(skb, slot, REASON_ERROR);
 	if (recording) {
 		record(skb, RECORD_WORKLOAD, slot, ifindex);
 		return TC_ACT_SHOT;
@@ -78,7 +93,7 @@ INLINE int back(struct __sk_buff *skb, struct packet *p)
 {
 	struct port *asker = bpf_map_lookup_elem(&port, &p->source);
 
-	return to_workload(skb, p->source, p->where, asker ? asker->flags & TAP : 0);
+	return to_workload(skb, p->source, p->where, asker ? asker->flags & TAP : 0, p->vlan);
 }
 
 /* TTL or hop limit less one for each router, of an IP header at this offset (RFC 1624 by the kernel's helper). */
@@ -121,28 +136,29 @@ ONCE int reserve(struct __sk_buff *skb)
 
 /* What is a tunnel's already cannot be made one again: to Linux it stays that, and grows. Only where bytes come off can it be
  * told that it is of the other family now, so some more go on. */
-ONCE int make_more_room(struct __sk_buff *skb, u32 outer_bytes)
+ONCE int make_more_room(struct __sk_buff *skb, u32 outer_bytes, u32 more)
 {
 	u32 family = outer_bytes == OUTER6 ? ETH_IPV6 : ETH_IPV4, spare = skb->protocol == swap16(family) ? 0 : 4;
 	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 
-	if (bpf_skb_adjust_room(skb, outer_bytes + spare, BPF_ADJ_ROOM_MAC, flags))
+	if (bpf_skb_adjust_room(skb, outer_bytes + more + spare, BPF_ADJ_ROOM_MAC, flags))
 		return REASON_ERROR;
 	flags |= family == ETH_IPV6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : BPF_F_ADJ_ROOM_DECAP_L3_IPV4;
 	return spare && bpf_skb_adjust_room(skb, -4, BPF_ADJ_ROOM_MAC, flags) ? REASON_ERROR : 0;
 }
 
-INLINE int make_room(struct __sk_buff *skb, u32 outer_bytes)
+/* `more` bytes are tags of the inner frame. */
+INLINE int make_room(struct __sk_buff *skb, u32 outer_bytes, u32 more)
 {
-	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_BYTES) |
+	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_BYTES + more) |
 		    BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
 
-	long grown = bpf_skb_adjust_room(skb, outer_bytes, BPF_ADJ_ROOM_MAC,
+	long grown = bpf_skb_adjust_room(skb, outer_bytes + more, BPF_ADJ_ROOM_MAC,
 					 flags | (outer_bytes == OUTER6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4));
 
 	if (UNLIKELY(on_port) && !grown)
 		return reserve(skb);
-	return grown == -EALREADY ? make_more_room(skb, outer_bytes) : grown;
+	return grown == -EALREADY ? make_more_room(skb, outer_bytes, more) : grown;
 }
 
 /* The Ethernet header of the inner frame: in front of it, the outer headers end. */
@@ -201,7 +217,7 @@ ONCE int write_headers(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether
  * So what is wrapped gets the lengths of one segment first, and who unwraps it gives it those that it has: the whole, or
  * less than was said, for the last segment is shorter. Linux, in a workload with VXLAN of its own, believes them. */
 #define STACKED 32 /* levels that are looked through */
-#define STACKED_BYTES 44 /* of a packet whose lengths are ever set: as much as is read. Mirrors model/packet.py */
+#define STACKED_BYTES 48 /* of a packet whose lengths are ever set: as much as is read. Mirrors model/packet.py */
 
 INLINE int is_carriage(const struct tuple *t) { return t->protocol == UDP && t->target_port == CARRIAGE_PORT; }
 
@@ -293,7 +309,24 @@ INLINE int encapsulate(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether
 {
 	if (UNLIKELY(stacked) && for_each_segment(skb, stacked))
 		return REASON_ERROR;
-	return make_room(skb, f->outer_bytes) ? REASON_ERROR : write_headers(skb, f, ecn, ether_type);
+	return make_room(skb, f->outer_bytes, 0) ? REASON_ERROR : write_headers(skb, f, ecn, ether_type);
+}
+
+/* With the tags that ride along. */
+ONCE int make_room_for(struct __sk_buff *skb, struct flow *f, struct packet *p)
+{
+	if (!f || !p)
+		return REASON_ERROR;
+	if (p->ether_type == ETH_ARP && become(skb, ETH_IPV4))
+		return REASON_ERROR;
+	return make_room(skb, f->outer_bytes, tag_bytes(p)) ? REASON_ERROR : 0;
+}
+
+ONCE int encapsulate_tagged(struct __sk_buff *skb, struct flow *f, struct packet *p, u32 stacked)
+{
+	if (!f || !p || (stacked && for_each_segment(skb, stacked)) || make_room_for(skb, f, p))
+		return REASON_ERROR;
+	return write_headers(skb, f, p->ecn, p->ether_type) || write_tags(skb, p, f->outer_bytes + 12) ? REASON_ERROR : 0;
 }
 
 /* The other way round: what is left begins with the inner Ethernet header. */

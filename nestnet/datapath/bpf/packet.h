@@ -9,6 +9,8 @@ enum {
 	FIN = 1, SYN = 2, RST = 4, ACK = 16,
 	ETH_BYTES = 14,
 	MAX_EXTENSIONS = 6,
+	RIDING = 2,       /* tags that ride along in a transparent segment; mirrors model/packet.py */
+	RIDING_BYTES = 8, /* room for them; mirrors model/values.py */
 };
 enum { WHOLE = 0, FIRST_FRAGMENT = 1, LATER_FRAGMENT = 2 };
 enum { BEFORE_IP = 1, IN_IP = 2 };
@@ -25,7 +27,12 @@ struct packet {
 	u8 fragment, icmp_kind;
 	u8 icmp_type, icmp_code, tcp_flags, ttl;
 	u8 ecn, answered, hops, tracked; /* hops: routers on the way, 0 if it is switched */
-	u8 cut, pad[3];     /* where a frame in VXLAN ends too early */
+	u8 cut;             /* where a frame in VXLAN ends too early */
+	u8 narrow;          /* is the segment where it came in transparent? */
+	u8 tags;            /* how many ride along */
+	u8 about_neighbours, is_request; /* ARP and ND; is it an ARP request? */
+	u32 tag[RIDING];    /* EtherType << 16 | priority and id, outermost first */
+	u32 vlan;           /* the id of the tag that it bore on its trunk */
 	u32 fragment_id;
 
 	u32 where;          /* ifindex, or FROM_WIRE | VNI */
@@ -105,6 +112,8 @@ INLINE int same_mac(const u8 *x, const u8 *y)
 	return hx == hy && lx == ly;
 }
 
+INLINE int is_tag(u16 ether_type) { return ether_type == ETH_VLAN || ether_type == ETH_QINQ; }
+
 ONCE int parse_ethernet(struct __sk_buff *skb, struct packet *p)
 {
 	u8 eth[ETH_BYTES];
@@ -113,8 +122,8 @@ ONCE int parse_ethernet(struct __sk_buff *skb, struct packet *p)
 		return REASON_MALFORMED;
 	memcpy(p->came, eth, 12);
 	p->ether_type = load16(eth + 12);
-	if (skb->vlan_present || p->ether_type == ETH_VLAN || p->ether_type == ETH_QINQ)
-		return REASON_TAGGED;
+	if (skb->vlan_present || is_tag(p->ether_type))
+		return p->tags || p->vlan ? REASON_TOO_MANY_TAGS : REASON_TAGGED;
 	if (eth[0] == 0x01 && eth[1] == 0x80 && eth[2] == 0xc2 && !eth[3] && !eth[4] && eth[5] < 16)
 		return REASON_CONTROL_FRAME;
 	if (p->ether_type != ETH_IPV4 && p->ether_type != ETH_IPV6 && p->ether_type != ETH_ARP)
@@ -224,7 +233,7 @@ ONCE int parse_ip(struct __sk_buff *skb, struct packet *p)
 	p->icmp_kind = NOT_ICMP;
 	p->icmp_type = p->icmp_code = p->tcp_flags = 0;
 	p->tuple.source_port = p->tuple.target_port = 0;
-	p->tuple.pad = 0;
+	p->tuple.vlan = 0;
 	reason = p->ether_type == ETH_IPV4 ? parse_ipv4(skb, p) : parse_ipv6(skb, p);
 	if (reason)
 		return reason;

@@ -9,8 +9,9 @@ struct tuple {
 	struct address source, target;
 	u16 source_port, target_port; /* host order; ICMP echo: the identifier twice */
 	u8 protocol, family;          /* family 4 or 6 */
-	u16 pad;
+	u16 vlan;                     /* of a flow: the id of the tag that its frames bear on a trunk, or RIDES; else 0 */
 };
+#define RIDES 0x8000 /* behind tags in a transparent segment, whichever */
 
 /* A flow is one direction of a conversation as it enters here, composed: everything that the full
  * path found out, with the counters it was built from (rule 17). It may be lost at any time. */
@@ -44,6 +45,7 @@ struct flow {
 	u8 hops, tracked, tolls; /* hops: routers on the way, 0 if it is switched; tolls: how many buckets it pays */
 	u8 outer_bytes;     /* of `outer`: OUTER4 or OUTER6, as the machines' addresses are */
 	u16 mtu;
+	u16 tag, pad;       /* the id of the tag that frames get for their trunk; 0: none */
 	u8 came[12];        /* destination and source MAC it must come with */
 	u8 leaves[12];      /* and those it leaves with */
 	u8 outer[OUTER6];   /* what goes in front; lengths, checksum and ECN are filled in for each packet */

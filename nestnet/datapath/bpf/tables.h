@@ -8,8 +8,9 @@
 #define MAX_DEPTH 64
 #define MAX_HOPS 63
 
-enum { ENABLED = 1, LOCAL = 2, HOSTS = 4, TAP = 8, AGENT = 16 }; /* port.flags: HOSTS has a row in host; network.flags has ENABLED */
+enum { ENABLED = 1, LOCAL = 2, HOSTS = 4, TAP = 8, AGENT = 16, TRUNK = 32 }; /* port.flags: HOSTS has a row in host; network.flags has ENABLED */
 enum { RATED = 2 };                             /* network.flags */
+enum { TRANSPARENT = 1 };                       /* segment.flags */
 enum { KIND_MACHINE = 1, KIND_PORT = 2 };       /* host.kind */
 enum { OWNER_PORT = 1, OWNER_ROUTER = 2 };      /* owner.kind, mac.kind */
 #define IDENTITY 0x40000000u
@@ -26,19 +27,19 @@ struct address {
 };
 
 struct network { u64 id; u32 rules, combos, flags, mtu, underlay, pad; };
-struct segment { u64 id; u32 network, vni, flood, floods, local, locals, router, pad; };
+struct segment { u64 id; u32 network, vni, flood, floods, local, locals, router, flags; };
 struct router { u64 id; u32 network, pad; u8 address4[16], address6[16]; u8 mac[6]; u16 pad2; };
 struct port {
 	u64 id;
 	u32 network, segment, host, ifindex, flags, share, out, in;
 	u8 address4[16], address6[16];
 	u8 mac[6];
-	u16 pad;
+	u16 tag;
 };
 struct host { u64 id; u32 kind, port, at, from; };
 struct machine { u64 id; u8 address[16]; u32 mtu, pad; };
 
-struct attach_key { u32 ifindex; };
+struct attach_key { u32 ifindex, tag; };
 struct attach { u32 port; };
 struct vni_key { u32 vni; };
 struct vni { u32 segment; };

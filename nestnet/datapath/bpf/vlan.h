@@ -10,19 +10,6 @@
 
 #define TAG_ID 0xfff
 
-/* EtherType << 16 | priority and id, of the outermost tag; 0: it has none. */
-INLINE u32 outermost_tag(struct __sk_buff *skb)
-{
-	u8 inside[4];
-
-	if (LIKELY(skb->vlan_present))
-		return (u32)swap16(skb->vlan_proto) << 16 | (skb->vlan_tci & 0xffff);
-	/* Cheap for what has none: the kernel has read the EtherType. */
-	if (skb->protocol != swap16(ETH_VLAN) && skb->protocol != swap16(ETH_QINQ))
-		return 0;
-	return load(skb, 12, inside, 4) ? 0 : (u32)load16(inside) << 16 | load16(inside + 2);
-}
-
 /* Bridge control addresses: what is sent there (LLDP, LACP, STP) ends at the link's other end, and is in no VLAN. */
 INLINE int is_for_link(struct __sk_buff *skb)
 {
@@ -37,13 +24,13 @@ enum { IN_VLAN = -4 };
  * has there. What is in none, also by id 0 (a priority, 802.1Q table 9-2), would be in two at once. */
 ONCE int untag(struct __sk_buff *skb, u32 vlan)
 {
-	u32 tag = outermost_tag(skb);
+	u32 tag = outermost(skb);
 
 	if (LIKELY((tag & ~0xf000) == vlan)) {
 		if (bpf_skb_vlan_pop(skb))
 			return drop(skb, 0, REASON_ERROR);
 		/* A second tag would be Linux's own affair, and name another VLAN of this NIC to it. */
-		return outermost_tag(skb) ? drop(skb, 0, REASON_OTHER_VLAN) : IN_VLAN;
+		return outermost(skb) ? drop(skb, 0, REASON_OTHER_VLAN) : IN_VLAN;
 	}
 	if (tag & TAG_ID || is_for_link(skb))
 		return TC_ACT_NEXT;
@@ -56,7 +43,7 @@ SEC("tc") int tag(struct __sk_buff *skb)
 	u32 zero = 0;
 	struct self *me = bpf_map_lookup_elem(&self, &zero);
 
-	if (!me || !me->vlan || outermost_tag(skb) || is_for_link(skb))
+	if (!me || !me->vlan || outermost(skb) || is_for_link(skb))
 		return TC_ACT_NEXT;
 	if (bpf_skb_vlan_push(skb, swap16(me->vlan >> 16), me->vlan & TAG_ID))
 		return drop(skb, 0, REASON_ERROR);
