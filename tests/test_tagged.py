@@ -77,7 +77,7 @@ def test_the_kernel_takes_off_the_same_tags(vlan: Tag | None) -> None:
 
 FAULTS = [
     Fault("whatever standard", "vlan.h", "(tag & ~0xf000) == vlan", "(tag & TAG_ID) == (vlan & TAG_ID)"),
-    Fault("two tags", "vlan.h", "outermost_tag(skb) ? drop(skb, 0, REASON_OTHER_VLAN) : IN_VLAN;", "IN_VLAN;"),
+    Fault("two tags", "vlan.h", "outermost(skb) ? drop(skb, 0, REASON_OTHER_VLAN) : IN_VLAN;", "IN_VLAN;"),
     Fault("none", "vlan.h", "\treturn drop(skb, 0, REASON_OTHER_VLAN);\n}", "\treturn IN_VLAN;\n}"),
     Fault("priority is another VLAN", "vlan.h", "if (tag & TAG_ID ||", "if (tag ||"),
 ]  # fmt: skip
