@@ -88,7 +88,13 @@ def test_the_frame_of_the_manual(bed: Bed, tmp_path: Path) -> None:
         "eth": lambda f: " to ".join(nics.get(f(f"eth.{end}"), f(f"eth.{end}")) for end in ("src", "dst")),
         "vlan": lambda f: f"id {f('vlan.id')}, priority {f('vlan.priority')}",
         "ip": lambda f: f"{f('ip.src')} to {f('ip.dst')}, TTL {f('ip.ttl')}, length {f('ip.len')}",
-        "udp": lambda f: f"{hashed(f('udp.srcport'))} to {f('udp.dstport')}, length {f('udp.length')}, checksum {f('udp.checksum')}",
+        "udp": lambda f: ", ".join(
+            [
+                f"{hashed(f('udp.srcport'))} to {f('udp.dstport')}",
+                f"length {f('udp.length')}",
+                f"checksum {f('udp.checksum')}",
+            ]
+        ),
         "vxlan": lambda f: f"VNI {f('vxlan.vni')}",
         "icmp": lambda _: "echo request, 56 bytes of data",
     }
