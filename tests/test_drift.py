@@ -31,7 +31,7 @@ from test_lab import leftovers, nestnet
 
 from nestnet.agent import links, netns
 from nestnet.api.client import Client
-from nestnet.compile.tables import GENERATIONS, TABLES, Rows
+from nestnet.compile.tables import GENERATIONS, LAYOUT, TABLES, Rows
 from nestnet.datapath.kernel import Kernel
 from nestnet.datapath.libbpf import ARRAY, TCX_INGRESS, Link, Map, Object, get, on_hook
 from nestnet.lab import state
@@ -233,7 +233,7 @@ def hooked(namespace: Path, name: str) -> list[str]:
 
 
 def pin_of(site: Site, machine: str, namespace: str, name: str) -> Path:
-    return site.lab.pins / machine / "v1" / f"link_{index(netns.path(namespace), name)}"
+    return site.lab.pins / machine / f"v{LAYOUT}" / f"link_{index(netns.path(namespace), name)}"
 
 
 def take_off(pin: Path) -> None:
@@ -403,7 +403,7 @@ class Rewriting:
                 assert opened.delete(keys) == len(keys)
 
     def _map(self, name: str, key: Any, value: Any) -> Map:
-        return Map(get(self._pins / "v1" / name), key, value)
+        return Map(get(self._pins / f"v{LAYOUT}" / name), key, value)
 
     def mended(self, before: dict[str, Rows], names: set[str]) -> bool:
         """Is all as it was, and has somebody been told of exactly these?"""
@@ -479,7 +479,7 @@ def test_the_underlay_is_put_right(site: Site) -> None:
 
 def test_pins_that_are_gone_are_made_again(site: Site) -> None:
     """All of a machine's, folder and all. Programs stay where they are while their agent lives, so nothing is lost."""
-    folder = site.lab.pins / "m1" / "v1"
+    folder = site.lab.pins / "m1" / f"v{LAYOUT}"
     before = {path.name: path.readlink() if path.is_symlink() else None for path in folder.iterdir()}
     heard = dict(site.heard)
     for path in folder.iterdir():
