@@ -369,7 +369,7 @@ def test_what_happens_to_links_and_hooks_of_workloads_is_put_right(site: Site, t
 def wanted(site: Site, case: str) -> str:
     """What people are told of a case."""
     if case == "unpinned":
-        return r"^pins were missing in /sys/fs/bpf/\S+/m1/v1, and are back: 1$"
+        return rf"^pins were missing in /sys/fs/bpf/\S+/m1/v{LAYOUT}, and are back: 1$"
     return f"^port {site.ports[case]['row']}: {TOLD[case].format(end=site.end(case))}$"
 
 
@@ -486,7 +486,8 @@ def test_pins_that_are_gone_are_made_again(site: Site) -> None:
         path.unlink()
     folder.rmdir()
     assert hooked(netns.path(site.m1), site.end("detached")) == ["workload"]
-    until(lambda: re.search(r"^pins were missing in \S+/m1/v1, and are back: \d\d$", site.told(), re.M), "no pins")
+    back = rf"^pins were missing in \S+/m1/v{LAYOUT}, and are back: \d\d$"
+    until(lambda: re.search(back, site.told(), re.M), "no pins")
     assert {path.name: path.readlink() if path.is_symlink() else None for path in folder.iterdir()} == before
     until(site.arrives(*CASES), "what is allowed does not arrive")
     assert all(site.heard[case] > heard[case] for case in CASES)

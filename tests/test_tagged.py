@@ -35,6 +35,7 @@ from twins import START, Teller, devices, recording, seen, told
 
 from nestnet.agent import netns
 from nestnet.api.client import Client
+from nestnet.compile.tables import LAYOUT
 from nestnet.datapath.kernel import Kernel
 from nestnet.datapath.libbpf import TCX_EGRESS, Link, get, on_hook
 from nestnet.datapath.reference import ToMachine
@@ -432,7 +433,7 @@ def test_a_program_that_was_taken_off_is_told_of_and_put_back(site: Site) -> Non
     index = netns.run_in(site.machine("m1"), lambda: socket.if_nametoindex("eth0"))
     os.kill(agent.pid, signal.SIGSTOP)
     try:
-        with closing(Link(get(site.lab.pins / "m1" / "v1" / f"link_{index}_out"))) as link:
+        with closing(Link(get(site.lab.pins / "m1" / f"v{LAYOUT}" / f"link_{index}_out"))) as link:
             link.detach()
         told = nestnet("doctor", "--lab", site.lab.name, code=1).stdout.decode()
         assert "machine m1: eth0 has underlay 1 times, not underlay and tag once" in told
