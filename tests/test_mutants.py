@@ -47,6 +47,7 @@ SEED = 20261122
 ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 400
 CLOSINGS = 40
 TAGGED = 12
+COPIED = (2, 4)  # rounds with frames for all that trunks get, too
 CONGESTED = (48, 61)  # rounds with congestion told by a datagram whose packet cannot tell it
 RARE = (54,)  # seeds of torrents in which hosts of one frame for all have ports that hear it together
 DENIED = (341, 612)  # seeds of dialogues with errors about answers that the policies no longer allow
@@ -344,6 +345,7 @@ def talks() -> list[Talk]:
         [Talk(lambda _: taken_down(), 0)],
         [Talk(lambda _: narrow(), 0)],
         [Talk(some_rounds, f"{SEED} round {n}", hostile=True) for n in CONGESTED],
+        [Talk(partial(some_rounds, vlans=True), seed, hostile=True) for seed in COPIED],
         [Talk(some_torrents, seed) for seed in RARE],
         [Talk(some_dialogues, seed) for seed in DENIED],
     ]
