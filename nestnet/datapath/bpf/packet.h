@@ -35,7 +35,7 @@ struct packet {
 	u32 vlan;           /* the id of the tag that it bore on its trunk */
 	u32 fragment_id;
 
-	u32 where;          /* ifindex, or FROM_WIRE | VNI */
+	u32 where;          /* ifindex, or FROM_WIRE | VNI, or FROM_WIRE | FROM_VLAN | segment */
 	u32 source, target; /* ports; 0: nobody */
 	u32 segment;        /* where it came in */
 	u32 target_segment;
@@ -43,7 +43,7 @@ struct packet {
 	u32 arrived;
 	u32 network;
 	u32 a, b;           /* hosts */
-	u32 sender;         /* machine slot, 0 for a workload */
+	u32 sender;         /* machine slot, 0 for a workload; on a VLAN this one, that cannot be it */
 	struct address sender_address;
 	u32 outer_ecn;
 	u32 now;            /* seconds */
