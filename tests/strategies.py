@@ -125,6 +125,7 @@ def worlds(
     """A consistent world. At most so many machines and networks. Without `disabled`
     everything is enabled. With `carriages` some networks are encapsulated, with `vlans` there are tags, with `physical`
     some segments are on VLANs of physical networks."""
+    physical = physical and rarely(draw, 2)
     return a_world(draw, machines, networks, disabled, carriages=carriages, vlans=vlans, physical=physical)
 
 
@@ -151,6 +152,8 @@ def a_world(
         carriers = [n for n in depth if depth[n] < DEPTH and (n == FABRIC or builder.hosts_of(n))]
         # The last network first: chains are what we are here for.
         carrier = carriers[-1] if upto(draw, 1) else pick(draw, carriers)
+        if physical and upto(draw, 3):  # Where nothing is carried there may be VLANs.
+            carrier = FABRIC
         depth[id] = depth[carrier] + 1
         builder.network(id, carrier)
     world = with_vlans(draw, builder.world) if vlans else builder.world
@@ -204,7 +207,7 @@ def with_physical(draw: Draw, world: World) -> World:
     for segment in sorted(world.segments.values(), key=lambda segment: segment.id):
         is_fit = world.networks[segment.network].carrier == FABRIC and not segment.transparent
         is_fit &= len(world.routers_of(segment.id)) < 2 and not used & {p.id for p in world.ports_of(segment.id)}
-        if is_fit and upto(draw, 2):
+        if is_fit and upto(draw, 3):
             world = world.with_(replace(segment, vlan=free.pop(upto(draw, len(free) - 1))))
     trunks = tuple(Trunk(on, f"eth{n}") for n, on in enumerate(PHYSICAL, start=1))
     return world.with_(*(replace(machine, trunks=trunks) for machine in world.machines.values()))
@@ -987,7 +990,8 @@ def conversations(
 
 @st.composite
 def rounds(draw: st.DrawFn, carriages: bool = False) -> list[Step]:
-    return some_rounds(random.Random(draw(st.integers(0, 1 << 64))), carriages, vlans=True, physical=True)
+    rng = random.Random(draw(st.integers(0, 1 << 64)))
+    return some_rounds(rng, carriages, vlans=True, physical=rng.random() < 0.4)
 
 
 def some_rounds(rng: random.Random, carriages: bool = False, vlans: bool = False, physical: bool = False) -> list[Step]:
@@ -1040,7 +1044,8 @@ def depth(world: World, network: int) -> int:
 
 @st.composite
 def crossings(draw: st.DrawFn) -> list[Step]:
-    return some_crossings(random.Random(draw(st.integers(0, 1 << 64))), vlans=True, physical=True)
+    rng = random.Random(draw(st.integers(0, 1 << 64)))
+    return some_crossings(rng, vlans=True, physical=rng.random() < 0.4)
 
 
 def some_crossings(rng: random.Random, vlans: bool = False, physical: bool = False) -> list[Step]:
@@ -1092,7 +1097,8 @@ def some_crossings(rng: random.Random, vlans: bool = False, physical: bool = Fal
 
 @st.composite
 def torrents(draw: st.DrawFn, carriages: bool = False) -> list[Step]:
-    return some_torrents(random.Random(draw(st.integers(0, 1 << 64))), carriages, vlans=True, physical=True)
+    rng = random.Random(draw(st.integers(0, 1 << 64)))
+    return some_torrents(rng, carriages, vlans=True, physical=rng.random() < 0.4)
 
 
 def some_torrents(
@@ -1157,7 +1163,7 @@ def _torrent(rng: random.Random, port: Port, mac: int, source: bytes, target: by
 
 @st.composite
 def chatter(draw: st.DrawFn) -> list[Step]:
-    return some_chatter(draw, vlans=True, physical=True)
+    return some_chatter(draw, vlans=True, physical=rarely(draw, 2))
 
 
 def some_chatter(draw: Draw, vlans: bool = False, physical: bool = False) -> list[Step]:
@@ -1236,7 +1242,7 @@ def _given_agent(world: World, port: int, agent: bool) -> Port:
 @st.composite
 def dialogues(draw: st.DrawFn, moves: bool = True, carriages: bool = False) -> list[Step]:
     rng = random.Random(draw(st.integers(0, 1 << 64)))
-    return some_dialogues(rng, moves, carriages=carriages, vlans=True, physical=True)
+    return some_dialogues(rng, moves, carriages=carriages, vlans=True, physical=rng.random() < 0.4)
 
 
 def some_dialogues(
