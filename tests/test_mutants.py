@@ -48,6 +48,7 @@ ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40,
 CLOSINGS = 40
 TAGGED = 12
 SWITCHED = 12
+LIMITED = (21, 58)  # torrents with rates that refuse what comes by a VLAN
 CONGESTED = (48, 61)  # rounds with congestion told by a datagram whose packet cannot tell it
 RARE = (54,)  # seeds of torrents in which hosts of one frame for all have ports that hear it together
 DENIED = (341, 612)  # seeds of dialogues with errors about answers that the policies no longer allow
@@ -381,7 +382,7 @@ def talks() -> list[Talk]:
             Talk(partial(some_rounds, physical=True), f"{SEED} switched round {n}", hostile=True)
             for n in range(SWITCHED)
         ],
-        [Talk(partial(some_torrents, physical=True), f"{SEED} switched torrent {n}") for n in range(SWITCHED)],
+        [Talk(partial(some_torrents, physical=True), f"{SEED} switched torrent {n}") for n in LIMITED],
         [Talk(lambda _: taken_down(), 0)],
         [Talk(lambda _: narrow(), 0)],
         [Talk(some_rounds, f"{SEED} round {n}", hostile=True) for n in CONGESTED],
