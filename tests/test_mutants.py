@@ -290,6 +290,7 @@ FAULTS = [
         "if (outermost(skb))\n\t\treturn drop(", "if (0)\n\t\treturn drop(",
     ),
     Fault("802.1ad on a VLAN", "nestnet.bpf.c", "if (tag >> 16 != ETH_VLAN)", "if (!tag)"),
+    Fault("what switches are told is for ports", "nestnet.bpf.c", "if (skb->protocol == swap16(ETH_RARP))", "if (0)"),
     Fault("priority tags on a trunk", "nestnet.bpf.c", "if (!key.id)", "if (0)"),
     Fault(
         "a VLAN may speak for who lives here", "nestnet.bpf.c",

@@ -953,6 +953,11 @@ def test_what_else_comes_by_a_trunk(tags: bytes, reason: str | None) -> None:
     assert left == (None if reason else frame)
 
 
+def test_what_machines_tell_switches_ends_in_silence() -> None:
+    frame = tagged(bytes(ether(C, "ff:ff:ff:ff:ff:ff"))[:12] + b"\x80\x35" + bytes(46), tag(17))
+    assert Reference(build(on_vlans(M1))).trunk(3, frame, 0.0) == (Outputs(), None)
+
+
 def test_who_lives_here_comes_by_no_trunk() -> None:
     frame = tagged(bytes(udp(C, K)), tag(17))
     assert Reference(build(on_vlans(M2))).trunk(3, frame, 0.0)[0].drops == [(0, "sender_location")]

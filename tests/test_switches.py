@@ -3,6 +3,7 @@
 m1  physics/a  history/a                 physics: lan on VLAN 17, lab on 18, a router joins them
 m2  physics/b  history/b                 history: lan on VLAN 20, with the addresses of physics' lan
 m3  physics/c  physics/idle  other/z     other: lan on VLAN 21
+m1, m3  hosts of physics/inner, which is encapsulated
 
 `stranger` is a computer without any of this, on the same switch.
 """
@@ -55,9 +56,16 @@ networks:
       b: {segment: lan, host: m2, address: [10.0.0.3, "fd00:1::3"], mac: "02:00:00:00:00:0b"}
       c: {segment: lab, host: m3, address: [10.0.1.3, "fd00:2::3"], mac: "02:00:00:00:00:0c"}
       idle: {segment: lan, host: m3, address: 10.0.0.9, groups: [closed]}
+      h1: {segment: lan, host: m1, hosts: true, address: 10.0.0.11}
+      h3: {segment: lan, host: m3, hosts: true, address: 10.0.0.13}
     policies:
       - {from: any, to: any, allow: any}
       - {from: any, to: closed, deny: any, priority: 200}
+    networks:
+      inner:
+        carriage: encapsulated
+        segments: {lan: {cidr: 10.0.0.0/24}}
+        ports: {p: {segment: lan, host: h1}, q: {segment: lan, host: h3}}
   history:
     segments: {lan: {cidr: 10.0.0.0/24, vlan: {id: 20, on: campus}}}
     ports:
@@ -158,6 +166,18 @@ def test_a_file_goes_whole_in_large_packets_with_the_tag(site: Site, there: str,
     back = {int(vlan) for (vlan,) in fields(file, "tcp.srcport == 7000", "vlan.id")}
     assert back == {17}
     assert fields(file, "vxlan or udp.port == 4789", "frame.number") == []
+
+
+def test_what_is_encapsulated_upon_it_rides_as_any_other_traffic(site: Site, tmp_path: Path) -> None:
+    here, there, file = site.place("physics/inner/p"), site.place("physics/inner/q"), tmp_path / "switch.pcap"
+    until(lambda: ping(here, "10.0.0.3"), "agents in h1 and h3")
+    with captured(site.wire, "s1m1", file, "-s", "160"):
+        transfer(here, there, "10.0.0.3")
+    shown = fields(file, "udp.dstport == 4789 and tcp.dstport == 7000", "vlan.id", "frame.protocols")
+    assert shown
+    for number, protocols in shown:
+        assert number == "17"
+        assert protocols.startswith("eth:ethertype:vlan:ethertype:ip:udp:vxlan:eth:ethertype:ip:tcp")
 
 
 def test_a_frame_for_all_reaches_all_of_its_vlan_and_nobody_else(site: Site) -> None:

@@ -407,6 +407,8 @@ def changed_by_stranger(frame: bytes, world: World, rng: random.Random | None) -
     """What somebody in the VLAN, or next to it, might have sent: other tags, or none, MACs of others, bytes changed."""
     assert rng is not None
     match rng.randrange(5):
+        case 0 if rng.randrange(8) == 0:
+            return frame[:16] + b"\x80\x35" + frame[18:]
         case 0:
             tags = [frame[12:16] * 2, b"", pk.tag(0), pk.tag(0) + frame[12:16], b"\x88\xa8" + frame[14:16], pk.tag(999)]
             return frame[:12] + rng.choice(tags) + frame[16:]

@@ -269,6 +269,7 @@ class Agent:
     _trunks: dict[str, links.Link] = field(default_factory=dict)  # by physical network, as they are
     _trunked: dict[str, links.Link] = field(default_factory=dict)  # and as the tables have them
     _announced: dict[int, trunks.Place] = field(default_factory=dict)  # by port, what switches have been told
+    _untold: dict[int, int] = field(default_factory=dict)  # by port, how often they shall be told that again
     _ids: tuple[Slots, dict[int, int]] | None = None
     _said: tuple[Any, ...] = (None, None, None, {})  # what `ports` was of, and what it was
 
@@ -395,8 +396,8 @@ class Agent:
                     }
                 )
                 self.workloads.open(secured.values())
-                self._announce(world, ends)
                 problems += self._relay({port: end.index for port, end in secured.items() if want[port].relays})
+            self._announce(world, ends, quiet)
             self.inquiries.advertise(time.monotonic())
             if self.guests is not None:
                 inside = self.guests.keep(self._places(world, want))
@@ -509,11 +510,21 @@ class Agent:
                 secured[port] = end
         return secured
 
-    def _announce(self, world: World, ends: Mapping[int, links.Link]) -> None:
-        """Tell switches of ports that have come to live here, or have another MAC."""
-        now = trunks.places(world, self.machine, self._trunks, ends.keys())
-        trunks.announce(place for port, place in now.items() if self._announced.get(port) != place)
-        self._announced = now
+    def _announce(self, world: World, ends: Mapping[int, links.Link], quiet: bool) -> None:
+        """Tell switches of ports that have come to live here, or have another MAC: at once, and some turns more."""
+        if not quiet:
+            now = trunks.places(world, self.machine, self._trunks, ends.keys())
+            fresh = {port: trunks.TIMES for port, place in now.items() if self._announced.get(port) != place}
+            self._untold = {port: times for port, times in (self._untold | fresh).items() if port in now}
+            self._announced = now
+        if not self._untold:
+            return
+        try:
+            trunks.announce(self._announced[port] for port in self._untold)
+        except OSError as error:  # its NIC went just now: we shall hear of it
+            self._warnings.append(f"switches have not been told of all ports: {error}")
+            return
+        self._untold = {port: times - 1 for port, times in self._untold.items() if times > 1}
 
     def _secure_trunks(self) -> None:
         here = {link.index for link in self._trunks.values()}

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from nestnet.agent import links
-from nestnet.compile.compiler import place
+from nestnet.compile.compiler import mover, place
 from nestnet.model.packet import BROADCAST, tag, tagged
 from nestnet.model.values import World
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 IFF_PROMISC = 0x100  # <linux/if.h>
 RARP = 0x8035  # RFC 903: what hypervisors send when a guest has moved
 SHORTEST = 60  # bytes of a frame without its checksum
+TIMES = 5  # that a new place is told, turn by turn: the last words from the old one may come behind the first
 
 
 def find(ipr: IPRoute, world: World, machine: int, others: Collection[int]) -> tuple[dict[str, links.Link], list[str]]:
@@ -51,28 +52,30 @@ def find(ipr: IPRoute, world: World, machine: int, others: Collection[int]) -> t
 
 
 class Place(NamedTuple):
-    """Where switches look for a port: at this NIC, by this tag and MAC."""
+    """Where switches look for a port: at this NIC, by this tag and MAC. While it moves its other machine may say
+    something of it, too, and they are told again when that is over."""
 
     nic: str
     vlan: int
     mac: int
+    moves: bool
 
 
 def places(world: World, machine: int, trunks: dict[str, links.Link], attached: Collection[int]) -> dict[int, Place]:
-    """Those of the ports that live here and hang on something."""
+    """Those of the ports that live here and hang on something, at NICs that are up."""
     found: dict[int, Place] = {}
     for segment in world.segments.values():
-        if segment.vlan is None or (link := trunks.get(segment.vlan.on)) is None:
+        if segment.vlan is None or (link := trunks.get(segment.vlan.on)) is None or not link.up:
             continue
         for port in world.ports_of(segment.id):
             if (port.trunk or port.id) in attached and place(world, port)[1] == machine and world.is_on(port):
-                found[port.id] = Place(link.name, segment.vlan.id, port.mac)
+                found[port.id] = Place(link.name, segment.vlan.id, port.mac, mover(world, port) is not None)
     return found
 
 
 def announce(new: Iterable[Place]) -> None:
     """Tell the switches. OSError if a NIC is down, or has gone."""
-    for nic, vlan, mac in new:
+    for nic, vlan, mac, _ in new:
         own = mac.to_bytes(6, "big")
         asked = b"\0\1\x08\0\6\4\0\3" + 2 * (own + bytes(4))  # who am I?
         frame = tagged(BROADCAST.to_bytes(6, "big") + own + RARP.to_bytes(2, "big") + asked, tag(vlan))

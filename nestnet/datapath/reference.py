@@ -177,6 +177,7 @@ class Drop(Exception):
 
 
 IN_VLAN = 0x8100  # the EtherType of 802.1Q
+RARP = b"\x80\x35"  # and of RFC 903
 TAG_ID, TAG_PRIORITY = 0x0FFF, 0xF000  # of what follows the EtherType of a tag: priority and DEI, id
 IP_TYPES = (IPV4.to_bytes(2, "big"), IPV6.to_bytes(2, "big"))
 
@@ -352,7 +353,8 @@ class Reference:
                 return out, frame
             if outermost_tag(inside)[0]:
                 raise Drop("too_many_tags")
-            self.arrive(row.segment, inside, None, None, now, out)
+            if inside[12:14] != RARP:  # what machines tell switches
+                self.arrive(row.segment, inside, None, None, now, out)
         except Drop as drop:
             out.drops.append((drop.port or 0, drop.reason))
         return out, None

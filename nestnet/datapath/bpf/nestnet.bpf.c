@@ -650,6 +650,8 @@ SEC("tc") int trunk(struct __sk_buff *skb)
 		return drop(skb, 0, REASON_ERROR);
 	if (outermost(skb))
 		return drop(skb, 0, REASON_TOO_MANY_TAGS);
+	if (skb->protocol == swap16(ETH_RARP)) /* what machines tell switches */
+		return TC_ACT_SHOT;
 	action = known_from_vlan(skb, slot);
 	return action == NOT_KNOWN ? from_vlan(skb, slot) : action;
 }

@@ -4,7 +4,7 @@
 #include "reasons.h"
 
 enum {
-	ETH_IPV4 = 0x0800, ETH_ARP = 0x0806, ETH_IPV6 = 0x86dd, ETH_VLAN = 0x8100, ETH_QINQ = 0x88a8,
+	ETH_IPV4 = 0x0800, ETH_ARP = 0x0806, ETH_IPV6 = 0x86dd, ETH_RARP = 0x8035, ETH_VLAN = 0x8100, ETH_QINQ = 0x88a8,
 	ICMP = 1, TCP = 6, UDP = 17, ICMPV6 = 58,
 	FIN = 1, SYN = 2, RST = 4, ACK = 16,
 	ETH_BYTES = 14,
