@@ -488,7 +488,7 @@ def test_pins_that_are_gone_are_made_again(site: Site) -> None:
         path.unlink()
     folder.rmdir()
     assert hooked(netns.path(site.m1), site.end("detached")) == ["workload"]
-    until(lambda: re.search(r"^pins were missing in \S+/m1/v1, and are back: \d+$", site.told(), re.M), "no pins")
+    until(lambda: re.search(r"^pins were missing in \S+/m1/v1, and are back: \d{2,}$", site.told(), re.M), "no pins")
     assert {path.name: path.readlink() if path.is_symlink() else None for path in folder.iterdir()} == before
     until(site.arrives(*CASES), "what is allowed does not arrive")
     assert all(site.heard[case] > heard[case] for case in CASES)
