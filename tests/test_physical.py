@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,3 +193,19 @@ def test_tenants_neither_say_nor_see_what_segments_ride_on(store: Store) -> None
     with pytest.raises(Invalid) as told:
         store.move("a/x", "m3", asked)
     assert str(told.value).endswith("m3 cannot have a/x")
+
+
+def test_a_restored_store_gives_no_id_that_was_given_since(tmp_path: Path) -> None:
+    """Anybody may have had any of those that are free in the backup: they wait until all machines have heard of it."""
+    with new_store(vlans=4) as store:
+        store.apply(machines_of(m1=CAMPUS))
+        store.apply(manifest(a=lan({"id": 2, "on": "campus"})))
+        store.backup(tmp_path / "backup")
+        store.apply(manifest(b=lan({"on": "campus"})))
+        assert vlan(store, "b")["id"] == 1
+        store.restore(tmp_path / "backup")
+        assert vlan(store, "a") == {"id": 2, "on": "campus"}
+        assert refused(store, manifest(c=lan({"on": "campus"})))[1] == ["vlan_exhausted"]
+        realise(store, "m1", "m2", "m3")
+        store.apply(manifest(c=lan({"on": "campus"})))
+        assert vlan(store, "c")["id"] == 1

@@ -134,14 +134,15 @@ def hold_back(connection: Connection, count: int, revision: int) -> None:
                 break
     connection.execute(update(vni_quarantine).values(revision=revision))
     connection.execute(update(vlan_quarantine).values(revision=revision))
-    # Of VLANs any one may have been chosen since.
-    for physical in connection.scalars(select(segment.c.physical).where(segment.c.physical.is_not(None)).distinct()):
-        release_vlans(connection, [(physical, vlan) for vlan in free_vlans(connection, physical)], revision)
+    connection.execute(update(tables.store).values(vlans_after=revision))  # any of them may have been chosen since
 
 
 def free_vlans(connection: Connection, physical: str) -> list[int]:
     """The ids that a segment could have now, rising."""
-    waiting = vlan_quarantine.c.revision > _realised_by_all(connection, FABRIC)
+    realised = _realised_by_all(connection, FABRIC)
+    if realised < (connection.scalar(select(tables.store.c.vlans_after)) or 0):
+        return []
+    waiting = vlan_quarantine.c.revision > realised
     used = union_all(
         select(segment.c.vlan).where(segment.c.physical == physical),
         select(vlan_quarantine.c.vlan).where(vlan_quarantine.c.physical == physical, waiting),

@@ -12,6 +12,7 @@ depends_on = None
 def upgrade() -> None:
     number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.add_column("store", sa.Column("vlans", sa.Integer(), nullable=False, server_default="4094"))
+    op.add_column("store", sa.Column("vlans_after", number, nullable=False, server_default="0"))
     op.add_column("machine", sa.Column("trunks", sa.Text(), nullable=False, server_default="{}"))
     with op.batch_alter_table("segment", schema=None) as batch_op:
         batch_op.add_column(sa.Column("physical", sa.Text(), nullable=True))
