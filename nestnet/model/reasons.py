@@ -69,7 +69,8 @@ REASONS: dict[str, str] = {
 }
 
 # What whoever does not see the carriers is told of a drop in one (rule 26): one reason, `carrier`.
-CARRIERS = {name for name in REASONS if name.startswith("carrier_")} | {"no_underlay_route", "cannot_flatten", "no_trunk"}
+CARRIERS = {name for name in REASONS if name.startswith("carrier_")}
+CARRIERS |= {"no_underlay_route", "cannot_flatten", "no_trunk"}
 
 NUMBERS: dict[str, int] = {name: number for number, name in enumerate(REASONS, start=1)}
 NAMES: dict[int, str] = {number: name for name, number in NUMBERS.items()}
