@@ -31,7 +31,7 @@ from test_lab import leftovers, nestnet
 
 from nestnet.agent import links, netns
 from nestnet.api.client import Client
-from nestnet.compile.tables import GENERATIONS, TABLES, Rows
+from nestnet.compile.tables import GENERATIONS, LAYOUT, TABLES, Rows
 from nestnet.datapath.kernel import Kernel
 from nestnet.datapath.libbpf import ARRAY, TCX_INGRESS, Link, Map, Object, get, on_hook
 from nestnet.lab import state
@@ -235,7 +235,7 @@ def hooked(namespace: Path, name: str) -> list[str]:
 
 
 def pin_of(site: Site, machine: str, namespace: str, name: str) -> Path:
-    return site.lab.pins / machine / "v1" / f"link_{index(netns.path(namespace), name)}"
+    return site.lab.pins / machine / f"v{LAYOUT}" / f"link_{index(netns.path(namespace), name)}"
 
 
 def take_off(pin: Path) -> None:
@@ -371,7 +371,7 @@ def test_what_happens_to_links_and_hooks_of_workloads_is_put_right(site: Site, t
 def wanted(site: Site, case: str) -> str:
     """What people are told of a case."""
     if case == "unpinned":
-        return r"^pins were missing in /sys/fs/bpf/\S+/m1/v1, and are back: 1$"
+        return rf"^pins were missing in /sys/fs/bpf/\S+/m1/v{LAYOUT}, and are back: 1$"
     return f"^port {site.ports[case]['row']}: {TOLD[case].format(end=site.end(case))}$"
 
 
@@ -405,7 +405,7 @@ class Rewriting:
                 assert opened.delete(keys) == len(keys)
 
     def _map(self, name: str, key: Any, value: Any) -> Map:
-        return Map(get(self._pins / "v1" / name), key, value)
+        return Map(get(self._pins / f"v{LAYOUT}" / name), key, value)
 
     def mended(self, before: dict[str, Rows], names: set[str]) -> bool:
         """Is all as it was, and has somebody been told of exactly these?"""
@@ -481,14 +481,15 @@ def test_the_underlay_is_put_right(site: Site) -> None:
 
 def test_pins_that_are_gone_are_made_again(site: Site) -> None:
     """All of a machine's, folder and all. Programs stay where they are while their agent lives, so nothing is lost."""
-    folder = site.lab.pins / "m1" / "v1"
+    folder = site.lab.pins / "m1" / f"v{LAYOUT}"
     before = {path.name: path.readlink() if path.is_symlink() else None for path in folder.iterdir()}
     heard = dict(site.heard)
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     assert hooked(netns.path(site.m1), site.end("detached")) == ["workload"]
-    until(lambda: re.search(r"^pins were missing in \S+/m1/v1, and are back: \d{2,}$", site.told(), re.M), "no pins")
+    back = rf"^pins were missing in \S+/m1/v{LAYOUT}, and are back: \d{{2,}}$"
+    until(lambda: re.search(back, site.told(), re.M), "no pins")
     assert {path.name: path.readlink() if path.is_symlink() else None for path in folder.iterdir()} == before
     until(site.arrives(*CASES), "what is allowed does not arrive")
     assert all(site.heard[case] > heard[case] for case in CASES)

@@ -314,7 +314,7 @@ def test_a_deletion_in_parts_outlives_its_controller(tmp_path: Path) -> None:
                         controller.start()
                 done = deleting.result()
             assert killed, "it was over before it could be interrupted"
-            assert done == looking.status()["revision"]
+            assert done["revision"] == looking.status()["revision"]
             assert [one["path"] for one in looking.list("network")] == ["other"]
             assert list(looking.list("port")) == []
     finally:

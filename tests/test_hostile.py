@@ -570,6 +570,7 @@ def test_tags_from_the_wire_are_for_transparent_segments(field_: Field) -> None:
         (112, behind(web, AD + b"\0\1", t10), "tagged"), (112, behind(wire, t10), "tagged"),
         (114, wire, DELIVERED), (114, behind(wire, t10), DELIVERED), (114, behind(wire, AD + b"\0\1", t20), DELIVERED),
         (114, behind(wire, t10, t10, t10), "too_many_tags"), (114, behind(web, t10), "unknown_source"),
+        (114, behind(wire, AD + b"\0\1", b"\x81\xca\0\x14"), "ether_type"),
         (114, behind(spoofed, t10), "arp_spoof"), (114, spoofed, "ether_type"),
         (114, behind(arp(1, own.mac, here, 0, there, pk.BROADCAST), t10), DELIVERED),
         (114, behind(arp(1, own.mac, here, 0, there, pk.BROADCAST)[:30], t10), "malformed"),

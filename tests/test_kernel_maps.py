@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from nestnet.agent import links, netns
 from nestnet.compile.diff import Bump, Delete, Epoch, Put, diff
-from nestnet.compile.tables import GENERATIONS, TABLES, Rows, Table, Tables, empty, ordered
+from nestnet.compile.tables import GENERATIONS, LAYOUT, TABLES, Rows, Table, Tables, empty, ordered
 from nestnet.datapath import build
 from nestnet.datapath.kernel import BPFFS, RECORD, Capacity, Kernel, ProgramName, Record, check_layout
 from nestnet.datapath.libbpf import Link, LoadError, Map, Object, Program, get, on_hook
@@ -177,7 +177,7 @@ def test_what_the_verifier_refuses_is_told(tmp_path: Path, pins: Path) -> None:
     assert "invalid access to packet" in str(caught.value)
     assert len(str(caught.value).splitlines()) < 50
     # Nothing stays that the next one could take for a datapath.
-    assert not (pins / "v1" / "object").is_symlink()
+    assert not (pins / f"v{LAYOUT}" / "object").is_symlink()
 
 
 # ---- tables
@@ -259,15 +259,15 @@ def test_an_agent_after_another_finds_everything(pins: Path, plain: Path) -> Non
     rows["key"], rows["value"]["id"] = 9, 1234567890123
     with Kernel.open(pins, SMALL, object=plain) as first:
         first.apply([Put("network", rows), Bump("policy", np.array([9], "u4")), Epoch()])
-        programs = {name: get(pins / "v1" / name) for name in ("workload", "underlay")}
+        programs = {name: get(pins / f"v{LAYOUT}" / name) for name in ("workload", "underlay")}
     with Kernel.open(pins, SMALL, object=plain) as second:
         assert_equal(second.read(), empty() | {"network": rows})
         assert int(second.rows("generation_policy")["value"][9]) == 1
-        assert {n: Program(get(pins / "v1" / n)).id for n in programs} == {
+        assert {n: Program(get(pins / f"v{LAYOUT}" / n)).id for n in programs} == {
             n: Program(f).id for n, f in programs.items()
         }
         second.unpin()
-    assert not (pins / "v1").exists()
+    assert not (pins / f"v{LAYOUT}").exists()
 
 
 def test_only_one_writes(pins: Path, plain: Path, kernel: Kernel) -> None:
@@ -295,7 +295,7 @@ def test_pins_elsewhere_are_refused(tmp_path: Path, plain: Path) -> None:
 def test_half_a_start_is_finished_by_the_next(pins: Path, plain: Path) -> None:
     Kernel.open(pins, SMALL, object=plain).close()
     for name in ("object", "underlay", "rule", "epoch"):  # as if it had been killed before it came to these
-        (pins / "v1" / name).unlink()
+        (pins / f"v{LAYOUT}" / name).unlink()
     with Kernel.open(pins, SMALL, object=plain) as kernel:
         assert_equal(kernel.read(), empty())
         kernel.apply([Epoch()])
@@ -304,9 +304,9 @@ def test_half_a_start_is_finished_by_the_next(pins: Path, plain: Path) -> None:
 def test_another_layout_under_the_same_version_is_refused(pins: Path, plain: Path, tmp_path: Path) -> None:
     with Kernel.open(pins, SMALL, object=plain):
         pass
-    (pins / "v1" / "object").unlink()
-    (pins / "v1" / "flow").unlink()
-    (pins / "v1" / "carriage").rename(pins / "v1" / "flow")
+    (pins / f"v{LAYOUT}" / "object").unlink()
+    (pins / f"v{LAYOUT}" / "flow").unlink()
+    (pins / f"v{LAYOUT}" / "carriage").rename(pins / f"v{LAYOUT}" / "flow")
     with pytest.raises(LoadError, match="map flow has entries of 12 bytes where 44 are meant"):
         Kernel.open(pins, SMALL, object=plain)
 
@@ -382,7 +382,7 @@ def test_another_object_takes_the_place_of_the_old(pins: Path, plain: Path, room
         first.apply([Put("vni", rows), Epoch()])
         netns.run_in(room, lambda: first.attach(a, "workload"))
         assert answer(first, room) == 0
-    with contextlib.closing(Link(get(pins / "v1" / f"link_{a}"))) as link:
+    with contextlib.closing(Link(get(pins / f"v{LAYOUT}" / f"link_{a}"))) as link:
         before = link.program
         with Kernel.open(pins, SMALL, object=compiled(tmp_path / "bpf", answer=2)) as second:
             assert link.program not in (0, before)
@@ -390,7 +390,7 @@ def test_another_object_takes_the_place_of_the_old(pins: Path, plain: Path, room
             assert answer(second, room) == 2
             assert second.read()["vni"].tobytes() == rows.tobytes()
             assert int(second.rows("epoch")["value"][0]) == 1
-        pinned = Program(get(pins / "v1" / "workload"))
+        pinned = Program(get(pins / f"v{LAYOUT}" / "workload"))
         assert pinned.id == link.program
 
 
@@ -407,14 +407,14 @@ def test_an_interface_that_went_is_forgotten(pins: Path, plain: Path, room: Path
         assert hooked(room, "va") == ["underlay"]
         netns.run_in(room, lambda: subprocess.check_call(["ip", "link", "del", "va"]))
     with Kernel.open(pins, SMALL, object=compiled(tmp_path / "bpf", answer=3)):
-        assert not (pins / "v1" / f"link_{a}").exists()
+        assert not (pins / f"v{LAYOUT}" / f"link_{a}").exists()
 
 
 def test_the_link_of_another_layout_is_taken_over(pins: Path, plain: Path, room: Path) -> None:
     a = index(room, "va")
     with Kernel.open(pins, SMALL, object=plain) as first:
         netns.run_in(room, lambda: first.attach(a, "workload"))
-    (pins / "v1").rename(pins / "v0")
+    (pins / f"v{LAYOUT}").rename(pins / "v0")
     with Kernel.open(pins, SMALL, object=plain) as second:
         netns.run_in(room, lambda: second.attach(a, "workload"))
         assert second.attached() == {a: "workload"}
@@ -433,10 +433,10 @@ def test_a_change_cut_off_half_way_makes_all_flows_look_again(pins: Path, plain:
         with pytest.raises(Exhausted):
             kernel.apply([Put("attach", full), Epoch()])
         assert epoch_and_counters(kernel) == (1, {1})
-        (pins / "v1" / "unfinished").symlink_to("apply")  # as if it had been killed now
+        (pins / f"v{LAYOUT}" / "unfinished").symlink_to("apply")  # as if it had been killed now
     with Kernel.open(pins, SMALL, object=plain) as kernel:
         assert epoch_and_counters(kernel) == (2, {2})
-        assert not (pins / "v1" / "unfinished").is_symlink()
+        assert not (pins / f"v{LAYOUT}" / "unfinished").is_symlink()
         kernel.apply([])
         kernel.apply([Epoch()])
         assert epoch_and_counters(kernel) == (3, {2})
@@ -453,15 +453,15 @@ def test_pins_of_tables_that_are_missing_mean_all_anew(pins: Path, plain: Path, 
     with Kernel.open(pins, SMALL, object=plain) as kernel:
         kernel.apply([Put("vni", rows), Epoch()])
         netns.run_in(room, lambda: kernel.attach(a, "workload"))
-    (pins / "v1" / "workload").unlink()  # programs are in the object
+    (pins / f"v{LAYOUT}" / "workload").unlink()  # programs are in the object
     with Kernel.open(pins, SMALL, object=plain) as kernel:
         assert kernel.read()["vni"].tobytes() == rows.tobytes()
-    (pins / "v1" / "peer").unlink()
+    (pins / f"v{LAYOUT}" / "peer").unlink()
     with Kernel.open(pins, SMALL, object=plain) as kernel:
         assert_equal(kernel.read(), empty())
         assert kernel.attached() == {a: "workload"}
         assert hooked(room, "va") == ["workload"]
-    (pins / "v1" / "opened").unlink()
+    (pins / f"v{LAYOUT}" / "opened").unlink()
     with Kernel.open(pins, SMALL, object=plain) as kernel:
         assert_equal(kernel.read(), empty())
 
@@ -557,7 +557,7 @@ def test_a_layout_that_no_hook_uses_is_freed(pins: Path, plain: Path, room: Path
     with Kernel.open(pins, SMALL, object=plain) as first:
         for one in (a, b):
             netns.run_in(room, lambda one=one: first.attach(one, "workload"))  # type: ignore[misc]
-    (pins / "v1").rename(pins / "v0")
+    (pins / f"v{LAYOUT}").rename(pins / "v0")
     with Kernel.open(pins, SMALL, object=plain) as second:
         assert second.attached() == {a: "workload", b: "workload"}
         netns.run_in(room, lambda: second.attach(a, "workload"))
@@ -566,7 +566,7 @@ def test_a_layout_that_no_hook_uses_is_freed(pins: Path, plain: Path, room: Path
         second.detach(b)
         assert hooked(room, "vb") == []
         second.forget_others()
-        assert [path.name for path in pins.iterdir()] == ["v1"]
+        assert [path.name for path in pins.iterdir()] == [f"v{LAYOUT}"]
         assert hooked(room, "va") == ["workload"]
 
 

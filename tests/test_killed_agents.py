@@ -150,7 +150,8 @@ def _environment(package: Path) -> dict[str, str]:
 def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Packages that an agent may come from: this one, and two that differ in their programs and in their tables."""
     folder = tmp_path_factory.mktemp("versions")
-    main, known = "datapath/bpf/nestnet.bpf.c", "\tint action = known_from_workload(skb);\n"
+    main = "datapath/bpf/nestnet.bpf.c"
+    known = "\tint action = UNLIKELY(skb->vlan_present) ? known_behind_tags(skb) : known_from_workload(skb);\n"
     build = copied(
         folder / "build",
         (main, 'SEC("tc") int workload(', 'volatile const u32 version = 2;\nSEC("tc") int workload('),
@@ -159,7 +160,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     row = '("machine", "array", _struct(("id", "u8"), '
     layout = copied(
         folder / "layout",
-        ("compile/tables.py", "LAYOUT = 1 ", "LAYOUT = 2 "),
+        ("compile/tables.py", "LAYOUT = 3 ", "LAYOUT = 4 "),
         ("compile/tables.py", row, f'{row}("more", "u8"), '),
         ("compile/compiler.py", 'self.put("machine", slot, m.id, ', 'self.put("machine", slot, m.id, 0, '),
         ("datapath/bpf/tables.h", "struct machine { u64 id;", "struct machine { u64 id, more;"),

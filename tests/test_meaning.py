@@ -24,7 +24,7 @@ from strategies import Step, aims, conversations, frames, policies, worlds
 
 from nestnet.model import packet as pk
 from nestnet.model.hash import flow_hash
-from nestnet.model.meaning import Outcome, State, carry, deliver, judge, longest_way, way
+from nestnet.model.meaning import Outcome, State, carry, deliver, judge, longest_way, take_off, way
 from nestnet.model.packet import FlowTuple, mapped
 from nestnet.model.values import (
     RELAY,
@@ -684,11 +684,12 @@ def test_every_frame_has_an_outcome(steps: list[Step]) -> None:
 def test_no_source_but_the_own(steps: list[Step]) -> None:
     """I2: what others receive bears an address of the sender, or none."""
     for step, outcome in zip(steps, outcomes(steps), strict=True):
-        sender = step.world.ports[step.port]
+        sender, _, _, _ = take_off(step.world, step.world.ports[step.port], step.frame)
         own = {mapped(a) for a in (*sender.addresses, link_local(sender.mac))}
         for receiver, frame in outcome.deliveries:
-            packet = pk.parse(frame)
-            if receiver != step.port:
+            tags, rest = pk.untagged(frame, pk.RIDING)
+            packet = pk.parse(rest, tags)
+            if receiver != sender.id:
                 source = packet.flow.source
                 owned = source in own or any(pk.contains(prefix, source) for prefix in sender.owns)
                 assert owned or source in (pk.UNSPECIFIED4, pk.UNSPECIFIED6)

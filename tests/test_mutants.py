@@ -49,6 +49,7 @@ CLOSINGS = 40
 TAGGED = 12
 SWITCHED = 12
 LIMITED = (21, 58)  # torrents with rates that refuse what comes by a VLAN
+COPIED = (2, 4)  # rounds with frames for all that trunks get, too
 CONGESTED = (48, 61)  # rounds with congestion told by a datagram whose packet cannot tell it
 RARE = (54,)  # seeds of torrents in which hosts of one frame for all have ports that hear it together
 DENIED = (341, 612)  # seeds of dialogues with errors about answers that the policies no longer allow
@@ -334,6 +335,7 @@ HOSTILE_FAULTS = [
         "key.tuple.vlan = 0;\n\tf = bpf_map_lookup_elem(&flow, &key);",
     ),
     Fault("tags of a known flow are lost", "flow.h", "p->tags = tags;", "p->tags = 0;"),
+    Fault("anything is a second tag", "flow.h", "if (tags == 2 && (", "if (0 && ("),
     Fault("ARP behind tags of anybody", "nestnet.bpf.c", "== ETH_ARP ? guard_arp(p)", "== ETH_ARP ? 0"),
     Fault(
         "known flows of a trunk with their tag", "flow.h",
@@ -387,6 +389,7 @@ def talks() -> list[Talk]:
         [Talk(lambda _: taken_down(), 0)],
         [Talk(lambda _: narrow(), 0)],
         [Talk(some_rounds, f"{SEED} round {n}", hostile=True) for n in CONGESTED],
+        [Talk(partial(some_rounds, vlans=True), seed, hostile=True) for seed in COPIED],
         [Talk(some_torrents, seed) for seed in RARE],
         [Talk(some_dialogues, seed) for seed in DENIED],
     ]

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -248,8 +248,10 @@ def test_what_hosts_carry_over_ipv6_pays_for_its_headers(tmp_path: Path) -> None
 @pytest.mark.parametrize(("source", "target", "rate"), [("w1", "w2", 10), ("w2", "w1", 10), ("w1", "e1", 20)])
 def test_tcp_finds_its_rate(net: Net, source: str, target: str, rate: int) -> None:
     found = net.stream(source, target, "--length", "128K", seconds=4)
-    # Of some seconds TCP makes little: what it sends again may be lost again, and then it waits for its timer.
-    assert 0.7 * rate < median(found[1:]) < 1.1 * rate, found
+    # Of some seconds TCP makes little: what it sends again may be lost again, and then it waits for its timer. A second
+    # after a pause has more than the rate, by what the bucket holds, 250 ms: all together do not.
+    assert 0.7 * rate < median(found[1:]), found
+    assert mean(found[1:]) < 1.1 * rate, found
 
 
 @pytest.mark.root

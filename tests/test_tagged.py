@@ -21,10 +21,12 @@ from functools import partial
 from ipaddress import ip_address
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from frames import ip_frame, udp
 from strategies import across, tower
+from test_api import client, controller
 from test_lab import leftovers, nestnet
 from test_mutants import Fault, mutant
 from test_namespaces import packet_socket, pending
@@ -33,6 +35,7 @@ from twins import START, Teller, devices, recording, seen, told
 
 from nestnet.agent import netns
 from nestnet.api.client import Client
+from nestnet.compile.tables import LAYOUT
 from nestnet.datapath.kernel import Kernel
 from nestnet.datapath.libbpf import TCX_EGRESS, Link, get, on_hook
 from nestnet.datapath.reference import ToMachine
@@ -41,9 +44,13 @@ from nestnet.lab.down import down
 from nestnet.lab.state import Lab
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds
+from nestnet.model.errors import Invalid
+from nestnet.model.manifest import Manifest, parse
 from nestnet.model.reasons import NAMES
-from nestnet.model.values import Tag
+from nestnet.model.values import Machine, Tag
+from nestnet.store.store import Store
 
+__all__ = ["client", "controller"]
 NAME = f"nnt-tagged-{os.getpid()}"
 LEFT = 0xFFFFFFFF  # TC_ACT_NEXT: for the machine's own stack
 
@@ -71,7 +78,7 @@ def test_the_kernel_takes_off_the_same_tags(vlan: Tag | None) -> None:
 
 FAULTS = [
     Fault("whatever standard", "vlan.h", "(tag & ~0xf000) == vlan", "(tag & TAG_ID) == (vlan & TAG_ID)"),
-    Fault("two tags", "vlan.h", "outermost_tag(skb) ? drop(skb, 0, REASON_OTHER_VLAN) : IN_VLAN;", "IN_VLAN;"),
+    Fault("two tags", "vlan.h", "outermost(skb) ? drop(skb, 0, REASON_OTHER_VLAN) : IN_VLAN;", "IN_VLAN;"),
     Fault("none", "vlan.h", "\treturn drop(skb, 0, REASON_OTHER_VLAN);\n}", "\treturn IN_VLAN;\n}"),
     Fault("priority is another VLAN", "vlan.h", "if (tag & TAG_ID ||", "if (tag ||"),
 ]  # fmt: skip
@@ -126,6 +133,46 @@ def with_all_tags(vlan: Tag | None, object: Path | None = None) -> dict[str, int
             assert (got.answer & LEFT, got.frame, got.emitted) == (LEFT, sent, ())
         assert machine.tag(LLDP) == LLDP
     return counts
+
+
+# ---- what is known of it
+
+
+def test_a_vlan_is_stored_told_to_its_machine_alone_and_taken_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    store.join("m1", "192.0.2.1", vlan=Tag(17, "802.1ad"))
+    store.join("m2", "192.0.2.2")
+
+    def heard(machine: int) -> dict[int, Tag | None]:
+        batch = store.snapshot_for(machine)
+        return {value.id: value.vlan for _, _, value in batch.rows if isinstance(value, Machine)}
+
+    def machines(**specs: Any) -> Manifest:
+        return parse({"apiVersion": "nestnet/v1", "machines": specs})
+
+    assert heard(1) == {1: Tag(17, "802.1ad"), 2: None}
+    assert heard(2) == {1: None, 2: None}
+    assert not store.plan(machines(m1={}, m2={})), "what is not said stays"
+    plan = store.plan(machines(m1={"vlan": 4094}, m2={"vlan": {"id": 4094, "type": "802.1q"}}))
+    assert [change.fields for change in plan.changes] == [
+        {"vlan": [{"id": 17, "type": "802.1ad"}, 4094]},
+        {"vlan": [None, 4094]},
+    ]
+    assert not [line for line in plan.disturbs if "different wires" in line]
+    store.apply(machines(m1={"vlan": {}}))
+    assert heard(1) == {1: None, 2: None}
+    store.close()
+
+
+def test_a_machine_is_declared_with_its_vlan(client: Client) -> None:
+    made = client.join("m3", "192.0.2.3", vlan={"id": 17, "type": "802.1ad"})
+    assert made["vlan"] == client.get("machine", "m3")["vlan"] == {"id": 17, "type": "802.1ad"}
+    assert client.join("m3", "192.0.2.3", vlan={"id": 18})["vlan"] == {"id": 18, "type": "802.1q"}
+    for id in (0, 4095):
+        with pytest.raises(Invalid, match=f"id is {id}: must be 1 to 4094"):
+            client.join("m3", "192.0.2.3", vlan={"id": id})
+    assert client.get("machine", "m3")["vlan"]["id"] == 18
+    assert client.join("m3", "192.0.2.3")["vlan"] is None
 
 
 # ---- in a lab
@@ -211,6 +258,11 @@ def captured(place: Path, device: str, file: Path, *options: str) -> Iterator[No
         assert running.stderr is not None
         assert any(b"listening" in line for line in running.stderr)
         yield
+        # What it has not read yet is lost when it ends: the last frame is ours, and for nobody.
+        last = uuid.uuid4().bytes
+        with netns.run_in(place, partial(packet_socket, device)) as out:
+            out.send(LLDP[:12] + b"\x88\xb5" + last + bytes(30))
+        until(lambda: last in file.read_bytes())
         running.terminate()
 
 
@@ -381,7 +433,7 @@ def test_a_program_that_was_taken_off_is_told_of_and_put_back(site: Site) -> Non
     index = netns.run_in(site.machine("m1"), lambda: socket.if_nametoindex("eth0"))
     os.kill(agent.pid, signal.SIGSTOP)
     try:
-        with closing(Link(get(site.lab.pins / "m1" / "v1" / f"link_{index}_out"))) as link:
+        with closing(Link(get(site.lab.pins / "m1" / f"v{LAYOUT}" / f"link_{index}_out"))) as link:
             link.detach()
         told = nestnet("doctor", "--lab", site.lab.name, code=1).stdout.decode()
         assert "machine m1: eth0 has underlay 1 times, not underlay and tag once" in told
@@ -419,3 +471,10 @@ def test_a_machine_changes_its_vlan_and_loses_it(site: Site, tmp_path: Path) -> 
     assert hooks(site, "m1") == hooks(site, "m2") == []
     with Client(site.lab.controller) as client:
         assert [machine["vlan"] for machine in client.list("machine")] == [None] * 3
+
+
+def test_a_lab_has_no_router_with_tags(tmp_path: Path) -> None:
+    file = tmp_path / "net.yaml"
+    file.write_text("apiVersion: nestnet/v1\nmachines: {m1: {vlan: 17}, m2: {nic: [eth0, eth1]}}\n")
+    told = nestnet("up", str(file), "--name", f"t-{uuid.uuid4().hex[:8]}", code=1).stderr.decode()
+    assert "net.yaml:2:17: not_supported: machines with several interfaces are behind the router of a lab" in told

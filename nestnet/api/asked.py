@@ -70,9 +70,8 @@ def asked(
 def changed(store: Store, how: Asked, revision: int, **more: Any) -> dict[str, Any]:
     """The answer to a change: the revision since which it is so, for those who may see it, and a token that stands for
     it. Asked again with one key, it is the same."""
-    once = None if how.key is None else f"{how.tenant} {how.key}"
     shown = revision if how.scope.reads is None else None
-    return {"revision": shown, "token": store.identity.seal(revision, "watch", once), **more}
+    return {"revision": shown, "token": store.identity.seal(revision, "watch", how.once), **more}
 
 
 def _etags(header: str) -> tuple[str, ...]:

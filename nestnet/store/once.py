@@ -40,6 +40,11 @@ class Asked:
     etags: tuple[str, ...] | None = None
     scope: Scope = EVERYTHING
 
+    @property
+    def once(self) -> str | None:
+        """What tells this request from all others, for what has to be the same in each answer to it; None: no key."""
+        return None if self.key is None else f"{self.tenant} {self.key}"
+
 
 def digest(request: Any) -> str:
     """What tells a request from all others."""

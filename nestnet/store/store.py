@@ -174,7 +174,7 @@ class Store:
                 revision = write.next_revision(connection, [])
             if revision != before:
                 events.changed(connection, asked.who, "apply", revision, work.audited)
-            etag = self.identity.seal(revision, "plan")
+            etag = self.identity.seal(revision, "plan", asked.once)
             return asdict(Applied(revision, replace(work.plan, etag=etag)))
 
         return _applied(self._change(asked, request, turn))

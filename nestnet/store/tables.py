@@ -217,7 +217,7 @@ segment = Table(
     _revision(),
     UniqueConstraint("network", "name"),
     UniqueConstraint("domain", "vni"),
-    UniqueConstraint("physical", "vlan"),
+    Index(None, "physical", "vlan", unique=True),
 )
 
 segment_cidr = Table(
@@ -282,7 +282,7 @@ port = Table(
     Column("other_port", Id, index=True),
     Column("leaving", Boolean(create_constraint=False), nullable=False, server_default="0"),
     # Behind which tag of which other port it is; it lives where that does. Or neither.
-    Column("trunk", Id, _refers("port.id"), index=True),
+    Column("trunk", Id),
     Column("tag", Integer),
     Column("mac", Id, nullable=False),
     Column("hosts", Boolean(create_constraint=False), nullable=False),
@@ -293,8 +293,8 @@ port = Table(
     _revision(),
     UniqueConstraint("network", "name"),
     UniqueConstraint("segment", "mac"),
-    UniqueConstraint("trunk", "tag"),
     CheckConstraint("(host_machine IS NULL) <> (host_port IS NULL)", name="one_host"),
+    Index(None, "trunk", "tag", unique=True),
     Index(None, "host_machine"),
     Index(None, "host_port"),
 )

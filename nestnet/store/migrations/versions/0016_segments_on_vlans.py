@@ -14,10 +14,9 @@ def upgrade() -> None:
     op.add_column("store", sa.Column("vlans", sa.Integer(), nullable=False, server_default="4094"))
     op.add_column("store", sa.Column("vlans_after", number, nullable=False, server_default="0"))
     op.add_column("machine", sa.Column("trunks", sa.Text(), nullable=False, server_default="{}"))
-    with op.batch_alter_table("segment", schema=None) as batch_op:
-        batch_op.add_column(sa.Column("physical", sa.Text(), nullable=True))
-        batch_op.add_column(sa.Column("vlan", sa.Integer(), nullable=True))
-        batch_op.create_unique_constraint("uq_segment_physical_vlan", ["physical", "vlan"])
+    op.add_column("segment", sa.Column("physical", sa.Text(), nullable=True))
+    op.add_column("segment", sa.Column("vlan", sa.Integer(), nullable=True))
+    op.create_index("ix_segment_physical_vlan", "segment", ["physical", "vlan"], unique=True)
     op.create_table(
         "vlan_quarantine",
         sa.Column("physical", sa.Text(), nullable=False),
