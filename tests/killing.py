@@ -17,6 +17,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import pairwise
@@ -278,3 +279,20 @@ def put_back(file: Path, base: Path, deep: bool = False) -> None:
 
 
 CHECKPOINT = 1000  # Pages in the log after which SQLite writes them into the store.
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until every thread stands: the signal stops none before one of them has had a CPU to take it,
+    and the others go on as long."""
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + 20
+    while any(_state(task) not in "TtZX" for task in Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < end, f"{pid} does not stop"
+        time.sleep(0.001)  # the pace of looking
+
+
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "X"  # it ended just now

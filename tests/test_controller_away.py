@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import stop
 from test_underlay import ip, lab, until, workload
 
 from nestnet.agent import netns
@@ -383,7 +384,7 @@ def test_an_agent_that_was_stopped_is_late_and_nothing_else(site: Site) -> None:
         vni = client.get("segment", "old/s")["vni"]
         stopped = site.process("agent-m3")
         with site.traffic():
-            os.kill(stopped.pid, signal.SIGSTOP)
+            stop(stopped.pid)
             try:
                 client.delete("network", "old", cascade=True)
                 client.apply({"apiVersion": "nestnet/v1", "networks": {"new": other}})

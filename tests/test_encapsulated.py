@@ -28,6 +28,7 @@ from typing import Any
 import pytest
 from frames import tunnels
 from golden_files import ROOT
+from killing import stop
 from test_lab import leftovers, nestnet
 
 from nestnet.agent import netns
@@ -350,7 +351,7 @@ def test_two_agents_on_one_port_are_one(tower: Tower) -> None:
 
 def test_an_agent_that_hangs_is_the_cause_of_what_is_above_and_of_nothing_else(tower: Tower) -> None:
     pid = tower.agent(f"{path(2)}/a")
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         until(lambda: tower.state(path(3))[0] == "degraded", "what is on it knows")
         assert tower.state(path(3))[1] == f"1 of 2 hosts are down: the agent on {path(2)}/a says nothing"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import stop
 from test_lab import ROOT, leftovers
 from test_operating import Flow, until
 
@@ -238,7 +239,7 @@ def test_a_machine_that_is_shut_out_is_a_stranger_in_5_seconds(site: Site) -> No
     flow = Flow(site.workload("acme/c"), site.workload("acme/a"), "10.0.0.2")
     until(lambda: len(flow.arrived) > 50)
     agent = site.processes["m3"]
-    agent.send_signal(signal.SIGSTOP)
+    stop(agent.pid)
     try:
         with site.client() as client:
             begun = time.monotonic()

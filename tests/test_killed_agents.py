@@ -29,6 +29,7 @@ from typing import Any
 
 import pytest
 import yaml
+from killing import stop
 from test_lab import ROOT, leftovers, nestnet
 
 from nestnet.agent import links, netns
@@ -432,7 +433,7 @@ def test_an_agent_that_was_stopped_is_late_and_no_more(agents: Agents, versions:
         reached(agents, m1, int(client.apply({"apiVersion": "nestnet/v1", "networks": {"n": base}})["revision"]))
         traffic = Traffic(lab)
         stack.callback(traffic.kill)
-        os.kill(agents.pids[m1], signal.SIGSTOP)
+        stop(agents.pids[m1])
         stack.callback(os.kill, agents.pids[m1], signal.SIGCONT)
         stopped = time.monotonic()
         meanwhile = {**base, "ports": base["ports"] | {"meanwhile": {"segment": "s", "host": m1}}}

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 from frames import ip_frame, udp
+from killing import stop
 from strategies import across, tower
 from test_api import client, controller
 from test_lab import leftovers, nestnet
@@ -431,7 +432,7 @@ def hooks(site: Site, name: str) -> list[str]:
 def test_a_program_that_was_taken_off_is_told_of_and_put_back(site: Site) -> None:
     (agent,) = (process for process in site.lab.processes if process.name == "agent-m1")
     index = netns.run_in(site.machine("m1"), lambda: socket.if_nametoindex("eth0"))
-    os.kill(agent.pid, signal.SIGSTOP)
+    stop(agent.pid)
     try:
         with closing(Link(get(site.lab.pins / "m1" / f"v{LAYOUT}" / f"link_{index}_out"))) as link:
             link.detach()
