@@ -64,6 +64,8 @@ from nestnet.model.values import (
     Segment,
     Selector,
     Service,
+    Trunk,
+    Vlan,
     World,
     link_local,
 )
@@ -118,10 +120,13 @@ def worlds(
     disabled: bool = True,
     carriages: bool = False,
     vlans: bool = True,
+    physical: bool = True,
 ) -> World:
     """A consistent world. At most so many machines and networks. Without `disabled`
-    everything is enabled. With `carriages` some networks are encapsulated, with `vlans` there are tags."""
-    return a_world(draw, machines, networks, disabled, carriages=carriages, vlans=vlans)
+    everything is enabled. With `carriages` some networks are encapsulated, with `vlans` there are tags, with `physical`
+    some segments are on VLANs of physical networks."""
+    physical = physical and rarely(draw, 2)
+    return a_world(draw, machines, networks, disabled, carriages=carriages, vlans=vlans, physical=physical)
 
 
 def a_world(
@@ -133,6 +138,7 @@ def a_world(
     policed: bool = True,
     carriages: bool = False,
     vlans: bool = False,
+    physical: bool = False,
 ) -> World:
     """As `worlds`. Of machines and networks there are at least so many; unless `policed` there is no policy, and
     neighbours live far from each other."""
@@ -146,10 +152,13 @@ def a_world(
         carriers = [n for n in depth if depth[n] < DEPTH and (n == FABRIC or builder.hosts_of(n))]
         # The last network first: chains are what we are here for.
         carrier = carriers[-1] if upto(draw, 1) else pick(draw, carriers)
+        if physical and upto(draw, 3):  # Where nothing is carried there may be VLANs.
+            carrier = FABRIC
         depth[id] = depth[carrier] + 1
         builder.network(id, carrier)
     world = with_vlans(draw, builder.world) if vlans else builder.world
-    return carried(draw, world) if carriages else world
+    world = carried(draw, world) if carriages else world
+    return with_physical(draw, world) if physical else world
 
 
 TAGS = [10, 1, 4094, 20, 30]
@@ -180,6 +189,28 @@ def with_vlans(draw: Draw, world: World) -> World:
             port = replace(port, trunk=trunk.id, tag=pick(draw, free), hosts=False, agent=False, attach=None)
             world = together(world.with_(port), trunk)
     return world
+
+
+PHYSICAL = ("campus", "lab")  # networks of switches that are not ours
+
+
+def with_physical(draw: Draw, world: World) -> World:
+    """The same world: some segments of networks that the wire carries are on VLANs of physical networks, to which each
+    machine has a trunk. None where what is carried flat lives, nor one that two routers join."""
+    used = {
+        host
+        for port in world.ports.values()
+        if world.networks[port.network].carrier != FABRIC and not world.networks[port.network].encapsulated
+        for host in (port.host, port.other)
+    }
+    free = [Vlan(id, on) for on in PHYSICAL for id in TAGS]
+    for segment in sorted(world.segments.values(), key=lambda segment: segment.id):
+        is_fit = world.networks[segment.network].carrier == FABRIC and not segment.transparent
+        is_fit &= len(world.routers_of(segment.id)) < 2 and not used & {p.id for p in world.ports_of(segment.id)}
+        if is_fit and upto(draw, 3):
+            world = world.with_(replace(segment, vlan=free.pop(upto(draw, len(free) - 1))))
+    trunks = tuple(Trunk(on, f"eth{n}") for n, on in enumerate(PHYSICAL, start=1))
+    return world.with_(*(replace(machine, trunks=trunks) for machine in world.machines.values()))
 
 
 def together(world: World, trunk: Port) -> World:
@@ -959,16 +990,18 @@ def conversations(
 
 @st.composite
 def rounds(draw: st.DrawFn, carriages: bool = False) -> list[Step]:
-    return some_rounds(random.Random(draw(st.integers(0, 1 << 64))), carriages, vlans=True)
+    rng = random.Random(draw(st.integers(0, 1 << 64)))
+    return some_rounds(rng, carriages, vlans=True, physical=rng.random() < 0.4)
 
 
-def some_rounds(rng: random.Random, carriages: bool = False, vlans: bool = False) -> list[Step]:
+def some_rounds(rng: random.Random, carriages: bool = False, vlans: bool = False, physical: bool = False) -> list[Step]:
     """In a world that stays as it is, workloads send to where it should work, and to all: many frames that get far,
     answers among them, from the networks with the longest chains of carriers first. In the end every network that
     carries another refuses to, for a while."""
     disabled, policed = rng.random() < 0.3, rng.random() < 0.5
     least = rng.choice([1, 3, 3])
-    world = a_world(rng, disabled=disabled, least=least, policed=policed, carriages=carriages, vlans=vlans)
+    parts = {"carriages": carriages, "vlans": vlans, "physical": physical}
+    world = a_world(rng, disabled=disabled, least=least, policed=policed, **parts)
     ports = sorted(world.ports.values(), key=lambda port: (-depth(world, port.network), rng.random()))
     steps: list[Step] = []
     for port in ports[:10]:
@@ -1011,13 +1044,14 @@ def depth(world: World, network: int) -> int:
 
 @st.composite
 def crossings(draw: st.DrawFn) -> list[Step]:
-    return some_crossings(random.Random(draw(st.integers(0, 1 << 64))), vlans=True)
+    rng = random.Random(draw(st.integers(0, 1 << 64)))
+    return some_crossings(rng, vlans=True, physical=rng.random() < 0.4)
 
 
-def some_crossings(rng: random.Random, vlans: bool = False) -> list[Step]:
+def some_crossings(rng: random.Random, vlans: bool = False, physical: bool = False) -> list[Step]:
     """From all ports over links to all others, while links change: many flows, whole and in fragments, with enough TTL
     and just not."""
-    world = a_world(rng, machines=2, networks=2, disabled=False, vlans=vlans)
+    world = a_world(rng, machines=2, networks=2, disabled=False, vlans=vlans, physical=physical)
     world = world.without(*(("policy", id) for id in world.policies))
     steps: list[Step] = []
     for _ in range(4):
@@ -1063,10 +1097,13 @@ def some_crossings(rng: random.Random, vlans: bool = False) -> list[Step]:
 
 @st.composite
 def torrents(draw: st.DrawFn, carriages: bool = False) -> list[Step]:
-    return some_torrents(random.Random(draw(st.integers(0, 1 << 64))), carriages, vlans=True)
+    rng = random.Random(draw(st.integers(0, 1 << 64)))
+    return some_torrents(rng, carriages, vlans=True, physical=rng.random() < 0.4)
 
 
-def some_torrents(rng: random.Random, carriages: bool = False, vlans: bool = False) -> list[Step]:
+def some_torrents(
+    rng: random.Random, carriages: bool = False, vlans: bool = False, physical: bool = False
+) -> list[Step]:
     """More than rates allow: a few flows of long packets, one way and back, and frames for all, fast and less so, while
     rates, links and places change."""
     kind, often = rng.random(), rng.choice([0.2, 0.5, 1.0])
@@ -1079,6 +1116,8 @@ def some_torrents(rng: random.Random, carriages: bool = False, vlans: bool = Fal
         world = a_world(rng, disabled=False, least=least, policed=policed, vlans=vlans)
     if carriages:
         world = carried(rng, world)
+    if physical:
+        world = with_physical(rng, world)
     limitable: list[Port | Link] = [*world.ports.values(), *world.links.values()]
     for value in limitable:
         if rng.random() < often:
@@ -1124,12 +1163,12 @@ def _torrent(rng: random.Random, port: Port, mac: int, source: bytes, target: by
 
 @st.composite
 def chatter(draw: st.DrawFn) -> list[Step]:
-    return some_chatter(draw, vlans=True)
+    return some_chatter(draw, vlans=True, physical=rarely(draw, 2))
 
 
-def some_chatter(draw: Draw, vlans: bool = False) -> list[Step]:
+def some_chatter(draw: Draw, vlans: bool = False, physical: bool = False) -> list[Step]:
     """What hosts say without being asked, and what is nearly that: ARP, neighbour discovery, DHCP, odd ICMP."""
-    world = a_world(draw, disabled=False, vlans=vlans)
+    world = a_world(draw, disabled=False, vlans=vlans, physical=physical)
     steps: list[Step] = []
     for _ in range(30):
         port = pick(draw, sorted(world.ports.values(), key=lambda port: port.id))
@@ -1202,18 +1241,25 @@ def _given_agent(world: World, port: int, agent: bool) -> Port:
 
 @st.composite
 def dialogues(draw: st.DrawFn, moves: bool = True, carriages: bool = False) -> list[Step]:
-    return some_dialogues(random.Random(draw(st.integers(0, 1 << 64))), moves, carriages=carriages, vlans=True)
+    rng = random.Random(draw(st.integers(0, 1 << 64)))
+    return some_dialogues(rng, moves, carriages=carriages, vlans=True, physical=rng.random() < 0.4)
 
 
 def some_dialogues(
-    rng: random.Random, moves: bool = True, live: bool = True, carriages: bool = False, vlans: bool = False
+    rng: random.Random,
+    moves: bool = True,
+    live: bool = True,
+    carriages: bool = False,
+    vlans: bool = False,
+    physical: bool = False,
 ) -> list[Step]:
     """Two that talk, as hosts do: one opens, the other answers and complains; fragments, ends, pauses that are longer
     than lifetimes, and changes of the world in between. `moves`: ports may be elsewhere all at once, without what was
     known of their connections; `live`: phase by phase."""
     kinds = CHANGES if live else [kind for kind in CHANGES if kind != "live"]
     policed = rng.random() < 0.7
-    world = a_world(rng, disabled=False, least=rng.choice([1, 3]), policed=policed, carriages=carriages, vlans=vlans)
+    parts = {"carriages": carriages, "vlans": vlans, "physical": physical}
+    world = a_world(rng, disabled=False, least=rng.choice([1, 3]), policed=policed, **parts)
     state, now = State(), START
     steps: list[Step] = []
 

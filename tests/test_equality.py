@@ -17,7 +17,19 @@ from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
-from strategies import Step, across, conversations, crossings, dialogues, inquiries, rounds, torrents, tower, worlds
+from strategies import (
+    PHYSICAL,
+    Step,
+    across,
+    conversations,
+    crossings,
+    dialogues,
+    inquiries,
+    rounds,
+    torrents,
+    tower,
+    worlds,
+)
 
 from nestnet.compile.compiler import compile
 from nestnet.compile.routes import routes_of
@@ -32,6 +44,7 @@ from nestnet.model.values import FABRIC, MAX_DEPTH, World
 
 EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "200"))
 FIRST_IFINDEX = 10
+TRUNKS, TRUNK_MAC = 3, 0x0A0000000000  # of the NIC to a physical network: its ifindex, and its MAC on a machine
 
 equality = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -63,7 +76,11 @@ class Agents:
                 # Slots differ from agent to agent, as they do in life: nothing may depend on them being the same.
                 slots = self.slots.get(Agent(here, id)) or Slots({("port", -n): n for n in range(1, id)})
                 self.slots[Agent(here, id)] = assign(slots, inside)
-                tables[Agent(here, id)] = compile(inside, id, attachments, 2, self.slots[Agent(here, id)])
+                trunks = {
+                    trunk.on: (TRUNKS + PHYSICAL.index(trunk.on), TRUNK_MAC + id)
+                    for trunk in inside.machines[id].trunks
+                }
+                tables[Agent(here, id)] = compile(inside, id, attachments, 2, self.slots[Agent(here, id)], trunks)
         return tables
 
     def copy(self) -> None:
@@ -170,6 +187,8 @@ def counted(world: World, sender: int, frame: bytes, outcome: Outcome) -> Counte
             reached.add(agent(world, other))
         except meaning._Dropped:
             pass
+    if world.segments[port.segment].vlan is not None and len(reached) > 1:  # switches copy it to all
+        reached |= {agent(world, other) for other in world.ports_of(port.segment)}
     return Counter(reason for q, reason in outcome.drops if q == 0 or agent(world, world.ports[q]) in reached)
 
 

@@ -43,6 +43,7 @@ PLAIN = """
 SEC("tcx/ingress") int workload(struct __sk_buff *skb) { return ANSWER + recording; }
 SEC("tcx/ingress") int underlay(struct __sk_buff *skb) { return TC_ACT_OK; }
 SEC("tcx/egress") int tag(struct __sk_buff *skb) { return TC_ACT_NEXT; }
+SEC("tcx/ingress") int trunk(struct __sk_buff *skb) { return TC_ACT_NEXT; }
 char _license[] SEC("license") = "GPL";
 """
 

@@ -161,7 +161,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     row = '("machine", "array", _struct(("id", "u8"), '
     layout = copied(
         folder / "layout",
-        ("compile/tables.py", "LAYOUT = 2 ", "LAYOUT = 3 "),
+        ("compile/tables.py", "LAYOUT = 3 ", "LAYOUT = 4 "),
         ("compile/tables.py", row, f'{row}("more", "u8"), '),
         ("compile/compiler.py", 'self.put("machine", slot, m.id, ', 'self.put("machine", slot, m.id, 0, '),
         ("datapath/bpf/tables.h", "struct machine { u64 id;", "struct machine { u64 id, more;"),

@@ -47,6 +47,8 @@ SEED = 20261122
 ROUNDS, CROSSINGS, CHATTER, INQUIRIES, TORRENTS, DIALOGUES = 30, 16, 20, 10, 40, 400
 CLOSINGS = 40
 TAGGED = 12
+SWITCHED = 12
+LIMITED = (21, 58)  # torrents with rates that refuse what comes by a VLAN
 COPIED = (2, 4)  # rounds with frames for all that trunks get, too
 CONGESTED = (48, 61)  # rounds with congestion told by a datagram whose packet cannot tell it
 RARE = (54,)  # seeds of torrents in which hosts of one frame for all have ports that hear it together
@@ -269,6 +271,43 @@ FAULTS = [
     Fault("ARP behind tags is a policy matter", "flood.h", "!p->about_neighbours && !judge", "!judge"),
     Fault("one tag rides and not two", "tags.h", "if (!tag || bpf_skb_vlan_pop", "if (i || !tag || bpf_skb_vlan_pop"),
     Fault("tags of a known flow from the wire are lost", "flow.h", "read_tags(skb, p, outer);", ""),
+    Fault("routers have one MAC on all machines", "nestnet.bpf.c", "memcpy(f->leaves + 6, s->mac, 6);", ";"),
+    Fault(
+        "what is routed by a VLAN comes from a NIC", "nestnet.bpf.c",
+        "if (p->where & FROM_VLAN && p->router)\n\t\tbpf_skb", "if (0)\n\t\tbpf_skb",
+    ),
+    Fault(
+        "a known flow that is routed by a VLAN comes from a NIC", "flow.h",
+        "if (!same_mac(f->leaves + 6, f->came + 6))", "if (0)",
+    ),
+    Fault(
+        "any MAC on a VLAN", "flow.h",
+        "f = bpf_map_lookup_elem(&flow, &key);\n\tif (!f || !same_mac(data, f->came) || "
+        "!same_mac(data + 6, f->came + 6))",
+        "f = bpf_map_lookup_elem(&flow, &key);\n\tif (!f)",
+    ),
+    Fault(
+        "a second tag on a VLAN", "nestnet.bpf.c",
+        "if (outermost(skb))\n\t\treturn drop(", "if (0)\n\t\treturn drop(",
+    ),
+    Fault("802.1ad on a VLAN", "nestnet.bpf.c", "if (tag >> 16 != ETH_VLAN)", "if (!tag)"),
+    Fault("what switches are told is for ports", "nestnet.bpf.c", "if (skb->protocol == swap16(ETH_RARP))", "if (0)"),
+    Fault("priority tags on a trunk", "nestnet.bpf.c", "if (!key.id)", "if (0)"),
+    Fault(
+        "a VLAN may speak for who lives here", "nestnet.bpf.c",
+        "if (lives_only_here(from->host, p->sender))", "if (0)",
+    ),
+    Fault("a VLAN may speak for a router", "nestnet.bpf.c", "s = found || p->came[0] & 1 ?", "s = p->came[0] & 1 ?"),
+    Fault("routers on a VLAN send to all", "nestnet.bpf.c", "s = found || p->came[0] & 1 ?", "s = found ?"),
+    Fault("copies on a VLAN for nobody", "flood.h", "if (!c->encapsulated)", "if (0)"),
+    Fault(
+        "who sends on a VLAN pays for who arrives", "nestnet.bpf.c",
+        "f->out != TO_WIRE && f->out != TO_VLAN", "f->out != TO_WIRE",
+    ),
+    Fault(
+        "known flows of a VLAN arrive unpaid", "flow.h",
+        "reason = pay(skb, &f->toll, f->tolls << 16, length, headers);", "reason = 0;",
+    ),
 ]  # fmt: skip
 
 # What nobody but hostile frames does, and what no test run shows: there packets have no tags beside their bytes, and
@@ -342,6 +381,11 @@ def talks() -> list[Talk]:
         ],
         [Talk(partial(some_rounds, vlans=True), f"{SEED} tagged round {n}", hostile=True) for n in range(TAGGED)],
         [Talk(partial(some_chatter, vlans=True), f"{SEED} tagged chatter {n}") for n in range(TAGGED)],
+        [
+            Talk(partial(some_rounds, physical=True), f"{SEED} switched round {n}", hostile=True)
+            for n in range(SWITCHED)
+        ],
+        [Talk(partial(some_torrents, physical=True), f"{SEED} switched torrent {n}") for n in LIMITED],
         [Talk(lambda _: taken_down(), 0)],
         [Talk(lambda _: narrow(), 0)],
         [Talk(some_rounds, f"{SEED} round {n}", hostile=True) for n in CONGESTED],

@@ -48,6 +48,7 @@ from nestnet.compile.tables import (
     LINK_FORTH,
     LOCAL,
     MACHINE,
+    ON_VLAN,
     OWNER_PORT,
     OWNER_ROUTER,
     PORT,
@@ -58,10 +59,11 @@ from nestnet.compile.tables import (
     TRUNK,
     Tables,
 )
-from nestnet.datapath.reference import Fabric, Outputs, Reference, ToAgent, ToMachine, ToRelay, ToWorkload
+from nestnet.datapath.reference import Fabric, Outputs, Reference, ToAgent, ToMachine, ToRelay, ToVlan, ToWorkload
 from nestnet.model.domains import Agent
 from nestnet.model.hash import flow_hash, outer_source_port
 from nestnet.model.icmp import MESSAGES
+from nestnet.model.packet import parse, tag, tagged, untagged
 from nestnet.model.reasons import REASONS
 from nestnet.model.values import FABRIC
 
@@ -127,7 +129,9 @@ def spec(here: int) -> Spec:
         local = [p for p in ports if PORTS[p][2] == here]
         hosts = [HOST_H, HOST_K] if segment == LAN else [HOST_M1, HOST_M2] if segment == WEB else [HOST_M2]
         network, router = (INNER, 0) if segment == LAN else (OUTER, CORE)
-        rows["segment"][segment] = (1000 + segment, network, vni, 5, len(hosts), 6, len(local), router, 0)
+        rows["segment"][segment] = (
+            1000 + segment, network, vni, 5, len(hosts), 6, len(local), router, 0, 0, bytes(6), 0, 0,
+        )  # fmt: skip
         rows["vni"][(vni,)] = (segment,)
         rows["flood"] |= {(segment, 5, i): (host,) for i, host in enumerate(hosts)}
         rows["local"] |= {(segment, 6, i): (port,) for i, port in enumerate(local)}
@@ -263,6 +267,8 @@ def edited(table: str, key: object, **fields: object) -> Callable[[Spec], None]:
 PARTS: list[Scapy] = fragment(udp(A, B) / Raw(bytes(2000)), fragsize=1000)  # type: ignore[no-untyped-call]
 DISCOVERY = IPv6(src=v6(A), dst="ff02::1:ff00:3", hlim=255)
 CLIENT = UDP(sport=68, dport=67)
+ROUTED = Ether(src=mac(A), dst=ROUTER_MAC) / ip(A, D) / UDP()
+BROADCAST_17 = ether(A, "ff:ff:ff:ff:ff:ff") / ip(A, "10.0.0.255") / UDP()
 ASKED = ether(A, "ff:ff:ff:ff:ff:ff") / IP(src="0.0.0.0", dst="255.255.255.255") / CLIENT
 UNREACHABLE = ether(A, B) / ip(A, B) / ICMP(type=3, code=3) / IP(src="10.0.0.3", dst="10.0.0.2")
 
@@ -472,6 +478,8 @@ CASES: dict[str, Case] = {
         "carrier_no_route", udp(X, Y), X, (linked, far_host, delete("route", TO_DB))
     ),
     "carriers without end": Case("carrier_depth", udp(X, Y), X, (in_own_host,)),
+    "no trunk": Case("no_trunk", udp(A, C), edits=(edited("segment", WEB, flags=ON_VLAN, vlan=17),)),
+    "no trunk, routed": Case("no_trunk", ROUTED, edits=(edited("segment", DB, flags=ON_VLAN, vlan=17),)),
     # ---- from the wire
     "stranger": Case("not_a_member", wire(udp(C, A)), edits=(delete("member", (packed(WIRE[M2]),)),)),
     "VXLAN flags": Case("vxlan_header", wire(udp(C, A), flags=0)),
@@ -894,3 +902,62 @@ def test_errors_about_a_connection_pass_both_ways() -> None:
     assert talk.passes(from_b, B)
     assert talk.passes(from_a, A)
     assert not talk.passes(from_b, B, after=180)
+
+
+NIC_MACS = {M1: 0x0A0000000001, M2: 0x0A0000000002}
+
+
+def on_vlans(here: int) -> Spec:
+    """WEB is VLAN 17 and DB 18, by NIC 3 of either machine."""
+    rows = spec(here)
+    for segment, id in ((WEB, 17), (DB, 18)):
+        with_field(rows, "segment", segment, flags=ON_VLAN, ifindex=3, mac=NIC_MACS[here].to_bytes(6, "big"), vlan=id)
+        del rows["vni"][(VNI[segment],)]
+        rows["vlan"][(3, id)] = (segment,)
+    return rows
+
+
+def test_a_segment_on_a_vlan_is_left_and_entered_with_its_tag() -> None:
+    here, there = (Reference(build(on_vlans(machine))) for machine in (M1, M2))
+    switched, routed_ = bytes(udp(A, C)), bytes(ROUTED)
+    (out,) = here.workload(10 + A, switched, 0.0).emitted
+    assert out == ToVlan(3, M2, tagged(switched, tag(17)))
+    (got,) = there.trunk(3, out.frame, 0.0)[0].emitted
+    assert isinstance(got, ToWorkload)
+    assert (got.port, got.frame) == (C, switched)
+    # A router's MAC is the NIC's on the way, and its own at the end.
+    (out,) = here.workload(10 + A, routed_, 0.0).emitted
+    assert isinstance(out, ToVlan)
+    assert untagged(out.frame, 2)[0] == tag(18)
+    assert parse(untagged(out.frame, 2)[1]).source_mac == NIC_MACS[M1]
+    (got,) = there.trunk(3, out.frame, 0.0)[0].emitted
+    assert isinstance(got, ToWorkload)
+    assert got.port == D
+    assert parse(got.frame).source_mac == int(ROUTER_MAC.replace(":", ""), 16)
+    (out,) = (each for each in here.workload(10 + A, bytes(BROADCAST_17), 0.0).emitted if isinstance(each, ToVlan))
+    assert out.machine == 0
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        (tag(17) * 2, "too_many_tags"), (tag(0), "unknown_vlan"), (tag(0) + tag(17), "unknown_vlan"),
+        (b"", None), (tag(19), None), (b"\x88\xa8\0\x11", None),
+    ],
+)  # fmt: skip
+def test_what_else_comes_by_a_trunk(tags: bytes, reason: str | None) -> None:
+    frame = tagged(bytes(udp(A, C)), tags)
+    outputs, left = Reference(build(on_vlans(M2))).trunk(3, frame, 0.0)
+    assert outputs.emitted == []
+    assert outputs.drops == ([(0, reason)] if reason else [])
+    assert left == (None if reason else frame)
+
+
+def test_what_machines_tell_switches_ends_in_silence() -> None:
+    frame = tagged(bytes(ether(C, "ff:ff:ff:ff:ff:ff"))[:12] + b"\x80\x35" + bytes(46), tag(17))
+    assert Reference(build(on_vlans(M1))).trunk(3, frame, 0.0) == (Outputs(), None)
+
+
+def test_who_lives_here_comes_by_no_trunk() -> None:
+    frame = tagged(bytes(udp(C, K)), tag(17))
+    assert Reference(build(on_vlans(M2))).trunk(3, frame, 0.0)[0].drops == [(0, "sender_location")]

@@ -28,7 +28,7 @@ from typing import cast
 
 import numpy as np
 from hypothesis import currently_in_test_context, note
-from strategies import JUMBO, START, Step, on_the_wire
+from strategies import JUMBO, PHYSICAL, START, Step, on_the_wire
 
 from nestnet.agent import netns
 from nestnet.agent.moves import Moves
@@ -38,7 +38,7 @@ from nestnet.compile.diff import Action, diff
 from nestnet.compile.slots import Slots, assign
 from nestnet.compile.tables import Tables, empty
 from nestnet.datapath.kernel import BPFFS, Capacity, Kernel, ProgramName, Record
-from nestnet.datapath.reference import Outputs, Reference, ToAgent, ToMachine, ToRelay, ToWorkload
+from nestnet.datapath.reference import Outputs, Reference, ToAgent, ToMachine, ToRelay, ToVlan, ToWorkload
 from nestnet.model import packet as pk
 from nestnet.model.clock import nanoseconds, seconds
 from nestnet.model.domains import Agent, agent, domain, within
@@ -46,6 +46,7 @@ from nestnet.model.reasons import NAMES
 from nestnet.model.values import CONNECTION_SHARE, FABRIC, World
 
 LINKS = 64  # of workloads, more than a drawn world ever has
+TRUNK_MAC = 0x0A0000000000  # of a machine's NIC to a physical network
 MACHINES = 4
 AGENTS = 12  # on host ports; no more in any world that is told
 SMALL = Capacity(
@@ -146,6 +147,8 @@ def told(outputs: Outputs) -> tuple[str, ...]:
             events.append(("asked", out.port, out.ifindex, out.frame))
         elif isinstance(out, ToRelay):
             events.append(("relayed", out.port, out.ifindex, out.frame))
+        elif isinstance(out, ToVlan):
+            events.append(("vlan", out.ifindex, out.frame))
         else:
             events.append(("wire", out.datagram))
     return tuple(sorted(map(text, events)))
@@ -160,6 +163,8 @@ def seen(records: tuple[Record, ...]) -> tuple[str, ...]:
                 events.append((record.kind, record.slot, record.what, record.frame))
             case "wire":
                 events.append(("wire", record.frame[14:]))
+            case "vlan":
+                events.append(("vlan", record.what, record.frame))
             case "drop":
                 events.append(("drop", record.slot, NAMES[record.what]))
     return tuple(sorted(map(text, events)))
@@ -170,7 +175,7 @@ def seen(records: tuple[Record, ...]) -> tuple[str, ...]:
 
 class Teller:
     """All agents of worlds that change, as the reference runs them. `devices`: the ifindex of the NIC, then those of
-    the links of workloads."""
+    the links of workloads, and of trunks."""
 
     def __init__(self, devices: list[int], share: int = CONNECTION_SHARE) -> None:
         self.devices = devices
@@ -191,7 +196,11 @@ class Teller:
 
     def device(self, port: int) -> int:
         """Where a port's workload hangs. There are enough for drawn worlds; of a tower the highest have one."""
-        return self.devices[1 + port % (len(self.devices) - 1)]
+        return self.devices[1 + port % (len(self.devices) - 1 - len(PHYSICAL))]
+
+    def trunk(self, on: str) -> int:
+        """The NIC to a physical network: the last ones."""
+        return self.devices[PHYSICAL.index(on) - len(PHYSICAL)]
 
     def number(self, one: Agent) -> int:
         if one.domain == FABRIC:
@@ -209,7 +218,8 @@ class Teller:
             for id in inside.machines:
                 machine = self.number(Agent(here, id))
                 self.slots[machine] = assign(self.slots.get(machine, Slots()), inside)
-                want = compile(inside, id, attachments, self.devices[0], self.slots[machine])
+                trunks = {trunk.on: (self.trunk(trunk.on), TRUNK_MAC + id) for trunk in inside.machines[id].trunks}
+                want = compile(inside, id, attachments, self.devices[0], self.slots[machine], trunks)
                 want["port"]["value"]["share"] = self.share
                 actions = diff(self.have.get(machine) or empty(), want)
                 self.have[machine] = want
@@ -232,6 +242,10 @@ class Teller:
         sent = self._told(machine, "underlay", self.devices[0], ethernet(datagram) + datagram, outputs)
         return sent, outputs
 
+    def from_trunk(self, machine: int, ifindex: int, frame: bytes, now: float) -> tuple[Send, Outputs]:
+        outputs, _ = self.references[machine].trunk(ifindex, frame, now)
+        return self._told(machine, "trunk", ifindex, frame, outputs), outputs
+
     def _told(self, machine: int, program: ProgramName, ifindex: int, frame: bytes, outputs: Outputs) -> Send:
         self.drops.setdefault(machine, Counter()).update(outputs.drops)
         return Send(machine, program, ifindex, frame, told(outputs))
@@ -248,6 +262,13 @@ class Teller:
             here, outputs = pending.popleft()
             reference = self.references[self.number(here)]
             for out in outputs.emitted:
+                if isinstance(out, ToVlan):
+                    for id in self.world.machines:
+                        if id != here.machine:  # as a switch does that has not learned where that is
+                            sent, outputs = self.from_trunk(id, out.ifindex, out.frame, now)
+                            yield sent
+                            pending.append((Agent(FABRIC, id), outputs))
+                    continue
                 if isinstance(out, ToMachine) and here.domain != FABRIC:
                     there = agent(self.world, self.world.ports[here.machine])
                     ifindex = self.device(here.machine)
@@ -294,6 +315,11 @@ class Teller:
                 frame = step.frame if time < 2 else changed_by_workload(step.frame, hostile)
                 for send in self.through(step.port, frame, now, step.elsewhere):
                     yield send
+                    if send.program == "trunk":
+                        for _ in range(3 if hostile else 0):
+                            odd = changed_by_stranger(send.frame, self.known[send.machine], hostile)
+                            if is_runnable(pk.untagged(odd, 3)[1]):
+                                yield self.from_trunk(send.machine, send.ifindex, odd, now)[0]
                     if send.program == "underlay":
                         datagram = send.frame[14:]
                         datagrams.append((send.machine, datagram))
@@ -377,6 +403,25 @@ def changed_by_machine(datagram: bytes, world: World, rng: random.Random | None)
     return ended(bytes(changed), rng) if rng.random() < 0.2 else bytes(changed)
 
 
+def changed_by_stranger(frame: bytes, world: World, rng: random.Random | None) -> bytes:
+    """What somebody in the VLAN, or next to it, might have sent: other tags, or none, MACs of others, bytes changed."""
+    assert rng is not None
+    match rng.randrange(5):
+        case 0 if rng.randrange(8) == 0:
+            return frame[:16] + b"\x80\x35" + frame[18:]
+        case 0:
+            tags = [frame[12:16] * 2, b"", pk.tag(0), pk.tag(0) + frame[12:16], b"\x88\xa8" + frame[14:16], pk.tag(999)]
+            return frame[:12] + rng.choice(tags) + frame[16:]
+        case 1 | 2:
+            macs = [port.mac for port in world.ports.values()] + [router.mac for router in world.routers.values()]
+            at = rng.choice([0, 6, 6])
+            return frame[:at] + rng.choice([*macs, pk.BROADCAST, 0x0A0000000099]).to_bytes(6, "big") + frame[at + 6 :]
+        case _:
+            changed = bytearray(frame)
+            changed[rng.randrange(min(len(frame), 74))] ^= 1 << rng.randrange(8)
+            return bytes(changed)
+
+
 def ended(datagram: bytes, rng: random.Random) -> bytes:
     """The same that ends early, by its outer IP length, in what arrives, or both; or with something behind."""
     head, length_at = (20, 2) if datagram[0] >> 4 == 4 else (40, 4)
@@ -430,7 +475,8 @@ def play(operation: Operation, kernels: Mapping[int, Kernel]) -> int:
 
 @contextmanager
 def devices(name: str) -> Iterator[list[int]]:
-    """The calling thread in a namespace of its own, with an underlay NIC (first) and the links of workloads."""
+    """The calling thread in a namespace of its own, with an underlay NIC (first), the links of workloads, and a NIC to
+    each physical network (last)."""
     netns.create(name)
     home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
     try:
@@ -452,10 +498,13 @@ def devices(name: str) -> Iterator[list[int]]:
         for n in range(LINKS // 2):
             batch += [f"link add a{n} type veth peer name b{n}", f"link set a{n} up", f"link set b{n} up"]
         subprocess.run(["ip", "-batch", "-"], input="\n".join(batch), text=True, check=True)
+        batch = ["link add trunk1 type veth peer name trunk2", "link set trunk1 up", "link set trunk2 up"]
+        subprocess.run(["ip", "-batch", "-"], input="\n".join(batch), text=True, check=True)
         for family in ("ipv4", "ipv6"):
             Path(f"/proc/sys/net/{family}/conf/all/forwarding").write_text("1")
         index = {name: number for number, name in socket.if_nameindex()}
-        yield [index["wire"], *(index[f"{side}{n}"] for n in range(LINKS // 2) for side in "ab")]
+        workloads = [index[f"{side}{n}"] for n in range(LINKS // 2) for side in "ab"]
+        yield [index["wire"], *workloads, *(index[f"trunk{n}"] for n in (1, 2))]
     finally:
         ctypes.CDLL(None, use_errno=True).setns(home, 0x40000000)
         os.close(home)

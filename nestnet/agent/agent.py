@@ -24,7 +24,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from nestnet.agent import links, underlay
+from nestnet.agent import links, trunks, underlay
 from nestnet.agent.attachments import Attachment, Workloads, wanted
 from nestnet.agent.credentials import Own, boot, join
 from nestnet.agent.feed import Desired, Feed
@@ -266,6 +266,10 @@ class Agent:
     _looked: int = 0  # of the hooks that are looked at in turn, how many were
     _checked: float = 0.0  # when tables and pins were, in monotonic seconds
     _seat: underlay.Seat | None = None
+    _trunks: dict[str, links.Link] = field(default_factory=dict)  # by physical network, as they are
+    _trunked: dict[str, links.Link] = field(default_factory=dict)  # and as the tables have them
+    _announced: dict[int, trunks.Place] = field(default_factory=dict)  # by port, what switches have been told
+    _untold: dict[int, int] = field(default_factory=dict)  # by port, how often they shall be told that again
     _ids: tuple[Slots, dict[int, int]] | None = None
     _said: tuple[Any, ...] = (None, None, None, {})  # what `ports` was of, and what it was
 
@@ -378,7 +382,7 @@ class Agent:
             new = world is not self._world or self._failed or self._warnings or not self._nics
             nic = self._underlay(world, problems) if new or checked else self._nic
             quiet = world is self._world and ends is self._ends and nic == self._nic
-            quiet = quiet and not self._failed and not problems
+            quiet = quiet and self._trunks == self._trunked and not self._failed and not problems
             if not quiet:
                 self._write(world, ends, nic)
             secured = self._secure(ends, problems, every=not quiet)
@@ -393,6 +397,7 @@ class Agent:
                 )
                 self.workloads.open(secured.values())
                 problems += self._relay({port: end.index for port, end in secured.items() if want[port].relays})
+            self._announce(world, ends, quiet)
             self.inquiries.advertise(time.monotonic())
             if self.guests is not None:
                 inside = self.guests.keep(self._places(world, want))
@@ -401,7 +406,7 @@ class Agent:
                 self.kernel.forget_others()
                 self.moves.behind(self.kernel, self.slots)
             self._repaired()
-            self._world, self._ends, self._nic = world, ends, nic
+            self._world, self._ends, self._nic, self._trunked = world, ends, nic, self._trunks
         except (OSError, NestnetError) as error:
             problems.append(str(error))
             self.have = self.kernel.read()  # some of the actions may be done
@@ -433,9 +438,11 @@ class Agent:
         """The tables, where anything is another than before."""
         known = {port: end.index for port, end in self._ends.items()}
         ready = {port: end.index for port, end in ends.items()}
-        if world is not self._world or ready != known or self._failed or nic != self._nic:
+        moved = nic != self._nic or self._trunks != self._trunked
+        if world is not self._world or ready != known or self._failed or moved:
             slots = assign(self.slots, world)
-            tables = compile(world, self.machine, ready, nic, slots)
+            ways = {on: (link.index, int(link.mac.replace(":", ""), 16)) for on, link in self._trunks.items()}
+            tables = compile(world, self.machine, ready, nic, slots, ways)
             self.kernel.apply(diff(self.have, tables))
             self.have, self.slots = tables, slots
 
@@ -503,7 +510,40 @@ class Agent:
                 secured[port] = end
         return secured
 
+    def _announce(self, world: World, ends: Mapping[int, links.Link], quiet: bool) -> None:
+        """Tell switches of ports that have come to live here, or have another MAC: at once, and some turns more."""
+        if not quiet:
+            now = trunks.places(world, self.machine, self._trunks, ends.keys())
+            fresh = {port: trunks.TIMES for port, place in now.items() if self._announced.get(port) != place}
+            self._untold = {port: times for port, times in (self._untold | fresh).items() if port in now}
+            self._announced = now
+        if not self._untold:
+            return
+        try:
+            trunks.announce(self._announced[port] for port in self._untold)
+        except OSError as error:  # its NIC went just now: we shall hear of it
+            self._warnings.append(f"switches have not been told of all ports: {error}")
+            return
+        self._untold = {port: times - 1 for port, times in self._untold.items() if times > 1}
+
+    def _secure_trunks(self) -> None:
+        here = {link.index for link in self._trunks.values()}
+        for link in self._trunks.values():
+            try:
+                if self.kernel.attach(link.index, "trunk") and link.index in self._secured:
+                    self.notice("repaired", f"{link.name}: its program had been taken off, it is back")
+            except (OSError, NestnetError) as error:
+                self._warnings.append(f"no program on {link.name}: {error}")
+                continue
+            self._secured.add(link.index)
+            self._attached[link.index] = "trunk"
+        for index in [i for i, program in self._attached.items() if program == "trunk" and i not in here]:
+            self.kernel.detach(index)
+            del self._attached[index]
+            self._secured.discard(index)
+
     def _secure_nics(self, problems: list[str]) -> None:
+        self._secure_trunks()
         off = []
         here = set()
         machine = self._latest.machines.get(self.machine)
@@ -554,13 +594,13 @@ class Agent:
     def follow(self) -> bool:
         """The underlay has changed, perhaps. True if NICs came or went, or there is another error: time for a turn."""
         try:
-            before, warnings = self._nics, self._warnings
+            before, warnings = (self._nics, self._trunks), self._warnings
             self._underlay(self._world, [])
             self._look()
         except (OSError, NestnetError) as error:
             say(f"underlay: {error}")
             return True
-        return (before, warnings) != (self._nics, self._warnings)
+        return (before, warnings) != ((self._nics, self._trunks), self._warnings)
 
     def _look(self) -> None:
         """Have flows composed again to each machine whose next hops, or their MACs, are others now (rule 16)."""
@@ -579,7 +619,8 @@ class Agent:
     def interest(self) -> underlay.Interest:
         """What the underlay is watched for."""
         machine = self._world.machines.get(self.machine)
-        return underlay.Interest(self._ways.hops, frozenset(self._nics) | frozenset(machine.nics if machine else ()))
+        named = {*machine.nics, *(trunk.nic for trunk in machine.trunks)} if machine else set()
+        return underlay.Interest(self._ways.hops, frozenset(self._nics) | named)
 
     def ports(self) -> dict[str, dict[str, Any]]:
         """What the controller is told of each local port, by its id: where it hangs, and what was dropped by reason."""
@@ -623,11 +664,13 @@ class Agent:
                 self.notice("repaired", f"{self._seat.interface} had gone from {self._seat.name}, it is back")
                 found = underlay.nics(ipr, machine)
             self._seat = underlay.seat(ipr, machine.address) or self._seat
+            nics = {link.index for link in found.links.values()}
+            self._trunks, wrong = trunks.find(ipr, world, self.machine, nics)
         links.set_sysctls(links.sysctls_of_nics(found.links, machine.address.version))
         if not self._nics:  # an agent before this one may have had others
             self._attached |= {index: name for index, name in self.kernel.attached().items() if name == "underlay"}
         self._nics = found.links
-        self._warnings = list(found.missing) if found.links else []
+        self._warnings = [*(found.missing if found.links else ()), *wrong]
         problems += [] if found.links else found.missing
         return next((link.index for link in found.links.values()), 0)
 

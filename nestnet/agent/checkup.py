@@ -20,7 +20,7 @@ from nestnet.model.errors import NestnetError
 KERNEL = (6, 6)  # tcx, and links on it
 BPFFS = Path("/sys/fs/bpf")
 CLOCK = 5.0  # seconds that the controller's clock may be away
-OURS = ("workload", "underlay", "tag")
+OURS = ("workload", "underlay", "tag", "trunk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A machine that runs here: its namespace (None: this one), its folder of pins, its address on the wire, and if
-    its NICs are in a VLAN of the wire."""
+    """A machine that runs here: its namespace (None: this one), its folder of pins, its address on the wire, if its
+    NICs are in a VLAN of the wire, and the names of those that lead to physical networks."""
 
     name: str
     namespace: Path | None
     pins: Path
     address: str
     tagged: bool = False
+    trunks: tuple[str, ...] = ()
 
 
 def computer() -> Iterator[Finding]:
@@ -123,9 +124,12 @@ def _machine(seat: Seat, mtu: int, check: str) -> Iterator[Finding]:
         )
     wrong = 0
     workloads = {link.index: link for link in here.values() if link.alias.startswith("nestnet port ")}
-    for each in [nic, *workloads.values()]:
+    trunks = {link.index: link for link in here.values() if link.name in seat.trunks}
+    for each in [nic, *trunks.values(), *workloads.values()]:
         programs = Counter(name for name in [*on_hook(each.index), *on_hook(each.index, TCX_EGRESS)] if name in OURS)
-        expected = ["workload"] if each.index in workloads else ["underlay", "tag"] if seat.tagged else ["underlay"]
+        expected = ["underlay", "tag"] if seat.tagged else ["underlay"]
+        if each is not nic:
+            expected = ["trunk"] if each.index in trunks else ["workload"]
         if programs != Counter(expected):
             wrong += 1
             found = ", ".join(f"{name} {count} times" for name, count in programs.items()) or "none of our programs"
@@ -138,7 +142,8 @@ def _machine(seat: Seat, mtu: int, check: str) -> Iterator[Finding]:
     if unfinished:
         yield Finding(check, "an agent ended while it wrote tables", "start the agent: it finishes that first")
     if not wrong and not unfinished and nic.mtu >= mtu:
-        yield Finding(check, f"{len(workloads) + 1} hooks have their program once; {nic.name} has an MTU of {nic.mtu}")
+        hooks = len(workloads) + len(trunks) + 1
+        yield Finding(check, f"{hooks} hooks have their program once; {nic.name} has an MTU of {nic.mtu}")
 
 
 def leftovers(namespaces: Sequence[str], pins: Sequence[Path]) -> Iterator[Finding]:

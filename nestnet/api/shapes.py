@@ -42,6 +42,8 @@ class Machine(_Resource):
     """The names of those; none: the one that has the address."""
     vlan: MachineVlan | None
     """The one that they are in: all that they send and hear has its tag."""
+    trunks: dict[str, str]
+    """Physical network -> the interface that leads there."""
     labels: dict[str, str]
     fenced: bool
     """Shut out: to all others it is a stranger. `PATCH` sets it."""
@@ -93,6 +95,13 @@ class Network(_Resource):
     description: str
 
 
+class SegmentVlan(Shape):
+    """A VLAN of a physical network."""
+
+    id: int
+    on: str
+
+
 class Segment(_Resource):
     network: str
     cidrs: list[str]
@@ -102,6 +111,8 @@ class Segment(_Resource):
     """Do frames with VLAN tags ride in it?"""
     vni: int | None
     """null: not for you to see."""
+    vlan: SegmentVlan | None
+    """What it rides on from machine to machine, in place of VXLAN; null: VXLAN, or not for you to see."""
     gateways: list[str]
     """What its workloads use as default routes."""
     labels: dict[str, str]

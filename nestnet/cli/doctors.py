@@ -80,9 +80,10 @@ def _controller(found: Target) -> Iterator[Finding]:
 
     for seat in found.lab.machines:
         namespace = netns.path(found.lab.machine(seat.name))
-        known = machines.get(seat.name, {"mtu": seat.mtu, "vlan": seat.vlan})
+        known = machines.get(seat.name, {"mtu": seat.mtu, "vlan": seat.vlan, "trunks": seat.trunks})
         address, tagged = str(ip_interface(seat.address).ip), known["vlan"] is not None
-        place = Seat(seat.name, namespace, found.lab.pins / seat.name, address, tagged)
+        trunks = tuple(known["trunks"].values())
+        place = Seat(seat.name, namespace, found.lab.pins / seat.name, address, tagged, trunks)
         yield from checkup.machine(place, known["mtu"])
         if not found.lab.has_agent(seat.name):
             log = found.lab.logs / f"agent-{seat.name}.log"

@@ -85,6 +85,15 @@ def _vlan(machine: Resource) -> str:
     return "-" if vlan is None else f"{vlan['id']}" if vlan["type"] == "802.1q" else f"{vlan['id']} {vlan['type']}"
 
 
+def _rides_on(segment: Resource) -> str:
+    vlan = segment["vlan"]
+    return f"{vlan['on']}/{vlan['id']}" if vlan is not None else _text("vni")(segment)
+
+
+def _trunks(machine: Resource) -> str:
+    return ", ".join(f"{on} by {nic}" for on, nic in machine["trunks"].items()) or "-"
+
+
 # Columns of each kind: heading, cell, and whether only `wide` has it.
 COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
     "machine": (
@@ -93,6 +102,7 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("MTU", _text("mtu"), False),
         ("NIC", _text("nics", "-"), True),
         ("VLAN", _vlan, True),
+        ("TRUNKS", _trunks, True),
         ("REALISED", _text("realised"), False),
         ("FENCED", _text("fenced"), True),
         ("LABELS", _text("labels"), True),
@@ -151,7 +161,7 @@ COLUMNS: dict[str, tuple[tuple[str, Cell, bool], ...]] = {
         ("PATH", _text("path"), False),
         ("CIDR", _text("cidrs"), False),
         ("GATEWAY", _text("gateways"), False),
-        ("VNI", _text("vni"), False),
+        ("VNI", _rides_on, False),
         ("DNS", _text("dns"), True),
         ("DESCRIPTION", _text("description"), True),
         ("ID", _text("id"), True),

@@ -1,6 +1,6 @@
 """The compiler: what one machine must know, as tables.
 
-    compile(world, machine, attachments, underlay, slots) -> Tables
+    compile(world, machine, attachments, underlay, slots, trunks) -> Tables
 
 A pure function. `world` is what the feed gave this machine; everything in it becomes rows, and
 nothing else does, so the tables are a function of desired state and never of history. Networks of
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -40,10 +41,22 @@ from nestnet.model.values import (
 HOST_BITS = 128
 
 
-def compile(world: World, machine: int, attachments: Mapping[int, int], underlay: int, slots: Slots) -> Tables:
+Trunks = Mapping[str, tuple[int, int]]
+"""By physical network: the ifindex and the MAC of the NIC that is this machine's trunk to it."""
+
+
+def compile(
+    world: World,
+    machine: int,
+    attachments: Mapping[int, int],
+    underlay: int,
+    slots: Slots,
+    trunks: Trunks = MappingProxyType({}),
+) -> Tables:
     """The tables of `machine`. `attachments` says on which ifindex the workload of a port hangs here,
-    `underlay` is the ifindex of the NIC; `slots` has a slot for everything in the world."""
-    return _Compiler(world, machine, attachments, underlay, slots).tables()
+    `underlay` is the ifindex of the NIC; `slots` has a slot for everything in the world; `trunks` are those of this
+    machine's that are there."""
+    return _Compiler(world, machine, attachments, underlay, slots, trunks).tables()
 
 
 def packed(address: Address) -> bytes:
@@ -85,12 +98,21 @@ def mover(world: World, port: Port) -> Port | None:
 class _Compiler:
     """One run: rows are collected as packed bytes, key -> value, a method for each noun."""
 
-    def __init__(self, world: World, machine: int, attachments: Mapping[int, int], underlay: int, slots: Slots) -> None:
+    def __init__(
+        self,
+        world: World,
+        machine: int,
+        attachments: Mapping[int, int],
+        underlay: int,
+        slots: Slots,
+        trunks: Trunks,
+    ) -> None:
         self.world = world
         self.machine = machine
         self.attachments = attachments
         self.underlay = underlay
         self.slots = slots
+        self.trunks = trunks
         self.rows: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLES}
         self.routes = routes_of(world)
         self.rated = {port.network for port in world.ports.values() if port.rate}
@@ -169,11 +191,19 @@ class _Compiler:
         routers = self.world.routers_of(segment.id)
         router = self.slots.get(("router", routers[0].id)) if routers else 0
         network = self.slots.get(("network", segment.network))
-        flags = t.TRANSPARENT * segment.transparent
+        flags = t.TRANSPARENT * segment.transparent | t.ON_VLAN * (segment.vlan is not None)
+        ifindex, mac, id = 0, 0, 0
+        if segment.vlan is None:
+            self.put("vni", (segment.vni,), slot)
+        else:
+            id = segment.vlan.id
+            ifindex, mac = self.trunks.get(segment.vlan.on, (0, 0))
+            if ifindex:
+                self.put("vlan", (ifindex, id), slot)
         self.put(
-            "segment", slot, segment.id, network, segment.vni, floods, len(hosts), locals_, len(local), router, flags
-        )
-        self.put("vni", (segment.vni,), slot)
+            "segment", slot, segment.id, network, segment.vni, floods, len(hosts), locals_, len(local), router, flags,
+            ifindex, mac.to_bytes(6, "big"), id, 0,
+        )  # fmt: skip
 
     def router(self, router: Router) -> None:
         slot = self.slots["router", router.id]

@@ -54,7 +54,7 @@ Action = Put | Delete | Bump | Epoch
 # A network's row switches its rules, a segment's its lists, so both stand behind what they switch to.
 ORDER = (
     "machine", "host", "bucket", "rule", "cidr", "service", "peer", "flood", "local", "hop", "face", "router", "port",
-    "segment", "network", "owner", "mac", "route", "self", "vni", "attach", "member",
+    "segment", "network", "owner", "mac", "route", "self", "vni", "vlan", "attach", "member",
 )  # fmt: skip
 
 

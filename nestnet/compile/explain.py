@@ -20,7 +20,7 @@ from nestnet.compile.rules import RuleSet, rules_of
 from nestnet.compile.tables import CIDR, CLASS, DENY, IDENTITY, PROTOCOL
 from nestnet.model import rates
 from nestnet.model.hash import flow_hash, outer_source_port
-from nestnet.model.packet import encapsulate, parse, routed
+from nestnet.model.packet import encapsulate, parse, routed, tag
 from nestnet.model.values import (
     CARRIAGE_PORT,
     FABRIC,
@@ -248,6 +248,13 @@ def _descend(
             here, there = world.machines[a], world.machines[b]
             trace.layer = "the fabric"
             names = trace.name("machine", a), trace.name("machine", b)
+            if at.vlan is not None:
+                trace.say("carry", f"{names[0]} to {names[1]}, by their trunks to {at.vlan.on}")
+                label = tag(at.vlan.id)
+                trace.say("encapsulate", f"802.1Q, VLAN {at.vlan.id} of {at.vlan.on}: {len(label)} bytes in the frame")
+                found = f"{names[1]} finds the sender on another machine, judges again, and delivers to {reached}"
+                trace.say("deliver", found)
+                return f"to {reached}"
             trace.say("carry", f"{names[0]} ({here.address}) to {names[1]} ({there.address})")
             before = OVERHEAD[here.address.version]
             trace.say(

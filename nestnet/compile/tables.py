@@ -10,7 +10,7 @@ IPv4 as ::ffff:a.b.c.d. A *slot* is a small number this machine gave to an objec
 the arrays; slot 0 is nobody. An array's row is there if its `id` is not 0.
 
     port -> host -> host -> ... -> machine         where a port lives (rule 14)
-    attach, vni, member                            where a frame comes in
+    attach, vni, vlan, member                      where a frame comes in
     mac, owner, route, hop                         where it goes
     face                                           who says so if it does not
     peer, cidr, service -> rule                    whether it may
@@ -48,7 +48,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-LAYOUT = 2  # The version of this layout, part of the path of every pin.
+LAYOUT = 3  # The version of this layout, part of the path of every pin.
 
 Rows = npt.NDArray[np.void]
 
@@ -64,6 +64,7 @@ AGENT = 16  # its workload runs an agent, and lives on this machine: it may reac
 TRUNK = 32  # other ports share its attachment, each behind a tag
 # segment.flags
 TRANSPARENT = 1  # frames with tags ride in it
+ON_VLAN = 2  # it rides on a VLAN of a physical network, and not in VXLAN
 # network.flags
 RATED = 2  # a port or a link of it, or of what carries it, has a rate
 
@@ -131,7 +132,8 @@ TABLES: dict[str, Table] = {
             "segment",
             "array",
             # flood, local: versions of the lists of hosts and of ports here, with their lengths.
-            # router: the one its workloads' default route goes to, or 0.
+            # router: the one its workloads' default route goes to, or 0. Of one that is ON_VLAN: the NIC of this
+            # machine's trunk, or 0 if it is not there, its MAC, and the VLAN's id.
             _struct(
                 ("id", "u8"),
                 ("network", "u4"),
@@ -142,6 +144,10 @@ TABLES: dict[str, Table] = {
                 ("locals", "u4"),
                 ("router", "u4"),
                 ("flags", "u4"),
+                ("ifindex", "u4"),
+                ("mac", *MAC),
+                ("vlan", "u2"),
+                ("pad", "u4"),
             ),
         ),
         Table(
@@ -192,6 +198,8 @@ TABLES: dict[str, Table] = {
         # tag: the VLAN id of the frame, 0: it has no tag
         Table("attach", "hash", _struct(("port", "u4")), _struct(("ifindex", "u4"), ("tag", "u4"))),
         Table("vni", "hash", _struct(("segment", "u4")), _struct(("vni", "u4"))),
+        # A VLAN of a physical network, by the NIC to that.
+        Table("vlan", "hash", _struct(("segment", "u4")), _struct(("ifindex", "u4"), ("id", "u4"))),
         Table("member", "hash", _struct(("machine", "u4")), _struct(("address", *ADDRESS))),
         # ---- where it goes
         Table(

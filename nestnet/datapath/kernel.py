@@ -4,7 +4,7 @@
         port, mac, rule, ...    the tables of compile/tables.py, under the same names
         generation_*, epoch     counters that the agent raises (rule 16)
         flow, connection, ...   what the programs remember and count by themselves
-        workload, underlay, tag the programs
+        workload, underlay, ... the programs
         link_IFINDEX            a program on the tcx ingress hook of an interface
         link_IFINDEX_out        and on its egress hook
         object                  a symbolic link, to the hash of the object that the programs are from
@@ -66,8 +66,13 @@ from nestnet.model.errors import Conflict, Exhausted, NestnetError
 
 BPFFS = Path("/sys/fs/bpf")
 
-ProgramName = Literal["workload", "underlay", "tag"]
-HOOKS: dict[ProgramName, int] = {"workload": TCX_INGRESS, "underlay": TCX_INGRESS, "tag": TCX_EGRESS}
+ProgramName = Literal["workload", "underlay", "tag", "trunk"]
+HOOKS: dict[ProgramName, int] = {
+    "workload": TCX_INGRESS,
+    "underlay": TCX_INGRESS,
+    "tag": TCX_EGRESS,
+    "trunk": TCX_INGRESS,
+}
 PROGRAMS = tuple(HOOKS)
 
 FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it again costs microseconds
@@ -82,7 +87,7 @@ PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 COUNTER = np.dtype("u8")
 SLOT = np.dtype("u4")
 RECORD = struct.Struct("<IIII")  # struct record in bpf/state.h, before its data
-RECORD_KINDS = {1: "workload", 2: "wire", 3: "drop", 4: "composed", 5: "asked", 6: "relayed"}
+RECORD_KINDS = {1: "workload", 2: "wire", 3: "drop", 4: "composed", 5: "asked", 6: "relayed", 7: "vlan"}
 RECORDS = 1 << 22  # bytes of the ring buffer under test: what one run may emit
 INQUIRIES = 1 << 17  # and else: 63 inquiries that nobody has read yet
 
@@ -124,6 +129,7 @@ class Capacity:
             "self": 1,
             "attach": self.ports,
             "vni": self.segments,
+            "vlan": self.segments,
             "member": self.machines,
             "mac": self.addresses,
             "owner": self.addresses,
@@ -168,7 +174,7 @@ class Record:
     """What a program would have done with a frame, had it not been recording.
 
     kind      workload: into the one of port `slot`; wire: to the machine `slot`; drop: counted for port `slot`;
-              composed: a flow was; asked: by the workload of port `slot`, for the agent to answer
+              composed: a flow was; asked: by the workload of port `slot`, for the agent to answer; vlan: out by a trunk
     what      the interface, or the number of the reason
     frame     as it would leave, empty for a drop; `length` is its real length, should it be cut here
     """

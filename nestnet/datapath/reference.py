@@ -9,7 +9,8 @@ flow cache, never sweeps, and takes milliseconds where the kernel takes a micros
                               -> fragment -> flood    -> judge, carry -> to_workload, to_machine
                                           -> unicast  -> route, connection, judge, carry -> the same
     nic -> untag -> underlay
-    underlay -> from_wire     -> sender -> guard -> fragment -> connection, judge, carry -> to_workload
+    underlay -> from_wire     -> arrive -> sender -> guard -> fragment -> connection, judge, carry -> to_workload
+    trunk                     -> arrive, the same
 
 Policy is judged again for every packet of a connection. The kernel remembers the verdict and the
 generation counters it was made from, which comes to the same.
@@ -42,6 +43,7 @@ from nestnet.compile.tables import (
     IDENTITY,
     LOCAL,
     MACHINE,
+    ON_VLAN,
     OWNER_PORT,
     OWNER_ROUTER,
     PROTOCOL,
@@ -144,11 +146,20 @@ class ToMachine(NamedTuple):
     datagram: bytes
 
 
+class ToVlan(NamedTuple):
+    """A frame with its tag for a VLAN of a physical network, by this NIC; `machine` is the slot of the one that it is
+    for, 0: all."""
+
+    ifindex: int
+    machine: int
+    frame: bytes
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What became of a frame. `drops` are (slot of a port or 0, reason)."""
 
-    emitted: list[ToWorkload | ToMachine | ToAgent | ToRelay] = field(default_factory=list)
+    emitted: list[ToWorkload | ToMachine | ToVlan | ToAgent | ToRelay] = field(default_factory=list)
     drops: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -165,6 +176,8 @@ class Drop(Exception):
         self.mtu = mtu
 
 
+IN_VLAN = 0x8100  # the EtherType of 802.1Q
+RARP = b"\x80\x35"  # and of RFC 903
 TAG_ID, TAG_PRIORITY = 0x0FFF, 0xF000  # of what follows the EtherType of a tag: priority and DEI, id
 IP_TYPES = (IPV4.to_bytes(2, "big"), IPV6.to_bytes(2, "big"))
 
@@ -253,6 +266,7 @@ class Reference:
         self.until = {slot: until for slot, until in self.until.items() if slot in self.bucket}
         self.attachments = _hash(tables, "attach")
         self.vnis = _hash(tables, "vni")
+        self.vlans = _hash(tables, "vlan")
         self.members = _hash(tables, "member")
         self.macs = _hash(tables, "mac")
         self.floods = _hash(tables, "flood")
@@ -323,6 +337,27 @@ class Reference:
             except Drop as drop:
                 out.drops.append((drop.port or 0, drop.reason))
         return out
+
+    def trunk(self, ifindex: int, frame: bytes, now: float) -> tuple[Outputs, bytes | None]:
+        """A frame from a physical network. Beside what comes of it, the frame as the machine's own stack gets it, if it
+        does: the NIC may have other VLANs, and frames without any tag."""
+        tag, inside = outermost_tag(frame)
+        out = Outputs()
+        try:
+            if tag >> 16 != IN_VLAN:
+                return out, frame
+            if not tag & TAG_ID:
+                raise Drop("unknown_vlan")
+            row = self.vlans.get((ifindex, tag & TAG_ID))
+            if row is None:
+                return out, frame
+            if outermost_tag(inside)[0]:
+                raise Drop("too_many_tags")
+            if inside[12:14] != RARP:  # what machines tell switches
+                self.arrive(row.segment, inside, None, None, now, out)
+        except Drop as drop:
+            out.drops.append((drop.port or 0, drop.reason))
+        return out, None
 
     # ---- from a workload
 
@@ -524,6 +559,10 @@ class Reference:
                 except Drop as drop:
                     machines[machine] = False
                     out.drops.append((p, drop.reason))
+        if segment.flags & ON_VLAN and machines:  # The switches make the copies.
+            self.on_trunk(segment)
+            self.to_vlan(0, segment, packet.frame, out)
+            return
         for machine, gets in machines.items():
             if gets:
                 self.to_machine(machine, segment, packet, packet.frame, out)
@@ -602,8 +641,11 @@ class Reference:
         if way:
             frame = routed(packet, _number(to.mac), _number(self.router[way[-1]].mac), len(way))
         machine = self.carry(port.network, self.place(port), self.place(to))
+        segment = self.segment[to.segment]
         if machine == self.here:
             self.attached(q)
+        elif segment.flags & ON_VLAN:
+            self.on_trunk(segment)
         leaving, arriving = self.tolls(port, to, packet, way[0] if way else 0)
         few(leaving + arriving)
         self.pay(leaving, packet.weight, now)
@@ -611,8 +653,11 @@ class Reference:
         if machine == self.here:
             self.pay(arriving, packet.weight, now, q)
             self.to_workload(q, frame, out, packet.tags)
+        elif segment.flags & ON_VLAN:
+            # A router's MAC is the same on all machines: switches would see it move.
+            self.to_vlan(machine, segment, frame[:6] + segment.mac + frame[12:] if way else frame, out)
         else:
-            self.to_machine(machine, self.segment[to.segment], packet, frame, out)
+            self.to_machine(machine, segment, packet, frame, out)
 
     def through(
         self, router: int, p: int, port: Row, packet: Packet, now: float, out: Outputs
@@ -912,6 +957,13 @@ class Reference:
         )
         out.emitted.append(ToMachine(machine, datagram[ETHERNET:]))
 
+    def on_trunk(self, segment: Row) -> None:
+        if not segment.ifindex:
+            raise Drop("no_trunk")
+
+    def to_vlan(self, machine: int, segment: Row, frame: bytes, out: Outputs) -> None:
+        out.emitted.append(ToVlan(segment.ifindex, machine, tagged(frame, tag(segment.vlan))))
+
     # ---- from an agent above
 
     def from_agent(self, ifindex: int, datagram: bytes) -> bytes | None:
@@ -946,18 +998,24 @@ class Reference:
         vni = self.vnis.get((carried.vni,))
         if vni is None or not self.segment[vni.segment].id:
             raise Drop("unknown_vni")
-        if not self.network[self.segment[vni.segment].network].flags & ENABLED:
+        self.arrive(vni.segment, carried.frame, member.machine, carried.ecn, now, out)
+
+    def arrive(
+        self, segment: int, frame: bytes, machine: int | None, ecn: int | None, now: float, out: Outputs
+    ) -> None:
+        """What came for a segment. In VXLAN: from which `machine`, and its outer `ecn`; a VLAN says neither."""
+        if not self.network[self.segment[segment].network].flags & ENABLED:
             raise Drop("network_disabled")
-        is_transparent = self.segment[vni.segment].flags & TRANSPARENT
-        tags, frame = untagged(carried.frame, RIDING if is_transparent else 0)
-        packet = parse(made_whole(frame), tags)
+        is_transparent = self.segment[segment].flags & TRANSPARENT
+        tags, frame = untagged(frame, RIDING if is_transparent else 0)
+        packet = parse(frame if machine is None else made_whole(frame), tags)
         if packet.link_flaw:
             raise Drop(packet.link_flaw)
         if packet.ether_type == ARP and not tags:
             raise Drop("ether_type")
         if packet.flaw:
             raise Drop(packet.flaw)
-        p = self.sender(vni.segment, member.machine, packet)
+        p, router = self.sender(segment, machine, packet)
         port = self.port[p]
         if tags:
             self.guard_behind_tags(p, port, packet)
@@ -968,15 +1026,17 @@ class Reference:
             if packet.is_inquiry:
                 raise Drop("asked_elsewhere")
         packet = self.fragment(p, packet, now)
-        marked = with_outer_ecn(packet, carried.ecn)
+        marked = packet.frame if ecn is None else with_outer_ecn(packet, ecn)
+        if machine is None and router:  # It came with the MAC of the sender's NIC.
+            marked = packet.frame[:6] + self.router[router].mac + packet.frame[12:]
         if packet.is_group:
             if packet.is_icmp_error_kind:
                 raise Drop("icmp_unrelated")
             if marked is None:
                 raise Drop("ecn")
-            self.flood_here(p, port, vni.segment, packet, marked, now, out, leaves=False)
+            self.flood_here(p, port, segment, packet, marked, now, out, leaves=False)
             return
-        owner = self.at_mac(vni.segment, packet.target_mac)
+        owner = self.at_mac(segment, packet.target_mac)
         q = owner.slot if owner.kind == OWNER_PORT else 0
         to = self.port[q]
         if not to.flags & LOCAL:
@@ -997,23 +1057,31 @@ class Reference:
         except Drop as drop:
             raise Drop(drop.reason, q) from drop
 
-    def sender(self, segment: int, machine: int, packet: Packet) -> int:
-        """The port that sent what came from the wire: by its MAC, or behind a router's by its address."""
+    def sender(self, segment: int, machine: int | None, packet: Packet) -> tuple[int, int]:
+        """The port that sent what came from the wire, and the router that it came through, or 0: by its MAC, or behind
+        a router's by its address. On a VLAN machines have MACs of their own for the segment's router."""
         source = packet.flow.source
         owner = self.at_mac(segment, packet.source_mac)
-        is_routed = owner.kind == OWNER_ROUTER
-        if is_routed:
+        router = owner.slot if owner.kind == OWNER_ROUTER else 0
+        if machine is None:
+            router = self.segment[segment].router if owner == NOBODY and not packet.is_group else 0
+        if router:
             if packet.tags:
                 raise Drop("tagged")
-            behind = self.route(owner.slot, source)
+            behind = self.route(router, source)
             owner = self.owner(behind, source) if behind else NOBODY
         if owner.kind != OWNER_PORT or not self.port[owner.slot].id:
             raise Drop("unknown_source")
-        if not self.lives_at(owner.slot, machine):
+        if self.lives_only_here(owner.slot) if machine is None else not self.lives_at(owner.slot, machine):
             raise Drop("sender_location")
-        if is_routed:
+        if router:
             self.guard_routed(source)
-        return owner.slot
+        return owner.slot, router
+
+    def lives_only_here(self, p: int) -> bool:
+        host = self.port[p].host
+        homes = {self.machine_of(host, leaving=False), self.machine_of(host, leaving=True)}
+        return homes == {self.here}
 
     def lives_at(self, p: int, machine: int) -> bool:
         """Does the port live at this machine, or is it, or what carries it, moving from there?"""
@@ -1092,6 +1160,12 @@ class Fabric:
                         pending.append(sent)
                     else:
                         drops.append("no_underlay_route")
+                    continue
+                if isinstance(output, ToVlan):  # A NIC has the same ifindex on all machines here.
+                    id = reference.machine[output.machine].id
+                    for there, other in self.agents.items():
+                        if there.domain == FABRIC and there != agent and id in (0, there.machine):
+                            pending.append((there, other.trunk(output.ifindex, output.frame, now)[0]))
                     continue
                 to = reference.port[output.port].id
                 if isinstance(output, ToAgent):

@@ -37,6 +37,7 @@ def seats(machines: Mapping[str, MachineSpec], family: int = 4) -> list[Seat]:
         Seat(
             *(name, f"{spec.address or next(free)}/{range_.prefixlen}", spec.mtu or MTU, spec.nic or ("eth0",)),
             vlan=spec.vlan.value if spec.vlan is not None else None,
+            trunks=dict(spec.trunks or {}),
         )
         for name, spec in machines.items()
     ]

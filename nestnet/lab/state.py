@@ -67,13 +67,14 @@ def start_time(pid: int) -> int | None:
 @dataclass(frozen=True, slots=True)
 class Seat:
     """A machine of a lab: its name, underlay address (with prefix length), MTU in bytes, the names of its NICs and the
-    VLAN that they are in."""
+    VLAN that they are in; and by physical network the NIC that leads there."""
 
     name: str
     address: str
     mtu: int
     nics: tuple[str, ...] = ("eth0",)
     vlan: Tag | None = None
+    trunks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,9 +169,14 @@ def load(name: str) -> Lab | None:
 
 
 def _seat(
-    name: str, address: str, mtu: int, nics: Sequence[str] = ("eth0",), vlan: dict[str, Any] | None = None
+    name: str,
+    address: str,
+    mtu: int,
+    nics: Sequence[str] = ("eth0",),
+    vlan: dict[str, Any] | None = None,
+    trunks: dict[str, str] | None = None,
 ) -> Seat:
-    return Seat(name, address, mtu, tuple(nics), Tag(**vlan) if vlan is not None else None)
+    return Seat(name, address, mtu, tuple(nics), Tag(**vlan) if vlan is not None else None, trunks or {})
 
 
 def labs() -> list[str]:

@@ -45,6 +45,11 @@ def up(manifest: Manifest, name: str, file: str, apply: Callable[[Lab], None], s
         why = "machines with several interfaces are behind the router of a lab, which is in no VLAN"
         if tagged:
             raise Invalid([Problem("not_supported", join("machines", each, "vlan"), why) for each in tagged])
+    for machine, spec in manifest.machines.items():
+        for on, nic in (spec.trunks or {}).items():
+            if nic in (spec.nic or ("eth0",)):
+                message = f"{nic} is {machine}'s way to the underlay: a trunk has an interface of its own"
+                raise Invalid([Problem("duplicate_nic", join("machines", machine, "trunks", on), message)])
     with locked(name) as found:
         if (found.folder / "lab.json").exists() or found.namespaces():
             if not any(process.alive() for process in found.processes):

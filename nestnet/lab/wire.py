@@ -11,6 +11,8 @@
 The router stands for a fabric of leaves and spines: every NIC is a link of its own to it, both sides have routes of
 equal cost over all of a machine's NICs, and one without carrier is left out at once. So a machine with several NICs is
 reached as long as one of them is up, without any protocol.
+
+Each physical network of a lab is one more bridge, `switch1`, with a NIC of each machine that has a trunk to it.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ def make_wire(lab: Lab) -> None:
         netns.create(lab.machine(seat.name))
     routed = any(len(seat.nics) > 1 for seat in lab.machines)
     netns.run_in(wire, lambda: _route(lab) if routed else _bridge(lab))
+    netns.run_in(wire, lambda: _switch(lab))
     for seat in lab.machines:
         machine = netns.path(lab.machine(seat.name))
         netns.run_in(machine, lambda seat=seat: _behind_router(seat) if routed else _on_bridge(seat, lab.machines))  # type: ignore[misc]
@@ -66,6 +69,15 @@ def _nics(seat: Seat) -> None:
         links.set_sysctls({f"net/ipv6/conf/{nic}/{key}": value for key, value in settings.items()})
 
 
+def _raise(ipr: IPRoute, seat: Seat) -> None:
+    """Inside a machine: its trunks, on which it says nothing itself."""
+    for nic in seat.trunks.values():
+        link = links.find(ipr, nic)
+        assert link is not None, "made with the wire"
+        links.set_address_generation(ipr, link.index, links.NO_ADDRESS)
+        ipr.link("set", index=link.index, state="up")
+
+
 # ---- a bridge
 
 
@@ -83,6 +95,7 @@ def _on_bridge(seat: Seat, everybody: Sequence[Seat]) -> None:
     _nics(seat)
     with links.netlink() as ipr:
         ipr.link("set", index=1, state="up")
+        _raise(ipr, seat)
         link = links.find(ipr, seat.nics[0])
         assert link is not None, "made with the wire"
         links.set_addresses(ipr, link.index, [own])
@@ -94,6 +107,27 @@ def _on_bridge(seat: Seat, everybody: Sequence[Seat]) -> None:
         if own.ip not in range_:
             routes[range_] = None
         links.set_routes(ipr, link.index, routes)
+
+
+# ---- switches
+
+
+def switches(lab: Lab) -> dict[str, str]:
+    """By physical network, the bridge in the wire's namespace that is its switch."""
+    names = sorted({on for seat in lab.machines for on in seat.trunks})
+    return {on: links.short_name("switch", number) for number, on in enumerate(names, start=1)}
+
+
+def _switch(lab: Lab) -> None:
+    """For each physical network a plain bridge, which knows nothing of us: it learns MACs, and leaves tags alone."""
+    with links.netlink() as ipr:
+        for number, (on, name) in enumerate(switches(lab).items(), start=1):
+            bridge = links.make_bridge(ipr, name)
+            for place, seat in enumerate(lab.machines, start=1):
+                if on in seat.trunks:
+                    machine = netns.path(lab.machine(seat.name))
+                    end = _veth(ipr, f"s{number}m{place}", seat.trunks[on], machine, seat)
+                    ipr.link("set", index=end.index, master=bridge, state="up")
 
 
 # ---- a router
@@ -122,6 +156,7 @@ def _behind_router(seat: Seat) -> None:
     _nics(seat)
     with links.netlink() as ipr:
         ipr.link("set", index=1, state="up")
+        _raise(ipr, seat)
         ends = [link for link in (links.find(ipr, nic) for nic in seat.nics) if link is not None]
         _address(ipr, ends[0].index if len(ends) == 1 else 1, str(own.ip), own.max_prefixlen)
         for end in ends:

@@ -79,6 +79,7 @@ QUOTA_RATE = (RATE[0], 10_000 * RATE[1])  # bit/s
 DESCRIPTION = 1000  # characters
 MTU = (576, 65535)  # bytes of IP: RFC 791's smallest, and what a length field holds
 MACHINE_MTU = (MTU[0] + 50, MTU[1])  # room for VXLAN around the smallest
+TRUNKS = 64  # of a machine
 VLAN = (1, 4094)  # 802.1Q, table 9-2: 0 is none, 4095 is for nobody
 NICS_PER_MACHINE = 8
 
@@ -509,6 +510,13 @@ def _write_vlan(spec: MachineVlanSpec) -> Any:
     return tag.short if tag is not None else {}
 
 
+def _one_each(value: dict[str, str]) -> dict[str, str]:
+    for name, nic in value.items():
+        if (other := next(on for on, its in value.items() if its == nic)) != name:
+            raise _refuse("duplicate_nic", f"{nic} is the trunk to {other} already", below=name)
+    return value
+
+
 class MachineSpec(_Spec):
     """A computer that runs an agent; `nestnet up` makes it as a namespace."""
 
@@ -529,6 +537,13 @@ class MachineSpec(_Spec):
         ]
     ] = None
     """The VLAN that all its interfaces are in: 17, or {id: 17, type: 802.1ad}. {}: none. Absent: as it was."""
+    trunks: Maybe[
+        Annotated[
+            dict[Name, Annotated[str, AfterValidator(_read_nic)]], _at_most(TRUNKS, "trunks"), AfterValidator(_one_each)
+        ]
+    ] = None
+    """Its interfaces to physical networks, {campus: eth1}: each is a trunk of switches, on which segments may ride. If
+    present, these and no others."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
 
@@ -557,11 +572,25 @@ class TenantSpec(_Spec):
     """How much it may have. Absent: as it was; `{}`: no limits of its own, only those of the tenants above it."""
 
 
+class SegmentVlanSpec(_Spec):
+    """The VLAN of a physical network that a segment rides on."""
+
+    id: Maybe[Annotated[int, _between(*VLAN), _numbers(*VLAN)]] = None
+    """1 to 4094. If absent, the one that it has, or the lowest that is free."""
+    on: Maybe[Name] = None
+    """The physical network: a name that machines have among their `trunks`."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> SegmentVlanSpec:
+        if self.on is None and self.id is not None:
+            raise _refuse("missing_key", "needs the key on, the physical network", below="id")
+        return self
+
+
 class SegmentSpec(_Spec):
     """One L2 broadcast domain."""
 
     later = {
-        "vlan": "a segment on a physical VLAN",
         "vni": "a VNI of your choice",
         "learn": "learning of MACs",
     }
@@ -589,6 +618,9 @@ class SegmentSpec(_Spec):
     transparent: Maybe[bool] = None
     """true: frames with VLAN tags, 802.1ad too, ride in it untouched. Its ports get 8 bytes less of MTU for that, and
     none of them is a host or a trunk."""
+    vlan: Maybe[SegmentVlanSpec] = None
+    """{id: 17, on: campus}: from machine to machine it rides on this VLAN of a physical network, and not in VXLAN. {}:
+    in VXLAN. Absent: as it was."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
     description: Maybe[Description] = None
@@ -746,17 +778,6 @@ class VlanSpec(_Spec):
     """What it is for."""
 
 
-def _read_vlan_id(text: object) -> int:
-    """A VLAN id (802.1Q), as the key of a mapping. Raises PydanticCustomError."""
-    low, high = VLAN
-    if isinstance(text, int) or not isinstance(text, str) or re.fullmatch(r"[0-9]{1,9}", text) is None:
-        raise _refuse("bad_vlan", f"{_shown(text)} is no VLAN id: write a number from {low} to {high}", limit=high)
-    if not low <= int(text) <= high or text[0] == "0":
-        why = {0: "VLAN 0 is no VLAN, but a priority", 4095: "VLAN 4095 is reserved"}.get(int(text), f"VLAN {text}")
-        raise _refuse("bad_vlan", f"{why}: ids are {low} to {high}", limit=high)
-    return int(text)
-
-
 def _read_tagged(value: Any) -> Any:
     """web is {segment: web}."""
     return {"segment": value} if isinstance(value, str) else value
@@ -778,6 +799,17 @@ class _OfVlans:
             "additionalProperties": {"anyOf": [_TEXT, own["additionalProperties"]]},
             "minProperties": 1,
         }
+
+
+def _read_vlan_id(text: object) -> int:
+    """A VLAN id (802.1Q), as the key of a mapping. Raises PydanticCustomError."""
+    low, high = VLAN
+    if isinstance(text, int) or not isinstance(text, str) or re.fullmatch(r"[0-9]{1,9}", text) is None:
+        raise _refuse("bad_vlan", f"{_shown(text)} is no VLAN id: write a number from {low} to {high}", limit=high)
+    if not low <= int(text) <= high or text[0] == "0":
+        why = {0: "VLAN 0 is no VLAN, but a priority", 4095: "VLAN 4095 is reserved"}.get(int(text), f"VLAN {text}")
+        raise _refuse("bad_vlan", f"{why}: ids are {low} to {high}", limit=high)
+    return int(text)
 
 
 Vlans = Annotated[
@@ -1160,6 +1192,8 @@ def _spec_at(path: Sequence[int | str]) -> type[_Spec]:
         return QuotaSpec
     if spec is MachineSpec and len(path) > 3 and path[2] == "vlan":
         return MachineVlanSpec
+    if spec is SegmentSpec and len(path) > 2 and path[-2] == "vlan":
+        return SegmentVlanSpec
     return AttachSpec if spec is PortSpec and len(path) > 2 and path[-2] == "attach" else spec
 
 

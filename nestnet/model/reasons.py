@@ -50,7 +50,7 @@ REASONS: dict[str, str] = {
     "vxlan_header": "VXLAN without the I flag, or with reserved bits set",
     "unknown_vni": "no segment on this machine has this VNI",
     "unknown_source": "the inner source MAC or address belongs to no port of the network",
-    "sender_location": "the inner source lives on another machine than the sender",
+    "sender_location": "the inner source lives on another machine than the sender; on a VLAN, on this one",
     "not_here": "the inner destination does not live on this machine",
     "ecn": "congestion marked outside on a packet that does not support it (RFC 6040)",
     "no_underlay_route": "the underlay has no route to the machine",
@@ -64,11 +64,13 @@ REASONS: dict[str, str] = {
     "cannot_flatten": "more than 8 rate limits on the way",
     "other_vlan": "at a NIC in a VLAN: a frame from the wire without its tag, or with a second one behind it",
     "unknown_vlan": "a tag that the trunk does not have: another VLAN id, VLAN 0 (priority), or 802.1ad",
-    "too_many_tags": "more than one tag on a trunk, or more than two in a transparent segment",
+    "too_many_tags": "more than one tag on a trunk or on a physical VLAN, or more than two in a transparent segment",
+    "no_trunk": "the machine has no interface to the physical network that the segment is on",
 }
 
 # What whoever does not see the carriers is told of a drop in one (rule 26): one reason, `carrier`.
-CARRIERS = {name for name in REASONS if name.startswith("carrier_")} | {"no_underlay_route", "cannot_flatten"}
+CARRIERS = {name for name in REASONS if name.startswith("carrier_")}
+CARRIERS |= {"no_underlay_route", "cannot_flatten", "no_trunk"}
 
 NUMBERS: dict[str, int] = {name: number for number, name in enumerate(REASONS, start=1)}
 NAMES: dict[int, str] = {number: name for name, number in NUMBERS.items()}

@@ -116,6 +116,10 @@ class _Judge:
             self.machines = {*known.machines, *(manifest.machines or {})}
         mtus = [m.mtu or MACHINE_MTU for m in (manifest.machines or {}).values()]
         self.mtu = min(mtus, default=None)
+        specs = self.manifest.machines or {}
+        # By machine. None: nobody knows, for the manifest says nothing of them.
+        self.trunks = {name: spec.trunks for name, spec in specs.items()}
+        self.vlans: dict[tuple[str, int], str] = {}  # of a physical network -> the segment that has it
         self.family = underlay_family(manifest)
         self.overhead = OVERHEAD[self.family or 4]
         self.left: dict[str, int | None] = {}  # by path: what its machines leave to a network; None: nobody knows
@@ -185,6 +189,11 @@ class _Judge:
             if self.family == 6 and machine.mtu is not None and machine.mtu < SMALLEST_MTU[6]:
                 message = f"mtu is {machine.mtu}, but IPv6 needs {SMALLEST_MTU[6]}"
                 yield Problem("mtu_too_small", join("machines", name, "mtu"), message, limit=SMALLEST_MTU[6])
+
+            for on, nic in (machine.trunks or {}).items():
+                if nic in (machine.nic or ()):
+                    message = f"{nic} is {name}'s way to the underlay: a trunk has an interface of its own"
+                    yield Problem("duplicate_nic", join("machines", name, "trunks", on), message)
 
     def _tenants(self) -> Iterator[Problem]:
         declared = self.manifest.tenants or {}
@@ -322,6 +331,7 @@ class _Network:
     def __iter__(self) -> Iterator[Problem]:
         yield from self._whole()
         yield from self._two_cidrs()
+        yield from self._on_vlans()
         yield from self._routers()
         yield from self._links()
         yield from self._ports()
@@ -396,6 +406,31 @@ class _Network:
                     yield Problem("two_cidrs", at, message, limit=1)
                 seen.setdefault(cidr.version, cidr)
 
+    def _on_vlans(self) -> Iterator[Problem]:
+        for name, segment in self.segments.items():
+            on, at = _physical(segment), f"{self.at}/segments/{name}/vlan"
+            if on is None or segment.vlan is None:
+                continue
+            said = _on(segment)
+            if self.carrier is not None:
+                message = f"{self.path} is carried by another network: VLANs are of machines{said}"
+                yield Problem("on_vlan", at, message)
+                continue
+            if segment.transparent:
+                yield Problem("on_vlan", at, f"{name} is transparent, and would have tags behind a tag{said}")
+            trunks = self.judge.trunks.values()
+            known = sorted({each for its in trunks for each in its or ()})
+            if on not in known and (self.judge.machines is not None or known):
+                near = self.judge.nearest(on, known)
+                message = f"no machine has a trunk to {on}{meant(near)}"
+                yield Problem("missing_physical", at + "/on", message, nearest=near)
+            if segment.vlan.id is not None:
+                path = f"{self.path}/{name}"
+                other = self.judge.vlans.setdefault((on, segment.vlan.id), path)
+                if other != path:
+                    message = f"VLAN {segment.vlan.id} of {on} is that of {other} already"
+                    yield Problem("duplicate_vlan", at + "/id", message)
+
     def _missing_segment(self, at: str, name: str) -> Iterator[Problem]:
         if self.network.segments is not None and name not in self.segments:
             near = self.judge.nearest(name, self.segments)
@@ -421,6 +456,10 @@ class _Network:
             yield Problem("no_cidr", at, message)
             return
         joined = {gateway.router for gateway in self.gateways[segment]}
+        if joined and _physical(self.segments[segment]) is not None:
+            message = f"{segment} is joined by {min(joined)} already, and machines could not tell two routers apart"
+            yield Problem("on_vlan", at, message + _on(self.segments[segment]), limit=1)
+            return
         if len(joined) >= ROUTERS_PER_SEGMENT:
             message = f"{segment} is joined by {ROUTERS_PER_SEGMENT} routers already"
             yield Problem("limit_exceeded", at, message, limit=ROUTERS_PER_SEGMENT)
@@ -511,6 +550,7 @@ class _Network:
             yield from self._missing_segment(at + word, port.segment)
             if not isinstance(port, TaggedPortSpec):
                 yield from self._host(at + "/host", port)
+            yield from self._trunk(at, port)
             yield from self._tags(at, name, port, on_trunk)
             for place, address in _items(at + "/address", port.address or ()):
                 if port.segment in cidrs:
@@ -544,6 +584,18 @@ class _Network:
                 message = f"{name} is in the transparent segment {port.segment}: a host is on an access port or a trunk"
                 yield Problem("transparent", at + "/hosts", message)
 
+    def _trunk(self, at: str, port: PortSpec) -> Iterator[Problem]:
+        segment = self.segments.get(port.segment)
+        on = _physical(segment) if segment is not None else None
+        trunks = self.judge.trunks.get(port.host)
+        if on is None or segment is None or self.carrier is not None:
+            return
+        known = {each for its in self.judge.trunks.values() for each in its or ()}
+        if on in known and port.host in self.judge.trunks and on not in (trunks or ()):
+            at += "" if isinstance(port, TaggedPortSpec) else "/host"
+            message = f"{port.host} cannot have ports of segment {port.segment}: it has no trunk to {on}"
+            yield Problem("missing_trunk", at, message)
+
     def _host(self, at: str, port: PortSpec) -> Iterator[Problem]:
         if self.carrier is None:
             machines = self.judge.machines
@@ -565,6 +617,10 @@ class _Network:
             yield Problem("not_a_host", at, message)
         if self.carrier.segments is None or host.segment not in self.carrier.segments:
             return
+        rides = self.carrier.segments[host.segment]
+        if _physical(rides) is not None and self.network.carriage != "encapsulated":
+            message = f"host {port.host} of {carrier} is in segment {host.segment}, over which nothing is carried flat"
+            yield Problem("cannot_flatten", at, message + _on(rides))
         families = {a.version for a in host.address or self.carrier.segments[host.segment].cidr or ()}
         if self.underlay not in families:
             other = 10 - self.underlay
@@ -741,6 +797,19 @@ def _items(at: str, values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
     else:
         for index, value in enumerate(values):
             yield f"{at}/{index}", value
+
+
+def _physical(segment: SegmentSpec) -> str | None:
+    """The physical network that it rides on, if it does."""
+    return segment.vlan.on if segment.vlan is not None else None
+
+
+def _on(segment: SegmentSpec) -> str:
+    """Why that is so: not for who does not see machines (store/view.py)."""
+    vlan = segment.vlan
+    if vlan is None:
+        return ""
+    return f" (it is on VLAN {vlan.id} of {vlan.on})" if vlan.id is not None else f" (it is on a VLAN of {vlan.on})"
 
 
 def _by_family(segment: SegmentSpec) -> dict[int, Prefix]:

@@ -63,11 +63,29 @@ ETHER_TYPES = {"802.1q": 0x8100, "802.1ad": 0x88A8}
 
 
 @dataclass(frozen=True, slots=True)
+class Trunk:
+    """A machine's NIC to the physical network `on`: to switches that give it VLANs with their tags. Both are names, and
+    nothing else is known of them."""
+
+    on: str
+    nic: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vlan:
+    """What a segment rides on from machine to machine in place of VXLAN: the 802.1Q tag `id`, 1-4094, of the physical
+    network `on`. Each machine with ports of the segment has a trunk to that."""
+
+    id: int
+    on: str
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """A computer that runs an agent, or a host port whose workload does (domains.py). `address` is its address in the
     underlay, `mtu` that of its NICs in bytes, `nics` their names; none: the one that has the address. `vlan` is
-    that which all these are in: what they send and hear has its tag. Unless it is `enabled`, all that lives on it is
-    closed: something that carries it is taken down (rule 12)."""
+    that which all these are in: what they send and hear has its tag. `trunks` are to physical networks, one to each.
+    Unless it is `enabled`, all that lives on it is closed: something that carries it is taken down (rule 12)."""
 
     id: int
     address: Address
@@ -75,6 +93,7 @@ class Machine:
     nics: tuple[str, ...] = ()
     enabled: bool = True
     vlan: Tag | None = None
+    trunks: tuple[Trunk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +114,7 @@ class Network:
 class Segment:
     """One broadcast domain. `vni` is its label in its domain (RFC 7348), `cidrs` at most one of each family, `dns` the
     servers that its workloads are told to ask for names. `transparent`: frames with tags ride in it untouched, as in a
-    wire; what is inside has RIDING_BYTES less room for that."""
+    wire; what is inside has RIDING_BYTES less room for that. `vlan`: it rides on that, and not in VXLAN."""
 
     id: int
     network: int
@@ -103,6 +122,7 @@ class Segment:
     cidrs: tuple[Prefix, ...] = ()
     dns: tuple[Address, ...] = ()
     transparent: bool = False
+    vlan: Vlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,9 @@ from nestnet.model.values import (
     Selector,
     Service,
     Tag,
+    Trunk,
     Value,
+    Vlan,
 )
 
 _TEXT = (IPv4Address, IPv6Address, IPv4Network, IPv6Network)
@@ -73,13 +75,21 @@ def _tag(data: Mapping[str, Any] | None) -> Tag | None:
     return Tag(**data) if data is not None else None
 
 
+def _trunk(data: Mapping[str, Any]) -> Trunk:
+    return Trunk(**data)
+
+
+def _vlan(data: Mapping[str, Any] | None) -> Vlan | None:
+    return Vlan(**data) if data is not None else None
+
+
 def _service(data: Mapping[str, Any]) -> Service:
     return Service(**data)
 
 
 _READERS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "machine": {"address": ip_address, "nics": tuple, "vlan": _tag},
-    "segment": {"cidrs": _each(ip_network), "dns": _each(ip_address)},
+    "machine": {"address": ip_address, "nics": tuple, "vlan": _tag, "trunks": _each(_trunk)},
+    "segment": {"cidrs": _each(ip_network), "dns": _each(ip_address), "vlan": _vlan},
     "router": {"interfaces": _each(_interface)},
     "link": {"between": tuple},
     "port": {"addresses": _each(ip_address), "owns": _each(ip_network), "groups": tuple, "attach": _attach},

@@ -93,7 +93,7 @@ class Database:
     """An SQLite file with the tables of this version. Threads may share it."""
 
     @explained()
-    def __init__(self, path: Path, vnis: int) -> None:
+    def __init__(self, path: Path, vnis: int, vlans: int) -> None:
         self.path = path
         path.touch(0o600)  # It has keys. What SQLite puts beside it is as private.
         path.chmod(0o600)
@@ -104,7 +104,7 @@ class Database:
         migrate(self.engine)
         with self.write() as connection:
             if connection.execute(select(tables.store)).first() is None:
-                _first_rows(connection, vnis)
+                _first_rows(connection, vnis, vlans)
         self._know()
 
     def _know(self) -> None:
@@ -236,9 +236,10 @@ def open_engine(path: Path) -> Engine:
     return engine
 
 
-def _first_rows(connection: Connection, vnis: int) -> None:
+def _first_rows(connection: Connection, vnis: int, vlans: int) -> None:
     """A new store: its epoch and key, revision 0, the fabric, and the fabric's free VNIs."""
-    connection.execute(insert(tables.store).values(id=1, epoch=secrets.token_hex(8), key=secrets.token_bytes(32)))
+    own = {"epoch": secrets.token_hex(8), "key": secrets.token_bytes(32), "vlans": vlans}
+    connection.execute(insert(tables.store).values(id=1, **own))
     connection.execute(insert(tables.revision).values(id=1, n=0, oldest=0))
     connection.execute(
         insert(tables.network).values(

@@ -32,7 +32,9 @@ from nestnet.model.values import (
     Port,
     Router,
     Segment,
+    Trunk,
     Value,
+    Vlan,
     World,
 )
 from nestnet.store import objects, tables
@@ -348,7 +350,8 @@ def machines(connection: Connection, reader: int) -> list[tuple[Key, Value]]:
         return _on_ports(connection, domain, rows)
     found = {row.id: Machine(row.id, ip_address(row.address), row.mtu) for row in rows}
     for own in (row for row in rows if row.id == reader):
-        found[reader] = replace(found[reader], nics=own.nics, vlan=own.vlan)
+        trunks = tuple(Trunk(on, nic) for on, nic in own.trunks)
+        found[reader] = replace(found[reader], nics=own.nics, vlan=own.vlan, trunks=trunks)
     return [(("machine", id), value) for id, value in found.items()]
 
 
@@ -400,7 +403,9 @@ def value_of(row: Row, left: int) -> Value:
             return Network(row.id, row.carrier, row.underlay, network_mtu(row, left), row.is_open, row.encapsulated)
         case SegmentRow():
             dns = tuple(map(ip_address, row.dns))
-            return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)), dns, row.transparent)
+            vlan = Vlan(row.vlan or 0, row.physical) if row.physical is not None else None
+            own = (dns, row.transparent, vlan)
+            return Segment(row.id, row.network, row.vni or 0, tuple(map(ip_network, row.cidrs)), *own)
         case RouterRow():
             joined = (Interface(segment, tuple(map(ip_address, texts))) for segment, texts in row.interfaces)
             return Router(row.id, row.network, row.mac or 0, tuple(joined))

@@ -75,6 +75,10 @@ def begin(connection: Connection, reader: Reader, identity: Identity, id: int, t
             )
     else:
         new_machine = new if on_wire else objects.machines_of(connection, [new])[new]
+    if on_wire and (physical := _beyond_trunks(connection, id, new)):
+        whose = f": it has no trunk to {physical}" if reader.scope.reads is None else ""
+        code = "missing_trunk" if reader.scope.reads is None else "not_a_host"
+        raise _invalid(code, f"{to} cannot have {path}{whose}")
     names = {machine: _name(connection, machine) for machine in (old_machine, new_machine)}
     if reader.scope.reads is not None:  # To them the hosts are all that there is.
         names = {old_machine: f"under {path}", new_machine: f"under host {to}"}
@@ -96,6 +100,20 @@ def begin(connection: Connection, reader: Reader, identity: Identity, id: int, t
         values = {"phase": "prepare", "revision": revision, "at": time.time(), "problem": "", **ends}
         connection.execute(insert(tables.move).values(port=id, **values))
     return Begun(revision, reader.machines_holding(row.network), disturbs)
+
+
+def _beyond_trunks(connection: Connection, port: int, machine: int) -> str:
+    """A physical network on which a segment of the port rides, or of one that hangs on it, and to which the machine has
+    no trunk; '' if there is none."""
+    s, p = tables.segment.c, tables.port.c
+    rides = (
+        select(s.physical)
+        .join_from(tables.port, tables.segment, p.segment == s.id)
+        .where((p.id == port) | (p.trunk == port), s.physical.is_not(None))
+        .distinct()
+    )
+    known = json.loads(connection.scalar(select(tables.machine.c.trunks).where(tables.machine.c.id == machine)) or "{}")
+    return min((each for each in connection.scalars(rides) if each not in known), default="")
 
 
 def advance(connection: Connection, reader: Reader, identity: Identity, silent: Silent) -> None:

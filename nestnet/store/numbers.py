@@ -1,23 +1,26 @@
-"""VNIs: which are free in a domain, and which are not yet.
+"""VNIs: which are free in a domain, and which are not yet. The same of the VLANs of physical networks.
 
 Free ones are rows `(domain, lo, hi)`, 64 ranges at first, so that writers on a database that locks
 rows rarely meet. One that is freed stays in quarantine until every machine has realised the revision
 that freed it: until then a machine may still hold its old meaning (I8).
+
+A physical network has 4094 ids at most, and people choose them: the free ones are those that nothing else has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, union_all, update
 
 from nestnet.model.errors import Exhausted
 from nestnet.model.values import FABRIC
 from nestnet.store import tables
-from nestnet.store.tables import machine, report, vni_quarantine, vni_range
+from nestnet.store.tables import machine, report, segment, vlan_quarantine, vni_quarantine, vni_range
 
 VNIS = (1 << 24) - 1  # 1 to 16777215 (RFC 7348).
+VLANS = 4094  # 802.1Q
 RANGES = 64
 
 
@@ -108,6 +111,8 @@ def fence(connection: Connection, domain: int, revision: int) -> None:
     """A machine of the domain was removed at `revision`: what it may still hold is free when all others have realised
     that."""
     connection.execute(update(vni_quarantine).where(vni_quarantine.c.domain == domain).values(revision=revision))
+    if domain == FABRIC:
+        connection.execute(update(vlan_quarantine).values(revision=revision))
 
 
 def hold_back(connection: Connection, count: int, revision: int) -> None:
@@ -128,6 +133,49 @@ def hold_back(connection: Connection, count: int, revision: int) -> None:
             if left <= 0:
                 break
     connection.execute(update(vni_quarantine).values(revision=revision))
+    connection.execute(update(vlan_quarantine).values(revision=revision))
+    connection.execute(update(tables.store).values(vlans_after=revision))  # any of them may have been chosen since
+
+
+def free_vlans(connection: Connection, physical: str) -> list[int]:
+    """The ids that a segment could have now, rising."""
+    realised = _realised_by_all(connection, FABRIC)
+    if realised < (connection.scalar(select(tables.store.c.vlans_after)) or 0):
+        return []
+    waiting = vlan_quarantine.c.revision > realised
+    used = union_all(
+        select(segment.c.vlan).where(segment.c.physical == physical),
+        select(vlan_quarantine.c.vlan).where(vlan_quarantine.c.physical == physical, waiting),
+    )
+    taken = set(connection.scalars(used))
+    return [vlan for vlan in range(1, vlans(connection) + 1) if vlan not in taken]
+
+
+def vlans(connection: Connection) -> int:
+    """How many ids a physical network has."""
+    return int(connection.scalar(select(tables.store.c.vlans)) or VLANS)
+
+
+def vlans_exhausted(connection: Connection, physical: str) -> Exhausted:
+    used = connection.scalar(select(func.count()).where(segment.c.physical == physical)) or 0
+    total = vlans(connection)
+    message = f"no VLAN of {physical} is free: all {total} are used by {used} segments, or wait for machines that may "
+    return Exhausted(f"{message}still use them; delete segments, or bring those machines back", "vlan_exhausted", total)
+
+
+def take_vlans(connection: Connection, taken: Iterable[tuple[str, int]]) -> None:
+    """Segments have these now: what is said of them from before is over."""
+    q = vlan_quarantine.c
+    for physical, vlan in taken:
+        connection.execute(delete(vlan_quarantine).where(q.physical == physical, q.vlan == vlan))
+
+
+def release_vlans(connection: Connection, freed: Sequence[tuple[str, int]], revision: int) -> None:
+    """Quarantine (physical network, id) pairs that `revision` frees."""
+    if freed:
+        take_vlans(connection, freed)
+        rows = [{"physical": physical, "vlan": vlan, "revision": revision} for physical, vlan in freed]
+        connection.execute(insert(vlan_quarantine), rows)
 
 
 def _realised_by_all(connection: Connection, domain: int) -> int:

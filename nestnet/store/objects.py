@@ -51,7 +51,8 @@ class NetworkRow:
 
 @dataclass(frozen=True, slots=True)
 class SegmentRow:
-    """`vni` is None until it is written."""
+    """`vni` is None until it is written. `physical` is the physical network whose VLAN it rides on; of one that chooses
+    none that is None until then."""
 
     kind: ClassVar[str] = "segment"
     id: int
@@ -63,6 +64,8 @@ class SegmentRow:
     labels: str
     description: str
     transparent: bool = False
+    physical: str | None = None
+    vlan: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,8 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class MachineRow:
-    """`address` is text in canonical form; `nics` are names of interfaces, `vlan` is theirs. `port`: the
+    """`address` is text in canonical form; `nics` are names of interfaces, `vlan` is theirs.
+    `trunks` are (physical network, NIC), by name. `port`: the
     host port whose workload it is, None for a machine of the fabric; then its address and MTU are that port's."""
 
     id: int
@@ -182,6 +186,7 @@ class MachineRow:
     fenced: bool = False
     port: int | None = None
     vlan: Tag | None = None
+    trunks: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +296,7 @@ def machines(connection: Connection, domain: int = FABRIC) -> list[MachineRow]:
         MachineRow(
             *(row.id, row.name, row.address, row.mtu, tuple(json.loads(row.nics)), bool(row.fenced), row.port),
             vlan=vlan_of(row),
+            trunks=tuple(sorted(json.loads(row.trunks).items())),
         )
         for row in connection.execute(query)
     ]

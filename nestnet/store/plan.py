@@ -32,6 +32,7 @@ from nestnet.model.manifest import (
     PortSpec,
     RouterSpec,
     SegmentSpec,
+    SegmentVlanSpec,
     TaggedPortSpec,
     all_ports,
     mac_text,
@@ -140,6 +141,8 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
         for name, place in places.items():
             _names_free({name: named[name]}, state.carried.get(place.carrier, {}), "", state, scope)
         missing = list(view.beyond_grants(manifest, _granted_hosts(connection, places, state)))
+        if told_of := list(view.physical(manifest.networks or {})):
+            raise Invalid([*missing, *told_of])
         pruned = _pruned(manifest, view.tops(state, scope), scope) if prune else []
         grafted = view.graft(manifest, places, {row.id for row in pruned}, state, _network_spec)
         work = _make(connection, grafted, prune, scope, state, missing)
@@ -200,6 +203,8 @@ def _make(
     shared = sharing.wanted(wanted.grants, wanted, parents, state, scope)
     _to_write(pairs, wishes, moved, wanted, state, scope)
     _enough_vnis(connection, pairs, wanted)
+    _vlans_free(connection, pairs, wanted)
+    _trunks_unused(connection, moved, state)
     _judge_quotas(connection, pairs, wishes, shared, wanted, state, scope)
     _nothing_new(pairs, wanted, state)
     changes = (*_told_of_machines(moved, state), *_tenants_told(wishes, state), *_told(pairs, wanted, state))
@@ -320,7 +325,9 @@ def _moved(manifest: Manifest, state: State) -> list[MachineRow]:
         if (old := state.joined.get(name)) is not None:
             address = str(spec.address) if spec.address is not None else old.address
             vlan = spec.vlan.value if spec.vlan is not None else old.vlan
-            new = replace(old, address=address, mtu=spec.mtu or old.mtu, nics=spec.nic or old.nics, vlan=vlan)
+            trunks = tuple(sorted(spec.trunks.items())) if spec.trunks is not None else old.trunks
+            nics = spec.nic or old.nics
+            new = replace(old, address=address, mtu=spec.mtu or old.mtu, nics=nics, vlan=vlan, trunks=trunks)
             if new != old:
                 found.append(new)
     return found
@@ -328,7 +335,7 @@ def _moved(manifest: Manifest, state: State) -> list[MachineRow]:
 
 def _machine_fields(row: MachineRow) -> dict[str, Any]:
     vlan = row.vlan.short if row.vlan is not None else None
-    return {"address": row.address, "nic": list(row.nics), "mtu": row.mtu, "vlan": vlan}
+    return {"address": row.address, "nic": list(row.nics), "mtu": row.mtu, "vlan": vlan, "trunks": dict(row.trunks)}
 
 
 def _told_of_machines(moved: Iterable[MachineRow], state: State) -> Iterator[Change]:
@@ -372,7 +379,9 @@ def _complete(manifest: Manifest, state: State, moved: Iterable[MachineRow], ten
     """The manifest with everything that it leaves alone. `tenant`: whose a network is that nobody says it of."""
     top = state.carried.get(FABRIC, {})
     machines = {
-        name: MachineSpec.model_construct(address=ip_address(row.address), mtu=row.mtu, nic=row.nics or None)
+        name: MachineSpec.model_construct(
+            address=ip_address(row.address), mtu=row.mtu, nic=row.nics or None, trunks=dict(row.trunks)
+        )
         for name, row in (state.joined | {row.name: row for row in moved}).items()
     }
     # In the order of the manifest behind all others: of two that do not fit, the one that it names is at fault.
@@ -399,8 +408,11 @@ def _complete_network(
     underlay = spec.underlay or family or (row.underlay if row else 4)
     carriage = spec.carriage or (_carriage_of(row) if row else "flat")
     update: dict[str, Any] = {"tenant": tenant, "underlay": underlay, "carriage": carriage}
+    segments = {name: _segment_spec(segment) for name, segment in stored.segments.items()}
     if spec.segments is None:
-        update["segments"] = {name: _segment_spec(segment) for name, segment in stored.segments.items()}
+        update["segments"] = segments
+    else:
+        update["segments"] = {name: _kept(one, segments.get(name)) for name, one in spec.segments.items()}
     if spec.routers is None:
         update["routers"] = {name: _router_spec(router, stored) for name, router in stored.routers.items()}
     if spec.links is None:
@@ -437,9 +449,16 @@ def _carriage_of(row: NetworkRow) -> Literal["flat", "encapsulated"]:
 def _segment_spec(row: SegmentRow) -> SegmentSpec:
     cidrs = tuple(ip_network(cidr) for cidr in row.cidrs)
     dns = tuple(ip_address(text) for text in row.dns)
-    return SegmentSpec.model_construct(
-        cidr=cidrs, dns=dns, transparent=row.transparent, labels=json.loads(row.labels), description=row.description
-    )
+    vlan = SegmentVlanSpec.model_construct(id=row.vlan, on=row.physical) if row.physical is not None else None
+    more = {"labels": json.loads(row.labels), "description": row.description}
+    return SegmentSpec.model_construct(cidr=cidrs, dns=dns, transparent=row.transparent, vlan=vlan, **more)
+
+
+def _kept(spec: SegmentSpec, stored: SegmentSpec | None) -> SegmentSpec:
+    """With the VLAN that it has, unless it says another, or none."""
+    was = stored.vlan if stored is not None else None
+    same = spec.vlan is not None and was is not None and spec.vlan.id is None and spec.vlan.on == was.on
+    return spec.model_copy(update={"vlan": was}) if spec.vlan is None or same else spec
 
 
 def _router_spec(row: RouterRow, stored: Contents) -> RouterSpec:
@@ -589,6 +608,62 @@ def _enough_vnis(connection: Connection, pairs: Iterable[Pair], wanted: _Wanted)
             raise numbers.exhausted(connection, domain if numbers.size(connection, domain) else FABRIC)
 
 
+def _vlans_free(connection: Connection, pairs: Iterable[Pair], wanted: _Wanted) -> None:
+    """Is there a VLAN for each segment that is to have another? One that is left in this very transaction is none:
+    machines hold its old meaning."""
+    asked: dict[str, list[SegmentRow]] = defaultdict(list)
+    for old, new in pairs:
+        if isinstance(new, SegmentRow) and new.physical is not None:
+            was = (old.physical, old.vlan) if isinstance(old, SegmentRow) else None
+            if was != (new.physical, new.vlan):
+                asked[new.physical].append(new)
+    for physical, rows in asked.items():
+        free = set(numbers.free_vlans(connection, physical))
+        for row in rows:
+            if row.vlan is not None and row.vlan not in free:
+                at = wanted.pointers["segment", row.id] + "/vlan/id"
+                raise _vlan_taken(connection, physical, row.vlan, at)
+            free.discard(row.vlan or 0)
+        if sum(row.vlan is None for row in rows) > len(free):
+            raise numbers.vlans_exhausted(connection, physical)
+
+
+def _vlan_taken(connection: Connection, physical: str, vlan: int, at: str) -> NestnetError:
+    s, n = tables.segment.c, tables.network.c
+    name = f"VLAN {vlan} of {physical}"
+    if vlan > (most := numbers.vlans(connection)):
+        return Invalid([Problem("bad_vlan", at, f"{physical} has the VLANs 1 to {most}", limit=most)])
+    other = connection.execute(
+        select(n.name.label("network"), s.name)
+        .join_from(tables.segment, tables.network, s.network == n.id)
+        .where(s.physical == physical, s.vlan == vlan)
+    ).first()
+    if other is not None:
+        path = f"{other.network}/{other.name}"
+        return Invalid([Problem("duplicate_vlan", at, f"{name} is that of {path} already")])
+    return Conflict(
+        f"{name} is free when all machines have heard that it is: some may still use it as it was", "vlan_waits"
+    )
+
+
+def _trunks_unused(connection: Connection, moved: Iterable[MachineRow], state: State) -> None:
+    """What takes a trunk away on which segments of networks ride that the manifest does not name is refused."""
+    s, p, n = tables.segment.c, tables.port.c, tables.network.c
+    for row in moved:
+        gone = {on for on, _ in state.joined[row.name].trunks} - {on for on, _ in row.trunks}
+        query = (
+            select(n.id, n.name.label("network"), p.name)
+            .join_from(tables.port, tables.segment, p.segment == s.id)
+            .join(tables.network, p.network == n.id)
+            .where(s.physical.in_(gone), (p.host_machine == row.id) | (p.other_machine == row.id))
+            .order_by(n.name, p.name)
+        )
+        found = [f"{each.network}/{each.name}" for each in connection.execute(query) if each.id not in state.contents]
+        if found:
+            message = f"the trunks of {row.name} to {', '.join(sorted(gone))} are needed by {', '.join(found[:10])}"
+            raise Conflict(message + (", ..." if len(found) > 10 else ""), "in_use", found)
+
+
 def _too_deep(wanted: _Wanted) -> Iterator[Problem]:
     """A manifest nests less than that by itself; it may stand on what is deep already."""
     depth = {FABRIC: 0}
@@ -702,8 +777,10 @@ class _Wanted:
             cidrs = tuple(str(cidr) for cidr in sorted(one.cidr or (), key=lambda cidr: cidr.version))
             dns = tuple(map(str, one.dns or ()))
             vni = old.vni if old else None
+            words = (dump(one.labels), one.description or "")
+            vlan = (one.vlan.on, one.vlan.id) if one.vlan is not None else (None, None)
             contents.segments[name] = SegmentRow(
-                id, network, name, vni, cidrs, dns, dump(one.labels), one.description or "", bool(one.transparent)
+                id, network, name, vni, cidrs, dns, *words, bool(one.transparent), *vlan
             )
             self.pointers["segment", id] = f"{at}/segments/{name}"
 
@@ -1077,7 +1154,10 @@ class _Teller:
                 **more,
             }
         if isinstance(row, SegmentRow):
-            return {"cidr": list(row.cidrs), "dns": list(row.dns), "transparent": row.transparent, **more}
+            vlan = {"id": row.vlan, "on": row.physical} if row.physical is not None else None
+            return {
+                "cidr": list(row.cidrs), "dns": list(row.dns), "transparent": row.transparent, "vlan": vlan, **more
+            }  # fmt: skip
         if isinstance(row, RouterRow):
             return {"segments": {names["segment", id]: list(texts) for id, texts in row.interfaces}, **more}
         if isinstance(row, LinkRow):
@@ -1112,6 +1192,13 @@ def policy_words(spec: str) -> str:
     return f"{','.join(data['from'])} -> {','.join(data['to'])} {verb} {','.join(data[verb])}{priority}"
 
 
+def _label(row: SegmentRow) -> str:
+    """What it rides on."""
+    if row.physical is None:
+        return "VXLAN"
+    return f"VLAN {row.vlan} of {row.physical}" if row.vlan is not None else f"another VLAN of {row.physical}"
+
+
 def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str]:
     """What running traffic would notice."""
     tell = _Teller(wanted, state)
@@ -1135,6 +1222,9 @@ def _disturbed(pairs: list[Pair], wanted: _Wanted, state: State) -> Iterator[str
                 yield f"{path}: {f'leaves {old.attach}' if old.attach else 'the workload made for it ends'}"
         elif isinstance(old, SegmentRow) and isinstance(new, SegmentRow) and old.cidrs != new.cidrs:
             yield f"{tell.path(new, True)}: cidr {_brief(list(old.cidrs))} becomes {_brief(list(new.cidrs))}"
+        elif isinstance(old, SegmentRow) and isinstance(new, SegmentRow) and _label(old) != _label(new):
+            change = f"{_label(old)} becomes {_label(new)}"
+            yield f"{tell.path(new, True)}: {change}, its frames between machines are lost until all have it so"
         elif isinstance(old, RouterRow) and (new is None or old.interfaces != getattr(new, "interfaces", None)):
             yield f"{tell.path(old, False)}: routes change"
         elif isinstance(link := new or old, LinkRow):

@@ -73,13 +73,21 @@ class Applied:
 class Store:
     """Desired state in an SQLite file.
 
-    `vnis` is the size of a domain's VNI space; it counts when the file is made. `changed` is called after every commit
+    `vnis` is the size of a domain's VNI space, `vlans` that of a physical network; they count when the file is made.
+    `changed` is called after every commit
     that machines need to know of, with the revision, in the thread that committed; `happened` after every commit that
     wrote events.
     """
 
-    def __init__(self, path: Path | str, *, vnis: int = numbers.VNIS, changed: Callable[[int], None] | None = None):
-        self._database = Database(Path(path), vnis)
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        vnis: int = numbers.VNIS,
+        vlans: int = numbers.VLANS,
+        changed: Callable[[int], None] | None = None,
+    ):
+        self._database = Database(Path(path), vnis, vlans)
         self.identity = Identity(self._database.epoch, self._database.key)
         self.changed: Callable[[int], None] = changed or (lambda _revision: None)
         self.happened: Callable[[], None] = lambda: None
@@ -299,7 +307,7 @@ class Store:
             connection.execute(update(m).where(m.c.id == row.id).values(address=f"away {row.id}"))
         for row in machines:
             values = {"address": row.address, "mtu": row.mtu, "nics": json.dumps(row.nics)}
-            values |= objects.vlan_columns(row.vlan)
+            values |= {**objects.vlan_columns(row.vlan), "trunks": json.dumps(dict(row.trunks))}
             connection.execute(update(m).where(m.c.id == row.id).values(**values))
         return self._machines_changed(connection, [row.id for row in machines])
 

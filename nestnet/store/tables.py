@@ -64,6 +64,9 @@ store = Table(
     Column("key", LargeBinary, nullable=False),
     # Did somebody say that agents may remove all that this store does not know? (a restored one: DESIGN, I6)
     Column("confirmed", Boolean(create_constraint=False), nullable=False, server_default="0"),
+    # How many ids a physical network has, and as `after` of a range of VNIs, for all of them.
+    Column("vlans", Integer, nullable=False, server_default="4094"),
+    Column("vlans_after", Id, nullable=False, server_default="0"),
 )
 
 revision = Table(
@@ -129,6 +132,7 @@ machine = Table(
     Column("nics", Text, nullable=False, server_default="[]"),  # JSON: names; none: the one that has the address.
     Column("vlan", Integer),  # That these are in; none: they send and hear without a tag.
     Column("vlan_type", Text),  # 802.1q or 802.1ad
+    Column("trunks", Text, nullable=False, server_default="{}"),  # JSON: physical network -> NIC.
     Column("labels", Text, nullable=False),
     Column("joined", Id, nullable=False),  # The revision at which it was declared.
     # How often somebody has joined as it: a certificate says which time it is of, and only the last one's count.
@@ -206,11 +210,14 @@ segment = Table(
     Column("vni", Integer, nullable=False),
     Column("dns", Text, nullable=False, server_default="[]"),  # JSON: addresses, in the order given.
     Column("transparent", Boolean(create_constraint=False), nullable=False, server_default="0"),
+    Column("physical", Text),  # The physical network that it rides on, by its name, and the VLAN there; none: VXLAN.
+    Column("vlan", Integer),
     Column("labels", Text, nullable=False),
     Column("description", Text, nullable=False),
     _revision(),
     UniqueConstraint("network", "name"),
     UniqueConstraint("domain", "vni"),
+    Index(None, "physical", "vlan", unique=True),
 )
 
 segment_cidr = Table(
@@ -385,6 +392,14 @@ vni_quarantine = Table(
     metadata,
     Column("domain", Id, _part_of("network.id"), primary_key=True),
     Column("vni", Integer, primary_key=True),
+    Column("revision", Id, nullable=False),  # Free again when every machine has realised this one.
+)
+
+vlan_quarantine = Table(
+    "vlan_quarantine",
+    metadata,
+    Column("physical", Text, primary_key=True),
+    Column("vlan", Integer, primary_key=True),
     Column("revision", Id, nullable=False),  # Free again when every machine has realised this one.
 )
 

@@ -40,6 +40,10 @@ _BELOW = [
 ]
 
 
+# What a segment rides on.
+_ON = re.compile(r" \(it is on [^)]*\)|: it has no trunk to \S+|, and machines could not tell two routers apart")
+
+
 class Placed(NamedTuple):
     """Where a network is stored, or will be: what carries it, by which grant, and whose it is."""
 
@@ -162,6 +166,7 @@ class Told:
     def text(self, text: str) -> str:
         for what, words in _BELOW:
             text = what.sub(words, text)
+        text = _ON.sub("", text)
         return _NAMED.sub("what carries it", _ABOVE.sub("", text))
 
     def pointer(self, pointer: str) -> str:
@@ -187,8 +192,21 @@ class Told:
         return told
 
     def problem(self, problem: Problem) -> Problem:
+        if problem.code == "missing_trunk":
+            problem = replace(problem, code="not_a_host")
         near = self.text(problem.nearest) if problem.nearest is not None else None
         return replace(problem, pointer=self.pointer(problem.pointer), message=self.text(problem.message), nearest=near)
+
+
+def physical(networks: Mapping[str, NetworkSpec], above: str = "") -> Iterator[Problem]:
+    """Where a manifest of who runs no machines says what a segment rides on."""
+    for name, spec in networks.items():
+        at = above + join("networks", name)
+        for segment, one in (spec.segments or {}).items():
+            if one.vlan is not None:
+                message = "what segments ride on is for whoever runs the machines to say: leave vlan out"
+                yield Problem("bad_value", f"{at}/segments/{segment}/vlan", message)
+        yield from physical(spec.networks or {}, at)
 
 
 def beyond_grants(manifest: Manifest, hosts: Mapping[str, Mapping[str, Collection[int]]]) -> Iterator[Problem]:

@@ -66,6 +66,7 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
     ended = {old.id for old, new in pairs if isinstance(old, NetworkRow) and new is None}  # as domains, too
     freed = [label for label in _labels_of(connection, gone) if label[0] not in ended]
     pairs, domains = _settle(connection, identity, pairs)
+    vlans_freed, vlans_taken = _vlans(pairs)
     carriers = _carriers(connection, pairs)
     carriers_then = carriers | {old.id: old.carrier for old, _ in pairs if isinstance(old, NetworkRow)}
     seats = _Seats(connection, identity, pairs, carriers)
@@ -108,7 +109,25 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
         return current_revision(connection)
     n = next_revision(connection, rows)
     numbers.release(connection, freed, n)
+    numbers.take_vlans(connection, vlans_taken)
+    numbers.release_vlans(connection, vlans_freed, n)
     return n
+
+
+def _vlans(pairs: Sequence[Pair]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """(physical network, id) of each that segments leave, and of each that they get."""
+    sides: tuple[list[tuple[str, int]], list[tuple[str, int]]] = ([], [])
+    for pair in pairs:
+        labels = [
+            (row.physical, row.vlan)
+            if isinstance(row, SegmentRow) and row.physical is not None and row.vlan is not None
+            else None
+            for row in pair
+        ]
+        for side, label in zip(sides, labels, strict=True):
+            if label is not None and labels[0] != labels[1]:
+                side.append(label)
+    return sides
 
 
 class _Seats:
@@ -247,6 +266,11 @@ def _settle(connection: Connection, identity: Identity, pairs: Sequence[Pair]) -
     wanted = Counter(domains[new.network] for _, new in settled if isinstance(new, SegmentRow) and new.vni is None)
     numbers.open_new(connection, wanted)
     vnis = {domain: iter(numbers.cut(connection, domain, count)) for domain, count in wanted.items()}
+    chosen = {(new.physical, new.vlan) for _, new in settled if isinstance(new, SegmentRow) and new.vlan}
+    physical = {new.physical for _, new in settled if isinstance(new, SegmentRow) and new.physical and not new.vlan}
+    vlans = {
+        on: iter([vlan for vlan in numbers.free_vlans(connection, on) if (on, vlan) not in chosen]) for on in physical
+    }
     taken = _taken_macs(connection, [new for _, new in settled if isinstance(new, PortRow)])
     out: list[Pair] = []
     trunks = {new.trunk for _, new in settled if isinstance(new, PortRow) and new.mac is None and new.trunk}
@@ -254,6 +278,8 @@ def _settle(connection: Connection, identity: Identity, pairs: Sequence[Pair]) -
     for old, new in settled:
         if isinstance(new, SegmentRow) and new.vni is None:
             new = replace(new, vni=next(vnis[domains[new.network]]))
+        if isinstance(new, SegmentRow) and new.physical and not new.vlan:
+            new = replace(new, vlan=next(vlans[new.physical]))
         elif isinstance(new, RouterRow) and new.mac is None:
             new = replace(new, mac=identity.mac("router", new.id))
         elif isinstance(new, PortRow) and new.mac is None:

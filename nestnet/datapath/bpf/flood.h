@@ -171,6 +171,29 @@ static long copy_there(u32 index, struct copies *c)
 	return 0;
 }
 
+/* On a VLAN the switches make the copies: one leaves if there is anybody elsewhere. */
+static long is_anybody_there(u32 index, struct copies *c)
+{
+	struct flood_key key = { c->p->segment, c->version, index };
+	struct flood *found = bpf_map_lookup_elem(&flood, &key);
+	struct network *n = bpf_map_lookup_elem(&network, &c->p->network);
+	u32 zero = 0;
+	struct self *me = bpf_map_lookup_elem(&self, &zero);
+
+	if (!found || !me || !n || carry(c->p->a, found->host, n->underlay, c->p->epoch, &c->p->way))
+		return 0;
+	c->encapsulated = c->p->way.machine && c->p->way.machine != me->machine;
+	return c->encapsulated;
+}
+
+INLINE int to_all_on_vlan(struct __sk_buff *skb, struct packet *p, struct segment *s, struct copies *c)
+{
+	bpf_loop(s->floods, is_anybody_there, c, 0);
+	if (!c->encapsulated)
+		return TC_ACT_SHOT;
+	return s->ifindex ? to_vlan(skb, p->source, s->ifindex, s->vlan) : drop(skb, p->source, REASON_NO_TRUNK);
+}
+
 struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct flow); } composing SEC(".maps");
 ONCE int to_all(struct __sk_buff *skb, struct packet *p)
 {
@@ -197,6 +220,8 @@ ONCE int to_all(struct __sk_buff *skb, struct packet *p)
 	if (p->where & FROM_WIRE)
 		return TC_ACT_SHOT;
 	c.version = s->flood;
+	if (s->flags & ON_VLAN)
+		return to_all_on_vlan(skb, p, s, &c);
 	c.label = s->vni;
 	c.source_port = outer_source_port(&p->tuple, p->fragment == WHOLE);
 	if (n->flags & RATED)

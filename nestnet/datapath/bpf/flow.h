@@ -112,6 +112,8 @@ INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t
 	return 1;
 }
 
+#define USUAL_INNER (ETH_BYTES + 40 + 20) /* bytes that this takes */
+
 INLINE int too_long(struct __sk_buff *skb, u32 length, u32 headers, u32 mtu)
 {
 	return skb->gso_size ? skb->gso_size + headers > mtu : length > mtu;
@@ -220,6 +222,8 @@ INLINE int known_by(struct __sk_buff *skb, const int tagged)
 		bpf_skb_store_bytes(skb, 0, f->leaves, 12, 0);
 		take_hops(skb, ETH_BYTES, key.tuple.family, ttl, f->hops);
 	}
+	if (UNLIKELY(f->out == TO_VLAN))
+		return to_vlan(skb, f->source, f->ifindex, f->tag);
 	if (tagged && tags)
 		put_tags(skb, p, 0);
 	return to_workload(skb, f->target, f->ifindex, f->out == TO_TAP, f->tag);
@@ -266,7 +270,9 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	u16 ether_type;
 	int reason;
 
-	if (data + outer + ETH_BYTES > end || outer_ecn == 3)
+	if (data + off + ETH_BYTES > end || outer_ecn == 3)
+		return NOT_KNOWN;
+	if (tags == 2 && !is_tag(load16(data + outer + 12 + TAG_BYTES)))
 		return NOT_KNOWN;
 	/* The caller has seen the first. */
 	if (tags == 2 && (data + outer + ETH_BYTES + TAG_BYTES > end || !is_tag(load16(data + outer + 12 + TAG_BYTES))))
@@ -331,6 +337,47 @@ ONCE int known_over_ipv4(struct __sk_buff *skb, u32 label, u32 outer_ecn)
 ONCE int known_over_ipv6(struct __sk_buff *skb, u32 label, u32 outer_ecn)
 {
 	return known_from_wire(skb, label, outer_ecn, OUTER6, 0);
+}
+
+/* From a physical network, when the tag is off: `slot` is the segment that it is of. */
+ONCE int known_from_vlan(struct __sk_buff *skb, u32 slot)
+{
+	void *data, *end;
+	struct flow_key key;
+	struct flow *f;
+	u32 headers = 0, now, length = skb->len;
+	u64 at;
+	u8 ttl, ecn;
+	int reason;
+
+	bpf_skb_pull_data(skb, length < USUAL_INNER ? length : USUAL_INNER);
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (!read_usual(data, end, 0, length - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers, 0))
+		return NOT_KNOWN;
+	key.where = FROM_WIRE | FROM_VLAN | slot;
+	f = bpf_map_lookup_elem(&flow, &key);
+	if (!f || !same_mac(data, f->came) || !same_mac(data + 6, f->came + 6))
+		return NOT_KNOWN;
+	at = epoch_now();
+	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
+		return NOT_KNOWN;
+	now = seconds();
+	if (UNLIKELY(f->seen != now)) {
+		if (f->tracked != UNTRACKED && !touch(f, &key, now))
+			return NOT_KNOWN;
+		f->seen = now;
+	}
+	if (UNLIKELY(f->tolls)) {
+		if (skb->gso_size && is_carriage(&key.tuple))
+			headers = stacked_headers(skb, ETH_BYTES + headers - 8);
+		reason = pay(skb, &f->toll, f->tolls << 16, length, headers);
+		if (reason)
+			return drop(skb, f->target, reason);
+	}
+	if (!same_mac(f->leaves + 6, f->came + 6)) /* it came through a router */
+		bpf_skb_store_bytes(skb, 6, f->leaves + 6, 6, 0);
+	return to_workload(skb, f->target, f->ifindex, f->out == TO_TAP, f->tag);
 }
 
 /* With one tag in front, or two. */

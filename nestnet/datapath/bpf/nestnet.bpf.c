@@ -1,7 +1,9 @@
-/* nestnet's datapath: two programs, on the ingress of every workload's link and of the underlay's NIC; and `tag` in vlan.h.
+/* nestnet's datapath: programs on the ingress of every workload's link, of the underlay's NIC and of those of trunks; and `tag`
+ * in vlan.h.
  *
  *     workload:  known? -> out.   Otherwise: guard, answers, where to, whether, carriage -> flow -> out
  *     underlay:  known? -> in.    Otherwise: member, VNI, guard, whether, carriage -> flow -> in
+ *     trunk:     known? -> in.    Otherwise: guard, whether, carriage -> flow -> in
  *
  * Read docs/datapath.md first: every check and every drop here is a line there, in the same order.
  */
@@ -181,6 +183,15 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		f->tag = q->tag;
 		if (!q->ifindex)
 			return drop(skb, p->source, REASON_NOT_ATTACHED);
+	} else if (s->flags & ON_VLAN) {
+		f->out = TO_VLAN;
+		f->ifindex = s->ifindex;
+		f->tag = s->vlan;
+		if (!s->ifindex)
+			return drop(skb, p->source, REASON_NO_TRUNK);
+		/* A router's MAC is the same on all machines: switches would see it move. */
+		if (p->hops)
+			memcpy(f->leaves + 6, s->mac, 6);
 	} else {
 		u16 from = outer_source_port(&p->tuple, p->fragment == WHOLE);
 
@@ -192,7 +203,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 	reason = find_tolls(p, p->b, LEAVES | OWN);
 	if (reason)
 		return drop(skb, p->source, reason);
-	keep_tolls(f, pays, f->out != TO_WIRE);
+	keep_tolls(f, pays, f->out != TO_WIRE && f->out != TO_VLAN);
 	if (f->leaving) {
 		reason = pay(skb, &f->toll, f->leaving << 16, skb->len + tags, headers + tags);
 		if (reason)
@@ -212,9 +223,11 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 				return drop(skb, p->target, reason);
 		}
 		if (p->hops) {
-			bpf_skb_store_bytes(skb, 0, p->leaves, 12, 0);
+			bpf_skb_store_bytes(skb, 0, f->leaves, 12, 0);
 			take_hops(skb, ETH_BYTES, p->tuple.family, p->ttl, p->hops);
 		}
+		if (f->out == TO_VLAN)
+			return to_vlan(skb, p->source, f->ifindex, f->tag);
 		put_tags(skb, p, 0);
 		return to_workload(skb, p->target, f->ifindex, f->out == TO_TAP, f->tag);
 	}
@@ -356,20 +369,28 @@ ONCE int find_sender(struct packet *p)
 {
 	struct mac *found;
 	struct owner *there;
+	struct segment *s;
 
 	if (!p)
 		return REASON_ERROR;
 	found = mac_of(p->segment, p->came + 6);
-	if (!found)
-		return REASON_UNKNOWN_SOURCE;
 	p->router = 0;
-	if (found->kind == OWNER_PORT) {
+	if (found && found->kind == OWNER_PORT) {
 		p->source = found->slot;
 		return 0;
 	}
+	if (p->where & FROM_VLAN) { /* each machine has a MAC of its own for the segment's router; to all it sends nothing */
+		s = found || p->came[0] & 1 ? NULL : bpf_map_lookup_elem(&segment, &p->segment);
+		if (!s || !s->router)
+			return REASON_UNKNOWN_SOURCE;
+		p->router = s->router;
+	} else {
+		if (!found)
+			return REASON_UNKNOWN_SOURCE;
+		p->router = found->slot;
+	}
 	if (p->tags)
 		return REASON_TAGGED;
-	p->router = found->slot;
 	there = owner_of(route_of(p->router, &p->tuple.source), &p->tuple.source);
 	if (!there || there->kind != OWNER_PORT)
 		return REASON_UNKNOWN_SOURCE;
@@ -400,7 +421,13 @@ INLINE int by_ecn(struct __sk_buff *skb, struct packet *p)
 
 enum { FOR_ALL = -3 };
 
-/* The long way for what came out of a VXLAN datagram: the skb begins with the inner Ethernet header. */
+/* Is its home this machine, and this one alone? */
+ONCE int lives_only_here(u32 slot, u32 here)
+{
+	return machine_of(slot, 0) == here && machine_of(slot, 1) == here;
+}
+
+/* The long way for what came out of a VXLAN datagram, or from a VLAN: the skb begins with the inner Ethernet header. */
 ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 {
 	struct vni_key label;
@@ -417,10 +444,15 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	if (!p || !f || !pays)
 		return TC_ACT_SHOT;
 	label.vni = p->where & 0xffffff;
-	found = bpf_map_lookup_elem(&vni, &label);
-	if (!found)
-		return drop(skb, 0, REASON_UNKNOWN_VNI);
-	p->segment = p->target_segment = found->segment;
+	if (p->where & FROM_VLAN) {
+		p->segment = label.vni;
+	} else {
+		found = bpf_map_lookup_elem(&vni, &label);
+		if (!found)
+			return drop(skb, 0, REASON_UNKNOWN_VNI);
+		p->segment = found->segment;
+	}
+	p->target_segment = p->segment;
 	s = bpf_map_lookup_elem(&segment, &p->segment);
 	p->network = s ? s->network : 0;
 	n = bpf_map_lookup_elem(&network, &p->network);
@@ -429,7 +461,7 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	p->narrow = s && s->flags & TRANSPARENT;
 	if (p->tags && !p->narrow)
 		return drop(skb, 0, REASON_TAGGED);
-	if (!p->cut && made_whole(skb))
+	if (!p->cut && !(p->where & FROM_VLAN) && made_whole(skb))
 		return drop(skb, 0, REASON_ERROR);
 	reason = p->cut == BEFORE_IP ? REASON_MALFORMED : parse_ethernet(skb, p);
 	if (!reason && p->ether_type == ETH_ARP && !p->tags)
@@ -446,7 +478,10 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	if (reason || !from || !from->id)
 		return drop(skb, 0, REASON_UNKNOWN_SOURCE);
 	p->a = place_of(from);
-	if (machine_of(from->host, 0) != p->sender && machine_of(from->host, 1) != p->sender)
+	if (p->where & FROM_VLAN) {
+		if (lives_only_here(from->host, p->sender))
+			return drop(skb, 0, REASON_SENDER_LOCATION);
+	} else if (machine_of(from->host, 0) != p->sender && machine_of(from->host, 1) != p->sender)
 		return drop(skb, 0, REASON_SENDER_LOCATION);
 	reason = p->ether_type == ETH_ARP ? guard_arp(p) : guard(p, p->router);
 	if (!reason && is_discovery(p))
@@ -489,6 +524,14 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	f->out = q->flags & TAP ? TO_TAP : TO_WORKLOAD;
 	f->ifindex = q->ifindex;
 	f->tag = q->tag;
+	memcpy(f->leaves, p->came, 12);
+	if (p->where & FROM_VLAN && p->router) {
+		struct router *r = bpf_map_lookup_elem(&router, &p->router);
+
+		if (!r)
+			return drop(skb, p->target, REASON_ERROR);
+		memcpy(f->leaves + 6, r->mac, 6);
+	}
 	keep_tolls(f, pays, 1);
 	if (is_cacheable(p))
 		keep(p, f, n->mtu);
@@ -499,8 +542,29 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 		if (reason)
 			return drop(skb, p->target, reason);
 	}
+	if (p->where & FROM_VLAN && p->router)
+		bpf_skb_store_bytes(skb, 6, f->leaves + 6, 6, 0);
 	put_tags(skb, p, 0);
 	return to_workload(skb, p->target, q->ifindex, q->flags & TAP, q->tag);
+}
+
+/* A frame of a VLAN that is no known flow; its tag is off. */
+ONCE int from_vlan(struct __sk_buff *skb, u32 slot)
+{
+	u32 zero = 0;
+	struct packet *p = bpf_map_lookup_elem(&at_hand, &zero);
+	struct self *me = bpf_map_lookup_elem(&self, &zero);
+	int action;
+
+	if (!p || !me)
+		return TC_ACT_SHOT;
+	memset(p, 0, sizeof(*p));
+	p->epoch = epoch_now();
+	p->now = seconds();
+	p->where = FROM_WIRE | FROM_VLAN | slot;
+	p->sender = me->machine;
+	action = from_wire(skb, p);
+	return action == FOR_ALL ? to_all(skb, p) : action;
 }
 
 #define NOT_VXLAN (~0u)
@@ -564,6 +628,32 @@ SEC("tc") int workload(struct __sk_buff *skb)
 	int action = UNLIKELY(skb->vlan_present) ? known_behind_tags(skb) : known_from_workload(skb);
 
 	return action == NOT_KNOWN ? from_workload(skb) : action;
+}
+
+/* On a NIC to a physical network. What is no VLAN of ours there is the machine's own. */
+SEC("tc") int trunk(struct __sk_buff *skb)
+{
+	u32 tag = outermost(skb), slot;
+	struct vlan_key key = { skb->ifindex, tag & TAG_ID };
+	struct vlan *found;
+	int action;
+
+	if (tag >> 16 != ETH_VLAN)
+		return TC_ACT_NEXT;
+	if (!key.id)
+		return drop(skb, 0, REASON_UNKNOWN_VLAN);
+	found = bpf_map_lookup_elem(&vlan, &key);
+	if (!found)
+		return TC_ACT_NEXT;
+	slot = found->segment;
+	if (bpf_skb_vlan_pop(skb))
+		return drop(skb, 0, REASON_ERROR);
+	if (outermost(skb))
+		return drop(skb, 0, REASON_TOO_MANY_TAGS);
+	if (skb->protocol == swap16(ETH_RARP)) /* what machines tell switches */
+		return TC_ACT_SHOT;
+	action = known_from_vlan(skb, slot);
+	return action == NOT_KNOWN ? from_vlan(skb, slot) : action;
 }
 
 /* Bytes that reading a VXLAN datagram of the usual kind takes, IPv6 inside and out. */

@@ -17,7 +17,7 @@ ONCE int record(struct __sk_buff *skb, u32 kind, u32 slot, u32 what)
 	r->length = length;
 	if (length > RECORD_BYTES)
 		length = RECORD_BYTES;
-	if (kind == RECORD_WORKLOAD && skb->vlan_present) { /* as it will be seen */
+	if ((kind == RECORD_WORKLOAD || kind == RECORD_VLAN) && skb->vlan_present) { /* as it will be seen */
 		u32 rest = length - 12, tag = outermost(skb);
 
 		r->length += TAG_BYTES;
@@ -86,6 +86,18 @@ INLINE int to_workload(struct __sk_buff *skb, u32 slot, u32 ifindex, u32 is_tap,
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
 	return bpf_redirect_peer(ifindex, 0);
+}
+
+/* Out by the NIC of a trunk, with the tag of the VLAN: beside the bytes, so that a large packet stays whole. */
+INLINE int to_vlan(struct __sk_buff *skb, u32 slot, u32 ifindex, u32 id)
+{
+	if (put_tag(skb, (u32)ETH_VLAN << 16 | id))
+		return drop(skb, slot, REASON_ERROR);
+	if (recording) {
+		record(skb, RECORD_VLAN, 0, ifindex);
+		return TC_ACT_SHOT;
+	}
+	return bpf_redirect(ifindex, 0);
 }
 
 /* What its own machine answers a workload. */

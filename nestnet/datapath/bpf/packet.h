@@ -4,7 +4,7 @@
 #include "reasons.h"
 
 enum {
-	ETH_IPV4 = 0x0800, ETH_ARP = 0x0806, ETH_IPV6 = 0x86dd, ETH_VLAN = 0x8100, ETH_QINQ = 0x88a8,
+	ETH_IPV4 = 0x0800, ETH_ARP = 0x0806, ETH_IPV6 = 0x86dd, ETH_RARP = 0x8035, ETH_VLAN = 0x8100, ETH_QINQ = 0x88a8,
 	ICMP = 1, TCP = 6, UDP = 17, ICMPV6 = 58,
 	FIN = 1, SYN = 2, RST = 4, ACK = 16,
 	ETH_BYTES = 14,
@@ -35,7 +35,7 @@ struct packet {
 	u32 vlan;           /* the id of the tag that it bore on its trunk */
 	u32 fragment_id;
 
-	u32 where;          /* ifindex, or FROM_WIRE | VNI */
+	u32 where;          /* ifindex, or FROM_WIRE | VNI, or FROM_WIRE | FROM_VLAN | segment */
 	u32 source, target; /* ports; 0: nobody */
 	u32 segment;        /* where it came in */
 	u32 target_segment;
@@ -43,7 +43,7 @@ struct packet {
 	u32 arrived;
 	u32 network;
 	u32 a, b;           /* hosts */
-	u32 sender;         /* machine slot, 0 for a workload */
+	u32 sender;         /* machine slot, 0 for a workload; on a VLAN this one, that cannot be it */
 	struct address sender_address;
 	u32 outer_ecn;
 	u32 now;            /* seconds */

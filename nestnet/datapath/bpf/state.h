@@ -16,12 +16,13 @@ struct tuple {
 /* A flow is one direction of a conversation as it enters here, composed: everything that the full
  * path found out, with the counters it was built from (rule 17). It may be lost at any time. */
 struct flow_key {
-	u32 where; /* ifindex of a workload, or FROM_WIRE | VNI */
+	u32 where; /* ifindex of a workload, or FROM_WIRE | VNI, or FROM_WIRE | FROM_VLAN | segment */
 	struct tuple tuple;
 };
 #define FROM_WIRE 0x80000000u
+#define FROM_VLAN 0x40000000u
 
-enum { TO_WORKLOAD = 1, TO_WIRE = 2, TO_TAP = 3 };
+enum { TO_WORKLOAD = 1, TO_WIRE = 2, TO_TAP = 3, TO_VLAN = 4 };
 enum { UNTRACKED = 0, FORWARD = 1, REPLY = 2 };
 
 /* What goes in front of a frame: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8. */
@@ -45,7 +46,7 @@ struct flow {
 	u8 hops, tracked, tolls; /* hops: routers on the way, 0 if it is switched; tolls: how many buckets it pays */
 	u8 outer_bytes;     /* of `outer`: OUTER4 or OUTER6, as the machines' addresses are */
 	u16 mtu;
-	u16 tag, pad;       /* the id of the tag that frames get for their trunk; 0: none */
+	u16 tag, pad;       /* the id of the tag that frames get for their trunk, or their VLAN; 0: none */
 	u8 came[12];        /* destination and source MAC it must come with */
 	u8 leaves[12];      /* and those it leaves with */
 	u8 outer[OUTER6];   /* what goes in front; lengths, checksum and ECN are filled in for each packet */
@@ -110,7 +111,7 @@ COUNTER(asked, 1024);
 COUNTER(until, 1024);
 
 /* What the agent is asked. Under test (`recording`) nothing is sent, and what would be is written here too. */
-enum { RECORD_WORKLOAD = 1, RECORD_WIRE = 2, RECORD_DROP = 3, RECORD_COMPOSED = 4, RECORD_ASKED = 5, RECORD_RELAYED = 6 };
+enum { RECORD_WORKLOAD = 1, RECORD_WIRE = 2, RECORD_DROP = 3, RECORD_COMPOSED = 4, RECORD_ASKED = 5, RECORD_RELAYED = 6, RECORD_VLAN = 7 };
 #define RECORD_BYTES 2048
 struct record {
 	u32 kind;

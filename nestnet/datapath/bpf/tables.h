@@ -10,7 +10,7 @@
 
 enum { ENABLED = 1, LOCAL = 2, HOSTS = 4, TAP = 8, AGENT = 16, TRUNK = 32 }; /* port.flags: HOSTS has a row in host; network.flags has ENABLED */
 enum { RATED = 2 };                             /* network.flags */
-enum { TRANSPARENT = 1 };                       /* segment.flags */
+enum { TRANSPARENT = 1, ON_VLAN = 2 };          /* segment.flags */
 enum { KIND_MACHINE = 1, KIND_PORT = 2 };       /* host.kind */
 enum { OWNER_PORT = 1, OWNER_ROUTER = 2 };      /* owner.kind, mac.kind */
 #define IDENTITY 0x40000000u
@@ -27,7 +27,7 @@ struct address {
 };
 
 struct network { u64 id; u32 rules, combos, flags, mtu, underlay, pad; };
-struct segment { u64 id; u32 network, vni, flood, floods, local, locals, router, flags; };
+struct segment { u64 id; u32 network, vni, flood, floods, local, locals, router, flags, ifindex; u8 mac[6]; u16 vlan; u32 pad; };
 struct router { u64 id; u32 network, pad; u8 address4[16], address6[16]; u8 mac[6]; u16 pad2; };
 struct port {
 	u64 id;
@@ -43,6 +43,8 @@ struct attach_key { u32 ifindex, tag; };
 struct attach { u32 port; };
 struct vni_key { u32 vni; };
 struct vni { u32 segment; };
+struct vlan_key { u32 ifindex, id; };
+struct vlan { u32 segment; };
 struct member_key { u8 address[16]; };
 struct member { u32 machine; };
 struct mac_key { u32 segment; u8 mac[6]; u16 pad; };
@@ -89,6 +91,7 @@ TABLE_ARRAY(bucket, 1024);
 TABLE_ARRAY(self, 1);
 TABLE_HASH(attach, 1024);
 TABLE_HASH(vni, 1024);
+TABLE_HASH(vlan, 1024);
 TABLE_HASH(member, 1024);
 TABLE_HASH(mac, 4096);
 TABLE_LPM(owner, 4096);
