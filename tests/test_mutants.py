@@ -335,7 +335,7 @@ HOSTILE_FAULTS = [
         "key.tuple.vlan = 0;\n\tf = bpf_map_lookup_elem(&flow, &key);",
     ),
     Fault("tags of a known flow are lost", "flow.h", "p->tags = tags;", "p->tags = 0;"),
-    Fault("anything is a second tag", "flow.h", "if (tags == 2 && (", "if (0 && ("),
+    Fault("anything is a second tag", "flow.h", "if (tags == 2 && !is", "if (0 && !is"),
     Fault("ARP behind tags of anybody", "nestnet.bpf.c", "== ETH_ARP ? guard_arp(p)", "== ETH_ARP ? 0"),
     Fault(
         "known flows of a trunk with their tag", "flow.h",

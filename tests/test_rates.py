@@ -99,6 +99,7 @@ SEC("tcx/ingress") int workload(struct __sk_buff *skb)
 }
 SEC("tcx/ingress") int underlay(struct __sk_buff *skb) { return now_ns() > 0; }
 SEC("tcx/egress") int tag(struct __sk_buff *skb) { return TC_ACT_NEXT; }
+SEC("tcx/ingress") int trunk(struct __sk_buff *skb) { return TC_ACT_NEXT; }
 char _license[] SEC("license") = "GPL";
 """
 

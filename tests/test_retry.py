@@ -613,7 +613,7 @@ def test_labels_are_escaped() -> None:
 
 
 def test_who_waits_is_committed_together_and_fails_alone(tmp_path: Path) -> None:
-    database = Database(tmp_path / "store.db", 100)
+    database = Database(tmp_path / "store.db", 100, 10)
     first = threading.Event()
 
     def work(place: int) -> int:

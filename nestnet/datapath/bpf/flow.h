@@ -272,10 +272,7 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 
 	if (data + off + ETH_BYTES > end || outer_ecn == 3)
 		return NOT_KNOWN;
-	if (tags == 2 && !is_tag(load16(data + outer + 12 + TAG_BYTES)))
-		return NOT_KNOWN;
-	/* The caller has seen the first. */
-	if (tags == 2 && (data + outer + ETH_BYTES + TAG_BYTES > end || !is_tag(load16(data + outer + 12 + TAG_BYTES))))
+	if (tags == 2 && !is_tag(load16(data + outer + 12 + TAG_BYTES))) /* the caller has seen the first */
 		return NOT_KNOWN;
 	if (!read_usual(data, end, off, skb->len - off - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers, 1))
 		return NOT_KNOWN;
