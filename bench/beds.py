@@ -13,6 +13,9 @@
     ours    `nestnet up`, with two networks
     ours6   the same with machines that have IPv6 addresses, and 20 bytes more MTU
     tagged  the same as ours with machines whose NICs are in a VLAN of the wire
+    ends    the same as ours, and on each workload's interface two programs that do nothing: what the next are to
+    trunk   a and b are ports behind tag 10 of trunks; the two programs put it on and take it off
+    riding  a and b are in a transparent segment, and all that they send bears tag 10: the same two programs
 
 Every device has the offloads that it is made with. Look while it runs: `ip netns | grep nnbench`.
 """
@@ -20,13 +23,16 @@ Every device has the offloads that it is made with. Look while it runs: `ip netn
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from bench.tags import Q, behind
 from bench.traffic import Bed, Place
 from nestnet.agent import netns
 
@@ -35,27 +41,43 @@ LAB = "nnbench"
 MTU = 1450
 NESTNET = (sys.executable, "-m", "nestnet")
 
-FILE = """\
-apiVersion: nestnet/v1
-machines: MACHINES
-networks:
-  bench:
-    segments: {lan: {cidr: 10.7.0.0/24}}
-    ports:
-      a: {segment: lan, host: m1, address: 10.7.0.2}
-      b: {segment: lan, host: m2, address: 10.7.0.3}
-  foreign:
-    segments: {lan: {cidr: 10.7.0.0/24}}
-    ports:
-      x: {segment: lan, host: m2, address: 10.7.0.3}
-"""
+
+def file(machines: dict[str, Any] | None = None, kind: str = "") -> str:
+    """The network file of one of our beds."""
+    both: dict[str, dict[str, Any]] = {
+        "a": {"host": "m1", "address": "10.7.0.2"},
+        "b": {"host": "m2", "address": "10.7.0.3"},
+    }
+    ports: dict[str, Any]
+    if kind == "trunk":
+        ports = {
+            name: {
+                "host": port["host"],
+                "native": "bare",
+                "vlans": {"10": {"segment": "lan", "address": port["address"]}},
+            }
+            for name, port in both.items()
+        }
+    else:
+        ports = {name: {**port, "segment": "lan"} for name, port in both.items()}
+    lan = {"cidr": "10.7.0.0/24", **({"transparent": True} if kind == "riding" else {})}
+    segments = {"lan": lan, **({"bare": {"cidr": "10.6.0.0/24"}} if kind == "trunk" else {})}
+    foreign = {
+        "segments": {"lan": {"cidr": "10.7.0.0/24"}},
+        "ports": {"x": {"segment": "lan", "host": "m2", "address": "10.7.0.3"}},
+    }
+    return json.dumps(
+        {
+            "apiVersion": "nestnet/v1",
+            "machines": machines or {"m1": {}, "m2": {}},
+            "networks": {"bench": {"segments": segments, "ports": ports}, "foreign": foreign},
+        }
+    )
 
 
-MACHINES = {
-    "": "{m1: {}, m2: {}}",
-    "6": '{m1: {address: "2001:db8::1", mtu: 1520}, m2: {address: "2001:db8::2", mtu: 1520}}',
-    "tagged": "{m1: {vlan: 17}, m2: {vlan: 17}}",
-}
+OVER6 = {f"m{n}": {"address": f"2001:db8::{n}", "mtu": 1520} for n in (1, 2)}
+IN_A_VLAN = {"m1": {"vlan": 17}, "m2": {"vlan": 17}}
+TAG = (Q, 10)
 
 
 def run(*command: str) -> str:
@@ -180,20 +202,27 @@ def namespace_of(lab: str, port: str) -> Path:
 
 
 @contextlib.contextmanager
-def ours(which: str = "") -> Iterator[Bed]:
+def ours(
+    which: str = "", machines: dict[str, Any] | None = None, tags: Sequence[tuple[int, int]] | None = None
+) -> Iterator[Bed]:
     lab = f"{LAB}{which}"
     run(*NESTNET, "down", "--name", lab)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "bench.yaml")
-        file.write_text(FILE.replace("MACHINES", MACHINES[which]))
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ends:
+        written = Path(folder, "bench.yaml")
+        written.write_text(file(machines, which))
         try:
-            run(*NESTNET, "up", str(file), "--name", lab)
+            run(*NESTNET, "up", str(written), "--name", lab)
             unfiltered(f"nn-{lab}")
-            yield Bed(
-                Place(namespace_of(lab, "bench/a"), "10.7.0.2"),
-                Place(namespace_of(lab, "bench/b"), "10.7.0.3"),
-                namespace_of(lab, "foreign/x"),
+            first, second = (
+                Place(namespace_of(lab, f"bench/{name}"), address)
+                for name, address in (("a", "10.7.0.2"), ("b", "10.7.0.3"))
             )
+            if tags is not None:
+                for place in (first, second):
+                    if which == "trunk":  # addresses of ports behind tags are for an interface of the workload's own
+                        ip("-n", place.namespace.name, "address", "add", f"{place.address}/24", "dev", "eth0")
+                    ends.enter_context(behind(place.namespace, *tags))
+            yield Bed(first, second, namespace_of(lab, "foreign/x"))
         finally:
             run(*NESTNET, "down", "--name", lab)
 
@@ -202,6 +231,9 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "bare": bare,
     "peer": peer,
     "ours": ours,
-    "ours6": partial(ours, "6"),
-    "tagged": partial(ours, "tagged"),
+    "ours6": partial(ours, "6", OVER6),
+    "tagged": partial(ours, "tagged", IN_A_VLAN),
+    "ends": partial(ours, "ends", tags=()),
+    "trunk": partial(ours, "trunk", tags=[TAG]),
+    "riding": partial(ours, "riding", tags=[TAG]),
 }

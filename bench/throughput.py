@@ -33,6 +33,9 @@ LABELS = {
     "ours": "nestnet",
     "ours6": "nestnet, machines with IPv6 addresses",
     "tagged": "nestnet, machines in a VLAN of the wire",
+    "ends": "nestnet, programs on the workloads that do nothing",
+    "trunk": "nestnet, workloads on trunks",
+    "riding": "nestnet, tags in a transparent segment",
 }
 A_A = (0.95, 1.05)  # outside of this the run is void
 STEAL = 0.02  # of all CPU time

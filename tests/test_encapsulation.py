@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from golden_files import ROOT, same
-from tags import AD, Q, behind
 from test_lab import leftovers, nestnet
 from test_tagged import captured, inside, ping
 
+from bench.tags import AD, Q, behind
 from nestnet.agent import netns
 from nestnet.api.client import Client
 from nestnet.lab.down import down

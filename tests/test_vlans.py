@@ -26,10 +26,10 @@ from typing import Any
 
 import pytest
 from frames import ip_frame, udp
-from tags import AD, Q, behind
 from test_lab import leftovers, nestnet
 from test_namespaces import packet_socket, pending
 
+from bench.tags import AD, Q, behind
 from nestnet.agent import netns
 from nestnet.api.client import Client
 from nestnet.lab.state import Lab, load
