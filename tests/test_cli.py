@@ -388,6 +388,15 @@ def test_late_machines_are_named_with_their_problems(nestnet: Command) -> None:
     )
 
 
+def test_packets_are_looked_at_in_a_lab_of_this_computer_and_nowhere_else(nestnet: Command) -> None:
+    """Nothing that a controller tells has packets in it: no command reads them through it."""
+    assert nestnet("apply", nestnet.file(NET), "--no-wait").code == 0
+    for command in ("capture acme/web1", "capture m1", "exec acme/web1 -- true", "trace acme/web1 10.0.0.3 --live"):
+        ran = nestnet(*command.split())
+        assert (ran.code, ran.out) == (1, ""), command
+        assert "only those of a lab can be entered from here" in ran.err
+
+
 def test_status_begins_with_the_verdict(nestnet: Command) -> None:
     with Client(nestnet.url) as client:
         client.apply({"apiVersion": "nestnet/v1", "networks": {}})
