@@ -1,5 +1,5 @@
 # The two commands of a stranger are `make demo` and `make test`. Everything is done by scripts/.
-.PHONY: install check test demo bench soak lock clean
+.PHONY: install check test demo bench bench-quick soak lock clean
 .DEFAULT_GOAL := install
 
 install:  ## everything nestnet needs, in .venv and from the distribution; at once when nothing changed
@@ -14,8 +14,11 @@ test: ## install, check, all tests
 demo: install  ## three machines, two tenants, real packets
 	@scripts/demo
 
-bench: install  ## TCP through nestnet, through a Linux bridge with a kernel VXLAN device, and without an overlay
-	@scripts/bench
+bench: install  ## all of docs/performance.md: nestnet beside its limit and its peers, about twenty minutes
+	@scripts/bench --folder docs/performance
+
+bench-quick: install  ## three rows of it in a minute: only shown
+	@scripts/bench --quick
 
 soak: install  ## the random tests, for SOAK seconds (600)
 	@scripts/soak

@@ -27,6 +27,14 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"nestnet.model", "nestnet.store", "nestnet.compile"},
     "lab": {"nestnet.model", "nestnet.file", "nestnet.agent.netns", "nestnet.agent.links", API_CLIENT},
     "cli": {"nestnet.model", "nestnet.file", "nestnet.lab", "nestnet.agent.netns", API_CLIENT},
+    "bench": {
+        "nestnet.model",
+        "nestnet.compile",
+        "nestnet.datapath",
+        "nestnet.lab",
+        "nestnet.agent.netns",
+        API_CLIENT,
+    },
 }
 
 # Why an arrow that is not in ALLOWED must not be: the first line that fits is the reason given.
@@ -52,6 +60,8 @@ REASONS: list[tuple[str, str, str]] = [
     ("lab", "*", "a lab makes machines and starts the real parts as processes; it has no part of them inside"),
     ("cli", "agent", "commands enter namespaces of this computer (exec, capture); all else an agent does is its own"),
     ("cli", "api", "commands reach the controller over HTTP only"),
+    ("bench", "*", "what is measured is what people run: labs by their commands, and maps where no lab is so large"),
+    ("cli", "bench", "the bench becomes a process of its own, which is on the CPU that it says"),
     ("cli", "*", "commands know what people type and the API, not how it is made so"),
 ]
 

@@ -18,9 +18,9 @@ from golden_files import ROOT, same
 from test_lab import leftovers, nestnet
 from test_tagged import captured, inside, ping
 
-from bench.tags import AD, Q, behind
 from nestnet.agent import netns
 from nestnet.api.client import Client
+from nestnet.bench.tags import AD, Q, behind
 from nestnet.lab.down import down
 from nestnet.lab.state import Lab, load
 

@@ -29,9 +29,9 @@ from frames import ip_frame, udp
 from test_lab import leftovers, nestnet
 from test_namespaces import packet_socket, pending
 
-from bench.tags import AD, Q, behind
 from nestnet.agent import netns
 from nestnet.api.client import Client
+from nestnet.bench.tags import AD, Q, behind
 from nestnet.lab.state import Lab, load
 from nestnet.model import packet as pk
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -330,6 +331,24 @@ def exec_(
     from nestnet.cli import packets
 
     packets.exec(where, command, lab)
+
+
+@app.command()
+def bench(
+    rows: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Rows of docs/performance.md; all.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Windows of each path; each row has its number.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A minute: right or wrong, no figures that count.")] = False,
+    folder: Annotated[
+        str | None, typer.Option("--folder", metavar="FOLDER", help="For raw samples and the page; else only shown.")
+    ] = None,
+) -> None:
+    """Measure it beside its limit and its peers.
+
+    Makes namespaces and labs of its own, and takes them away again. Exit 1 when something is missed or void.
+    """
+    given = [*(["--rounds", str(rounds)] if rounds else []), *(["--quick"] if quick else [])]
+    given += ["--folder", folder] if folder else []
+    os.execv(sys.executable, [sys.executable, "-m", "nestnet.bench", *given, *(rows or [])])
 
 
 @app.command("test")

@@ -5,7 +5,7 @@ is carried by the wire, in the other by a tower of 15. In turns, in reversed ord
 added and taken away; what counts is the time from `apply` until both machines have realised it: its ratio per round.
 Workloads are none: what is measured is the store, the feed, the compiler and the maps.
 
-    python -m bench.adding [--rounds N] [--ports N]
+    python -m nestnet.bench.adding [--rounds N] [--ports N]
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.beds import PREFIX, cleaned, machines
-from bench.throughput import Interval, Sample, ratio
 from nestnet.agent import netns
 from nestnet.api.client import Client
+from nestnet.bench.beds import PREFIX, cleaned, machines
+from nestnet.bench.method import Interval, Sample, ratio
 from nestnet.model.errors import Unreachable
 
 LEVELS = (1, 16)
@@ -134,7 +134,7 @@ def installations(ports: int) -> Iterator[dict[int, Installation]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.adding", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m nestnet.bench.adding", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=10, help="times that the port comes and goes, each (10)")
     parser.add_argument("--ports", type=int, default=10_000, help="ports around it (10,000)")
     options = parser.parse_args()

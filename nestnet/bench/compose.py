@@ -1,4 +1,4 @@
-"""What it costs to judge a packet that is no known flow, by the number of rules: `python -m bench.compose`.
+"""What it costs to judge a packet that is no known flow, by the number of rules: `python -m nestnet.bench.compose`.
 
 A packet that no rule allows is dropped and never cached, so the full way is taken every time: guard, destination,
 connections, and the policies, which are classes and at most 27 lookups (compile/rules.py). Each row has that many

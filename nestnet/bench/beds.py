@@ -8,14 +8,23 @@
        |                                         |
     a: eth0, 1450, 10.7.0.2                 b: eth0, 1450, 10.7.0.3      x: another network, 10.7.0.3, on machine 2
 
-    bare    no overlay: from machine to machine, with an MTU of 1450 on the machines so that segments are as large
-    peer    a Linux bridge and a kernel VXLAN device for each network on each machine
-    ours    `nestnet up`, with two networks
+    bare    no overlay and no rules: from machine to machine, with an MTU of 1450 on the machines: segments as large
+    peer    a Linux bridge and a kernel VXLAN device for each network on each machine, and the rules in nftables
+    ours    `nestnet up`, with two networks, and the rules as policies
     ours6   the same with machines that have IPv6 addresses, and 20 bytes more MTU
     tagged  the same as ours with machines whose NICs are in a VLAN of the wire
     ends    the same as ours, and on each workload's interface two programs that do nothing: what the next are to
     trunk   a and b are ports behind tag 10 of trunks; the two programs put it on and take it off
     riding  a and b are in a transparent segment, and all that they send bears tag 10: the same two programs
+
+On one machine alone:
+
+    pair    one veth from workload to workload, no rules
+    bridge  a Linux bridge, and the rules in nftables
+    machine ours, with both on m1
+
+The rules, the same for all, are `RULES` (10): some that none of the traffic needs, then one for each kind; what no rule
+allows is denied. On the peers a table of the family ip has them, with connection tracking, by br_netfilter.
 
 Every device has the offloads that it is made with. Look while it runs: `ip netns | grep nnbench`.
 """
@@ -32,9 +41,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.tags import Q, behind
-from bench.traffic import Bed, Place
 from nestnet.agent import netns
+from nestnet.bench.tags import Q, behind
+from nestnet.bench.traffic import Bed, Place
 
 PREFIX = "nnbench-"
 LAB = "nnbench"
@@ -42,11 +51,51 @@ MTU = 1450
 NESTNET = (sys.executable, "-m", "nestnet")
 
 
-def file(machines: dict[str, Any] | None = None, kind: str = "") -> str:
+# Whoever opens many connections uses up his share (16,384 that are open or were in the last 10 s): so there are some to
+# take turns. Bridges have no shares.
+OPENERS = 8
+RULES = 10
+PORTS = "32768-60999"  # that listeners here are on
+
+
+def policies(rules: int) -> list[dict[str, Any]]:
+    """So many: the last three let in what is measured."""
+    allowed = [*(f"tcp/{1000 + n}" for n in range(rules - 3)), f"tcp/{PORTS}", f"udp/{PORTS}", "icmp"]
+    return [{"from": "any", "to": "any", "allow": each} for each in allowed]
+
+
+def nftables(rules: int) -> str:
+    """The same for nft: each a rule of its own, or when they are many all ports in one set."""
+    ports = [str(1000 + n) for n in range(rules - 3)]
+    few = [f"tcp dport {port} accept" for port in ports]
+    many = [f"tcp dport {{ {', '.join(ports)} }} accept"]
+    lines = ["ct state established,related accept", *(few if rules <= 100 else many)]
+    lines += [f"tcp dport {PORTS} accept", f"udp dport {PORTS} accept", "ip protocol icmp accept"]
+    chain = "\n".join(["type filter hook forward priority 0; policy drop;", *lines])
+    return f"table ip bench {{\nchain forward {{\n{chain}\n}}\n}}\n"
+
+
+def filtered(namespace: str, rules: int) -> None:
+    """What bridges forward in this namespace goes by the rules. Raises RuntimeError where Linux lacks br_netfilter."""
+
+    def work() -> None:
+        setting = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+        if not setting.exists():
+            raise RuntimeError("the peer needs br_netfilter: `modprobe br_netfilter`")
+        setting.write_text("1")
+        done = subprocess.run(["nft", "-f", "-"], input=nftables(rules), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"nft: {done.stderr.strip()}")
+
+    netns.run_in(netns.path(namespace), work)
+
+
+def file(machines: dict[str, Any] | None = None, kind: str = "", rules: int = RULES) -> str:
     """The network file of one of our beds."""
+    there = "m1" if kind == "machine" else "m2"
     both: dict[str, dict[str, Any]] = {
         "a": {"host": "m1", "address": "10.7.0.2"},
-        "b": {"host": "m2", "address": "10.7.0.3"},
+        "b": {"host": there, "address": "10.7.0.3"},
     }
     ports: dict[str, Any]
     if kind == "trunk":
@@ -59,18 +108,23 @@ def file(machines: dict[str, Any] | None = None, kind: str = "") -> str:
             for name, port in both.items()
         }
     else:
+        for number in range(OPENERS):
+            both[f"o{number}"] = {"host": "m1", "address": f"10.7.0.{10 + number}"}
         ports = {name: {**port, "segment": "lan"} for name, port in both.items()}
     lan = {"cidr": "10.7.0.0/24", **({"transparent": True} if kind == "riding" else {})}
     segments = {"lan": lan, **({"bare": {"cidr": "10.6.0.0/24"}} if kind == "trunk" else {})}
     foreign = {
         "segments": {"lan": {"cidr": "10.7.0.0/24"}},
-        "ports": {"x": {"segment": "lan", "host": "m2", "address": "10.7.0.3"}},
+        "ports": {"x": {"segment": "lan", "host": there, "address": "10.7.0.3"}},
     }
     return json.dumps(
         {
             "apiVersion": "nestnet/v1",
             "machines": machines or {"m1": {}, "m2": {}},
-            "networks": {"bench": {"segments": segments, "ports": ports}, "foreign": foreign},
+            "networks": {
+                "bench": {"segments": segments, "ports": ports, "policies": policies(rules)},
+                "foreign": foreign,
+            },
         }
     )
 
@@ -161,35 +215,87 @@ def bare() -> Iterator[Bed]:
         yield Bed(first, second, None)
 
 
+def bridged(machine: str, number: int, vni: int, workload: str, name: str, address: str) -> None:
+    """A network of one workload on machine 1 or 2: a bridge, a VXLAN device to the other, a veth called `name`."""
+    vxlan, bridge = f"vxlan{vni}", f"br{vni}"
+    ip("-n", machine, "link", "add", bridge, "mtu", str(MTU), "type", "bridge")
+    # nestnet sends no UDP checksum either (RFC 7348 and, for IPv6, RFC 6935).
+    ends = ("local", f"192.0.2.{number}", "remote", f"192.0.2.{3 - number}", "dev", "eth0")
+    ip(
+        "-n",
+        machine,
+        "link",
+        "add",
+        vxlan,
+        "mtu",
+        str(MTU),
+        "type",
+        "vxlan",
+        "id",
+        str(vni),
+        "dstport",
+        "4789",
+        "noudpcsum",
+        *ends,
+    )
+    ip("-n", machine, "link", "set", vxlan, "master", bridge, "up")
+    ip("-n", machine, "link", "set", bridge, "up")
+    plug(workload, machine, bridge, name, MTU, address)
+
+
 @contextlib.contextmanager
-def peer() -> Iterator[Bed]:
-    prefix = PREFIX + "peer-"
+def peer(rules: int = RULES) -> Iterator[Bed]:
+    prefix = f"{PREFIX}peer{rules}-"
     with cleaned(prefix):
         names = (prefix + "m1", prefix + "m2")
         machines(prefix + "wire", names, 1500)
-        for number, name in enumerate(names, 1):
-            for vni in (100, 200):
-                vxlan, bridge = f"vxlan{vni}", f"br{vni}"
-                ip("-n", name, "link", "add", bridge, "mtu", str(MTU), "type", "bridge")
-                # nestnet sends no UDP checksum either (RFC 7348 and, for IPv6, RFC 6935).
-                ends = ("local", f"192.0.2.{number}", "remote", f"192.0.2.{3 - number}", "dev", "eth0")
-                kind = ("type", "vxlan", "id", str(vni), "dstport", "4789", "noudpcsum")
-                ip("-n", name, "link", "add", vxlan, "mtu", str(MTU), *kind, *ends)
-                ip("-n", name, "link", "set", vxlan, "master", bridge, "up")
-                ip("-n", name, "link", "set", bridge, "up")
-        for workload, machine, vni, address in (
-            ("a", names[0], 100, "10.7.0.2"),
-            ("b", names[1], 100, "10.7.0.3"),
-            ("x", names[1], 200, "10.7.0.3"),
+        for workload, side, vni, address in (
+            ("a", 1, 100, "10.7.0.2"),
+            ("b", 2, 100, "10.7.0.3"),
+            ("x", 2, 200, "10.7.0.3"),
         ):
             netns.create(prefix + workload)
-            plug(prefix + workload, machine, f"br{vni}", workload, MTU, address)
+            bridged(names[side - 1], side, vni, prefix + workload, workload, address)
         unfiltered(prefix)
+        for name in names:
+            filtered(name, rules)
         yield Bed(
             Place(netns.path(prefix + "a"), "10.7.0.2"),
             Place(netns.path(prefix + "b"), "10.7.0.3"),
             netns.path(prefix + "x"),
         )
+
+
+@contextlib.contextmanager
+def pair() -> Iterator[Bed]:
+    """One veth, from workload to workload."""
+    prefix = PREFIX + "pair-"
+    with cleaned(prefix):
+        a, b = prefix + "a", prefix + "b"
+        netns.create(a)
+        netns.create(b)
+        far = ("peer", "name", "eth0", "mtu", str(MTU), "netns", b)
+        ip("-n", a, "link", "add", "eth0", "mtu", str(MTU), "type", "veth", *far)
+        for name, address in ((a, "10.7.0.2"), (b, "10.7.0.3")):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+            ip("-n", name, "link", "set", "eth0", "up")
+        yield Bed(Place(netns.path(a), "10.7.0.2"), Place(netns.path(b), "10.7.0.3"), None)
+
+
+@contextlib.contextmanager
+def bridge() -> Iterator[Bed]:
+    """One bridge, with the rules."""
+    prefix = PREFIX + "bridge-"
+    with cleaned(prefix):
+        machine = prefix + "m1"
+        netns.create(machine)
+        ip("-n", machine, "link", "add", "br0", "mtu", str(MTU), "type", "bridge")
+        ip("-n", machine, "link", "set", "br0", "up")
+        for name, address in (("a", "10.7.0.2"), ("b", "10.7.0.3")):
+            netns.create(prefix + name)
+            plug(prefix + name, machine, "br0", name, MTU, address)
+        filtered(machine, RULES)
+        yield Bed(Place(netns.path(prefix + "a"), "10.7.0.2"), Place(netns.path(prefix + "b"), "10.7.0.3"), None)
 
 
 def namespace_of(lab: str, port: str) -> Path:
@@ -203,26 +309,32 @@ def namespace_of(lab: str, port: str) -> Path:
 
 @contextlib.contextmanager
 def ours(
-    which: str = "", machines: dict[str, Any] | None = None, tags: Sequence[tuple[int, int]] | None = None
+    which: str = "",
+    machines: dict[str, Any] | None = None,
+    tags: Sequence[tuple[int, int]] | None = None,
+    rules: int = RULES,
+    prepare: Callable[[], None] = lambda: None,
 ) -> Iterator[Bed]:
+    """A lab of its own for each `which`, which says what is different in it. `prepare` is called before it is made."""
     lab = f"{LAB}{which}"
     run(*NESTNET, "down", "--name", lab)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ends:
         written = Path(folder, "bench.yaml")
-        written.write_text(file(machines, which))
+        written.write_text(file(machines, which, rules))
         try:
+            prepare()
             run(*NESTNET, "up", str(written), "--name", lab)
             unfiltered(f"nn-{lab}")
             first, second = (
                 Place(namespace_of(lab, f"bench/{name}"), address)
                 for name, address in (("a", "10.7.0.2"), ("b", "10.7.0.3"))
             )
-            if tags is not None:
-                for place in (first, second):
-                    if which == "trunk":  # addresses of ports behind tags are for an interface of the workload's own
-                        ip("-n", place.namespace.name, "address", "add", f"{place.address}/24", "dev", "eth0")
-                    ends.enter_context(behind(place.namespace, *tags))
-            yield Bed(first, second, namespace_of(lab, "foreign/x"))
+            for place in (first, second) if tags is not None else ():
+                if which == "trunk":  # addresses of ports behind tags are for an interface of the workload's own
+                    ip("-n", place.namespace.name, "address", "add", f"{place.address}/24", "dev", "eth0")
+                ends.enter_context(behind(place.namespace, *tags or ()))
+            openers = [namespace_of(lab, f"bench/o{number}") for number in range(OPENERS if tags is None else 0)]
+            yield Bed(first, second, namespace_of(lab, "foreign/x"), openers=openers)
         finally:
             run(*NESTNET, "down", "--name", lab)
 
@@ -236,4 +348,9 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "ends": partial(ours, "ends", tags=()),
     "trunk": partial(ours, "trunk", tags=[TAG]),
     "riding": partial(ours, "riding", tags=[TAG]),
+    "peer1000": partial(peer, 1000),
+    "ours1000": partial(ours, "rules", rules=1000),
+    "pair": pair,
+    "bridge": bridge,
+    "machine": partial(ours, "machine"),
 }

@@ -7,7 +7,7 @@ throughput.py; the ratio that counts is ours to the kernel at the same depth.
 
 Twice: with the offloads that the machines' NICs on the wire are made with, and without any that segments or collects.
 
-    python -m bench.stacked [--rounds N]
+    python -m nestnet.bench.stacked [--rounds N]
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.beds import run
-from bench.depth import overhead
-from bench.throughput import KINDS, RESULTS, Interval, Sample, cpu_times, gates, measure, proves_itself, ratio
-from bench.towers import DEEP_LAB, HAND, JUMBO, OVERHEAD, by_hand, ours
-from bench.traffic import Bed, Listener, Route, receiver
 from nestnet.agent import netns
+from nestnet.bench.beds import run
+from nestnet.bench.depth import overhead
+from nestnet.bench.method import KINDS, Interval, Sample, cpu_times, gates, measure, proves_itself, ratio
+from nestnet.bench.report import RESULTS
+from nestnet.bench.towers import DEEP_LAB, HAND, JUMBO, OVERHEAD, by_hand, ours
+from nestnet.bench.traffic import Bed, Listener, Route, receiver
 
 DEPTHS = (1, 2, 3, 6, 10)
 WIRES = {"ours": netns.path(f"nn-{DEEP_LAB}"), "kernel": netns.path(f"{HAND}wire")}
@@ -115,7 +116,7 @@ class Impatient(Route):
 
 
 # As in throughput.py, through the method that a path has.
-STREAM = dataclasses.replace(KINDS[0], window=lambda path, seconds: path.streamed(seconds))
+STREAM = dataclasses.replace(KINDS["stream"], window=lambda path, seconds: path.streamed(seconds))
 
 
 def shape(bed: Bed, wire: Path) -> tuple[int, int]:
@@ -204,10 +205,10 @@ def run_all(rounds: int, window: float) -> tuple[list[Part], dict[str, tuple[int
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.stacked", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m nestnet.bench.stacked", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=80, help="windows of each path in each half (80)")
     parser.add_argument("--window", type=float, default=0.2, help="seconds of a window, at least (0.2)")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON file (bench/results)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON file (docs/performance)")
     options = parser.parse_args()
     try:
         parts, shapes, wrong = run_all(options.rounds, options.window)

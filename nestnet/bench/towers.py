@@ -37,9 +37,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.beds import MTU, NESTNET, PREFIX, cleaned, ip, machines, namespace_of, plug, run, unfiltered
-from bench.traffic import Bed, Place
 from nestnet.agent import netns
+from nestnet.bench.beds import MTU, NESTNET, PREFIX, cleaned, ip, machines, namespace_of, plug, run, unfiltered
+from nestnet.bench.traffic import Bed, Place
 
 LAB = "nnbench-tower"
 DEEP_LAB = "nnbench-stacked"  # where every level is encapsulated

@@ -1,0 +1,228 @@
+"""What is measured by `nestnet bench`: a table of rows, each with its beds, its traffic, and what it must reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+
+from nestnet.bench import crowd, depth, neighbours, ovs
+from nestnet.bench.beds import BEDS
+from nestnet.bench.traffic import Bed
+
+Beds = Callable[[], AbstractContextManager[dict[str, Bed]]]
+
+LIMIT, PEER, OURS = "limit", "peer", "nestnet"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The median of `path` to `below`, in traffic of this kind, must be `least`, unless that is None, and shall be
+    `aim`. `even`: it is enough if the interval has 1 in it."""
+
+    kind: str
+    path: str
+    below: str
+    least: float | None = None
+    aim: float | None = None
+    even: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """`paths` says what each bed is; `reference` is what the table's ratios are to, `again` the path that is measured
+    twice. `rounds` of --rounds 80. `missed`: why what is missed is missed, and what was tried."""
+
+    name: str
+    title: str
+    beds: Beds
+    paths: dict[str, str]
+    kinds: tuple[str, ...]
+    reference: str
+    again: str
+    wanted: tuple[Wanted, ...]
+    rounds: int = 80
+    missed: str = ""
+
+
+def beds(**names: str) -> Beds:
+    """Beds of beds.py, under the names that they have here."""
+
+    @contextmanager
+    def made() -> Iterator[dict[str, Bed]]:
+        with ExitStack() as stack:
+            yield {path: stack.enter_context(BEDS[name]()) for path, name in names.items()}
+
+    return made
+
+
+@contextmanager
+def switches() -> Iterator[dict[str, Bed]]:
+    with ExitStack() as stack:
+        made = {PEER: ovs.ovs(), OURS: BEDS["ours"]()}
+        yield {path: stack.enter_context(bed) for path, bed in made.items()}
+
+
+def against(kind: str, limit: tuple[float, float] | None, peer: tuple[float, float]) -> tuple[Wanted, ...]:
+    """What must be reached of the limit and of the peer, each with its aim."""
+    to_peer = Wanted(kind, OURS, PEER, *peer)
+    return (Wanted(kind, OURS, LIMIT, *limit), to_peer) if limit else (to_peer,)
+
+
+DEEPEST = f"level {max(depth.DEPTHS)}"
+FARTHEST = depth.said(max(depth.HOPS))
+NONE, *MANY = (crowd.said(size) for size in crowd.SIZES)
+BY_KIND = ("request", "connect")
+PLAIN = ("request", "stream")
+CALM, LOUD = ([neighbours.said(size, what) for size in neighbours.SIZES] for what in ("idle", "flooding"))
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row(
+            "overlay",
+            "From machine to machine",
+            beds(limit="bare", peer="peer", nestnet="ours"),
+            {
+                LIMIT: "machine to machine, no overlay, no rules",
+                PEER: "Linux bridge + kernel VXLAN, 10 rules in nftables",
+                OURS: "nestnet, 10 policies",
+            },
+            ("request", "stream", "streams", "small", "connect"),
+            LIMIT,
+            OURS,
+            (
+                *against("request", (0.90, 0.97), (1.15, 1.3)),
+                *against("stream", (0.85, 0.95), (1.25, 1.4)),
+                *against("streams", (0.72, 0.90), (1.2, 1.4)),
+                *against("small", (0.68, 0.80), (1.6, 2)),
+                *against("connect", None, (1.2, 1.5)),
+            ),
+        ),
+        Row(
+            "rules",
+            "New connections, by how many rules there are",
+            beds(few="ours", many="ours1000", peer="peer1000"),
+            {
+                "few": "nestnet, 10 policies",
+                "many": "nestnet, 1,000 policies",
+                PEER: "Linux bridge + kernel VXLAN, 1,000 rules as a set of nftables",
+            },
+            ("connect",),
+            "few",
+            "few",
+            (Wanted("connect", "many", "few", 0.95), Wanted("connect", "many", PEER, 1.2, 1.5)),
+        ),
+        Row(
+            "machine",
+            "On one machine",
+            beds(limit="pair", peer="bridge", nestnet="machine"),
+            {
+                LIMIT: "one veth from workload to workload, no rules",
+                PEER: "Linux bridge, 10 rules in nftables",
+                OURS: "nestnet, 10 policies",
+            },
+            PLAIN,
+            LIMIT,
+            OURS,
+            (*against("request", (0.93, 0.97), (1.0, 1.1)), *against("stream", (0.93, 0.97), (1.0, 1.1))),
+        ),
+        Row(
+            "networks",
+            "By how many networks there are on the machines",
+            crowd.crowds,
+            {crowd.said(size): f"{crowd.said(size)} in the maps" for size in crowd.SIZES},
+            BY_KIND,
+            NONE,
+            NONE,
+            tuple(Wanted(kind, many, NONE, 0.95, 0.98) for kind in BY_KIND for many in MANY),
+            rounds=40,
+        ),
+        Row(
+            "depth",
+            "By how deep the network is carried",
+            depth.levels,
+            {f"level {n}": f"nestnet, level {n}" for n in depth.DEPTHS}
+            | {f"{n} VXLAN devices": f"{n} kernel VXLAN device{'s on each other' if n > 1 else ''}" for n in (1, 2, 3)},
+            PLAIN,
+            "level 1",
+            "level 1",
+            tuple(Wanted(kind, DEEPEST, "level 1", 0.97, even=True) for kind in PLAIN),
+            rounds=40,
+        ),
+        Row(
+            "hops",
+            "By how many routers are on the way",
+            depth.hops,
+            {depth.said(n): f"nestnet, {depth.said(n)}" for n in depth.HOPS},
+            PLAIN,
+            depth.said(1),
+            depth.said(1),
+            tuple(Wanted(kind, FARTHEST, depth.said(1), 0.97, even=True) for kind in PLAIN),
+            rounds=40,
+        ),
+        Row(
+            "tags",
+            "With tags of tenants",
+            beds(none="ends", trunk="trunk", riding="riding"),
+            {
+                "none": "nestnet, no tags",
+                "trunk": "nestnet, workloads behind a tag of a trunk",
+                "riding": "nestnet, tags that ride in a transparent segment",
+            },
+            PLAIN,
+            "none",
+            "none",
+            tuple(Wanted(kind, path, "none", 0.95) for kind in PLAIN for path in ("trunk", "riding")),
+            rounds=40,
+        ),
+        Row(
+            "underlay",
+            "By what the wire is",
+            beds(ipv4="ours", ipv6="ours6", tagged="tagged"),
+            {
+                "ipv4": "nestnet, machines with IPv4 addresses",
+                "ipv6": "nestnet, machines with IPv6 addresses",
+                "tagged": "nestnet, machines in a VLAN of the wire",
+            },
+            PLAIN,
+            "ipv4",
+            "ipv4",
+            tuple(Wanted(kind, "tagged", "ipv4", 0.95) for kind in PLAIN),
+            rounds=40,
+        ),
+        Row(
+            "ovs",
+            "Open vSwitch, in userspace",
+            switches,
+            {
+                OURS: "nestnet, 10 policies",
+                PEER: "Open vSwitch and VXLAN in userspace, no rules",
+            },
+            PLAIN,
+            OURS,
+            OURS,
+            tuple(Wanted(kind, OURS, PEER) for kind in PLAIN),
+            rounds=20,
+        ),
+        Row(
+            "neighbours",
+            "Beside neighbours in other networks, idle and flooding",
+            neighbours.beds,
+            {"alone": "nestnet, nobody beside"}
+            | {path: f"nestnet, {path}" for path in (*CALM, *LOUD)}
+            | {
+                "peer idle": f"Linux bridges + kernel VXLAN + htb, {neighbours.BY_HAND} idle",
+                "peer flooded": f"Linux bridges + kernel VXLAN + htb, {neighbours.BY_HAND} flooding",
+            },
+            ("request", "hurried", "connect"),
+            "alone",
+            "alone",
+            tuple(Wanted("request", path, "alone", 0.9, 0.95) for path in (*CALM, *LOUD))
+            + tuple(Wanted("hurried", path, "alone", 1 / 2, 1 / 1.5) for path in (*CALM, *LOUD))
+            + tuple(Wanted("connect", path, "alone", 0.9, 0.95) for path in (*CALM, *LOUD)),
+            rounds=20,
+        ),
+    )
+}
+QUICK = ("overlay", "rules", "machine")
