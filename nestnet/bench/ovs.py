@@ -5,9 +5,9 @@
     br-phy: eth0, 192.0.2.1        - wire -         br-phy: eth0, 192.0.2.2
 
 A switch for each machine, with a database of its own. Its ports are packet sockets, which have to be given whole
-packets with checksums, so workloads and NICs have no offloads. That is the best of its modes here: with `userspace-tso-enable`
-it refuses to wrap what has offloads, and with AF_XDP each switch has a thread that never sleeps, so that on two CPUs
-every packet waits for the turn of the next.
+packets with checksums, so workloads and NICs have no offloads. That is the best of its modes here: with
+`userspace-tso-enable` it refuses to wrap what has offloads, and with AF_XDP each switch has a thread that never sleeps,
+so that on two CPUs every packet waits for the turn of the next.
 
 Look while it runs: `ovs-vsctl --db unix:FOLDER/1/db.sock show`; FOLDER is in what `ps` shows of ovsdb-server.
 """
