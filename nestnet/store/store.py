@@ -52,6 +52,7 @@ from nestnet.store.quotas import QUOTAS, Quota
 from nestnet.store.read import Resource
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.sharing import GrantWish
+from nestnet.store.standing import Chains
 from nestnet.store.watch import Changes
 
 LISTED = 20  # Dependants that the text of an error lists at most; the error itself has DEPENDANTS.
@@ -96,6 +97,7 @@ class Store:
             self.confirmed = bool(connection.scalar(select(tables.store.c.confirmed)))
             self._moving = moves.is_any(connection)
         self.heard = Heard()
+        self._chains = Chains()
         self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
     def close(self) -> None:
@@ -755,9 +757,10 @@ class Store:
             if row.trunk:
                 raise Conflict(f"{reference} hangs on a trunk: attach that", "on_trunk")
             (machine,) = objects.machines_of(connection, [row.id]).values()
-            (name,) = [one["name"] for one in reader.resources("machine", [machine])]
-            if reader.scope.reads is not None:
-                name = reader.seats([row])[row.id]
+            if reader.scope.reads is None:
+                (name,) = [one["name"] for one in reader.resources("machine", [machine])]
+            else:
+                name = reader.seats([row.id])[row.id]
             if row.attach == attach:
                 revision = int(connection.execute(select(n.revision).where(n.id == row.network)).scalar_one())
             else:
@@ -1002,10 +1005,7 @@ class Store:
         """Those that somebody gave, and those that they have."""
         with self._database.read() as connection:
             reader = self._reader(connection, scope)
-            rows = [
-                r for r in objects.grants(connection) if grants.gives(connection, reader, r) or grants.has(reader, r)
-            ]
-            return grants.resources(connection, reader, rows)
+            return grants.resources(connection, reader, grants.seen(connection, reader))
 
     def get_grant(self, reference: str, scope: Scope = EVERYTHING) -> Resource:
         """One of them, by public id or, for whoever has it, by name. Raises NotFound."""
@@ -1073,7 +1073,7 @@ class Store:
             grants.give(connection, reader, carrier, wish.tenant, wish.hosts, wish.quota)
 
     def _grant_row(self, connection: Connection, id: int) -> GrantRow:
-        (row,) = objects.grants(connection, id)
+        (row,) = objects.grants(connection, tables.grant.c.id == id)
         return row
 
     def _grant(self, connection: Connection, reader: read.Reader, id: int) -> Resource:
@@ -1199,7 +1199,7 @@ class Store:
                 here = below
 
     def _reader(self, connection: Connection, scope: Scope = EVERYTHING) -> read.Reader:
-        return read.Reader(connection, self.identity, self.heard, scope)
+        return read.Reader(connection, self.identity, self.heard, self._chains, scope)
 
     # Who may do what
 
