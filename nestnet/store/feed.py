@@ -312,13 +312,12 @@ class Teller:
         self._left = {network: objects.left_to(below, fabric, network) for network in told}
         ports = [row for row in rows if isinstance(row, PortRow)]
         hosts = {each for row in ports if row.network in self._encapsulated for each in (row.host, row.other)}
-        self._machines = objects.agents_on(connection, hosts)
-        self._agents = objects.agents_on(connection, [row.id for row in ports if row.hosts])
+        self._machines = objects.agents_on(connection, {*hosts, *(row.id for row in ports if row.hosts)})
 
     def value(self, row: Row) -> Value:
         value = value_of(row, self._left.get(row.network, 0))
         if isinstance(value, Port):
-            value = replace(value, agent=value.id in self._agents)
+            value = replace(value, agent=value.id in self._machines)
         if not self._for_agent or row.network not in self._encapsulated:
             return value
         if isinstance(value, Network):

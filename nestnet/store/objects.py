@@ -372,7 +372,7 @@ def domains(connection: Connection, networks: Iterable[int]) -> dict[int, int]:
     """Network -> its domain: the fabric, or the network on whose ports the machines are that its ports live on."""
     wanted = sorted(set(networks))
     found = dict.fromkeys(wanted, FABRIC)
-    for chunk in chunks(wanted):
+    for chunk in list(chunks(wanted)) or [[]]:
         found.update({row.root: row.carrier for row in connection.execute(_domains(), {"ids": chunk})})
     return found
 
@@ -406,6 +406,7 @@ def _with_carriers() -> Select[Any]:
 def load_contents(connection: Connection, networks: Sequence[int]) -> dict[int, Contents]:
     """What is in these networks."""
     contents = {network: Contents() for network in networks}
+    networks = networks or [FABRIC]  # There is nothing in it, but to be asked for it takes as long.
     for segment in segments(connection, "network", networks):
         contents[segment.network].segments[segment.name] = segment
     for router in routers(connection, "network", networks):

@@ -202,7 +202,9 @@ class Reader:
     def find(self, kind: str, reference: str) -> int:
         """The row of a public id, a path, or a name that only one has. Raises NotFound or Ambiguous."""
         table = TABLES[kind]
-        if (row := self._identity.row(kind, reference)) is not None:
+        if reference.startswith(f"{kind}_"):  # No name is like that.
+            if (row := self._identity.row(kind, reference)) is None:
+                row = -1  # Nobody's; not all numbers that ids can say are.
             if (kind != "network" or row != FABRIC) and self._connection.scalar(
                 select(table.c.id).where(table.c.id == row, self._seen(kind))
             ) is not None:

@@ -1,31 +1,32 @@
 """How networks and their hosts are: up, or down and why. Worked out from what carries them, never stored.
 
-To whoever asks, how long the answer takes must not tell how much that is. So what carries a network is asked for by its
-*stamp*, in one statement that the database walks down with: which networks those are, and the version of each, which
-every change of anything in them raises. What was worked out for a stamp is kept, and holds as long as that is the
-stamp. What is not known yet takes the same statements at any depth, on the wire too.
+To whoever asks, how long the answer takes must not tell how much that is. So the carriers of a network are asked for
+by their *stamp*, in one statement that the database walks down with: which networks they are, and the version of each,
+which every change of anything in it raises. What a carrier is like at its version, a *level*, is remembered; so is what
+was worked out for a stamp. A level that changes is read anew by whoever changed it, not by whoever asks next.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, Text, bindparam, case, cast, func, select
 
 from nestnet.model import standing
 from nestnet.model.standing import Cause, Lost
-from nestnet.model.values import FABRIC, Network, World
+from nestnet.model.values import FABRIC, Network, Port, Value, World
 from nestnet.store import feed, objects, tables
 from nestnet.store.database import may_write
 from nestnet.store.heard import Heard
-from nestnet.store.objects import IDS, WIRE, NetworkRow, chunks
+from nestnet.store.objects import IDS, WIRE, Fabric, NetworkRow, chunks
 
-KEPT = 200_000  # Values in all chains that are remembered.
+KEPT = 200_000  # Values in all levels that are remembered, and again in all chains.
 FOUND = 1000  # Standings that one chain remembers.
 
 K = TypeVar("K")
@@ -55,16 +56,34 @@ _Found = tuple[_Use, frozenset[tuple[int, str]], frozenset[tuple[int, str]]]  # 
 
 
 @dataclass(frozen=True)
+class Level:
+    """A network at a version: itself and what is in it, but of its ports only those that are hosts of what it carries,
+    as far as anybody has asked."""
+
+    row: NetworkRow
+    version: str
+    values: dict[tuple[str, int], Value]
+    ports: dict[int, Port]
+
+    @property
+    def size(self) -> int:
+        return len(self.values) + len(self.ports)
+
+
+@dataclass(frozen=True)
 class Chain:
-    """A network, or the fabric, and all that carries it, as they are at a stamp; of the ports those that are hosts of
-    what it carries, as far as anybody has asked."""
+    """A network, or the fabric, and all that carries it, as they are at a stamp."""
 
     carrier: NetworkRow
     left: int  # bytes of IP that its domain leaves to the carrier
     world: World
-    asked: frozenset[int] = frozenset()
+    asked: frozenset[int]
     feet_of: dict[_Use, Feet] = field(default_factory=dict)
     found: dict[_Found, Standing] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return 1 + len(self.world.values) + len(self.asked)
 
     def left_to(self, row: NetworkRow) -> int:
         """Bytes of IP that its domain leaves to a network that is carried here."""
@@ -90,38 +109,91 @@ class Chain:
         return _keep(self.found, key, Standing(use[2], down, standing.closed(self.world, network)))
 
 
-class Chains:
-    """The chains that are remembered, by stamp. Threads may share it."""
+class _Kept(Generic[K, V]):
+    """What was used last, up to a size."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._kept: OrderedDict[str, Chain] = OrderedDict()
+        self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._size = 0
 
-    def of(self, connection: Connection, uses: dict[int, set[int]]) -> dict[int, Chain]:
+    def get(self, key: K) -> V | None:
+        with self._lock:
+            if key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
+
+    def keep(self, key: K, value: V, size: int) -> None:
+        with self._lock:
+            self._size += size - self._kept.pop(key, (None, 0))[1]
+            self._kept[key] = value, size
+            while self._size > KEPT and len(self._kept) > 1:
+                _, (_, least) = self._kept.popitem(last=False)
+                self._size -= least
+
+
+class Chains:
+    """What is remembered. Threads may share it."""
+
+    def __init__(self, read: Callable[[], AbstractContextManager[Connection]]) -> None:
+        self._read = read  # begins a transaction that sees what is stored
+        self._levels: _Kept[int, Level] = _Kept()
+        self._chains: _Kept[_Stamp, Chain] = _Kept()
+
+    def of(self, connection: Connection, uses: Mapping[int, Collection[int]]) -> dict[int, Chain]:
         """The chains of these carriers, which know these hosts."""
         found: dict[int, Chain] = {}
         for carrier, stamp in _stamps(connection, uses).items():
-            with self._lock:
-                if (chain := self._kept.get(stamp)) is not None:
-                    self._kept.move_to_end(stamp)
-            more = uses[carrier] - (chain.asked if chain is not None else set())
-            if chain is None or more:
-                chain = _with_hosts(connection, chain or _load(connection, carrier), more)
-                if not may_write(connection):
-                    self._remember(stamp, chain)
+            chain, hosts = self._chains.get(stamp), frozenset(uses[carrier])
+            if chain is None or not hosts <= chain.asked:
+                chain = self._make(connection, carrier, stamp, hosts | (chain.asked if chain is not None else hosts))
             found[carrier] = chain
         return found
 
-    def _remember(self, stamp: str, chain: Chain) -> None:
-        with self._lock:
-            if (old := self._kept.pop(stamp, None)) is not None:
-                self._size -= _size(old)
-            self._kept[stamp] = chain
-            self._size += _size(chain)
-            while self._size > KEPT and len(self._kept) > 1:
-                _, oldest = self._kept.popitem(last=False)
-                self._size -= _size(oldest)
+    def changed(self, networks: Iterable[int]) -> None:
+        """These were: what is remembered of them is read anew."""
+        known = {id: level for id in networks if (level := self._levels.get(id)) is not None}
+        if not known:
+            return
+        with self._read() as stored:
+            versions = dict(pair for stamp in _stamps(stored, known).values() for pair in stamp)
+            fresh = _load(stored, {id: versions[id] for id in known if id in versions})
+            ports = objects.ports(stored, "id", sorted({id for level in known.values() for id in level.ports}))
+        for level in _with(fresh, ports).values():
+            self._levels.keep(level.row.id, level, level.size)
+
+    def _make(self, connection: Connection, carrier: int, stamp: _Stamp, hosts: frozenset[int]) -> Chain:
+        """A chain from its levels."""
+        versions = {id: version for id, version in stamp if id != FABRIC}
+        levels = {
+            id: level
+            for id, version in versions.items()
+            if (level := self._levels.get(id)) is not None and level.version == version
+        }
+        remembered = True
+        if len(levels) != len(versions) or not _knows(levels, carrier, hosts):
+            if may_write(connection):  # What it reads may yet be undone: it is remembered if it is stored.
+                with self._read() as stored:
+                    if _stamps(stored, [carrier]).get(carrier) == stamp:
+                        return self._make(stored, carrier, stamp, hosts)
+                remembered = False
+            levels |= _load(connection, {id: version for id, version in versions.items() if id not in levels})
+            levels = _with_hosts(connection, levels, carrier, hosts)
+        if remembered:
+            for id, level in levels.items():
+                self._levels.keep(id, level, level.size)
+        values: dict[tuple[str, int], Value] = {}
+        for level in levels.values():
+            values |= level.values
+            values |= {("port", id): port for id, port in level.ports.items()}
+        networks = {id: level.row for id, level in levels.items()}
+        mtu, family = dict(stamp)[FABRIC].split("/")[:2]
+        left = objects.left_to(networks, Fabric(int(mtu), int(family)), carrier)
+        chain = Chain(networks.get(carrier, WIRE), left, World(values), hosts)
+        if remembered:
+            self._chains.keep(stamp, chain, chain.size)
+        return chain
 
 
 def standings(
@@ -177,13 +249,17 @@ def _reported() -> Select[Any]:
     return select(m.c.id, m.c.fenced, m.c.port, r.c.at).outerjoin(r).where(these)
 
 
-def _stamps(connection: Connection, carriers: Iterable[int]) -> dict[int, str]:
-    """Carrier -> what tells any change of it, or of what carries it, down to the wire. After a restore versions may
-    come again, but not under the same epoch."""
-    found: dict[int, str] = {}
+_Stamp = tuple[tuple[int, str], ...]
+"""A carrier and what carries it, down to the fabric, and the version of each."""
+
+
+def _stamps(connection: Connection, carriers: Iterable[int]) -> dict[int, _Stamp]:
+    """By carrier. After a restore versions may come again, but not under the same epoch."""
+    found: dict[int, _Stamp] = {}
     for chunk in chunks(sorted(set(carriers))):
-        rows = connection.execute(_walk_of_stamps(), {"ids": chunk})
-        found.update({row.root: f"{row.epoch} {row.root} {row.stamp}" for row in rows})
+        for row in connection.execute(_walk_of_stamps(), {"ids": chunk}):
+            pairs = (one.split(":") for one in row.stamp.split(" "))
+            found[row.root] = tuple((int(id), f"{version}/{row.epoch}") for id, version in pairs)
     return found
 
 
@@ -191,8 +267,8 @@ def _stamps(connection: Connection, carriers: Iterable[int]) -> dict[int, str]:
 def _walk_of_stamps() -> Select[Any]:
     def step(n: FromClause, root: ColumnElement[Any]) -> Select[Any]:
         wire = cast(n.c.mtu, Text) + "/" + cast(n.c.underlay, Text)
-        known = cast(n.c.id, Text) + ":" + cast(n.c.version, Text)
-        return select(root, n.c.id, n.c.carrier, case((n.c.id == FABRIC, wire), else_=known).label("known"))
+        version = case((n.c.id == FABRIC, wire), else_=cast(n.c.version, Text))
+        return select(root, n.c.id, n.c.carrier, (cast(n.c.id, Text) + ":" + version).label("known"))
 
     n, below = tables.network.alias(), tables.network.alias()
     epoch = select(tables.store.c.epoch).scalar_subquery().label("epoch")
@@ -202,29 +278,69 @@ def _walk_of_stamps() -> Select[Any]:
     return select(walk.c.root, stamp, epoch).group_by(walk.c.root)
 
 
-def _load(connection: Connection, carrier: int) -> Chain:
-    networks = objects.with_carriers(connection, [carrier])
-    ids = [FABRIC, *networks]  # There is nothing in the fabric, but to be asked for it: on the wire, too.
+def _load(connection: Connection, versions: Mapping[int, str]) -> dict[int, Level]:
+    """These networks, which are at these versions, without ports."""
+    ids = sorted(versions)
+    networks = objects.networks(connection, "id", ids)
     rows: Sequence[objects.Row] = [
-        *networks.values(),
+        *networks,
         *objects.segments(connection, "network", ids),
         *objects.routers(connection, "network", ids),
         *objects.links(connection, "network", ids),
         *objects.policies(connection, "network", ids),
     ]
-    world = World.of(feed.value_of(row, 0) for row in rows)
-    left = objects.left_to(networks, objects.fabric(connection), carrier)
-    return Chain(networks.get(carrier, WIRE), left, world)
+    values: dict[int, dict[tuple[str, int], Value]] = defaultdict(dict)
+    for row in rows:
+        values[row.network][row.kind, row.id] = feed.value_of(row, 0)
+    return {row.id: Level(row, versions[row.id], values[row.id], {}) for row in networks}
 
 
-def _with_hosts(connection: Connection, chain: Chain, hosts: Collection[int]) -> Chain:
-    """The same when these hosts of its are known, and what they live on."""
-    ids = {0}  # No port has that: on the wire nothing is asked for, but asked.
-    for chunk in chunks(sorted(hosts)):
-        ids.update(connection.scalars(_hosts_below(), {"ids": [] if chain.carrier.id == FABRIC else chunk}))
-    ports = [feed.value_of(row, 0) for row in objects.ports(connection, "id", sorted(ids))]
-    asked = chain.asked | frozenset(hosts)
-    return replace(chain, world=chain.world.with_(*ports), asked=asked, feet_of={}, found={})
+def _knows(levels: Mapping[int, Level], carrier: int, hosts: Collection[int]) -> bool:
+    """Are these hosts of a carrier known, and all that they live on? New ones of the fabric are not."""
+    if carrier == FABRIC:
+        return not hosts
+    at = set(hosts)
+    while carrier != FABRIC:
+        level = levels[carrier]
+        if not at <= level.ports.keys():
+            return False
+        carrier, at = level.row.carrier, {level.ports[host].host for host in at}
+    return True
+
+
+def _with_hosts(
+    connection: Connection, levels: dict[int, Level], carrier: int, hosts: Collection[int]
+) -> dict[int, Level]:
+    """The same when these hosts of a carrier are known, and what they live on. The fabric is asked for what it has not:
+    that a host is new takes the same statements there."""
+    if carrier == FABRIC:
+        _ports_below(connection, ())
+        return levels
+    at = set(hosts)
+    while carrier != FABRIC:
+        if more := at - levels[carrier].ports.keys():
+            levels = _with(levels, _ports_below(connection, more))
+        level = levels[carrier]
+        carrier, at = level.row.carrier, {level.ports[host].host for host in at}
+    return levels
+
+
+def _with(levels: Mapping[int, Level], ports: Iterable[objects.PortRow]) -> dict[int, Level]:
+    """The same levels when they know these ports, too."""
+    more: dict[int, dict[int, Port]] = defaultdict(dict)
+    for row in ports:
+        value = feed.value_of(row, 0)
+        assert isinstance(value, Port)
+        more[row.network][row.id] = value
+    return {id: replace(level, ports=level.ports | more[id]) for id, level in levels.items()}
+
+
+def _ports_below(connection: Connection, hosts: Collection[int]) -> list[objects.PortRow]:
+    """These ports, and those that they live on, down to machines."""
+    ids = {0}  # No port has that; so something is asked for.
+    for chunk in list(chunks(sorted(hosts))) or [[]]:
+        ids.update(connection.scalars(_hosts_below(), {"ids": chunk}))
+    return objects.ports(connection, "id", sorted(ids))
 
 
 @cache
@@ -235,10 +351,6 @@ def _hosts_below() -> Select[Any]:
     deeper = select(host).select_from(below.outerjoin(on, below.c.host_machine == on.c.id))
     walk = walk.union(deeper.where(below.c.id == walk.c.id, host.is_not(None)))
     return select(walk.c.id)
-
-
-def _size(chain: Chain) -> int:
-    return 1 + len(chain.world.values) + len(chain.asked)
 
 
 def _keep(kept: dict[K, V], key: K, value: V) -> V:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from ipaddress import ip_address
@@ -97,7 +97,7 @@ class Store:
             self.confirmed = bool(connection.scalar(select(tables.store.c.confirmed)))
             self._moving = moves.is_any(connection)
         self.heard = Heard()
-        self._chains = Chains()
+        self._chains = Chains(self._database.read)
         self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
     def close(self) -> None:
@@ -138,7 +138,14 @@ class Store:
         if after != before:
             self.changed(after)
             self.happened()
+            self._changed_since(before)
         return answer
+
+    def _changed_since(self, revision: int) -> None:
+        c = tables.change.c
+        with self._database.read() as connection:
+            networks = connection.scalars(select(c.network).where(c.revision > revision).distinct()).all()
+        self._chains.changed(networks)
 
     # Manifests
 
@@ -824,6 +831,8 @@ class Store:
         if after != before:
             self.changed(after)
         self.happened()
+        if after != before:
+            self._changed_since(before)
 
     def give_connections(self, machine: str, port: int, connections: bytes) -> None:
         """What a machine remembers of a port that leaves it, by its row: see moves.py. Raises NotFound."""
@@ -919,8 +928,14 @@ class Store:
 
     def _path(self, connection: Connection, kind: str, id: int) -> str:
         """The whole path of an object, which the audit log calls it by."""
-        (resource,) = self._reader(connection).resources(kind, [id])
-        return str(resource["path"])
+        reader, table = self._reader(connection), tables.metadata.tables[kind]
+        if kind == "network":
+            return reader.paths([id])[id]
+        if kind not in ("port", "link"):
+            (resource,) = reader.resources(kind, [id])
+            return str(resource["path"])
+        row = connection.execute(select(table.c.network, table.c.name).where(table.c.id == id)).one()
+        return f"{reader.paths([row.network])[row.network]}/{row.name}"
 
     def _fresh(self, connection: Connection, asked: Asked, kind: str, id: int) -> None:
         """Raise Stale, with what changed, unless the object has one of the ETags that the request wants."""
@@ -1182,7 +1197,8 @@ class Store:
         with self._database.read() as connection:
             reader = self._reader(connection, scope)
             id = reader.find("port", port)
-            return feed.world(connection, id), id, _names(connection, reader)
+            world = feed.world(connection, id)
+            return world, id, _names(connection, reader, world)
 
     def floor(self, port: int, scope: Scope) -> int | None:
         """The lowest network under a port, by its row, that is all in scope down from the port's own; None: down to
@@ -1190,13 +1206,11 @@ class Store:
         if scope.reads is None:
             return None
         with self._database.read() as connection:
-            reader, n = self._reader(connection, scope), tables.network.c
             here = connection.execute(select(tables.port.c.network).where(tables.port.c.id == port)).scalar_one()
-            while True:
-                below = connection.execute(select(n.carrier).where(n.id == here)).scalar_one()
-                if below == FABRIC or not scope.may_read(reader.owner("network", below)):
-                    return int(here)
-                here = below
+            networks = objects.with_carriers(connection, [here])
+            while (below := networks.get(networks[here].carrier)) is not None and scope.may_read(below.tenant):
+                here = below.id
+            return int(here)
 
     def _reader(self, connection: Connection, scope: Scope = EVERYTHING) -> read.Reader:
         return read.Reader(connection, self.identity, self.heard, self._chains, scope)
@@ -1556,16 +1570,30 @@ def _deleted(reader: read.Reader, pairs: Sequence[plan.Pair]) -> list[Change]:
     return changes
 
 
-def _names(connection: Connection, reader: read.Reader) -> dict[tuple[str, int], str]:
+def _rows(connection: Connection, kind: str, ids: Collection[int], *columns: str) -> Iterator[Any]:
+    """These columns of rows of a kind."""
+    c = tables.metadata.tables[kind].c
+    query = select(c.id, *(c[column] for column in columns)).where(c.id.in_(objects.IDS))
+    for chunk in list(objects.chunks(sorted(ids))) or [[]]:
+        yield from connection.execute(query, {"ids": chunk})
+
+
+def _names(connection: Connection, reader: read.Reader, world: World) -> dict[tuple[str, int], str]:
+    """What is in a world by name, paths of networks and ports."""
     names: dict[tuple[str, int], str] = {}
-    t = tables
+    ids: dict[str, set[int]] = defaultdict(set)
+    for kind, id in world.values:
+        ids[kind].add(id)
+    ids["group"] = {group for port in world.ports.values() for group in port.groups}
+    ids["group"] |= {
+        one.id for rule in world.policies.values() for one in (*rule.sources, *rule.targets) if one.kind == "group"
+    }
     for kind in ("machine", "group", "segment", "router", "link"):
-        table = t.metadata.tables[kind]
-        names.update({(kind, row.id): row.name for row in connection.execute(select(table.c.id, table.c.name))})
-    paths = reader.paths(connection.scalars(select(t.network.c.id)))
+        names.update({(kind, row.id): row.name for row in _rows(connection, kind, ids[kind], "name")})
+    paths = reader.paths(ids["network"])
     names.update({("network", id): path for id, path in paths.items()})
-    ports = connection.execute(select(t.port.c.id, t.port.c.network, t.port.c.name))
+    ports = _rows(connection, "port", ids["port"], "network", "name")
     names.update({("port", row.id): f"{paths[row.network]}/{row.name}" for row in ports})
-    policies = connection.execute(select(t.policy.c.id, t.policy.c.spec))
+    policies = _rows(connection, "policy", ids["policy"], "spec")
     names.update({("policy", row.id): plan.policy_words(row.spec) for row in policies})
     return names
