@@ -30,7 +30,7 @@ from nestnet.model.manifest import parse
 from nestnet.model.meaning import _is_carried
 from nestnet.model.standing import Lost, fallen
 from nestnet.model.values import FABRIC, Attach, Network, World
-from nestnet.store import Store, deletion, heard, objects, write
+from nestnet.store import Store, deletion, heard, objects, tables, write
 from nestnet.store.once import Asked
 from nestnet.store.plan import Plan
 from nestnet.store.scope import Scope
@@ -841,8 +841,13 @@ def test_what_is_below_is_read_by_whoever_changed_it(store: Store) -> None:
 
     look()
     remembered = look()
-    for change in (False, True):
-        store.set_enabled("port", "acme/web1", change)
+    for up in (False, True):
+        store.set_link("acme/core-edge", up)
         assert look() == remembered
-        store.set_enabled("network", "acme", change)
+        store.set_enabled("network", "beta", up)
         assert look() == remembered
+    with (
+        store._database.write() as connection
+    ):  # By somebody else, a restored file perhaps: then it is read when asked.
+        connection.execute(tables.network.update().values(version=tables.network.c.version + 1))
+    assert look() > remembered == look()

@@ -139,7 +139,7 @@ class Chains:
     def __init__(self, read: Callable[[], AbstractContextManager[Connection]]) -> None:
         self._read = read  # begins a transaction that sees what is stored
         self._levels: _Kept[int, Level] = _Kept()
-        self._chains: _Kept[_Stamp, Chain] = _Kept()
+        self._chains: _Kept[str, Chain] = _Kept()
 
     def of(self, connection: Connection, uses: Mapping[int, Collection[int]]) -> dict[int, Chain]:
         """The chains of these carriers, which know these hosts."""
@@ -157,15 +157,16 @@ class Chains:
         if not known:
             return
         with self._read() as stored:
-            versions = dict(pair for stamp in _stamps(stored, known).values() for pair in stamp)
+            versions = {id: text for stamp in _stamps(stored, known).values() for id, text in _versions(stamp).items()}
             fresh = _load(stored, {id: versions[id] for id in known if id in versions})
             ports = objects.ports(stored, "id", sorted({id for level in known.values() for id in level.ports}))
         for level in _with(fresh, ports).values():
             self._levels.keep(level.row.id, level, level.size)
 
-    def _make(self, connection: Connection, carrier: int, stamp: _Stamp, hosts: frozenset[int]) -> Chain:
+    def _make(self, connection: Connection, carrier: int, stamp: str, hosts: frozenset[int]) -> Chain:
         """A chain from its levels."""
-        versions = {id: version for id, version in stamp if id != FABRIC}
+        versions = _versions(stamp)
+        mtu, family, _ = versions.pop(FABRIC).split("/")
         levels = {
             id: level
             for id, version in versions.items()
@@ -188,7 +189,6 @@ class Chains:
             values |= level.values
             values |= {("port", id): port for id, port in level.ports.items()}
         networks = {id: level.row for id, level in levels.items()}
-        mtu, family = dict(stamp)[FABRIC].split("/")[:2]
         left = objects.left_to(networks, Fabric(int(mtu), int(family)), carrier)
         chain = Chain(networks.get(carrier, WIRE), left, World(values), hosts)
         if remembered:
@@ -249,18 +249,20 @@ def _reported() -> Select[Any]:
     return select(m.c.id, m.c.fenced, m.c.port, r.c.at).outerjoin(r).where(these)
 
 
-_Stamp = tuple[tuple[int, str], ...]
-"""A carrier and what carries it, down to the fabric, and the version of each."""
-
-
-def _stamps(connection: Connection, carriers: Iterable[int]) -> dict[int, _Stamp]:
+def _stamps(connection: Connection, carriers: Iterable[int]) -> dict[int, str]:
     """By carrier. After a restore versions may come again, but not under the same epoch."""
-    found: dict[int, _Stamp] = {}
+    found: dict[int, str] = {}
     for chunk in chunks(sorted(set(carriers))):
         for row in connection.execute(_walk_of_stamps(), {"ids": chunk}):
-            pairs = (one.split(":") for one in row.stamp.split(" "))
-            found[row.root] = tuple((int(id), f"{version}/{row.epoch}") for id, version in pairs)
+            found[row.root] = f"{row.stamp} {row.epoch}"
     return found
+
+
+def _versions(stamp: str) -> dict[int, str]:
+    """Network -> its version, of those in a stamp; that of the fabric is its MTU, a slash and its family."""
+    *pairs, epoch = stamp.split(" ")
+    found = dict(pair.split(":") for pair in pairs)
+    return {int(id): f"{version}/{epoch}" for id, version in found.items()}
 
 
 @cache
