@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter, defaultdict
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, func, insert, select, true, update
 
-from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Problem, Stale
+from nestnet.model.errors import Conflict, DiskFull, Forbidden, Invalid, NotFound, Problem, Stale, Unreachable
 from nestnet.model.manifest import Manifest, to_data
 from nestnet.model.validate import SMALLEST_MTU, given_already
 from nestnet.model.values import FABRIC, Attach, Tag, World
@@ -142,10 +143,12 @@ class Store:
         return answer
 
     def _changed_since(self, revision: int) -> None:
+        """What is remembered is read anew. It is stored by now: what cannot be read is, when somebody asks for it."""
         c = tables.change.c
-        with self._database.read() as connection:
-            networks = connection.scalars(select(c.network).where(c.revision > revision).distinct()).all()
-        self._chains.changed(networks)
+        with contextlib.suppress(DiskFull, Unreachable):
+            with self._database.read() as connection:
+                networks = connection.scalars(select(c.network).where(c.revision > revision).distinct()).all()
+            self._chains.changed(networks)
 
     # Manifests
 
