@@ -8,8 +8,8 @@
     machines k1, k2                  machines m1, m2
 
 Ids, ETags, tokens, MACs and times are other ones in each store; each is replaced by the place at which it was first
-seen, so what is equal stays equal. All else has to be the same, headers and errors too. Meanwhile those below change
-what is theirs.
+seen, so what is equal stays equal. All else has to be the same, headers and errors too, and how many statements the
+store was asked: the time that an answer takes hangs on that. Meanwhile those below change what is theirs.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class World:
     alive: Callable[[], None]
     heard: float = field(default_factory=time.monotonic)
     said: list[str] = field(default_factory=list)
+    statements: list[tuple[str, str]] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)
 
     def ask(self, operation: str, who: str = "owner", /, **more: Any) -> Any:
@@ -75,6 +76,7 @@ class World:
         return found[1] if found else None
 
     def _keep(self, operation: str, response: httpx2.Response, text: str) -> None:
+        self.statements.append((self._plain(f"{operation} {response.status_code}"), response.headers["statements"]))
         headers = [f"{name}: {value}" for name, value in sorted(response.headers.items()) if name not in OF_TIME]
         self.said.append(self._plain("\n".join([operation, str(response.status_code), *headers, text])))
 
@@ -85,7 +87,8 @@ class World:
         return OWN.sub(known, TIMES.sub(r'"\1":<time>', text))
 
 
-OF_TIME = ("date", "content-length")  # times are not of one length
+OF_TIME = ("date", "content-length", "statements")  # times are not of one length
+COUNTED = "import sys; sys.path.insert(0, 'tests'); import counted; counted.serve(*sys.argv[1:])"
 TIMES = re.compile(r'"(time|made|until|reported|ends|at)": ?[0-9][0-9.e+-]*')
 OWN = re.compile(
     r"\b(?:machine|tenant|network|segment|router|link|port|policy|grant|host)_[0-9a-z]{13}\b"  # ids
@@ -118,7 +121,7 @@ def nested(names: tuple[str, ...]) -> dict[str, Any]:
 
 @contextmanager
 def world(folder: Path, deep: bool) -> Iterator[World]:
-    controller = Controller(folder)
+    controller = Controller(folder, COUNTED)
     controller.start()
     try:
         with ExitStack() as stack:
@@ -329,14 +332,19 @@ OTHERS = (
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]]:
-    """On the wire, and deep."""
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, World]:
+    """On the wire, and deep; both have been asked everything."""
     found = []
     for deep in (False, True):
         with world(tmp_path_factory.mktemp("alike"), deep) as one:
             ask_everything(one)
-            found.append(one.said)
+            found.append(one)
     return found[0], found[1]
+
+
+@pytest.fixture(scope="module")
+def told(both: tuple[World, World]) -> tuple[list[str], list[str]]:
+    return both[0].said, both[1].said
 
 
 def test_every_route_is_asked(told: tuple[list[str], list[str]]) -> None:
@@ -351,4 +359,11 @@ def test_every_route_is_asked(told: tuple[list[str], list[str]]) -> None:
 
 def test_the_same_calls_have_the_same_answers_at_any_depth(told: tuple[list[str], list[str]]) -> None:
     for low, high in zip(*told, strict=True):
+        assert low == high
+
+
+def test_the_same_calls_take_as_many_statements_at_any_depth(both: tuple[World, World]) -> None:
+    """A count is exact where a time is not: nestnet/bench/alike.py has the times. A move asks machines, or ports."""
+    counted = [[one for one in world.statements if one[0].split()[1] != "/v1/move"] for world in both]
+    for low, high in zip(*counted, strict=True):
         assert low == high

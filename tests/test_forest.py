@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from threading import Event
@@ -20,7 +21,7 @@ import pytest
 from golden_files import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from strategies import a_change, worlds
 from test_store import MACHINES, acme, content, items, manifest, store
 
@@ -29,10 +30,11 @@ from nestnet.model.manifest import parse
 from nestnet.model.meaning import _is_carried
 from nestnet.model.standing import Lost, fallen
 from nestnet.model.values import FABRIC, Attach, Network, World
-from nestnet.store import Store, deletion, heard, objects
+from nestnet.store import Store, deletion, heard, objects, tables, write
 from nestnet.store.once import Asked
 from nestnet.store.plan import Plan
 from nestnet.store.scope import Scope
+from nestnet.store.standing import Chains
 
 __all__ = ["store"]
 
@@ -746,3 +748,106 @@ def test_nothing_leaves_a_carried_network_too_little(store: Store) -> None:
     with pytest.raises(Invalid) as error:
         store.apply(manifest(acme={"networks": {"in": {**small, "mtu": 1401}}}))
     assert [(p.code, p.limit) for p in error.value.problems] == [("mtu_too_large", 1400)]
+
+
+# What is remembered of carriers (store/standing.py)
+
+
+class _Undone(Exception):
+    pass
+
+
+def seen(store: Store) -> Any:
+    return [store.list(kind)[0] for kind in ("network", "port")], store.hosts("acme")[0]
+
+
+def afresh(store: Store) -> Any:
+    """The same from one that remembers nothing."""
+    remembered, store._chains = store._chains, Chains(store._database.read)
+    try:
+        return seen(store)
+    finally:
+        store._chains = remembered
+
+
+def edit(store: Store, rng: random.Random) -> None:
+    """Something that may take something down, or up, or is refused."""
+    network, port = (rng.choice(list(items(store, kind))) for kind in ("network", "port"))
+    top = rng.choice(("acme", "beta"))
+    policies: list[Any] = rng.choice(([], [CARRIAGE], [{"from": "any", "to": "any", "deny": "tcp/1"}]))
+    with contextlib.suppress(NestnetError):
+        match rng.randrange(8):
+            case 0 | 1:
+                store.set_enabled("network", network, rng.random() < 0.6)
+            case 2:
+                store.set_enabled("port", port, rng.random() < 0.6)
+            case 3:
+                store.apply(manifest(**{top: {"policies": policies, "mtu": rng.choice((1400, 1450))}}))
+            case 4:
+                store.recarry("acme/in", rng.choice(("acme", "beta")), {"a": "web1", "b": "web1", "c": "web1"})
+            case 5:
+                host = rng.choice(("a", "b", "c"))
+                store.apply(manifest(acme={"networks": {"in": {"networks": {"top": top_on(host)}}}}))
+            case 6:
+                store.delete("port", port)
+            case _:
+                store.join("m3", "192.0.2.3", mtu=rng.choice((1500, 1600)))
+
+
+def top_on(host: str) -> dict[str, Any]:
+    return {"carriage": "encapsulated", "segments": LAN, "ports": {"p": {"segment": "lan", "host": host}}}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_remembered_of_carriers_is_what_is_stored(store: Store, tmp_path: Path, seed: int) -> None:
+    """After every change, one that was undone in the middle, and a restore."""
+    rng = random.Random(seed)
+    forest(store)
+    told = set()
+    for place in range(30):
+        if place == 15:
+            store.backup(tmp_path / "backup")
+        edit(store, rng)
+        assert seen(store) == afresh(store)
+        told |= {one["state"] for many in seen(store)[0] for one in many}
+        with contextlib.suppress(_Undone), store._database.write() as connection:
+            (row,) = objects.networks(
+                connection, "id", [store.identity.row("network", items(store, "network")["acme"]["id"])]
+            )
+            write.write(connection, store.identity, [(row, replace(row, enabled=not row.enabled))])
+            within = store._reader(connection)
+            within.chains = Chains(store._database.read)
+            expected = within.page("network")
+            assert store._reader(connection).page("network") == expected != store.list("network")
+            raise _Undone
+        assert seen(store) == afresh(store)
+    assert {"up", "down: carrier"} <= told
+    store.restore(tmp_path / "backup")
+    assert seen(store) == afresh(store)
+
+
+def test_what_is_below_is_read_by_whoever_changed_it(store: Store) -> None:
+    """Who asks next finds it read: their answer takes as many statements as the one before."""
+    forest(store)
+    asked: list[str] = []
+    event.listen(
+        store._database.engine, "before_cursor_execute", lambda _c, _cursor, statement, *_: asked.append(statement)
+    )
+
+    def look() -> int:
+        asked.clear()
+        assert items(store, "network", "acme/in")
+        return len(asked)
+
+    look()
+    remembered = look()
+    for up in (False, True):
+        store.set_link("acme/core-edge", up)
+        assert look() == remembered
+        store.set_enabled("network", "beta", up)
+        assert look() == remembered
+    with (
+        store._database.write() as connection
+    ):  # By somebody else, a restored file perhaps: then it is read when asked.
+        connection.execute(tables.network.update().values(version=tables.network.c.version + 1))
+    assert look() > remembered == look()

@@ -921,7 +921,7 @@ def test_a_machine_gets_what_it_needs_and_no_more(store: Store) -> None:
     inner["networks"] = {"deep": {"segments": {"x": {}}, "ports": {"p": {"segment": "x", "host": "b"}}}}
     inner["ports"]["b"]["hosts"] = True
     store.apply(manifest(acme=acme(ports=ports, networks={"in": inner})))
-    names = store.world("acme/in/a")[2]
+    names = store.world("acme/in/deep/p")[2]
     held_by_2 = held(store.snapshot_for(2))
     assert {names[key] for key in held_by_2 if key[0] == "port"} == set()
     everything = {names["port", v.id] for v in held(store.snapshot_for(3)).values() if isinstance(v, Port)}

@@ -47,6 +47,8 @@ SQLITE_FAILING = (
     sqlite3.SQLITE_NOTADB,
 )
 
+WRITING = "BEGIN IMMEDIATE"
+
 log = logging.getLogger("nestnet.store")
 T = TypeVar("T")
 
@@ -202,12 +204,17 @@ class Database:
     @contextmanager
     def _begun(self) -> Iterator[Connection]:
         with self.engine.connect() as plain:
-            connection = plain.execution_options(begin="BEGIN IMMEDIATE")
+            connection = plain.execution_options(begin=WRITING)
             with connection.begin():
                 yield connection
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def may_write(connection: Connection) -> bool:
+    """Is this a transaction that may write? What such a one reads, nobody may ever have stored."""
+    return connection.get_execution_options().get("begin") == WRITING
 
 
 def migrate(engine: Engine) -> None:

@@ -307,18 +307,17 @@ class Teller:
         self._for_agent = for_agent
         known = objects.networks(connection, "id", sorted(networks))
         self._encapsulated = {row.id for row in known if row.encapsulated}
-        domains = objects.domains(connection, {row.id for row in rows if isinstance(row, NetworkRow)})
-        left = {domain: objects.left(connection, domain) for domain in set(domains.values())}
-        self._left = {network: left[domain] for network, domain in domains.items()}
+        told = {row.id for row in rows if isinstance(row, NetworkRow)}
+        below, fabric = objects.with_carriers(connection, told), objects.fabric(connection)
+        self._left = {network: objects.left_to(below, fabric, network) for network in told}
         ports = [row for row in rows if isinstance(row, PortRow)]
         hosts = {each for row in ports if row.network in self._encapsulated for each in (row.host, row.other)}
-        self._machines = objects.agents_on(connection, hosts)
-        self._agents = objects.agents_on(connection, [row.id for row in ports if row.hosts])
+        self._machines = objects.agents_on(connection, {*hosts, *(row.id for row in ports if row.hosts)})
 
     def value(self, row: Row) -> Value:
         value = value_of(row, self._left.get(row.network, 0))
         if isinstance(value, Port):
-            value = replace(value, agent=value.id in self._agents)
+            value = replace(value, agent=value.id in self._machines)
         if not self._for_agent or row.network not in self._encapsulated:
             return value
         if isinstance(value, Network):
@@ -432,9 +431,5 @@ def network_mtu(row: NetworkRow, left: int) -> int:
 def world(connection: Connection, port: int) -> World:
     """All that decides what happens to a port's packets: what the machines know that hold its network's ports."""
     network = connection.execute(select(tables.port.c.network).where(tables.port.c.id == port)).scalar_one()
-    view: View = {}
-    while network != FABRIC:
-        view[network] = ALL
-        (row,) = objects.networks(connection, "id", [network])
-        network = row.carrier
+    view: View = dict.fromkeys(objects.with_carriers(connection, [network]), ALL)
     return World(dict([*machines(connection, 0), *_of_view(connection, view, False)]))

@@ -121,8 +121,8 @@ def redeem(connection: Connection, reader: Reader, secret: str, tenant: str) -> 
 
 def find(connection: Connection, reader: Reader, reference: str, given: bool) -> GrantRow:
     """A grant by public id or, for whoever has it, by name; `given`: only one's own to give. Raises NotFound."""
-    for row in objects.grants(connection):
-        own = gives(connection, reader, row)
+    for row in seen(connection, reader):
+        own = gives(reader, row)
         if reference == reader.public("grant", row.id) and (own or (not given and has(reader, row))):
             return row
         if not given and reference == row.name and has(reader, row):
@@ -130,9 +130,18 @@ def find(connection: Connection, reader: Reader, reference: str, given: bool) ->
     raise NotFound(f"grant {reference}")
 
 
-def gives(connection: Connection, reader: Reader, row: GrantRow) -> bool:
+def seen(connection: Connection, reader: Reader) -> list[GrantRow]:
+    """Those that are the reader's to give, or that a tenant of theirs has been given."""
+    if reader.scope.reads is None:
+        return objects.grants(connection)
+    owners = select(tables.tenant.c.id).where(tables.tenant.c.name.in_(sorted(reader.scope.reads)))
+    theirs = tables.grant.c.tenant.in_(owners) | objects.GRANTED.c.tenant.in_(owners)
+    return objects.grants(connection, objects.are_alive(), theirs)
+
+
+def gives(reader: Reader, row: GrantRow) -> bool:
     """Is it the reader's to give?"""
-    return reader.scope.may_read(_owner(connection, row.carrier))
+    return reader.scope.may_read(row.owner)
 
 
 def has(reader: Reader, row: GrantRow) -> bool:
@@ -150,7 +159,7 @@ def change(
     ends: float | None = None,
 ) -> int | None:
     """Suspend, cut, or open again. Returns the revision if machines have to know."""
-    reader.scope.to_write(_owner(connection, row.carrier), "this grant")
+    reader.scope.to_write(row.owner, "this grant")
     g = tables.grant
     now = replace(
         row,
@@ -181,7 +190,7 @@ def under(connection: Connection, row: GrantRow) -> list[int]:
 
 def revoke(connection: Connection, reader: Reader, row: GrantRow) -> None:
     """It is gone, and with it grants made from it. Raises Conflict, with whose networks it carries and how many."""
-    reader.scope.to_write(_owner(connection, row.carrier), "this grant")
+    reader.scope.to_write(row.owner, "this grant")
     if networks := under(connection, row):
         raise Conflict(
             f"{row.tenant} has {len(networks)} networks on these hosts: --suspend lets nothing new in, --cut closes "
@@ -198,17 +207,16 @@ def over(connection: Connection) -> list[GrantRow]:
 
 def resources(connection: Connection, reader: Reader, rows: Collection[GrantRow]) -> list[Resource]:
     """As the reader sees them: whoever gives sees the network, whoever has it its name; all the rest is both's."""
-    under_them = uses_of_grants(connection)
+    under_them = uses_of_grants(connection, [row.id for row in rows])
     carriers = {row.carrier for row in rows}
     paths = reader.paths(carriers)
-    p = tables.port.c
-    names: dict[int, dict[int, str]] = {FABRIC: {row.id: row.name for row in objects.machines(connection)}}
-    for carrier in carriers - {FABRIC}:
-        query = select(p.id, p.name).where(p.network == carrier, p.hosts.is_(True))
-        names[carrier] = {row.id: row.name for row in connection.execute(query)}
+    names: dict[int, dict[int, str]] = {}
+    for carrier in carriers:
+        there = connection.execute(objects.hosts_in(), {"carrier": carrier})
+        names[carrier] = {row.id: row.name for row in there}
     found = []
     for row in rows:
-        own = gives(connection, reader, row)
+        own = gives(reader, row)
         hosts = [name for id, name in names[row.carrier].items() if row.hosts is None or id in row.hosts]
         name = row.name if has(reader, row) else reader.public("grant", row.id)
         found.append(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import BindParameter, Connection, Select, bindparam, func, literal, select, true, union_all
 
 from nestnet.model.errors import Invalid, Problem
 from nestnet.model.standing import ABSENT, FENCED
 from nestnet.model.values import FABRIC
 from nestnet.store import tables
-from nestnet.store.objects import agents_on, chunks, machines_of
-from nestnet.store.objects import ports as ports_by
-from nestnet.store.read import Reader, Resource
+from nestnet.store.objects import IDS, chunks
+from nestnet.store.objects import network as network_by
+from nestnet.store.read import Reader, Resource, age_of
 from nestnet.store.standing import lost_machines
+
+PORTS: BindParameter[Any] = bindparam("ports", expanding=True)
 
 
 def page(
@@ -40,7 +44,7 @@ def page(
     ids = list(connection.scalars(query))
     resources = reader.resources(kind, ids[:limit])
     uses = _uses(connection, reader, within, ids)
-    lost = lost_machines(connection, reader.heard)
+    lost = lost_machines(connection, reader.heard, *((ids,) if network is None else ((), ids)))
     items = []
     for id, found in zip(ids[:limit], resources, strict=True):
         networks, ports = uses.get(id, (0, 0))
@@ -72,17 +76,11 @@ def _granted(
     connection: Connection, reader: Reader, limit: int, cursor: str | None
 ) -> tuple[list[Resource], str | None]:
     """The same of the hosts that were granted to the reader: all of one shape, whatever they are."""
-    whole = Reader(connection, reader.identity, reader.heard)
-    lost = lost_machines(connection, reader.heard)
     items: list[Resource] = []
     for carrier, ids in sorted(reader.granted().items()):
-        kind = "machine" if carrier == FABRIC else "port"
         uses = _uses(connection, reader, carrier, sorted(ids))
-        for id, found in zip(sorted(ids), whole.resources(kind, sorted(ids)), strict=True):
-            gone = lost.machines.get(id) if carrier == FABRIC else lost.ports.get(id)
-            up = gone is None and found.get("state", "up") == "up"
+        for id, (name, up) in _standing(connection, reader, carrier, sorted(ids)).items():
             networks, ports = uses.get(id, (0, 0))
-            name = found["name"]
             items.append(
                 {
                     "id": reader.public("host", id << 1 | (carrier == FABRIC)),
@@ -107,27 +105,74 @@ def _granted(
 
 def realised(connection: Connection, reader: Reader) -> list[Resource]:
     """The hosts that were granted to the reader, with what the machines under them have realised."""
-    whole = Reader(connection, reader.identity, reader.heard)
     found = []
     for carrier, ids in sorted(reader.granted().items()):
-        at = {id: id for id in ids}
-        if carrier != FABRIC:
-            at = {**machines_of(connection, sorted(ids)), **agents_on(connection, ids)}
-        machines = sorted(set(at.values()))
-        under = dict(zip(machines, whole.resources("machine", machines), strict=True))
-        names = under if carrier == FABRIC else {port.id: port for port in ports_by(connection, "id", sorted(ids))}
-        for id in sorted(ids):
-            named = names[id]
+        for row in connection.execute(_reports(), _these(carrier, ids)):
+            age = reader.heard.age(row.machine)
             found.append(
                 {
-                    **under[at[id]],
-                    "name": named["name"] if isinstance(named, dict) else named.name,
-                    "id": reader.public("host", id << 1 | (carrier == FABRIC)),
+                    "id": reader.public("host", row.id << 1 | (carrier == FABRIC)),
+                    "name": row.name,
                     "address": None,
+                    "fenced": bool(row.fenced),
+                    "realised": row.realised,
+                    "reported": age if age is not None else age_of(row.at),
                     "problems": [],
                 }
             )
     return found
+
+
+@cache
+def _reports() -> Select[Any]:
+    """Of each of these hosts, machines and ports, the name, the machine that speaks for it, and what that said last."""
+    m, r, p = tables.machine, tables.report, tables.port
+    below, own, on = p.alias(), m.alias(), m.alias()
+    machines = select(own.c.id, own.c.name, own.c.id.label("machine"), literal(0).label("port")).where(
+        own.c.id.in_(IDS)
+    )
+    ports = select(p.c.id, p.c.name, p.c.host_machine, p.c.host_port).where(p.c.id.in_(PORTS))
+    walk = select(union_all(machines, ports).subquery()).cte(recursive=True)
+    deeper = select(walk.c.id, walk.c.name, below.c.host_machine, below.c.host_port)
+    walk = walk.union_all(deeper.where(walk.c.machine.is_(None), below.c.id == walk.c.port))
+    speaks = (on.c.port == walk.c.id) & walk.c.id.in_(PORTS)
+    query = select(walk.c.id, walk.c.name, m.c.id.label("machine"), m.c.fenced, r.c.realised, r.c.at)
+    query = query.select_from(walk.outerjoin(on, speaks))
+    query = query.join(m, m.c.id == func.coalesce(on.c.id, walk.c.machine)).outerjoin(r, r.c.machine == m.c.id)
+    return query.where(walk.c.machine.is_not(None)).order_by(walk.c.id)
+
+
+def _standing(connection: Connection, reader: Reader, carrier: int, ids: Sequence[int]) -> dict[int, tuple[str, bool]]:
+    """Host -> its name, and whether it is up, of these hosts of a carrier. The fabric is asked whatever other carriers
+    are: how long the answer takes is not to tell which it is."""
+    gone = lost_machines(connection, reader.heard, *((ids,) if carrier == FABRIC else ((), ids)))
+    lost = gone.machines if carrier == FABRIC else gone.ports
+    network = network_by(connection, carrier)
+    _, stand = reader.standings([network])[network.id]
+    return {
+        row.id: (row.name, bool(row.enabled and network.enabled and row.host not in stand.down and row.id not in lost))
+        for row in connection.execute(_named(), _these(carrier, ids))
+    }
+
+
+@cache
+def _named() -> Select[Any]:
+    """The name of each of these hosts, machines and ports, whether it is enabled, and what it lives on."""
+    p, m = tables.port, tables.machine
+    trunk, on = p.alias(), m.alias()
+    enabled = (p.c.enabled & func.coalesce(trunk.c.enabled, true())).label("enabled")
+    host = func.coalesce(p.c.host_port, on.c.port, p.c.host_machine).label("host")
+    ports = select(p.c.id, p.c.name, enabled, host).where(p.c.id.in_(PORTS))
+    ports = ports.outerjoin(trunk, trunk.c.id == p.c.trunk).outerjoin(on, on.c.id == p.c.host_machine)
+    machines = select(m.c.id, m.c.name, true().label("enabled"), m.c.id.label("host")).where(m.c.id.in_(IDS))
+    both = union_all(machines, ports).subquery()
+    return select(both).order_by(both.c.id)
+
+
+def _these(carrier: int, ids: Iterable[int]) -> dict[str, list[int]]:
+    """The hosts of a carrier, for a statement that takes machines and ports."""
+    machines, ports = (ids, ()) if carrier == FABRIC else ((), ids)
+    return {"ids": sorted(machines), "ports": sorted(ports)}
 
 
 def _of_machine(name: str, why: str | None) -> tuple[str, str | None]:

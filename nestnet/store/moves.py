@@ -20,18 +20,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Select, delete, insert, select, update
 
 from nestnet.model.errors import Conflict, Invalid, NotFound, Problem
 from nestnet.model.problems import meant
 from nestnet.model.validate import given_already
-from nestnet.model.values import FABRIC, MAX_DEPTH
+from nestnet.model.values import FABRIC
 from nestnet.store import events, objects, tables, write
 from nestnet.store.events import Happened
 from nestnet.store.identity import Identity
-from nestnet.store.objects import PortRow, chunks
+from nestnet.store.objects import IDS, PortRow, chunks
 from nestnet.store.plan import Pair
 from nestnet.store.read import Reader
 
@@ -210,23 +211,25 @@ def _host(connection: Connection, reader: Reader, row: PortRow, name: str) -> in
 
 def _alone(connection: Connection, reader: Reader, row: PortRow, new: int, above: Sequence[int]) -> None:
     """One move at a time on a chain of hosts: each machine knows of two places for a port, not of four."""
-    chain = [row.id, *above]
     p = tables.port.c
-    for below in (row.host, new):
-        at: int | None = below
-        on = connection.scalar(select(p.host_port).where(p.id == row.id)) is not None
-        for _ in range(MAX_DEPTH if on else 0):
-            if at is None:
-                break
-            chain.append(at)
-            at = connection.scalar(select(p.host_port).where(p.id == at))
-    for chunk in chunks(sorted(set(chain))):
+    on = connection.scalar(select(p.host_port).where(p.id == row.id)) is not None
+    below = connection.scalars(_down(), {"ids": [row.host, new] if on else []})
+    for chunk in chunks(sorted({row.id, *above, *below})):
         busy = select(p.id).where(p.id.in_(chunk), (p.other_machine.is_not(None)) | (p.other_port.is_not(None)))
         if (other := connection.scalar(busy.limit(1))) is not None:
             (moving,) = objects.ports(connection, "id", [other])
             path = _path(reader, moving)
             named = [path] if _is_seen(reader, moving.network) else []
             raise Conflict(f"{path} is moving: wait until it has arrived", "moving", named)
+
+
+@cache
+def _down() -> Select[tuple[int]]:
+    """These ports, and those that they live on, as far as their machines know them."""
+    p, below = tables.port.c, tables.port.alias()
+    walk = select(p.id).where(p.id.in_(IDS)).cte(recursive=True)
+    deeper = select(below.c.host_port.label("id")).where(below.c.id == walk.c.id, below.c.host_port.is_not(None))
+    return select(walk.union(deeper).c.id)
 
 
 def _above(connection: Connection, ports: Sequence[int]) -> list[int]:

@@ -11,16 +11,34 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import ip_network
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, RowMapping, Table, func, select
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    FromClause,
+    RowMapping,
+    Select,
+    Table,
+    bindparam,
+    func,
+    literal,
+    select,
+    union_all,
+)
 
 from nestnet.model.values import FABRIC, OVERHEAD, Attach, Selector, Service, Tag
 from nestnet.store import tables
 from nestnet.store.quotas import Quota
 
+GRANTED = tables.network.alias()
 CHUNK = 10_000  # Parameters of one statement; SQLite takes 32,766.
+IDS: BindParameter[Any] = bindparam(
+    "ids", expanding=True
+)  # A statement is made once: that takes longer than to execute it.
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,10 @@ class NetworkRow:
     def is_open(self) -> bool:
         """Neither its owner nor whoever granted its hosts has closed it."""
         return self.enabled and not self.cut
+
+
+WIRE = NetworkRow(FABRIC, FABRIC, "", None, 4, None, True, "{}", "")
+"""The fabric, for who asks of it what is asked of networks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +225,7 @@ class GrantRow:
     suspended: bool
     cut: bool
     ends: float | None
+    owner: str | None = None  # whose the carrier is
 
     @property
     def is_open(self) -> bool:
@@ -267,11 +290,17 @@ def load_state(connection: Connection) -> State:
     )
 
 
-def grants(connection: Connection, id: int | None = None) -> list[GrantRow]:
-    """All there are, and the invitations that may still be redeemed; or one, whatever it is."""
-    g, n = tables.grant, tables.tenant.c
-    query = select(g, n.name.label("grantee")).outerjoin(tables.tenant, g.c.tenant == n.id).order_by(g.c.id)
-    alive = g.c.id == id if id is not None else g.c.tenant.is_not(None) | (g.c.until > time.time())
+def grants(connection: Connection, *which: ColumnElement[bool]) -> list[GrantRow]:
+    """Those of the grants for which this holds; if nothing is said, all there are, and the invitations that may still
+    be redeemed. A condition may name `GRANTED`, the carrier."""
+    g, grantee, owner = tables.grant, tables.tenant.alias(), tables.tenant.alias()
+    query = (
+        select(g, grantee.c.name.label("grantee"), owner.c.name.label("owner"))
+        .outerjoin(grantee, g.c.tenant == grantee.c.id)
+        .join(GRANTED, GRANTED.c.id == g.c.carrier)
+        .outerjoin(owner, owner.c.id == GRANTED.c.tenant)
+        .order_by(g.c.id)
+    )
     return [
         GrantRow(
             row.id,
@@ -283,9 +312,15 @@ def grants(connection: Connection, id: int | None = None) -> list[GrantRow]:
             bool(row.suspended),
             bool(row.cut),
             row.ends,
+            row.owner,
         )
-        for row in connection.execute(query.where(alive))
+        for row in connection.execute(query.where(*(which or (are_alive(),))))
     ]
+
+
+def are_alive() -> ColumnElement[bool]:
+    """The condition that somebody has a grant, or that it may still be redeemed."""
+    return tables.grant.c.tenant.is_not(None) | (tables.grant.c.until > time.time())
 
 
 def machines(connection: Connection, domain: int = FABRIC) -> list[MachineRow]:
@@ -335,27 +370,43 @@ def domain_in(networks: Mapping[int, NetworkRow], network: int) -> int:
 
 def domains(connection: Connection, networks: Iterable[int]) -> dict[int, int]:
     """Network -> its domain: the fabric, or the network on whose ports the machines are that its ports live on."""
-    c = tables.network.c
-    at = {network: network for network in networks}  # how far down each walk is
-    found: dict[int, int] = {}
-    while at:
-        rows: dict[int, Any] = {}
-        for chunk in chunks(sorted(set(at.values()))):
-            query = select(c.id, c.carrier, c.encapsulated).where(c.id.in_(chunk))
-            rows.update({row.id: row for row in connection.execute(query)})
-        for network, here in list(at.items()):
-            row = rows.get(here)
-            if row is None or row.id == FABRIC or row.encapsulated or row.carrier == FABRIC:
-                found[network] = row.carrier if row is not None and row.encapsulated else FABRIC
-                del at[network]
-            else:
-                at[network] = row.carrier
+    wanted = sorted(set(networks))
+    found = dict.fromkeys(wanted, FABRIC)
+    for chunk in list(chunks(wanted)) or [[]]:
+        found.update({row.root: row.carrier for row in connection.execute(_domains(), {"ids": chunk})})
     return found
+
+
+@cache
+def _domains() -> Select[Any]:
+    n, below = tables.network.c, tables.network.alias()
+    walk = select(n.id.label("root"), n.carrier, n.encapsulated).where(n.id.in_(IDS)).cte(recursive=True)
+    deeper = select(walk.c.root, below.c.carrier, below.c.encapsulated).where(below.c.id == walk.c.carrier)
+    walk = walk.union_all(deeper.where(walk.c.encapsulated.is_(False), walk.c.carrier != FABRIC))
+    return select(walk.c.root, walk.c.carrier).where(walk.c.encapsulated | (walk.c.carrier == FABRIC))
+
+
+def with_carriers(connection: Connection, ids: Iterable[int]) -> dict[int, NetworkRow]:
+    """These networks, and all that carries them, by id."""
+    found: dict[int, NetworkRow] = {}
+    for chunk in chunks(sorted(set(ids))):
+        found.update({row.id: _network(row) for row in connection.execute(_with_carriers(), {"ids": chunk})})
+    return found
+
+
+@cache
+def _with_carriers() -> Select[Any]:
+    n, below = tables.network, tables.network.alias()
+    walk = select(n.c.id, n.c.carrier).where(n.c.id.in_(IDS)).cte(recursive=True)
+    walk = walk.union(select(below.c.id, below.c.carrier).where(below.c.id == walk.c.carrier))
+    query = select(n, tables.tenant.c.name.label("owner")).join(walk, walk.c.id == n.c.id)
+    return query.outerjoin(tables.tenant, n.c.tenant == tables.tenant.c.id).where(n.c.id != FABRIC)
 
 
 def load_contents(connection: Connection, networks: Sequence[int]) -> dict[int, Contents]:
     """What is in these networks."""
     contents = {network: Contents() for network in networks}
+    networks = networks or [FABRIC]  # There is nothing in it, but to be asked for it takes as long.
     for segment in segments(connection, "network", networks):
         contents[segment.network].segments[segment.name] = segment
     for router in routers(connection, "network", networks):
@@ -416,13 +467,9 @@ def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
     owned = _parts(connection, t.owned, t.port, by, ids, "position")
     members = _parts(connection, t.port_group, t.port, by, ids, "group")
     given = _parts(connection, t.attachment, t.port, by, ids, "name")
-    rows = list(_rows(connection, t.port, by, ids))
-    # Who lives on a machine that is on a port lives on that port, to all but agents.
-    below = ports_under(connection, {row[side] for row in rows for side in ("host_machine", "other_machine")} - {None})
 
     def host(row: RowMapping, side: str) -> int:
-        machine = row[f"{side}_machine"]
-        return int(row[f"{side}_port"] or 0) if machine is None else below.get(machine, machine)
+        return int(row[f"{side}_port"] or row[f"{side}_on"] or row[f"{side}_machine"] or 0)
 
     return [
         PortRow(
@@ -434,8 +481,32 @@ def ports(connection: Connection, by: str, ids: Sequence[int]) -> list[PortRow]:
             groups=tuple(part["group"] for part in members[row["id"]]),
             attach=next((Attach(part["kind"], part["name"]) for part in given[row["id"]]), None),
         )
-        for row in rows
+        for chunk in chunks(sorted(ids))
+        for row in connection.execute(_ports(by), {"ids": chunk}).mappings()
     ]
+
+
+@cache
+def _ports(by: str) -> Select[Any]:
+    # Who lives on a machine that is on a port lives on that port, to all but agents.
+    p, here, there = tables.port, tables.machine.alias(), tables.machine.alias()
+    return (
+        select(p, here.c.port.label("host_on"), there.c.port.label("other_on"))
+        .outerjoin(here, p.c.host_machine == here.c.id)
+        .outerjoin(there, p.c.other_machine == there.c.id)
+        .where(p.c[by].in_(IDS))
+        .order_by(p.c.id)
+    )
+
+
+@cache
+def hosts_in() -> Select[Any]:
+    """The hosts of `carrier`: one statement for machines and ports. Their rows and names."""
+    m, p = tables.machine.c, tables.port.c
+    carrier: BindParameter[int] = bindparam("carrier")
+    machines = select(m.id, m.name).where(carrier == literal(FABRIC), m.port.is_(None))
+    both = union_all(machines, select(p.id, p.name).where(p.network == carrier, p.hosts.is_(True))).subquery()
+    return select(both).order_by(both.c.id)
 
 
 def behind(connection: Connection, trunks: Sequence[int]) -> list[PortRow]:
@@ -462,12 +533,28 @@ def policies(connection: Connection, by: str, ids: Sequence[int]) -> list[Policy
 
 def networks(connection: Connection, by: str, ids: Sequence[int]) -> list[NetworkRow]:
     """By `id` or by `carrier`."""
-    query = select(tables.network, tables.tenant.c.name.label("owner")).outerjoin(tables.tenant)
-    found: list[Any] = []
+    found: list[NetworkRow] = []
     for chunk in chunks(sorted(ids)):
-        at = tables.network.c[by].in_(chunk)
-        found += connection.execute(query.where(at, tables.network.c.id != FABRIC).order_by(tables.network.c.id)).all()
-    return [_network(row) for row in found]
+        found += [_network(row) for row in connection.execute(_networks(by), {"ids": chunk})]
+    return found
+
+
+def network(connection: Connection, id: int) -> NetworkRow:
+    """A network that is there, or the fabric."""
+    return _network(connection.execute(_one_network(), {"id": id}).one())
+
+
+@cache
+def _one_network() -> Select[Any]:
+    n = tables.network
+    return select(n, tables.tenant.c.name.label("owner")).outerjoin(tables.tenant).where(n.c.id == bindparam("id"))
+
+
+@cache
+def _networks(by: str) -> Select[Any]:
+    n = tables.network
+    query = select(n, tables.tenant.c.name.label("owner")).outerjoin(tables.tenant)
+    return query.where(n.c[by].in_(IDS), n.c.id != FABRIC).order_by(n.c.id)
 
 
 def _network(row: Any) -> NetworkRow:
@@ -476,7 +563,12 @@ def _network(row: Any) -> NetworkRow:
 
 def _rows(connection: Connection, table: Table, by: str, ids: Sequence[int]) -> Iterator[RowMapping]:
     for chunk in chunks(sorted(ids)):
-        yield from connection.execute(select(table).where(table.c[by].in_(chunk)).order_by(table.c.id)).mappings()
+        yield from connection.execute(_rows_of(table, by), {"ids": chunk}).mappings()
+
+
+@cache
+def _rows_of(table: Table, by: str) -> Select[Any]:
+    return select(table).where(table.c[by].in_(IDS)).order_by(table.c.id)
 
 
 def _parts(
@@ -484,36 +576,44 @@ def _parts(
 ) -> Mapping[int, list[RowMapping]]:
     """Rows that belong to rows of `owner`, by the owner's id."""
     found: dict[int, list[RowMapping]] = defaultdict(list)
-    column = table.c[owner.name]
     for chunk in chunks(sorted(ids)):
-        query = select(table).join(owner, column == owner.c.id).where(owner.c[by].in_(chunk))
-        for row in connection.execute(query.order_by(column, table.c[order])).mappings():
+        for row in connection.execute(_parts_of(table, owner, by, order), {"ids": chunk}).mappings():
             found[row[owner.name]].append(row)
     return found
+
+
+@cache
+def _parts_of(table: Table, owner: Table, by: str, order: str) -> Select[Any]:
+    column = table.c[owner.name]
+    query = select(table).join(owner, column == owner.c.id).where(owner.c[by].in_(IDS))
+    return query.order_by(column, table.c[order])
 
 
 def machines_of(connection: Connection, ports: Iterable[int], other: bool = False) -> dict[int, int]:
     """Port -> the machine whose agent has it, at the end of its chain of hosts; `other`: the other one, if something
     there moves."""
-    p = tables.port.c
-    machine_column, port_column = p.host_machine, p.host_port
-    if other:
-        machine_column = func.coalesce(p.other_machine, p.host_machine).label("host_machine")  # type: ignore[assignment]
-        port_column = func.coalesce(p.other_port, p.host_port).label("host_port")  # type: ignore[assignment]
-    at = {port: port for port in ports}
-    machine: dict[int, int] = {}
-    open_ = set(at)
-    while open_:
-        below: dict[int, int] = {}
-        for chunk in chunks(sorted(open_)):
-            for row in connection.execute(select(p.id, machine_column, port_column).where(p.id.in_(chunk))):
-                if row.host_machine is not None:
-                    machine[row.id] = row.host_machine
-                else:
-                    below[row.id] = row.host_port
-        at = {port: below.get(here, here) for port, here in at.items()}
-        open_ = set(below.values()) - machine.keys()
-    return {port: machine[here] for port, here in at.items()}
+    found: dict[int, int] = {}
+    for chunk in chunks(sorted(set(ports))):
+        found.update({row.root: row.machine for row in connection.execute(_machines_of(other), {"ids": chunk})})
+    return found
+
+
+@cache
+def _machines_of(other: bool) -> Select[Any]:
+    p, below = tables.port, tables.port.alias()
+
+    def host(table: FromClause) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+        machine, port = table.c.host_machine, table.c.host_port
+        if not other:
+            return machine, port
+        return func.coalesce(table.c.other_machine, machine), func.coalesce(table.c.other_port, port)
+
+    machine, port = host(p)
+    first = select(p.c.id.label("root"), machine.label("machine"), port.label("port")).where(p.c.id.in_(IDS))
+    walk = first.cte(recursive=True)
+    deeper = select(walk.c.root, *host(below)).where(below.c.id == walk.c.port, walk.c.machine.is_(None))
+    walk = walk.union_all(deeper)
+    return select(walk.c.root, walk.c.machine).where(walk.c.machine.is_not(None))
 
 
 def chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -536,12 +636,32 @@ def above_domains(connection: Connection, domains: Iterable[int]) -> list[Networ
 def left(connection: Connection, domain: int) -> int:
     """Bytes of IP that the machines of a domain leave to networks: those of the wire, or of the network whose ports
     they are on, less one encapsulation (rule 9)."""
+    most = left_to(with_carriers(connection, [domain]), fabric(connection), domain)
     if domain == FABRIC:
-        return fabric(connection).left
+        return most
     (row,) = networks(connection, "id", [domain])
-    most = left(connection, domains(connection, [domain])[domain])
-    mtu = min(most, row.mtu) if row.mtu is not None else most
-    return mtu - OVERHEAD[family(connection, domain)]
+    return _mtu(row, most) - OVERHEAD[family(connection, domain)]
+
+
+def left_to(networks: Mapping[int, NetworkRow], fabric: Fabric, network: int) -> int:
+    """Bytes of IP that its domain leaves to a network. `networks`, by id, has it and all below it."""
+    way = []
+    while network != FABRIC:
+        way.append(row := networks[network])
+        network = row.carrier
+    left = fabric.left
+    for row in reversed(way):
+        left = left_by(networks.get(row.carrier, WIRE), left, row)
+    return left
+
+
+def left_by(carrier: NetworkRow, left: int, row: NetworkRow) -> int:
+    """What a carrier to which so much is left leaves to a network that it carries."""
+    return _mtu(carrier, left) - OVERHEAD[row.underlay] if row.encapsulated else left
+
+
+def _mtu(row: NetworkRow, left: int) -> int:
+    return min(left, row.mtu) if row.mtu is not None else left
 
 
 def family(connection: Connection, domain: int) -> int:

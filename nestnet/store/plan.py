@@ -144,6 +144,10 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
         if told_of := list(view.physical(manifest.networks or {})):
             raise Invalid([*missing, *told_of])
         pruned = _pruned(manifest, view.tops(state, scope), scope) if prune else []
+        tops = view.tops(state, scope)
+        view.leave_out(
+            state, [place.carrier for place in places.values()], [*pruned, *(tops[n] for n in named if n in tops)]
+        )
         grafted = view.graft(manifest, places, {row.id for row in pruned}, state, _network_spec)
         work = _make(connection, grafted, prune, scope, state, missing)
     except NestnetError as error:

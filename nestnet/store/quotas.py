@@ -63,24 +63,27 @@ def _counted() -> Iterator[tuple[str, Table | None, ColumnElement[int]]]:
     yield "rate", tables.port, func.sum(case((rate == 0, RATE[1]), else_=rate))
 
 
-def uses(connection: Connection) -> Uses:
-    """What every tenant has now."""
+def uses(connection: Connection, tenants: Collection[int] | None = None) -> Uses:
+    """What every tenant, or each of these, by row, has now."""
     n, t = tables.network, tables.tenant
     found: Uses = {}
     for what, table, counted in _counted():
         query = select(t.c.name, counted.label("n")).join(n, n.c.tenant == t.c.id)
         if table is not None:
             query = query.join(table, table.c.network == n.c.id)
+        if tenants is not None:
+            query = query.where(n.c.tenant.in_(sorted(tenants)))
         found[what] = Counter({row.name: row.n for row in connection.execute(query.group_by(t.c.id))})
     return found
 
 
-def uses_of_grants(connection: Connection) -> Uses:
-    """What counts under every grant now, by its row."""
+def uses_of_grants(connection: Connection, grants: Collection[int] | None = None) -> Uses:
+    """What counts under every grant, or under each of these, now, by its row."""
     n = tables.network
     found: Uses = {}
     for what, table, counted in _counted():
-        query = select(n.c.grant, counted.label("n")).where(n.c.grant.is_not(None))
+        counts = n.c.grant.is_not(None) if grants is None else n.c.grant.in_(sorted(grants))
+        query = select(n.c.grant, counted.label("n")).where(counts)
         if table is not None:
             query = query.join(table, table.c.network == n.c.id)
         found[what] = Counter({row.grant: row.n for row in connection.execute(query.group_by(n.c.grant))})

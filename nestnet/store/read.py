@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
+from functools import cache
 from ipaddress import ip_network
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, false, func, select, true
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table, bindparam, false, func, select, true
 
 from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
@@ -27,11 +28,11 @@ from nestnet.store.events import Happened
 from nestnet.store.feed import machines_on_ports, network_mtu
 from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
-from nestnet.store.objects import NetworkRow, PortRow, chunks
+from nestnet.store.objects import IDS, NetworkRow, PortRow, chunks
 from nestnet.store.plan import policy_words
 from nestnet.store.quotas import QUOTAS, uses
 from nestnet.store.scope import EVERYTHING, Scope
-from nestnet.store.standing import Standing, standings
+from nestnet.store.standing import Chain, Chains, Standing, standings
 
 KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
 IN_NETWORK = ("segment", "router", "link", "port", "policy")
@@ -45,20 +46,76 @@ TABLES: dict[str, Table] = {
     "port": tables.port,
     "policy": tables.policy,
 }
+OWNERS = select(tables.tenant.c.id).where(tables.tenant.c.name.in_(bindparam("reads", expanding=True)))
 CANDIDATES = 20  # Names that an error lists at most.
 
 Resource = dict[str, Any]
+
+
+class _Host:
+    """What a port lives on, by the two columns that say so: a machine of the fabric, or a port, perhaps by the machine
+    that its workload is."""
+
+    def __init__(self, machine: ColumnElement[int | None], port: ColumnElement[int | None]) -> None:
+        self._machine, self._on, self._below = machine, tables.machine.alias(), tables.port.alias()
+        self.port = func.coalesce(port, self._on.c.port)
+        self.name = func.coalesce(self._below.c.name, self._on.c.name)
+
+    def joined(self, table: FromClause) -> FromClause:
+        below = table.outerjoin(self._on, self._on.c.id == self._machine)
+        return below.outerjoin(self._below, self._below.c.id == self.port)
+
+
+@cache
+def _hosts_named() -> Select[Any]:
+    p = tables.port
+    here, there = _Host(p.c.host_machine, p.c.host_port), _Host(p.c.other_machine, p.c.other_port)
+    query = select(p.c.id, here.name.label("here"), there.name.label("there"))
+    return query.select_from(there.joined(here.joined(p))).where(p.c.id.in_(IDS))
+
+
+@cache
+def _seats() -> Select[Any]:
+    def seat(port: FromClause, root: ColumnElement[int]) -> Select[Any]:
+        """`root`, the name of the host of a port, the port that this is, and whether what that lives on is seen."""
+        host = _Host(port.c.host_machine, port.c.host_port)
+        n, carrier = tables.network.alias(), tables.network.alias()
+        further = func.coalesce(carrier.c.tenant.in_(OWNERS), false()).label("further")
+        joined = host.joined(port).join(n, n.c.id == port.c.network).join(carrier, carrier.c.id == n.c.carrier)
+        columns: tuple[ColumnElement[Any], ...] = (root, host.name.label("name"), host.port.label("port"), further)
+        return select(*columns).select_from(joined)
+
+    p, below = tables.port.alias(), tables.port.alias()
+    walk = seat(p, p.c.id.label("root")).where(p.c.id.in_(IDS)).cte(recursive=True)
+    walk = walk.union_all(seat(below, walk.c.root).where(below.c.id == walk.c.port, walk.c.further))
+    return select(walk.c.root, walk.c.name).where(walk.c.further.is_(False))
+
+
+@cache
+def _ways(whole: bool) -> Select[Any]:
+    """These networks, and what carries them as far as it is seen; `whole`: by whoever sees all."""
+    n, below = tables.network, tables.network.alias()
+
+    def seen(table: FromClause) -> ColumnElement[bool]:
+        there = table.c.id != FABRIC
+        return there if whole else there & table.c.tenant.in_(OWNERS)
+
+    walk = select(n.c.id, n.c.name, n.c.carrier).where(n.c.id.in_(IDS), seen(n)).cte(recursive=True)
+    deeper = select(below.c.id, below.c.name, below.c.carrier).where(below.c.id == walk.c.carrier, seen(below))
+    walk = walk.union(deeper)
+    return select(walk.c.id, walk.c.name, walk.c.carrier)
 
 
 class Reader:
     """One transaction's look at the store."""
 
     def __init__(
-        self, connection: Connection, identity: Identity, heard: Heard | None = None, scope: Scope = EVERYTHING
+        self, connection: Connection, identity: Identity, heard: Heard, chains: Chains, scope: Scope = EVERYTHING
     ) -> None:
         self._connection = connection
         self.identity = self._identity = identity
-        self.heard = heard if heard is not None else Heard()
+        self.heard = heard
+        self.chains = chains
         self.scope = scope
         self._causes: dict[Cause, str] = {}
 
@@ -78,7 +135,7 @@ class Reader:
         t, reads = tables, self.scope.reads
         if reads is None:
             return true()
-        owners = select(t.tenant.c.id).where(t.tenant.c.name.in_(sorted(reads)))
+        owners = self._owners()
         if kind == "machine":
             return false()
         if kind == "grant":
@@ -89,16 +146,23 @@ class Reader:
             return t.network.c.tenant.in_(owners)
         return TABLES[kind].c.network.in_(select(t.network.c.id).where(t.network.c.tenant.in_(owners)))
 
+    def _owners(self) -> Select[tuple[int]]:
+        """The tenants whose networks may be seen, by row."""
+        return select(tables.tenant.c.id).where(tables.tenant.c.name.in_(sorted(self.scope.reads or ())))
+
+    def _reads(self) -> dict[str, list[str]]:
+        """What `OWNERS` takes."""
+        return {"reads": sorted(self.scope.reads)} if self.scope.reads is not None else {}
+
     def _granted(self, carrier: int) -> set[int]:
         """The hosts of a carrier that were granted to a reader who does not see it whole."""
-        table, g = tables.machine if carrier == FABRIC else tables.port, tables.grant.c
+        g = tables.grant.c
         found: set[int] = set()
         for row in self._connection.execute(select(g.hosts).where(g.carrier == carrier, self._seen("grant"))):
             if row.hosts is not None:
                 found.update(json.loads(row.hosts))
                 continue
-            here = table.c.port.is_(None) if carrier == FABRIC else (table.c.network == carrier) & table.c.hosts
-            found.update(self._connection.scalars(select(table.c.id).where(here)))
+            found.update(self._connection.scalars(objects.hosts_in(), {"carrier": carrier}))
         return found
 
     def granted(self) -> dict[int, set[int]]:
@@ -138,7 +202,9 @@ class Reader:
     def find(self, kind: str, reference: str) -> int:
         """The row of a public id, a path, or a name that only one has. Raises NotFound or Ambiguous."""
         table = TABLES[kind]
-        if (row := self._identity.row(kind, reference)) is not None:
+        if reference.startswith(f"{kind}_"):  # No name is like that.
+            if (row := self._identity.row(kind, reference)) is None:
+                row = -1  # Nobody's; not all numbers that ids can say are.
             if (kind != "network" or row != FABRIC) and self._connection.scalar(
                 select(table.c.id).where(table.c.id == row, self._seen(kind))
             ) is not None:
@@ -165,7 +231,8 @@ class Reader:
         table = TABLES[kind]
         owner = table.c.carrier if kind == "network" else table.c.network
         network = self._walk(above)
-        if network is not None:
+        # With which of its networks paths begin is not in `carrier`, to whoever does not see all.
+        if network is not None and (kind != "network" or above or self.scope.reads is None):
             named = select(table.c.id).where(owner == network, table.c.name == name, self._seen(kind))
             found = self._connection.scalar(named)
             if found is not None and not (kind == "network" and found == FABRIC):
@@ -234,23 +301,18 @@ class Reader:
     def paths(self, networks: Iterable[int]) -> dict[int, str]:
         """Network -> path, which begins with the first network on the way that the reader does not lose sight of; that
         of the fabric, or of what the reader does not see, is ''."""
-        c, t = tables.network.c, tables.tenant
-        rows: dict[int, tuple[str, int]] = {FABRIC: ("", FABRIC)}
-        wanted = set(networks)
-        while missing := sorted(wanted - rows.keys()):
-            for chunk in chunks(missing):
-                query = select(c.id, c.name, c.carrier, t.c.name.label("owner")).outerjoin(t, c.tenant == t.c.id)
-                for row in self._connection.execute(query.where(c.id.in_(chunk))):
-                    seen = self.scope.may_read(row.owner)
-                    rows[row.id] = (row.name, row.carrier) if seen else ("", FABRIC)
-            wanted = {carrier for _, carrier in rows.values()}
-        found: dict[int, str] = {}
-        for network in rows:
+        rows: dict[int, tuple[str, int]] = {}
+        wanted = sorted(set(networks))
+        for chunk in chunks(wanted):
+            found_there = self._connection.execute(_ways(self.scope.reads is None), {"ids": chunk, **self._reads()})
+            rows.update({row.id: (row.name, row.carrier) for row in found_there})
+        found: dict[int, str] = {FABRIC: ""}
+        for network in (*wanted, *rows):
             names, at = [], network
-            while at != FABRIC:
-                names.append(rows[at][0])
-                at = rows[at][1]
-            found[network] = "/".join(name for name in reversed(names) if name)
+            while at in rows:
+                name, at = rows[at]
+                names.append(name)
+            found[network] = "/".join(reversed(names))
         return found
 
     # Lists
@@ -331,7 +393,7 @@ class Reader:
                 "labels": json.loads(row.labels) if whole else {},
                 "fenced": bool(row.fenced),
                 "realised": row.realised,
-                "reported": self.heard.age(row.id) if self.heard.age(row.id) is not None else _age(row.at),
+                "reported": self.heard.age(row.id) if self.heard.age(row.id) is not None else age_of(row.at),
                 "problems": json.loads(row.problems) if whole and row.problems is not None else [],
             }
             for row in self._connection.execute(query)
@@ -344,7 +406,7 @@ class Reader:
         parents = {row.parent for row in rows}
         seen = set(self._connection.scalars(select(t.c.id).where(t.c.id.in_(parents), self._seen("tenant"))))
         closed = set(self._connection.scalars(tenancy.closed()))
-        used = uses(self._connection)
+        used = uses(self._connection, ids)
         return [
             {
                 **self._head("tenant", row.id, row.name, row.name),
@@ -358,22 +420,21 @@ class Reader:
 
     def _networks(self, ids: Sequence[int]) -> list[Resource]:
         rows = objects.networks(self._connection, "id", ids)
-        left = self._left(ids)
         paths = self.paths(ids)
         c = tables.network.c
         versions = {r.id: r.version for r in self._connection.execute(select(c.id, c.version).where(c.id.in_(ids)))}
-        stand = standings(self._connection, self.heard, rows)
+        stand = self.standings(rows)
         return [
             {
                 **self._head("network", row.id, row.name, paths[row.id]),
                 "tenant": row.tenant,
-                "carrier": paths[row.carrier] or None,
+                "carrier": paths.get(row.carrier) or None,
                 # How what carries it does that is not for whoever does not see that.
-                "carriage": "encapsulated" if row.encapsulated and paths[row.carrier] else "flat",
+                "carriage": "encapsulated" if row.encapsulated and paths.get(row.carrier) else "flat",
                 "underlay": row.underlay,
-                "mtu": network_mtu(row, left[row.id]),
+                "mtu": network_mtu(row, stand[row.id][0].left_to(row)),
                 "enabled": row.enabled,
-                **self._state_of_network(row, paths[row.id], stand[row.id]),
+                **self._state_of_network(row, paths[row.id], stand[row.id][1]),
                 "revision": versions[row.id],
                 "labels": json.loads(row.labels),
                 "description": row.description,
@@ -439,34 +500,33 @@ class Reader:
         rows = objects.ports(self._connection, "id", ids)
         networks = {row.id: row for row in objects.networks(self._connection, "id", sorted({r.network for r in rows}))}
         paths = self.paths(networks)
-        left = self._left(list(networks))
         segments = {s.id: s for s in objects.segments(self._connection, "id", sorted({r.segment for r in rows}))}
         gateways = self._gateways(list(segments))
         groups = self._names(tables.group, {group for row in rows for group in row.groups})
-        wired = [row for row in rows if networks[row.network].carrier == FABRIC]
-        carried = [row for row in rows if networks[row.network].carrier != FABRIC]
         places = self.machines_of([row.id for row in rows])
-        machines = self._names(tables.machine, {row.host for row in wired} | set(places.values()))
-        hosts = self._names(tables.port, {row.host for row in carried} | {row.other for row in carried})
-        machines |= self._names(tables.machine, {row.other for row in wired} - machines.keys())
-        machines |= self._paths_of_agents(places.values())
-        seats = self.seats(rows) if self.scope.reads is not None else {}
+        hosts = self._hosts_of(ids)
+        if self.scope.reads is None:
+            names = self._names(tables.machine, places.values()) | self._paths_of_agents(places.values())
+            seats = {port: names[machine] for port, machine in places.items()}
+        else:
+            seats = self.seats(ids)
         moves = self._moves(ids)
         attachments = self._attachments(places)
-        trunks = {port.id: port for port in objects.ports(self._connection, "id", sorted({row.trunk for row in rows}))}
-        stand = standings(self._connection, self.heard, list(networks.values()))
+        behind = sorted({row.trunk for row in rows if row.trunk})
+        trunks = {port.id: port for port in objects.ports(self._connection, "id", behind)}
+        stand = self.standings(list(networks.values()))
         return [
             {
                 **self._head("port", row.id, row.name, f"{paths[row.network]}/{row.name}"),
                 "row": row.id if self.scope.reads is None else None,
                 "network": paths[row.network],
                 "segment": segments[row.segment].name,
-                "host": (machines if networks[row.network].carrier == FABRIC else hosts)[row.host],
-                "machine": seats[row.id] if self.scope.reads is not None else machines[places[row.id]],
+                "host": hosts[row.id][0],
+                "machine": seats[row.id],
                 "mac": mac_text(row.mac or 0),
                 "addresses": [_with_length(address, segments[row.segment].cidrs) for address in row.addresses],
                 "gateways": gateways.get(row.segment, []),
-                "mtu": network_mtu(networks[row.network], left[row.network])
+                "mtu": network_mtu(networks[row.network], stand[row.network][0].left_to(networks[row.network]))
                 - RIDING_BYTES * segments[row.segment].transparent,
                 "owns": list(row.owns),
                 "groups": sorted(groups[group] for group in row.groups),
@@ -477,51 +537,31 @@ class Reader:
                 "rate": row.rate or None,
                 "enabled": row.enabled,
                 **self._state_of_port(
-                    row, networks[row.network], paths[row.network], stand[row.network], trunks.get(row.trunk)
+                    row, networks[row.network], paths[row.network], stand[row.network][1], trunks.get(row.trunk)
                 ),
                 "attachment": attachments.get(row.id),
-                "moving": {
-                    **moves[row.id],
-                    "other": (machines if networks[row.network].carrier == FABRIC else hosts).get(row.other),
-                }
-                if row.id in moves
-                else None,
+                "moving": {**moves[row.id], "other": hosts[row.id][1]} if row.id in moves else None,
                 "labels": json.loads(row.labels),
                 "description": row.description,
             }
             for row in rows
         ]
 
-    def seats(self, ports: Sequence[PortRow]) -> dict[int, str]:
-        """Port -> the name of the host that it lives on in the end, as far down as the reader sees."""
-        at = {port.id: port for port in ports}
-        found: dict[int, str] = {}
-        while at:
-            networks = {
-                r.id: r for r in objects.networks(self._connection, "id", sorted({p.network for p in at.values()}))
-            }
-            owners = {c: self.owner("network", c) for c in {r.carrier for r in networks.values()} - {FABRIC}}
-            wired = [port.host for port in at.values() if networks[port.network].carrier == FABRIC]
-            machines = self._names(tables.machine, set(wired))
-            below = sorted({p.host for p in at.values() if networks[p.network].carrier != FABRIC})
-            hosts = {port.id: port for port in objects.ports(self._connection, "id", below)}
-            above: dict[int, PortRow] = {}
-            for id, port in at.items():
-                carrier = networks[port.network].carrier
-                if carrier == FABRIC:
-                    found[id] = machines[port.host]
-                elif self.scope.may_read(owners[carrier]):
-                    above[id] = hosts[port.host]
-                else:
-                    found[id] = hosts[port.host].name
-            at = above
+    def _hosts_of(self, ports: Sequence[int]) -> dict[int, tuple[str, str | None]]:
+        """Port -> the names of the host that it lives on, and of the other one while it moves."""
+        found: dict[int, tuple[str, str | None]] = {}
+        for chunk in chunks(sorted(ports)):
+            rows = self._connection.execute(_hosts_named(), {"ids": chunk})
+            found.update({row.id: (row.here, row.there) for row in rows})
         return found
 
-    def _left(self, networks: Sequence[int]) -> dict[int, int]:
-        """Network -> bytes of IP that its domain leaves to it."""
-        domains = objects.domains(self._connection, networks)
-        left = {domain: objects.left(self._connection, domain) for domain in set(domains.values())}
-        return {network: left[domain] for network, domain in domains.items()}
+    def seats(self, ports: Sequence[int]) -> dict[int, str]:
+        """Port -> the name of the host that it lives on in the end, as far down as the reader sees."""
+        found: dict[int, str] = {}
+        for chunk in chunks(sorted(ports)):
+            rows = self._connection.execute(_seats(), {"ids": chunk, **self._reads()})
+            found.update({row.root: row.name for row in rows})
+        return found
 
     def _paths_of_agents(self, machines: Iterable[int]) -> dict[int, str]:
         """Machine -> the path of the host port that it is on, where it is on one."""
@@ -543,6 +583,10 @@ class Reader:
         return found
 
     # How they are
+
+    def standings(self, networks: Sequence[NetworkRow]) -> dict[int, tuple[Chain, Standing]]:
+        """What carries these networks, and how they are, by id."""
+        return standings(self._connection, self.chains, self.heard, networks)
 
     def _state_of_network(self, row: NetworkRow, path: str, stand: Standing) -> Resource:
         if not row.enabled:
@@ -658,7 +702,7 @@ class Reader:
         for chunk in chunks(networks):
             ports += self._connection.scalars(select(p.id).where(p.network.in_(chunk))).all()
         if self.scope.reads is not None:  # To them it is the hosts that were granted.
-            return sorted(set(self.seats(objects.ports(self._connection, "id", ports)).values()))
+            return sorted(set(self.seats(ports).values()))
         places = {*self.machines_of(ports).values(), *self.machines_of(ports, other=True).values()}
         return sorted({**self._names(tables.machine, places), **self._paths_of_agents(places)}.values())
 
@@ -695,7 +739,8 @@ def _state(state: str, cause: str | None = None) -> Resource:
     return {"state": state, "cause": cause}
 
 
-def _age(at: float | None) -> float | None:
+def age_of(at: float | None) -> float | None:
+    """Seconds since a time."""
     return max(0.0, round(time.time() - at, 3)) if at is not None else None  # Clocks are set back.
 
 

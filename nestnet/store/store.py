@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from ipaddress import ip_address
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, func, insert, select, true, update
 
-from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Problem, Stale
+from nestnet.model.errors import Conflict, DiskFull, Forbidden, Invalid, NotFound, Problem, Stale, Unreachable
 from nestnet.model.manifest import Manifest, to_data
 from nestnet.model.validate import SMALLEST_MTU, given_already
 from nestnet.model.values import FABRIC, Attach, Tag, World
@@ -52,6 +53,7 @@ from nestnet.store.quotas import QUOTAS, Quota
 from nestnet.store.read import Resource
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.sharing import GrantWish
+from nestnet.store.standing import Chains
 from nestnet.store.watch import Changes
 
 LISTED = 20  # Dependants that the text of an error lists at most; the error itself has DEPENDANTS.
@@ -96,6 +98,7 @@ class Store:
             self.confirmed = bool(connection.scalar(select(tables.store.c.confirmed)))
             self._moving = moves.is_any(connection)
         self.heard = Heard()
+        self._chains = Chains(self._database.read)
         self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
     def close(self) -> None:
@@ -136,7 +139,16 @@ class Store:
         if after != before:
             self.changed(after)
             self.happened()
+            self._changed_since(before)
         return answer
+
+    def _changed_since(self, revision: int) -> None:
+        """What is remembered is read anew. It is stored by now: what cannot be read is, when somebody asks for it."""
+        c = tables.change.c
+        with contextlib.suppress(DiskFull, Unreachable):
+            with self._database.read() as connection:
+                networks = connection.scalars(select(c.network).where(c.revision > revision).distinct()).all()
+            self._chains.changed(networks)
 
     # Manifests
 
@@ -755,9 +767,10 @@ class Store:
             if row.trunk:
                 raise Conflict(f"{reference} hangs on a trunk: attach that", "on_trunk")
             (machine,) = objects.machines_of(connection, [row.id]).values()
-            (name,) = [one["name"] for one in reader.resources("machine", [machine])]
-            if reader.scope.reads is not None:
-                name = reader.seats([row])[row.id]
+            if reader.scope.reads is None:
+                (name,) = [one["name"] for one in reader.resources("machine", [machine])]
+            else:
+                name = reader.seats([row.id])[row.id]
             if row.attach == attach:
                 revision = int(connection.execute(select(n.revision).where(n.id == row.network)).scalar_one())
             else:
@@ -821,6 +834,8 @@ class Store:
         if after != before:
             self.changed(after)
         self.happened()
+        if after != before:
+            self._changed_since(before)
 
     def give_connections(self, machine: str, port: int, connections: bytes) -> None:
         """What a machine remembers of a port that leaves it, by its row: see moves.py. Raises NotFound."""
@@ -916,8 +931,14 @@ class Store:
 
     def _path(self, connection: Connection, kind: str, id: int) -> str:
         """The whole path of an object, which the audit log calls it by."""
-        (resource,) = self._reader(connection).resources(kind, [id])
-        return str(resource["path"])
+        reader, table = self._reader(connection), tables.metadata.tables[kind]
+        if kind == "network":
+            return reader.paths([id])[id]
+        if kind not in ("port", "link"):
+            (resource,) = reader.resources(kind, [id])
+            return str(resource["path"])
+        row = connection.execute(select(table.c.network, table.c.name).where(table.c.id == id)).one()
+        return f"{reader.paths([row.network])[row.network]}/{row.name}"
 
     def _fresh(self, connection: Connection, asked: Asked, kind: str, id: int) -> None:
         """Raise Stale, with what changed, unless the object has one of the ETags that the request wants."""
@@ -1002,10 +1023,7 @@ class Store:
         """Those that somebody gave, and those that they have."""
         with self._database.read() as connection:
             reader = self._reader(connection, scope)
-            rows = [
-                r for r in objects.grants(connection) if grants.gives(connection, reader, r) or grants.has(reader, r)
-            ]
-            return grants.resources(connection, reader, rows)
+            return grants.resources(connection, reader, grants.seen(connection, reader))
 
     def get_grant(self, reference: str, scope: Scope = EVERYTHING) -> Resource:
         """One of them, by public id or, for whoever has it, by name. Raises NotFound."""
@@ -1073,7 +1091,7 @@ class Store:
             grants.give(connection, reader, carrier, wish.tenant, wish.hosts, wish.quota)
 
     def _grant_row(self, connection: Connection, id: int) -> GrantRow:
-        (row,) = objects.grants(connection, id)
+        (row,) = objects.grants(connection, tables.grant.c.id == id)
         return row
 
     def _grant(self, connection: Connection, reader: read.Reader, id: int) -> Resource:
@@ -1182,7 +1200,8 @@ class Store:
         with self._database.read() as connection:
             reader = self._reader(connection, scope)
             id = reader.find("port", port)
-            return feed.world(connection, id), id, _names(connection, reader)
+            world = feed.world(connection, id)
+            return world, id, _names(connection, reader, world)
 
     def floor(self, port: int, scope: Scope) -> int | None:
         """The lowest network under a port, by its row, that is all in scope down from the port's own; None: down to
@@ -1190,16 +1209,14 @@ class Store:
         if scope.reads is None:
             return None
         with self._database.read() as connection:
-            reader, n = self._reader(connection, scope), tables.network.c
             here = connection.execute(select(tables.port.c.network).where(tables.port.c.id == port)).scalar_one()
-            while True:
-                below = connection.execute(select(n.carrier).where(n.id == here)).scalar_one()
-                if below == FABRIC or not scope.may_read(reader.owner("network", below)):
-                    return int(here)
-                here = below
+            networks = objects.with_carriers(connection, [here])
+            while (below := networks.get(networks[here].carrier)) is not None and scope.may_read(below.tenant):
+                here = below.id
+            return int(here)
 
     def _reader(self, connection: Connection, scope: Scope = EVERYTHING) -> read.Reader:
-        return read.Reader(connection, self.identity, self.heard, scope)
+        return read.Reader(connection, self.identity, self.heard, self._chains, scope)
 
     # Who may do what
 
@@ -1556,16 +1573,30 @@ def _deleted(reader: read.Reader, pairs: Sequence[plan.Pair]) -> list[Change]:
     return changes
 
 
-def _names(connection: Connection, reader: read.Reader) -> dict[tuple[str, int], str]:
+def _rows(connection: Connection, kind: str, ids: Collection[int], *columns: str) -> Iterator[Any]:
+    """These columns of rows of a kind."""
+    c = tables.metadata.tables[kind].c
+    query = select(c.id, *(c[column] for column in columns)).where(c.id.in_(objects.IDS))
+    for chunk in list(objects.chunks(sorted(ids))) or [[]]:
+        yield from connection.execute(query, {"ids": chunk})
+
+
+def _names(connection: Connection, reader: read.Reader, world: World) -> dict[tuple[str, int], str]:
+    """What is in a world by name, paths of networks and ports."""
     names: dict[tuple[str, int], str] = {}
-    t = tables
+    ids: dict[str, set[int]] = defaultdict(set)
+    for kind, id in world.values:
+        ids[kind].add(id)
+    ids["group"] = {group for port in world.ports.values() for group in port.groups}
+    ids["group"] |= {
+        one.id for rule in world.policies.values() for one in (*rule.sources, *rule.targets) if one.kind == "group"
+    }
     for kind in ("machine", "group", "segment", "router", "link"):
-        table = t.metadata.tables[kind]
-        names.update({(kind, row.id): row.name for row in connection.execute(select(table.c.id, table.c.name))})
-    paths = reader.paths(connection.scalars(select(t.network.c.id)))
+        names.update({(kind, row.id): row.name for row in _rows(connection, kind, ids[kind], "name")})
+    paths = reader.paths(ids["network"])
     names.update({("network", id): path for id, path in paths.items()})
-    ports = connection.execute(select(t.port.c.id, t.port.c.network, t.port.c.name))
+    ports = _rows(connection, "port", ids["port"], "network", "name")
     names.update({("port", row.id): f"{paths[row.network]}/{row.name}" for row in ports})
-    policies = connection.execute(select(t.policy.c.id, t.policy.c.spec))
+    policies = _rows(connection, "policy", ids["policy"], "spec")
     names.update({("policy", row.id): plan.policy_words(row.spec) for row in policies})
     return names

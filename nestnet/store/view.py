@@ -15,7 +15,7 @@ nobody can write meanwhile, `HIDDEN` before each; whatever is said afterwards is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -84,6 +84,19 @@ def hide(state: State, scope: Scope) -> None:
             del state.carried[row.carrier][row.name]
             state.networks[id] = row = replace(row, name=f"{HIDDEN}{row.name}")
             state.carried[row.carrier][row.name] = row
+
+
+def leave_out(state: State, carriers: Iterable[int], tops: Iterable[NetworkRow]) -> None:
+    """Let networks carry only what somebody's manifest is about: these of theirs, and what leads down from there and
+    from these carriers. All else stays as it is, however much that is."""
+    own = [row.id for row in tops]
+    about = set(state.above(own))
+    for here in [*carriers, *(state.networks[id].carrier for id in own)]:
+        while here != FABRIC:
+            about.add(here)
+            here = state.networks[here].carrier
+    for carrier, there in state.carried.items():
+        state.carried[carrier] = {name: row for name, row in there.items() if row.id in about}
 
 
 def granted(state: State, scope: Scope) -> list[GrantRow]:

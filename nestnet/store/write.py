@@ -357,17 +357,15 @@ def _real(row: Row, real: dict[tuple[str, int], int]) -> Row:
 
 def _carriers(connection: Connection, pairs: Sequence[Pair]) -> dict[int, int]:
     """Network -> carrier, of all networks that occur, and of what carries them."""
-    c = tables.network.c
+    n, below = tables.network, tables.network.alias()
+    query = select(n.c.id, n.c.carrier, below.c.carrier.label("lower")).join(below, below.c.id == n.c.carrier)
     known: dict[int, int] = {}
     new = {row.id: row.carrier for pair in pairs for row in pair if isinstance(row, NetworkRow)}
-    wanted = {row.network for pair in pairs for row in pair if row is not None}
-    for _ in range(2):
-        for chunk in chunks(sorted(wanted - known.keys())):
-            rows = connection.execute(select(c.id, c.carrier).where(c.id.in_(chunk)))
-            known.update({row.id: row.carrier for row in rows})
-        known.update(new)
-        wanted = {carrier for carrier in known.values() if carrier != FABRIC}
-    return known
+    wanted = {row.network for pair in pairs for row in pair if row is not None} | set(new.values())
+    for chunk in chunks(sorted(wanted)):  # The fabric is asked for like the others: that takes as long.
+        for row in connection.execute(query.where(n.c.id.in_(chunk))):
+            known |= {row.id: row.carrier, row.carrier: row.lower}
+    return known | new
 
 
 def _columns(
