@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
         "nestnet.compile",
         "nestnet.datapath",
         "nestnet.lab",
+        "nestnet.agent.feed",
         "nestnet.agent.netns",
         API_CLIENT,
     },
