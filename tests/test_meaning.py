@@ -24,7 +24,7 @@ from strategies import Step, aims, conversations, frames, policies, worlds
 
 from nestnet.model import packet as pk
 from nestnet.model.hash import flow_hash
-from nestnet.model.meaning import Outcome, State, carry, deliver, judge, longest_way, take_off, way
+from nestnet.model.meaning import Outcome, State, carry, deliver, judge, longest_way, put_on, take_off, way
 from nestnet.model.packet import FlowTuple, mapped
 from nestnet.model.values import (
     RELAY,
@@ -784,7 +784,9 @@ def test_each_router_takes_one_from_the_ttl(case: tuple[World, Port, bytes]) -> 
     world, port, frame = case
     before = pk.parse(frame)
     routers = {router.mac: router for router in world.routers_of(port.segment)}
-    for id, got in deliver(world, State(), port.id, frame, 0.0).deliveries:
+    for id, told in deliver(world, State(), port.id, frame, 0.0).deliveries:
+        tag, got = pk.untagged(told, 1) if world.ports[id].trunk else (b"", told)
+        assert tag == put_on(world.ports[id])
         after = pk.parse(got)
         if id != port.id and before.target_mac in routers:
             segment = world.ports[id].segment

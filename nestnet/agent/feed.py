@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nestnet.model.errors import NestnetError
-from nestnet.model.values import Value, World
+from nestnet.model.values import Value, World, kind_of
 from nestnet.model.wire import from_wire
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two attempts to connect
@@ -52,11 +52,11 @@ class Desired:
         if snapshot or rows:
             new = {} if snapshot else dict(values)
             for row in rows or ():
-                key = (str(row["kind"]), int(row["id"]))
                 if row["value"] is None:
-                    new.pop(key, None)
+                    new.pop((row["kind"], int(row["id"])), None)
                 else:
-                    new[key] = from_wire(key[0], row["value"])
+                    value = from_wire(row["kind"], row["value"])
+                    new[kind_of(value), value.id] = value  # not the row's own: they would be kept a million times
             values = new
         token, store = batch.get("token", self.token), batch.get("store", self.store)
         confirmed = bool(batch.get("confirmed", self.confirmed))

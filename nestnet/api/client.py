@@ -18,13 +18,13 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -106,6 +106,31 @@ def trusted(url: str, token: str) -> Credentials:
     if said != token.rpartition("_")[2]:
         raise Forbidden(f"{url} is not the controller that this token is from: its authority is another one")
     return Credentials(token, response.text)
+
+
+class Rows(Sequence[dict[str, Any]]):
+    """The rows of a batch, as they were sent until one is looked at."""
+
+    def __init__(self, sent: Sequence[msgspec.Raw]) -> None:
+        self._sent = sent
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return Rows(self._sent[index]) if isinstance(index, slice) else msgspec.json.decode(self._sent[index])
+
+
+def read_batch(line: str | bytes) -> dict[str, Any]:
+    """A line of a feed."""
+    sent = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    rows = sent.pop("rows", None)
+    said = {name: msgspec.json.decode(value) for name, value in sent.items()}
+    return said | ({"rows": Rows(msgspec.json.decode(rows, type=list[msgspec.Raw]))} if rows is not None else {})
 
 
 class Client:
@@ -456,12 +481,13 @@ class Client:
 
     def feed(self, machine: str, since: str | None = None, boot: str = "") -> Iterator[dict[str, Any]]:
         """The lines of a machine's feed as they come, without end: batches (with `rows`) and heartbeats. `boot` tells
-        this system from others: one at a time may follow.
+        this system from others: one at a time may follow. A snapshot may be large: its rows are read one by one, when
+        they are asked for.
 
         Raises Unreachable when the controller stops, or is silent for 15 s: begin again with the last `token`.
         """
         query = {"machine": machine, "boot": boot} | ({"since": since} if since is not None else {})
-        yield from self._lines("/v1/feed", query)
+        yield from self._lines("/v1/feed", query, read_batch)
         raise Unreachable(f"the controller at {self.url} ended the feed")
 
     def watch(
@@ -497,7 +523,9 @@ class Client:
                 raise lost
             time.sleep(pause)  # the pace of asking; the wait is for the answer
 
-    def _lines(self, path: str, query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _lines(
+        self, path: str, query: Mapping[str, Any], read: Callable[[str], dict[str, Any]] = msgspec.json.decode
+    ) -> Iterator[dict[str, Any]]:
         timeout = httpx2.Timeout(SILENCE)
         with self._reaching(), self._http.stream("GET", path, params=query, timeout=timeout) as response:
             self._answered = True
@@ -505,7 +533,7 @@ class Client:
                 response.read()
                 raise _error(response)
             for line in response.iter_lines():
-                yield msgspec.json.decode(line)
+                yield read(line)
 
     def _change(self, method: str, path: str, key: str | None, etag: str | None, **more: Any) -> dict[str, Any]:
         headers = {"Idempotency-Key": key or uuid4().hex}

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from nestnet.agent.feed import Desired
+from nestnet.api.client import read_batch
 from nestnet.bench.report import computer
 from nestnet.compile.compiler import compile
 from nestnet.compile.diff import Action, Put, diff
@@ -105,7 +106,7 @@ def one(rows: int) -> dict[str, float]:
     found: dict[str, float] = {}
     with Kernel.open(pins / "machine", room(networks)) as kernel:
         empty_bytes, begin = map_bytes(), time.perf_counter()
-        desired = Desired().after(json.loads(text))
+        desired = Desired().after(read_batch(text))
         read = time.perf_counter()
         tables = tables_of(desired, networks)
         compiled = time.perf_counter()

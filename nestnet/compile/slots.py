@@ -50,9 +50,7 @@ class Slots:
 
 def wanted(world: World) -> Iterable[Key]:
     """Everything in this world that needs a slot."""
-    for kind, id in world.values:
-        if kind in SPACES:
-            yield kind, id
+    yield from (key for key in world.values if key[0] in SPACES)
     for machine in world.machines:
         yield "host_machine", machine
     for port in world.ports.values():
@@ -75,12 +73,12 @@ def assign(slots: Slots, world: World) -> Slots:
     for (kind, _), slot in slots.of.items():  # also those just left: see above
         used.setdefault(SPACES[kind], set()).add(slot)
     following = dict.fromkeys(SPACES.values(), 1)
-    for kind, id in sorted(want - kept.keys()):
-        space = SPACES[kind]
+    for key in sorted(want - kept.keys()):
+        space = SPACES[key[0]]
         slot, taken = following[space], used.get(space, ())
         while slot in taken:
             slot += 1
-        kept[kind, id] = slot
+        kept[key] = slot
         following[space] = slot + 1
     return Slots(kept)
 

@@ -256,9 +256,12 @@ KINDS: dict[str, type[Value]] = {
 }
 
 
+_WORDS = {type: word for word, type in KINDS.items()}
+
+
 def kind_of(value: Value) -> str:
-    """The word for what this is: 'port' for a Port."""
-    return type(value).__name__.lower()
+    """The word for what this is: 'port' for a Port. For all ports it is one and the same string."""
+    return _WORDS[type(value)]
 
 
 def link_local(mac: int) -> IPv6Address:

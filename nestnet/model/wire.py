@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -54,17 +55,24 @@ def _plain(item: Any) -> Any:
     return _record(item)
 
 
+# Tenants choose the same few, and values are never changed: one object serves all of them.
+_address = lru_cache(1 << 16)(ip_address)
+_prefix = lru_cache(1 << 16)(ip_network)
+_shared_selector = lru_cache(1 << 16)(Selector)
+_shared_service = lru_cache(1 << 16)(Service)
+
+
 def _each(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     return lambda items: tuple(read(item) for item in items)
 
 
 def _interface(data: Mapping[str, Any]) -> Interface:
-    return Interface(data["segment"], tuple(ip_address(text) for text in data["addresses"]))
+    return Interface(data["segment"], tuple(_address(text) for text in data["addresses"]))
 
 
 def _selector(data: Mapping[str, Any]) -> Selector:
     cidr = data.get("cidr")
-    return Selector(data["kind"], data.get("id", 0), ip_network(cidr) if cidr is not None else None)
+    return _shared_selector(data["kind"], data.get("id", 0), _prefix(cidr) if cidr is not None else None)
 
 
 def _attach(data: Mapping[str, Any] | None) -> Attach | None:
@@ -84,14 +92,14 @@ def _vlan(data: Mapping[str, Any] | None) -> Vlan | None:
 
 
 def _service(data: Mapping[str, Any]) -> Service:
-    return Service(**data)
+    return _shared_service(**data)
 
 
 _READERS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "machine": {"address": ip_address, "nics": tuple, "vlan": _tag, "trunks": _each(_trunk)},
-    "segment": {"cidrs": _each(ip_network), "dns": _each(ip_address), "vlan": _vlan},
+    "machine": {"address": _address, "nics": tuple, "vlan": _tag, "trunks": _each(_trunk)},
+    "segment": {"cidrs": _each(_prefix), "dns": _each(_address), "vlan": _vlan},
     "router": {"interfaces": _each(_interface)},
     "link": {"between": tuple},
-    "port": {"addresses": _each(ip_address), "owns": _each(ip_network), "groups": tuple, "attach": _attach},
+    "port": {"addresses": _each(_address), "owns": _each(_prefix), "groups": tuple, "attach": _attach},
     "policy": {"sources": _each(_selector), "targets": _each(_selector), "services": _each(_service)},
 }
