@@ -43,7 +43,7 @@ from nestnet.store import (
 )
 from nestnet.store.database import Database
 from nestnet.store.events import Happened
-from nestnet.store.feed import Batch
+from nestnet.store.feed import Batch, Touched
 from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
 from nestnet.store.objects import Fabric, GrantRow, MachineRow, NetworkRow, PortRow
@@ -1119,6 +1119,11 @@ class Store:
         """What changed for a machine; None if it has to take a snapshot."""
         with self._database.read() as connection:
             return feed.changes(connection, machine, revision)
+
+    def touched(self, since: int) -> Touched | None:
+        """Whom the feed's changes since a revision concern; None: perhaps everybody."""
+        with self._database.read() as connection:
+            return feed.touched(connection, since)
 
     # Watching
 
