@@ -4,20 +4,26 @@ and who may say and see any of it."""
 from __future__ import annotations
 
 import copy
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_api import client, controller
 from test_grants import by
 from test_store import items, machines_of, manifest, new_store
 
+from nestnet.api.client import Client
 from nestnet.model.errors import Conflict, Exhausted, Invalid, NestnetError
 from nestnet.model.manifest import Manifest, parse
 from nestnet.model.values import Machine, Segment, Trunk, Vlan, kind_of
 from nestnet.model.wire import from_wire, to_wire
 from nestnet.store import Store
 
+__all__ = ["client", "controller"]
 CAMPUS = {"trunks": {"campus": "eth1"}}
 
 
@@ -123,6 +129,75 @@ def test_ports_need_a_trunk_and_hold_it(store: Store) -> None:
     store.apply(machines_of(m2={"mtu": 1500}))
     store.apply(machines_of(m2={"trunks": {"campus": "eth7"}}))
     assert items(store, "machine")["m2"]["trunks"] == {"campus": "eth7"}
+
+
+def test_a_machine_that_joins_may_bring_trunks_and_loses_none_that_is_needed(store: Store) -> None:
+    def trunks(name: str) -> dict[str, str]:
+        found: dict[str, str] = items(store, "machine")[name]["trunks"]
+        return found
+
+    store.join("m4", "192.0.2.4", trunks={"campus": "eth1", "lab": "eth2"})
+    store.apply(manifest(a=lan({"id": 1, "on": "campus"}, x="m4")))
+    before = store.revision
+    store.join("m4", "192.0.2.4")
+    assert trunks("m4") == {"campus": "eth1", "lab": "eth2"}, "what is not said stays"
+    assert store.revision == before
+    with pytest.raises(Conflict) as held:
+        store.join("m4", "192.0.2.4", trunks={"lab": "eth2"})
+    assert (held.value.code, held.value.dependants) == ("in_use", ("a/x",))
+    with pytest.raises(Invalid) as told:
+        store.join("m4", "192.0.2.4", nics=["eth0", "eth1"])
+    assert [p.code for p in told.value.problems] == ["duplicate_nic"]
+    with pytest.raises(Invalid):
+        store.join("m5", "192.0.2.5", nics=["eth1"], trunks={"campus": "eth1"})
+    assert "m5" not in items(store, "machine")
+    assert (store.revision, trunks("m4")) == (before, {"campus": "eth1", "lab": "eth2"})
+    store.join("m4", "192.0.2.4", trunks={"campus": "eth7"})
+    assert trunks("m4") == {"campus": "eth7"}
+    store.delete("port", "a/x")
+    store.join("m4", "192.0.2.4", trunks={})
+    assert trunks("m4") == {}
+
+
+def test_what_is_no_trunk_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
+    """One line each, and nothing is written: here the controller could not be reached at all."""
+    lines = {
+        "campus": "--trunk campus: write a physical network and the interface that leads there, as campus=eth1",
+        "campus=": "--trunk campus=: write a physical network and the interface that leads there, as campus=eth1",
+        "=lo": "--trunk =lo: write a physical network and the interface that leads there, as campus=eth1",
+        "campus=lo": "--trunk campus=lo: lo is the way to the underlay: a trunk has an interface of its own",
+        "campus=lo0": "interface lo0, the trunk to campus, does not exist; did you mean lo?",
+        "campus=x campus=y": "--trunk campus=y: x is the trunk to campus already",
+    }
+    for said, line in lines.items():
+        options = [word for each in said.split() for word in ("--trunk", each)]
+        where = ("--state", str(tmp_path / "own"), "--config", str(tmp_path / "agent.toml"), "--address", "127.0.0.1")
+        command = [sys.executable, "-m", "nestnet", "join", f"unix:{tmp_path}/none", "--machine", "m1"]
+        done = subprocess.run(
+            [*command, *where, *options],
+            env={**os.environ, "NESTNET_TOKEN": "nnj_none"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode in (1, 2), done.stdout, done.stderr) == (True, "", f"nestnet: {line}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_api_takes_trunks_of_a_machine_that_joins(client: Client) -> None:
+    made = client.join("m3", "192.0.2.3", trunks={"campus": "eth1"})
+    assert made["trunks"] == client.get("machine", "m3")["trunks"] == {"campus": "eth1"}
+    assert client.join("m3", "192.0.2.3", 1400)["trunks"] == {"campus": "eth1"}
+    refusals: dict[str, dict[str, str]] = {
+        "bad_name": {"campus": "no interface"},
+        "duplicate_nic": {"campus": "eth1", "lab": "eth1"},
+    }
+    for code, trunks in refusals.items():
+        with pytest.raises(Invalid) as told:
+            client.join("m3", "192.0.2.3", trunks=trunks)
+        assert [p.code for p in told.value.problems] == [code]
+    assert client.get("machine", "m3")["trunks"] == {"campus": "eth1"}
+    assert client.join("m3", "192.0.2.3", trunks={})["trunks"] == {}
 
 
 def test_nothing_is_carried_flat_over_one_in_either_order(store: Store) -> None:

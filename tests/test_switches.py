@@ -3,6 +3,7 @@
 m1  physics/a  history/a                 physics: lan on VLAN 17, lab on 18, a router joins them
 m2  physics/b  history/b                 history: lan on VLAN 20, with the addresses of physics' lan
 m3  physics/c  physics/idle  other/z     other: lan on VLAN 21
+m4  other/y
 m1, m3  hosts of physics/inner, which is encapsulated
 
 `stranger` is a computer without any of this, on the same switch.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -27,14 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from frames import ip_frame, udp
 from test_drift import until
-from test_lab import leftovers, nestnet
+from test_lab import ROOT, leftovers, nestnet
 from test_namespaces import packet_socket, pending
 from test_tagged import captured, fields
 from test_vlans import Bed, ping, transfer
 
 from nestnet.agent import netns
+from nestnet.api.client import Client
 from nestnet.datapath.kernel import Kernel
 from nestnet.model import packet as pk
 from nestnet.model.reasons import NAMES
@@ -44,7 +48,11 @@ PACE, SILENCE = 0.002, 0.25  # seconds between packets, and how long none may co
 
 FILE = """
 apiVersion: nestnet/v1
-machines: {m1: {trunks: {campus: eth1}}, m2: {trunks: {campus: eth1}}, m3: {trunks: {campus: eth1}}}
+machines:
+  m1: {trunks: {campus: eth1}}
+  m2: {trunks: {campus: eth1}}
+  m3: {trunks: {campus: eth1}}
+  m4: {trunks: {campus: eth1}}
 networks:
   physics:
     segments:
@@ -73,7 +81,9 @@ networks:
       b: {segment: lan, host: m2, address: 10.0.0.3}
   other:
     segments: {lan: {cidr: 10.0.0.0/24, vlan: {id: 21, on: campus}}}
-    ports: {z: {segment: lan, host: m3, address: 10.0.0.2}}
+    ports:
+      y: {segment: lan, host: m4, address: 10.0.0.4}
+      z: {segment: lan, host: m3, address: 10.0.0.2}
 """
 A, B, C = 0x02000000000A, 0x02000000000B, 0x02000000000C
 
@@ -165,7 +175,8 @@ def test_a_file_goes_whole_in_large_packets_with_the_tag(site: Site, there: str,
     assert max(int(length) for *_, length, _ in shown) > 9000
     back = {int(vlan) for (vlan,) in fields(file, "tcp.srcport == 7000", "vlan.id")}
     assert back == {17}
-    assert fields(file, "vxlan or udp.port == 4789", "frame.number") == []
+    others = "not ip.addr == 10.0.0.11"  # what agents on h1 and h3 exchange is VXLAN of their own
+    assert fields(file, f"(vxlan or udp.port == 4789) and {others}", "frame.number") == []
 
 
 def test_what_is_encapsulated_upon_it_rides_as_any_other_traffic(site: Site, tmp_path: Path) -> None:
@@ -345,6 +356,45 @@ def test_a_port_that_says_nothing_moves_and_switches_know(site: Site) -> None:
         gaps = [sent[b] - sent[a] for a, b in pairwise(came)]
         assert max(gaps) < SILENCE, max(gaps)
     assert ping(site.place("physics/c"), "10.0.0.3"), "routed, too"
+
+
+def test_a_trunk_hears_all_macs_while_it_has_to_and_is_given_back(site: Site, tmp_path: Path) -> None:
+    """Whatever agent did it, killed or not; not when it was so already."""
+    machine, ports = site.machine("m4"), yaml.safe_load(FILE)["networks"]["other"]["ports"]
+
+    def promiscuous() -> bool:
+        shown = netns.run_in(machine, partial(subprocess.check_output, ["ip", "-j", "link", "show", "eth1"]))
+        return "PROMISC" in json.loads(shown)[0]["flags"]
+
+    with Client(site.lab.controller) as client:
+
+        def rides(yes: bool) -> None:
+            """All that lives on m4 is one port, or nothing."""
+            if yes:
+                told = client.apply({"apiVersion": "nestnet/v1", "networks": {"other": {"ports": ports}}})["token"]
+            else:
+                told = client.delete("port", "other/y")["token"]
+            until(lambda: {m["name"]: m["current"] for m in client.status(told)["machines"]}["m4"], "m4 is so")
+
+        assert promiscuous()
+        agent = next(process for process in site.lab.processes if process.name == "agent-m4")
+        command = (Path("/proc") / str(agent.pid) / "cmdline").read_bytes().decode().split("\0")[:-1]
+        os.kill(agent.pid, signal.SIGKILL)
+        until(lambda: not agent.alive(), "its end")
+        assert ping(site.place("other/z"), "10.0.0.4"), "frames for its MAC come in without an agent"
+        assert promiscuous()
+        with (tmp_path / "again.log").open("wb") as log:
+            netns.spawn(machine, command, output=log, environment={**os.environ, "PYTHONPATH": str(ROOT)})
+        for expected in (False, True, False):
+            rides(expected)
+            assert promiscuous() == expected
+        netns.run_in(machine, partial(run, "ip", "link", "set", "eth1", "promisc", "on"))
+        for yes in (True, False):
+            rides(yes)
+            assert promiscuous(), "somebody else did that"
+        netns.run_in(machine, partial(run, "ip", "link", "set", "eth1", "promisc", "off"))
+        rides(True)
+        assert promiscuous()
 
 
 def test_a_trunk_that_goes_and_comes_back(site: Site) -> None:
