@@ -196,7 +196,8 @@ PHYSICAL = ("campus", "lab")  # networks of switches that are not ours
 
 def with_physical(draw: Draw, world: World) -> World:
     """The same world: some segments of networks that the wire carries are on VLANs of physical networks, to which each
-    machine has a trunk; and no others are, whatever they rode on before. None where what is carried flat lives, nor one that two routers join."""
+    machine has a trunk; no others are, whatever they rode on before. None where what is carried flat lives, nor one
+    that two routers join."""
     used = {
         host
         for port in world.ports.values()

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 from test_api import client, controller
 from test_grants import by
-from test_store import items, machines_of, manifest, new_store
+from test_store import MACHINES, held, items, machines_of, manifest, new_store
 
 from nestnet.api.client import Client
 from nestnet.model.errors import Conflict, Exhausted, Invalid, NestnetError
@@ -268,6 +270,96 @@ def test_tenants_neither_say_nor_see_what_segments_ride_on(store: Store) -> None
     with pytest.raises(Invalid) as told:
         store.move("a/x", "m3", asked)
     assert str(told.value).endswith("m3 cannot have a/x")
+
+
+IDS, NETWORKS = 3, "abcd"
+BOTH = "ab"  # of which the ports are on m1 and m2, and of the others on m1 only
+
+
+class Campus:
+    """What a history should have come to: who has which id, which ids wait until when, and whether m2 has its trunk."""
+
+    def __init__(self) -> None:
+        self.has: dict[str, int] = {}
+        self.waits: dict[int, int] = {}  # revision
+        self.realised = dict.fromkeys(MACHINES, 0)
+        self.trunk = True
+
+    def free(self) -> list[int]:
+        waiting = {id for id, revision in self.waits.items() if revision > min(self.realised.values())}
+        return [id for id in range(1, IDS + 1) if id not in {*self.has.values(), *waiting}]
+
+    def ride(self, network: str, id: int | None) -> str | None:
+        """Which error it is, or None: then it is so."""
+        if network in BOTH and not self.trunk:
+            return "missing_trunk"
+        if network in self.has and id in (None, self.has[network]):
+            return None
+        if id in self.has.values():
+            return "duplicate_vlan"
+        if id is not None and id not in self.free():
+            return "vlan_waits"
+        if not self.free():
+            return "vlan_exhausted"
+        self.has[network] = id or self.free()[0]
+        return None
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("ride"), st.sampled_from(NETWORKS), st.one_of(st.none(), st.integers(1, IDS))),
+    st.tuples(st.just("ride"), st.sampled_from(NETWORKS), st.none()),
+    st.tuples(st.sampled_from(("back", "delete")), st.sampled_from(NETWORKS), st.none()),
+    st.tuples(st.just("realise"), st.sampled_from((*MACHINES, "all")), st.none()),
+    st.tuples(st.just("trunk"), st.sampled_from(("take", "give")), st.none()),
+)
+
+
+@settings(max_examples=int(os.environ.get("NESTNET_HISTORIES", "25")))
+@given(st.lists(STEPS, min_size=10, max_size=30))
+def test_ids_in_any_history(history: list[tuple[str, str, int | None]]) -> None:
+    """Chosen, next free, left, deleted, quarantined until all have realised, and trunks that come and go: each step
+    is done, or refused for its reason with nothing stored, and a machine that hears changes has what it should."""
+    campus = Campus()
+    with new_store({"campus": "eth1"}, vlans=IDS) as store:
+        heard, at = held(store.snapshot_for(2)), store.revision
+        for what, which, id in history:
+            before, error = dict(campus.has), None
+            asked: Manifest | None = None
+            match what:
+                case "ride" | "back":
+                    ports = {"x": "m1", **({"y": "m2"} if which in BOTH else {})}
+                    on: dict[str, Any] = {"on": "campus"} if what == "ride" else {}
+                    asked = manifest(**{which: lan(on | ({"id": id} if id else {}), **ports)})
+                    if what == "ride":
+                        error = campus.ride(which, id)
+                    else:
+                        campus.has.pop(which, None)
+                case "trunk":
+                    needed = any(network in BOTH for network in campus.has)
+                    asked = machines_of(m2={"trunks": {"campus": "eth1"} if which == "give" else {}})
+                    error = "in_use" if which == "take" and needed else None
+                    campus.trunk = which == "give" or error is not None
+                case "delete":
+                    if which in items(store, "network"):
+                        store.delete("network", which, cascade=True)
+                        campus.has.pop(which, None)
+                case "realise":
+                    names = MACHINES if which == "all" else [which]
+                    realise(store, *names)
+                    campus.realised |= dict.fromkeys(names, store.revision)
+            event(f"{what}: {error}")
+            if error is not None and asked is not None:
+                assert refused(store, asked)[1] == [error]
+            elif asked is not None:
+                store.apply(asked)
+            left = {before[network] for network in before if campus.has.get(network) != before[network]}
+            campus.waits |= dict.fromkeys(left, store.revision)
+            found = {path.partition("/")[0]: item["vlan"] for path, item in items(store, "segment").items()}
+            assert {network: vlan["id"] for network, vlan in found.items() if vlan} == campus.has, (what, which, id)
+            batch = store.changes_since(2, at)
+            assert batch is not None
+            heard, at = held(batch, heard), store.revision
+            assert heard == held(store.snapshot_for(2))
 
 
 def test_a_restored_store_gives_no_id_that_was_given_since(tmp_path: Path) -> None:
