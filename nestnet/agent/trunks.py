@@ -36,8 +36,6 @@ TIMES = 5  # that a new place is told, turn by turn: the last words from the old
 def judge(address: str, nics: Collection[str], trunks: Mapping[str, str]) -> None:
     """Refuse what cannot be a trunk of this computer, by physical network, whose address and NICs in the underlay these
     are. Raises NotFound and Usage."""
-    if not trunks:
-        return
     names = {name for _, name in socket.if_nameindex()}
     under = set(nics)
     with suppress(ValueError), links.netlink() as ipr:  # the controller says what is wrong with an address

@@ -45,9 +45,8 @@ def agent(settings: AgentSettings, token: str | None) -> None:
 
 def join(url: str, token: str, machine: Mapping[str, Any], state: Path) -> None:
     """Join as a machine: its key and certificate are in `state` then."""
-    from nestnet.agent import credentials, trunks
+    from nestnet.agent import credentials
 
-    trunks.judge(machine["address"], machine["nics"], machine.get("trunks", {}))
     credentials.join(url, token, machine, state)
 
 
