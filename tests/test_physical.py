@@ -314,7 +314,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=int(os.environ.get("NESTNET_HISTORIES", "25")))
+@settings(max_examples=25)
 @given(st.lists(STEPS, min_size=10, max_size=30))
 def test_ids_in_any_history(history: list[tuple[str, str, int | None]]) -> None:
     """Chosen, next free, left, deleted, quarantined until all have realised, and trunks that come and go: each step
