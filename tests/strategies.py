@@ -208,7 +208,7 @@ def with_physical(draw: Draw, world: World) -> World:
     for segment in sorted(world.segments.values(), key=lambda segment: segment.id):
         is_fit = world.networks[segment.network].carrier == FABRIC and not segment.transparent
         is_fit &= len(world.routers_of(segment.id)) < 2 and not used & {p.id for p in world.ports_of(segment.id)}
-        vlan = free.pop(upto(draw, len(free) - 1)) if is_fit and upto(draw, 3) else None
+        vlan = free.pop(upto(draw, len(free) - 1)) if is_fit and free and upto(draw, 3) else None
         if vlan != segment.vlan:
             world = world.with_(replace(segment, vlan=vlan))
     trunks = tuple(Trunk(on, f"eth{n}") for n, on in enumerate(PHYSICAL, start=1))
