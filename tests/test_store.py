@@ -35,6 +35,7 @@ from nestnet.store.identity import Identity
 from nestnet.store.once import Asked
 
 MACHINES = ("m1", "m2", "m3")
+CAMPUS = {"campus": "eth1"}
 KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
 
 
@@ -50,12 +51,12 @@ def migrated() -> bytes:
 
 
 @contextmanager
-def new_store(**more: Any) -> Iterator[Store]:
+def new_store(trunks: dict[str, str] | None = None, **more: Any) -> Iterator[Store]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "store.db").write_bytes(migrated())
         store = Store(Path(folder) / "store.db", **more)
         for place, name in enumerate(MACHINES, 1):
-            store.join(name, f"192.0.2.{place}")
+            store.join(name, f"192.0.2.{place}", trunks=trunks)
         yield store
         store.close()
 
@@ -805,12 +806,20 @@ def some_network(draw: st.DrawFn, hosts: tuple[str, ...], depth: int) -> dict[st
 @st.composite
 def some_networks(draw: st.DrawFn) -> dict[str, Any]:
     names = draw(st.lists(st.sampled_from(("n1", "n2")), unique=True))
-    return {name: draw(some_network(MACHINES, 2)) for name in names}
+    networks = {name: draw(some_network(MACHINES, 2)) for name in names}
+    for network in networks.values():
+        # Over these something is carried flat, perhaps.
+        ports = network["ports"].values() if network["networks"] else ()
+        under = {port.get("segment") or port["native"] for port in ports if port["hosts"]}
+        for name, segment in network["segments"].items():
+            switched = name not in under and not segment["transparent"] and draw(st.booleans())
+            segment["vlan"] = {"on": "campus"} if switched else {}
+    return networks
 
 
 def content(store: Store) -> dict[str, dict[str, Any]]:
-    """All that is stored, without what history may decide: ids, VNIs, revisions, chosen MACs and addresses, and which
-    of several causes is told."""
+    """All that is stored, without what history may decide: ids, VNIs, VLANs, revisions, chosen MACs and addresses, and
+    which of several causes is told."""
     found: dict[str, dict[str, Any]] = {}
     for kind in ("network", "segment", "router", "link", "port", "policy"):
         for path, item in items(store, kind).items():
@@ -819,6 +828,8 @@ def content(store: Store) -> dict[str, dict[str, Any]]:
             if kind == "policy":
                 path = f"{item['network']}/{item['text']}"
                 item.pop("name"), item.pop("path")
+            if kind == "segment" and item["vlan"]:
+                item["vlan"].pop("id")
             if kind == "link":
                 item["between"] = sorted(item["between"])
             if kind == "port":
@@ -830,7 +841,7 @@ def content(store: Store) -> dict[str, dict[str, Any]]:
 @settings(max_examples=50)
 @given(some_networks(), some_networks())
 def test_what_is_stored_is_what_the_last_manifest_says(first: dict[str, Any], second: dict[str, Any]) -> None:
-    with new_store() as store, new_store() as fresh:
+    with new_store(CAMPUS) as store, new_store(CAMPUS) as fresh:
         store.apply(manifest(**first))
         store.apply(manifest(**second), prune=True)
         if second or not first:
@@ -870,7 +881,7 @@ def held(batch: Any, before: Held | None = None) -> Held:
 @given(st.lists(some_networks(), min_size=1, max_size=4), st.randoms())
 def test_batches_replayed_are_the_snapshot(applies: list[dict[str, Any]], rng: random.Random) -> None:
     """Whatever is applied, whoever joins: changes since any revision lead to what a snapshot has (I5)."""
-    with new_store() as store:
+    with new_store(CAMPUS) as store:
         rows = [store.machine_row(name) for name in MACHINES]
         past: dict[int, dict[int, Held]] = {row: {} for row in rows}
         concern: dict[tuple[int, int], frozenset[int]] = {}

@@ -269,9 +269,9 @@ def _verbs(store: Store) -> APIRouter:
 
     @routes.post("/machines", response_model=shapes.Machine, tags=["machines"])
     async def join_machine(machine: shapes.Join, how: How) -> dict[str, Any]:
-        """Declare a machine, or change its address, NICs, MTU or VLAN."""
+        """Declare a machine, or change its address, NICs, MTU, VLAN or trunks."""
         vlan = identities.judge_machine(machine)
-        spec = (machine.name, machine.address, machine.mtu, machine.labels, machine.nics, vlan)
+        spec = (machine.name, machine.address, machine.mtu, machine.labels, machine.nics, vlan, machine.trunks)
         return await run_in_threadpool(store.join, *spec, asked=how)
 
     @routes.put("/machines/{reference}/status", status_code=204, tags=["machines"])
