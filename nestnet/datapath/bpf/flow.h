@@ -112,7 +112,9 @@ INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t
 	return 1;
 }
 
-#define USUAL_INNER (ETH_BYTES + 40 + 20) /* bytes that this takes */
+/* Bytes that this takes. */
+#define USUAL_INNER4 (ETH_BYTES + 20 + 20)
+#define USUAL_INNER (ETH_BYTES + 40 + 20)
 
 INLINE int too_long(struct __sk_buff *skb, u32 length, u32 headers, u32 mtu)
 {
@@ -274,6 +276,14 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 		return NOT_KNOWN;
 	if (tags == 2 && !is_tag(load16(data + outer + 12 + TAG_BYTES))) /* the caller has seen the first */
 		return NOT_KNOWN;
+	if (UNLIKELY(data + off + USUAL_INNER4 > end ||
+		     (((u8 *)data)[off + 12] == 0x86 && data + off + USUAL_INNER > end))) {
+		bpf_skb_pull_data(skb, skb->len < off + USUAL_INNER ? skb->len : off + USUAL_INNER);
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+		if (data + off + ETH_BYTES > end)
+			return NOT_KNOWN;
+	}
 	if (!read_usual(data, end, off, skb->len - off - ETH_BYTES, &key.tuple, &ttl, &ecn, &headers, 1))
 		return NOT_KNOWN;
 	if (tags)

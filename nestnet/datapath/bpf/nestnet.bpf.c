@@ -656,8 +656,9 @@ SEC("tc") int trunk(struct __sk_buff *skb)
 	return action == NOT_KNOWN ? from_vlan(skb, slot) : action;
 }
 
-/* Bytes that reading a VXLAN datagram of the usual kind takes, IPv6 inside and out. */
-#define USUAL_BYTES (OUTER6 + ETH_BYTES + 40 + 20)
+/* Bytes that are looked at in any case. What is there already is not asked for: some of the payload would come along,
+ * which costs more than all the rest. */
+#define LEAST_BYTES (OUTER4 + ETH_BYTES)
 
 SEC("tc") int underlay(struct __sk_buff *skb)
 {
@@ -677,8 +678,8 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	length = skb->len - ETH_BYTES;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	if (data + USUAL_BYTES > end) {
-		bpf_skb_pull_data(skb, skb->len < USUAL_BYTES ? skb->len : USUAL_BYTES);
+	if (data + LEAST_BYTES > end) {
+		bpf_skb_pull_data(skb, skb->len < OUTER6 + USUAL_INNER ? skb->len : OUTER6 + USUAL_INNER);
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
 	}
