@@ -114,4 +114,12 @@ static long (*bpf_loop)(u32 count, void *callback, void *context, u64 flags) = (
 
 INLINE u16 swap16(u16 x) { return __builtin_bswap16(x); }
 INLINE u32 swap32(u32 x) { return __builtin_bswap32(x); }
+/* Fields in frames and rows, read and written whole. Compilers take bytes for unaligned, and go one by one. */
+typedef u16 __attribute__((may_alias)) any16;
+typedef u32 __attribute__((may_alias)) any32;
+typedef u64 __attribute__((may_alias)) any64;
+#define WORD16(p) (*(any16 *)(p))
+#define WORD32(p) (*(any32 *)(p))
+#define WORD64(p) (*(any64 *)(p))
+
 INLINE u16 load16(const u8 *p) { return (u16)(p[0] << 8 | p[1]); } /* a big-endian field */

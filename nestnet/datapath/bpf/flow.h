@@ -4,6 +4,12 @@
 
 enum { NOT_KNOWN = -2 };
 
+/* Destination and source of a frame. */
+INLINE int same_macs(const u8 *frame, const u8 *came)
+{
+	return WORD64(frame) == WORD64(came) && WORD32(frame + 8) == WORD32(came + 8);
+}
+
 INLINE u64 flow_sum(u32 source, u32 target, u32 net)
 {
 	return verdict_sum(net, source, target) + COUNTER_OF(route, net);
@@ -62,28 +68,32 @@ INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t
 	if ((void *)ip + 28 > end)
 		return 0;
 	t->vlan = 0;
-	if (eth[12] == 0x08 && eth[13] == 0x00) {
-		if (ip[0] != 0x45 || (ip[6] & 0x3f) || ip[7])
+	if (WORD16(eth + 12) == swap16(ETH_IPV4)) {
+		if (ip[0] != 0x45 || WORD16(ip + 6) & swap16(0x3fff))
 			return 0;
-		total = load16(ip + 2);
+		total = swap16(WORD16(ip + 2));
 		t->family = 4;
 		t->protocol = ip[9];
 		*ttl = ip[8];
 		*ecn = ip[1] & 3;
-		map_ipv4(&t->source, ip + 12);
-		map_ipv4(&t->target, ip + 16);
+		t->source.words[0] = t->source.words[1] = t->target.words[0] = t->target.words[1] = 0;
+		t->source.words[2] = t->target.words[2] = swap32(0xffff);
+		t->source.words[3] = WORD32(ip + 12);
+		t->target.words[3] = WORD32(ip + 16);
 		l4 = ip + 20;
 		*headers = 20;
-	} else if (eth[12] == 0x86 && eth[13] == 0xdd) {
+	} else if (WORD16(eth + 12) == swap16(ETH_IPV6)) {
 		if ((void *)ip + 48 > end || ip[0] >> 4 != 6)
 			return 0;
-		total = load16(ip + 4) + 40;
+		total = swap16(WORD16(ip + 4)) + 40;
 		t->family = 6;
 		t->protocol = ip[6];
 		*ttl = ip[7];
 		*ecn = ip[1] >> 4 & 3;
-		memcpy(&t->source, ip + 8, 16);
-		memcpy(&t->target, ip + 24, 16);
+		for (int i = 0; i < 4; i++) {
+			t->source.words[i] = WORD32(ip + 8 + 4 * i);
+			t->target.words[i] = WORD32(ip + 24 + 4 * i);
+		}
 		l4 = ip + 40;
 		*headers = 40;
 	} else {
@@ -102,13 +112,13 @@ INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t
 			return 0;
 		*headers += 8;
 	} else if (is_icmp(t) && total >= *headers + 8 && icmp_kind(t->family, l4[0]) == ICMP_ECHO) {
-		t->source_port = t->target_port = load16(l4 + 4);
+		t->source_port = t->target_port = swap16(WORD16(l4 + 4));
 		return 1;
 	} else {
 		return 0;
 	}
-	t->source_port = load16(l4);
-	t->target_port = load16(l4 + 2);
+	t->source_port = swap16(WORD16(l4));
+	t->target_port = swap16(WORD16(l4 + 2));
 	return 1;
 }
 
@@ -170,7 +180,7 @@ INLINE int known_by(struct __sk_buff *skb, const int tagged)
 		key.tuple.vlan = RIDES;
 		f = bpf_map_lookup_elem(&flow, &key);
 	}
-	if (!f || !same_mac(data, f->came) || !same_mac(data + 6, f->came + 6))
+	if (!f || !same_macs(data, f->came))
 		return NOT_KNOWN;
 	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
@@ -203,9 +213,7 @@ INLINE int known_by(struct __sk_buff *skb, const int tagged)
 		p->ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
 	}
 	if (f->out == TO_WIRE) {
-		u16 ether_type = key.tuple.family == 4 ? ETH_IPV4 : ETH_IPV6;
-
-		if (tagged && tags ? encapsulate_tagged(skb, f, p, stacked) : encapsulate(skb, f, ecn, ether_type, stacked))
+		if (tagged && tags ? encapsulate_tagged(skb, f, p, stacked) : encapsulate(skb, f, ecn, stacked))
 			return drop(skb, f->source, REASON_ERROR);
 		if (f->hops)
 			take_hops(skb, f->outer_bytes + ETH_BYTES, key.tuple.family, ttl, f->hops);
@@ -244,18 +252,22 @@ ONCE int known_behind_tags(struct __sk_buff *skb)
 /* Is this the address in a field of the outer header, which is of the family that `outer` bytes are for? */
 INLINE int is_address(const struct address *address, const u8 *field, const u32 outer)
 {
-	u64 first, second, x, y;
-	u32 word;
+	if (outer == OUTER4)
+		return address->words[3] == WORD32(field) && address->words[2] == swap32(0xffff) && !address->words[1] && !address->words[0];
+	return WORD64(field) == WORD64(address->bytes) && WORD64(field + 8) == WORD64(address->bytes + 8);
+}
 
-	if (outer == OUTER4) {
-		memcpy(&word, field, 4);
-		return address->words[3] == word && address->words[2] == swap32(0xffff) && !address->words[1] && !address->words[0];
-	}
-	memcpy(&first, field, 8);
-	memcpy(&second, field + 8, 8);
-	memcpy(&x, address->bytes, 8);
-	memcpy(&y, address->bytes + 8, 8);
-	return first == x && second == y;
+/* The header of a frame that came out of its outer headers. */
+INLINE int put_inner(struct __sk_buff *skb, const struct flow *f)
+{
+	u8 *to = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (to + ETH_BYTES > end)
+		return 1;
+	WORD64(to) = WORD64(f->came);
+	WORD32(to + 8) = WORD32(f->came + 8);
+	WORD16(to + 12) = f->ether_type;
+	return 0;
 }
 
 /* A VXLAN datagram that is for this machine. Reads at fixed places: the caller has looked at the outer headers, which
@@ -292,8 +304,7 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 		return NOT_KNOWN;
 	key.where = FROM_WIRE | label;
 	f = bpf_map_lookup_elem(&flow, &key);
-	if (!f || !is_address(&f->sender, data + ETH_BYTES + (outer == OUTER4 ? 12 : 8), outer) || !same_mac(data + outer, f->came) ||
-	    !same_mac(data + outer + 6, f->came + 6))
+	if (!f || !is_address(&f->sender, data + ETH_BYTES + (outer == OUTER4 ? 12 : 8), outer) || !same_macs(data + outer, f->came))
 		return NOT_KNOWN;
 	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
@@ -316,11 +327,6 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	ifindex = f->ifindex;
 	is_tap = f->out == TO_TAP;
 	tag = f->tag;
-	u8 inner[ETH_BYTES];
-
-	memcpy(inner, f->came, 12);
-	inner[12] = ether_type >> 8;
-	inner[13] = ether_type;
 	if (tags) {
 		p = bpf_map_lookup_elem(&at_hand, &zero);
 		if (!p)
@@ -328,7 +334,7 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 		p->tags = 0;
 		read_tags(skb, p, outer);
 	}
-	if (decapsulate(skb, off, inner, ether_type) || (UNLIKELY(is_carriage(&key.tuple)) && made_whole(skb)))
+	if (take_room(skb, off, ether_type) || put_inner(skb, f) || (UNLIKELY(is_carriage(&key.tuple)) && made_whole(skb)))
 		return drop(skb, slot, REASON_ERROR);
 	if (tags)
 		put_tags(skb, p, 0);
@@ -364,7 +370,7 @@ ONCE int known_from_vlan(struct __sk_buff *skb, u32 slot)
 		return NOT_KNOWN;
 	key.where = FROM_WIRE | FROM_VLAN | slot;
 	f = bpf_map_lookup_elem(&flow, &key);
-	if (!f || !same_mac(data, f->came) || !same_mac(data + 6, f->came + 6))
+	if (!f || !same_macs(data, f->came))
 		return NOT_KNOWN;
 	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
