@@ -118,8 +118,12 @@ INLINE u32 swap32(u32 x) { return __builtin_bswap32(x); }
 typedef u16 __attribute__((may_alias)) any16;
 typedef u32 __attribute__((may_alias)) any32;
 typedef u64 __attribute__((may_alias)) any64;
-#define WORD16(p) (*(any16 *)(p))
-#define WORD32(p) (*(any32 *)(p))
-#define WORD64(p) (*(any64 *)(p))
+/* As functions, for a compiler that sees through a cast takes the bytes again. */
+INLINE any16 *word16(const void *p) { return (any16 *)p; }
+INLINE any32 *word32(const void *p) { return (any32 *)p; }
+INLINE any64 *word64(const void *p) { return (any64 *)p; }
+#define WORD16(p) (*word16(p))
+#define WORD32(p) (*word32(p))
+#define WORD64(p) (*word64(p))
 
 INLINE u16 load16(const u8 *p) { return (u16)(p[0] << 8 | p[1]); } /* a big-endian field */

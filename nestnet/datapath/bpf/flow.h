@@ -15,6 +15,34 @@ INLINE u64 flow_sum(u32 source, u32 target, u32 net)
 	return verdict_sum(net, source, target) + COUNTER_OF(route, net);
 }
 
+/* Flows that this CPU has seen in this second, in front of the map: a copy each, found without the kernel's help. One that is of
+ * another second or epoch is none, so what holds for the map's holds for them. Flows of the same place drive each other out. */
+struct close {
+	struct flow_key key;
+	u32 pad;
+	struct flow flow;
+};
+#define CLOSE_BITS 9
+struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1 << CLOSE_BITS); __type(key, u32); __type(value, struct close); } close SEC(".maps");
+
+INLINE struct close *close_to(const struct flow_key *k)
+{
+	u32 h = mix(mix(k->where, k->tuple.source.words[3]), k->tuple.target.words[3]);
+
+	h = mix(h, (u32)k->tuple.source_port << 16 | k->tuple.target_port) >> (32 - CLOSE_BITS);
+	return bpf_map_lookup_elem(&close, &h);
+}
+
+INLINE int is_close(const struct close *c, const struct flow_key *k, u64 at, u32 now)
+{
+	if (c->flow.epoch != at || c->flow.seen != now || WORD32((u8 *)&c->key + 40) != WORD32((u8 *)k + 40))
+		return 0;
+	for (int i = 0; i < 40; i += 8)
+		if (WORD64((u8 *)&c->key + i) != WORD64((u8 *)k + i))
+			return 0;
+	return 1;
+}
+
 /* The epoch has moved: something changed, perhaps not for this flow. If all its counters stand, it takes the new one. */
 ONCE int still_good(struct flow *f, u64 now)
 {
@@ -147,7 +175,8 @@ INLINE u32 header_bytes(struct __sk_buff *skb, const struct packet *p)
 INLINE int known_by(struct __sk_buff *skb, const int tagged)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct flow_key key;
+	struct flow_key key __attribute__((aligned(8)));
+	struct close *near;
 	struct flow *f;
 	u32 headers = 0, now, length = skb->len - ETH_BYTES, stacked = 0, zero = 0, tags = 0, outer = 0, inner = 0, weight;
 	struct packet *p = NULL;
@@ -174,7 +203,13 @@ INLINE int known_by(struct __sk_buff *skb, const int tagged)
 	key.where = skb->ifindex;
 	if (tagged && !inner && outer >> 16 == ETH_VLAN)
 		key.tuple.vlan = outer & 0xfff;
-	f = tagged && !key.tuple.vlan ? NULL : bpf_map_lookup_elem(&flow, &key);
+	at = epoch_now();
+	now = seconds();
+	near = tagged ? NULL : close_to(&key);
+	if (near && is_close(near, &key, at, now))
+		f = &near->flow;
+	else
+		f = tagged && !key.tuple.vlan ? NULL : bpf_map_lookup_elem(&flow, &key);
 	if (tagged && !f) {
 		tags = inner ? 2 : 1;
 		key.tuple.vlan = RIDES;
@@ -182,19 +217,20 @@ INLINE int known_by(struct __sk_buff *skb, const int tagged)
 	}
 	if (!f || !same_macs(data, f->came))
 		return NOT_KNOWN;
-	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
 		return NOT_KNOWN;
 	if (UNLIKELY(skb->gso_size && is_carriage(&key.tuple)))
 		headers = stacked = stacked_headers(skb, ETH_BYTES + headers - 8 + (inner ? TAG_BYTES : 0)) - (inner ? TAG_BYTES : 0);
 	if (too_long(skb, length, headers, f->mtu) || (f->hops && ttl <= f->hops))
 		return NOT_KNOWN;
-	now = seconds();
 	if (UNLIKELY(f->seen != now)) {
 		/* A connection is not told of what does not leave: the long way pays first. */
 		if (f->tracked != UNTRACKED && (f->tolls || !touch(f, &key, now)))
 			return NOT_KNOWN;
 		f->seen = now;
+	} else if (UNLIKELY(near && f != &near->flow)) {
+		near->key = key;
+		near->flow = *f;
 	}
 	if (tagged && (bpf_skb_vlan_pop(skb) || (inner && bpf_skb_vlan_pop(skb))))
 		return drop(skb, f->source, REASON_ERROR);
@@ -275,7 +311,8 @@ INLINE int put_inner(struct __sk_buff *skb, const struct flow *f)
 INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, const u32 outer, const u32 tags)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct flow_key key;
+	struct flow_key key __attribute__((aligned(8)));
+	struct close *near;
 	struct flow *f;
 	u32 headers = 0, now, slot, ifindex, is_tap, tag, zero = 0, off = outer + tags * TAG_BYTES;
 	struct packet *p = NULL;
@@ -303,17 +340,21 @@ INLINE int known_from_wire(struct __sk_buff *skb, u32 label, u32 outer_ecn, cons
 	if (ecn == 2 && outer_ecn == 1)
 		return NOT_KNOWN;
 	key.where = FROM_WIRE | label;
-	f = bpf_map_lookup_elem(&flow, &key);
+	at = epoch_now();
+	now = seconds();
+	near = tags ? NULL : close_to(&key);
+	f = near && is_close(near, &key, at, now) ? &near->flow : bpf_map_lookup_elem(&flow, &key);
 	if (!f || !is_address(&f->sender, data + ETH_BYTES + (outer == OUTER4 ? 12 : 8), outer) || !same_macs(data + outer, f->came))
 		return NOT_KNOWN;
-	at = epoch_now();
 	if (UNLIKELY(f->epoch != at) && !still_good(f, at))
 		return NOT_KNOWN;
-	now = seconds();
 	if (UNLIKELY(f->seen != now)) {
 		if (f->tracked != UNTRACKED && !touch(f, &key, now))
 			return NOT_KNOWN;
 		f->seen = now;
+	} else if (UNLIKELY(near && f != &near->flow)) {
+		near->key = key;
+		near->flow = *f;
 	}
 	if (UNLIKELY(f->tolls)) {
 		if (skb->gso_size && is_carriage(&key.tuple))
