@@ -18,7 +18,7 @@ INLINE u64 flow_sum(u32 source, u32 target, u32 net)
 /* Flows that this CPU has seen in this second, in front of the map: a copy each, found without the kernel's help. One that is of
  * another second or epoch is none, so what holds for the map's holds for them. Flows of the same place drive each other out. */
 struct close {
-	struct flow_key key;
+	struct flow_key key __attribute__((aligned(8)));
 	u32 pad;
 	struct flow flow;
 };
@@ -29,13 +29,13 @@ INLINE struct close *close_to(const struct flow_key *k)
 {
 	u32 h = mix(mix(k->where, k->tuple.source.words[3]), k->tuple.target.words[3]);
 
-	h = mix(h, (u32)k->tuple.source_port << 16 | k->tuple.target_port) >> (32 - CLOSE_BITS);
+	h = mix(h, WORD32(&k->tuple.source_port)) >> (32 - CLOSE_BITS);
 	return bpf_map_lookup_elem(&close, &h);
 }
 
 INLINE int is_close(const struct close *c, const struct flow_key *k, u64 at, u32 now)
 {
-	if (c->flow.epoch != at || c->flow.seen != now || WORD32((u8 *)&c->key + 40) != WORD32((u8 *)k + 40))
+	if (c->flow.epoch != at || c->flow.seen != now || c->key.where != k->where)
 		return 0;
 	for (int i = 0; i < 40; i += 8)
 		if (WORD64((u8 *)&c->key + i) != WORD64((u8 *)k + i))
@@ -90,38 +90,36 @@ ONCE int touch(struct flow *f, struct flow_key *k, u32 now)
 INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t, u8 *ttl, u8 *ecn, u32 *headers,
 		      const int is_member)
 {
-	u8 *eth = data + at, *ip = eth + ETH_BYTES, *l4;
-	u32 total;
+	u8 *eth = data + at, *ip = eth + ETH_BYTES, *l4, protocol;
+	u32 total, family, ports;
 
 	if ((void *)ip + 28 > end)
 		return 0;
-	t->vlan = 0;
 	if (WORD16(eth + 12) == swap16(ETH_IPV4)) {
 		if (ip[0] != 0x45 || WORD16(ip + 6) & swap16(0x3fff))
 			return 0;
 		total = swap16(WORD16(ip + 2));
-		t->family = 4;
-		t->protocol = ip[9];
+		family = 4;
+		protocol = ip[9];
 		*ttl = ip[8];
 		*ecn = ip[1] & 3;
-		t->source.words[0] = t->source.words[1] = t->target.words[0] = t->target.words[1] = 0;
-		t->source.words[2] = t->target.words[2] = swap32(0xffff);
-		t->source.words[3] = WORD32(ip + 12);
-		t->target.words[3] = WORD32(ip + 16);
+		WORD64(&t->source.words[0]) = WORD64(&t->target.words[0]) = 0;
+		WORD64(&t->source.words[2]) = swap32(0xffff) | (u64)WORD32(ip + 12) << 32;
+		WORD64(&t->target.words[2]) = swap32(0xffff) | (u64)WORD32(ip + 16) << 32;
 		l4 = ip + 20;
 		*headers = 20;
 	} else if (WORD16(eth + 12) == swap16(ETH_IPV6)) {
 		if ((void *)ip + 48 > end || ip[0] >> 4 != 6)
 			return 0;
 		total = swap16(WORD16(ip + 4)) + 40;
-		t->family = 6;
-		t->protocol = ip[6];
+		family = 6;
+		protocol = ip[6];
 		*ttl = ip[7];
 		*ecn = ip[1] >> 4 & 3;
-		for (int i = 0; i < 4; i++) {
-			t->source.words[i] = WORD32(ip + 8 + 4 * i);
-			t->target.words[i] = WORD32(ip + 24 + 4 * i);
-		}
+		WORD64(&t->source.words[0]) = WORD64(ip + 8);
+		WORD64(&t->source.words[2]) = WORD64(ip + 16);
+		WORD64(&t->target.words[0]) = WORD64(ip + 24);
+		WORD64(&t->target.words[2]) = WORD64(ip + 32);
 		l4 = ip + 40;
 		*headers = 40;
 	} else {
@@ -129,24 +127,26 @@ INLINE int read_usual(void *data, void *end, u32 at, u32 length, struct tuple *t
 	}
 	/* Of a member it may be a last segment: see out.h, VXLAN in VXLAN. */
 	if (total > length &&
-	    (!is_member || length < STACKED_BYTES || t->protocol != UDP || load16(l4 + 2) != CARRIAGE_PORT))
+	    (!is_member || length < STACKED_BYTES || protocol != UDP || WORD16(l4 + 2) != swap16(CARRIAGE_PORT)))
 		return 0;
-	if (t->protocol == TCP) {
+	if (protocol == TCP) {
 		if ((void *)l4 + 20 > end || total < *headers + 20 || l4[13] & (SYN | FIN | RST))
 			return 0;
 		*headers += (l4[12] >> 4) * 4;
-	} else if (t->protocol == UDP) {
+		ports = WORD32(l4);
+	} else if (protocol == UDP) {
 		if (total < *headers + 8)
 			return 0;
 		*headers += 8;
-	} else if (is_icmp(t) && total >= *headers + 8 && icmp_kind(t->family, l4[0]) == ICMP_ECHO) {
-		t->source_port = t->target_port = swap16(WORD16(l4 + 4));
-		return 1;
+		ports = WORD32(l4);
+	} else if (protocol == (family == 4 ? ICMP : ICMPV6) && total >= *headers + 8 && icmp_kind(family, l4[0]) == ICMP_ECHO) {
+		ports = WORD16(l4 + 4);
+		ports |= ports << 16;
 	} else {
 		return 0;
 	}
-	t->source_port = swap16(WORD16(l4));
-	t->target_port = swap16(WORD16(l4 + 2));
+	/* Both ports in host order; protocol, family, no tag. */
+	WORD64(&t->source_port) = (ports & 0xff00ff) << 8 | (ports >> 8 & 0xff00ff) | (u64)(protocol | family << 8) << 32;
 	return 1;
 }
 
@@ -397,7 +397,7 @@ ONCE int known_over_ipv6(struct __sk_buff *skb, u32 label, u32 outer_ecn)
 ONCE int known_from_vlan(struct __sk_buff *skb, u32 slot)
 {
 	void *data, *end;
-	struct flow_key key;
+	struct flow_key key __attribute__((aligned(8)));
 	struct flow *f;
 	u32 headers = 0, now, length = skb->len;
 	u64 at;

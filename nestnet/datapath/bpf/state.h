@@ -16,8 +16,8 @@ struct tuple {
 /* A flow is one direction of a conversation as it enters here, composed: everything that the full
  * path found out, with the counters it was built from (rule 17). It may be lost at any time. */
 struct flow_key {
-	u32 where; /* ifindex of a workload, or FROM_WIRE | VNI, or FROM_WIRE | FROM_VLAN | segment */
 	struct tuple tuple;
+	u32 where; /* ifindex of a workload, or FROM_WIRE | VNI, or FROM_WIRE | FROM_VLAN | segment */
 };
 #define FROM_WIRE 0x80000000u
 #define FROM_VLAN 0x40000000u
