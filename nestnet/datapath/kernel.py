@@ -59,6 +59,7 @@ from nestnet.datapath.libbpf import (
     get,
     on_hook_numbers,
     pin,
+    possible_cpus,
 )
 from nestnet.model.clock import SECOND
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
@@ -75,6 +76,7 @@ HOOKS: dict[ProgramName, int] = {
 }
 PROGRAMS = tuple(HOOKS)
 
+CLOSE = 256  # flows of one second that each CPU has in front of the map; mirrors bpf/flow.h
 FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it again costs microseconds
 
 COUNTERS = tuple(f"generation_{name}" for name in GENERATIONS)
@@ -161,6 +163,7 @@ class Capacity:
             "drops": 4 * self.ports,
             "stats": self.ports + 1,
             "composed": 1,
+            "close": CLOSE * possible_cpus(),
             "copied": self.machines + 1,
             "charged": self.hosts + 1,
         }
@@ -732,6 +735,7 @@ class Kernel:
             keys, values = self._maps[name].items()
             used = np.flatnonzero(values)
             self._maps[name].update(keys[used], np.zeros(len(used), COUNTER))
+        self._raise("epoch", np.zeros(1, SLOT))  # for copies of flows that programs have at hand
 
     def clock(self) -> int:
         """What time it is for the programs, in ns: the monotonic clock, unless a test drives it."""
