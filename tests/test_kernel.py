@@ -43,7 +43,7 @@ from twins import AGENTS, MACHINES, Operation, Teller, Wait, devices, play, reco
 
 from nestnet.compile.diff import Bump, Epoch
 from nestnet.compile.tables import PORT_IN, PORT_OUT
-from nestnet.datapath.kernel import Kernel
+from nestnet.datapath.kernel import CLOSE, Kernel
 from nestnet.model import packet as pk
 from nestnet.model.clock import SECOND, nanoseconds
 from nestnet.model.rates import fill
@@ -359,6 +359,56 @@ def test_only_what_changed_is_composed_again(bed: Bed) -> None:
                         foreign += 1
     assert composed > 50
     assert foreign > 100
+
+
+def test_a_flow_that_is_at_hand_lives_and_changes_as_others_do(bed: Bed) -> None:
+    """Programs have flows of the current second at hand, as copies; the flows themselves are what lives on."""
+    world = tower(1)
+    bed.begin(world)
+    near, far = world.ports_in(1)
+    ends = pk.mapped(near.addresses[0]), pk.mapped(far.addresses[0])
+    frame = ip_frame(far.mac, near.mac, *ends, pk.UDP, udp(*ends, 1000, 2000))
+    refused = Policy(9, 1, (ANY,), (ANY,), (Service(pk.UDP),), False)
+
+    def composed() -> int:
+        return sum(kernel.composed()["flows"] for kernel in bed.kernels.values())
+
+    for at in range(4):
+        now = nanoseconds(START + at)
+        bed.play(iter([Wait(now, False)]))
+        for _ in range(4):
+            bed.play(bed.teller.through(1, frame, START + at))
+        seen = [kernel.flows()["value"]["seen"].tolist() for machine, kernel in bed.kernels.items() if machine <= 2]
+        assert seen == [[now // SECOND], [now // SECOND]]
+        for policies in ([refused], []):
+            bed.play(bed.teller.become(world.with_(*policies)))
+            bed.play(bed.teller.through(1, frame, START + at))
+            before = composed()
+            for _ in range(3):
+                bed.play(bed.teller.through(1, frame, START + at))
+            assert composed() == before, "composed again once"
+
+
+def test_flows_that_share_a_place_are_not_taken_for_each_other(bed: Bed) -> None:
+    """With four times as many flows as a CPU has at hand, what differs in one field is refused as ever."""
+    world = tower(1)
+    bed.begin(world.with_(Policy(1, 1, (ANY,), (ANY,), (Service(pk.UDP, 53, 53),), True)))
+    near, far = world.ports_in(1)
+    ours, theirs = (pk.mapped(port.addresses[0]) for port in (near, far))
+    kernel, ifindex = bed.kernels[1], bed.teller.device(1)
+
+    def fate(source: bytes, target: bytes, *ports: int) -> tuple[str, str, bool]:
+        frame = ip_frame(far.mac, near.mac, source, target, pk.UDP, udp(source, target, *ports))
+        (end,) = (record for record in kernel.run(frame, ifindex, "workload").emitted if record.kind != "composed")
+        return end.kind, NAMES[end.what] if end.kind == "drop" else "", end.frame.endswith(frame)
+
+    passes = [fate(ours, theirs, port, 53) for _ in range(3) for port in range(1000, 1000 + 4 * CLOSE)]
+    assert {kind for kind, _, _ in passes} == {"wire"}
+    assert all(whole for _, _, whole in passes), "each is what was sent"
+    for port in range(1000, 1000 + 4 * CLOSE):
+        assert fate(ours, theirs, port, 54)[:2] == ("drop", "policy")
+        assert fate(theirs, ours, port, 53)[:2] == ("drop", "source_address")
+        assert fate(theirs, theirs, port, 53)[:2] == ("drop", "source_address")
 
 
 def test_a_live_flow_is_composed_again_for_its_carriers_alone(bed: Bed) -> None:
