@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import numpy as np
 import pytest
-from frames import ip_frame, udp
+from frames import ip_frame, tcp, udp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -409,6 +409,44 @@ def test_flows_that_share_a_place_are_not_taken_for_each_other(bed: Bed) -> None
         assert fate(ours, theirs, port, 54)[:2] == ("drop", "policy")
         assert fate(theirs, ours, port, 53)[:2] == ("drop", "source_address")
         assert fate(theirs, theirs, port, 53)[:2] == ("drop", "source_address")
+
+
+def test_a_port_that_floods_new_flows_keeps_others_theirs(bed: Bed) -> None:
+    """A port has room for two flows for each connection that it may have. VXLAN of its own has no connection, and TCP
+    that closes at once has none for long: neither takes more. What it sends goes its way as before."""
+    world = tower(1)
+    share = 3
+    bed.begin(world, share)
+    near, far = world.ports_in(1)
+    ours, theirs = (pk.mapped(port.addresses[0]) for port in (near, far))
+
+    def send(to: Port, source: int, target: int, protocol: int = pk.UDP, flags: int = 0, at: float = 0) -> int:
+        here, ends = (near, (ours, theirs)) if to is far else (far, (theirs, ours))
+        body = udp(*ends, source, target) if protocol == pk.UDP else tcp(*ends, source, target, flags, b"")
+        bed.play(iter([Wait(nanoseconds(START + at), False)]))
+        bed.play(bed.teller.through(here.id, ip_frame(to.mac, here.mac, *ends, protocol, body), START + at))
+        return sum(len(bed.kernels[machine].flows()) for machine in (1, 2))
+
+    def sweep(at: float) -> list[int]:
+        bed.play(iter([Wait(nanoseconds(START + at), True)]))
+        return [int(bed.kernels[machine].rows("kept")["value"].sum()) for machine in (1, 2)]
+
+    counts = [send(far, source, 4789) for source in range(1000, 1012)]
+    assert counts == [2, 4, 6, 8, 10, 12, *[12] * 6], "on either machine"
+    assert send(near, 1, 53) == 14, "another port's"
+    assert send(far, 1000, 4789) == 14
+    assert sweep(59) == [7, 7]
+    assert sweep(60) == [0, 0]
+    assert send(far, 2000, 4789, at=60) == 2
+    assert sweep(121) == [0, 0]
+    for source in range(1, 15):
+        at = 121 + source * 4  # its connections are over in 10 s
+        sweep(at)
+        send(far, source, 80, pk.TCP, pk.SYN, at)
+        send(far, source, 80, pk.TCP, pk.RST, at)
+    counted = Counter(reason for drops in bed.teller.drops.values() for _, reason in drops.elements())
+    assert not counted, "all have passed"
+    assert sweep(180) == [2 * share, 2 * share]
 
 
 def test_a_live_flow_is_composed_again_for_its_carriers_alone(bed: Bed) -> None:

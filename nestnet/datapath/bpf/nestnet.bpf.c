@@ -119,10 +119,15 @@ INLINE int is_cacheable(const struct packet *p)
 	       !(p->tcp_flags & (FIN | RST));
 }
 
-INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
+ONCE int keep(struct packet *p, struct flow *f, u32 mtu)
 {
 	struct flow_key key = {};
+	u32 opener;
+	u64 *has;
+	struct port *row;
 
+	if (!p || !f)
+		return 0;
 	key.where = p->where;
 	key.tuple = p->tuple;
 	key.tuple.vlan = p->tags ? RIDES : p->vlan;
@@ -140,7 +145,14 @@ INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
 	f->mtu = mtu;
 	memcpy(f->came, p->came, 12);
 	count_composed(0);
-	bpf_map_update_elem(&flow, &key, f, BPF_ANY);
+	opener = f->tracked == REPLY ? f->target : f->source;
+	has = bpf_map_lookup_elem(&kept, &opener);
+	row = bpf_map_lookup_elem(&port, &opener);
+	if (has && row && *has < 2 * (u64)row->share && !bpf_map_update_elem(&flow, &key, f, BPF_NOEXIST))
+		__sync_fetch_and_add(has, 1);
+	else
+		bpf_map_update_elem(&flow, &key, f, BPF_EXIST);
+	return 0;
 }
 
 /* Lines 12 to 14, behind `decide`: out to the workload or the wire. */

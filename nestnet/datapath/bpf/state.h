@@ -108,6 +108,10 @@ STATE(composed, BPF_MAP_TYPE_PERCPU_ARRAY, 0, 1, u32, struct composed);
 /* Connections a port opened here, ever, and those of them the agent has swept: the rest is its share. */
 COUNTER(opened, 1024);
 COUNTER(closed, 1024);
+/* Flows that are kept for a port: those of connections that it opened, in both directions, and what it sends untracked. A
+ * port has room for two for each connection that it may have; the rest of its packets take the long way, and hurt nobody
+ * else. Raised here; each sweep of the agent says how many there are. */
+COUNTER(kept, 1024);
 /* What routers tell each port: a bucket (rates.h). */
 COUNTER(told, 1024);
 /* The bucket of what a port asks of its machine (inquiry.h). */
