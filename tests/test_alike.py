@@ -26,6 +26,7 @@ from typing import Any
 import httpx2
 import pytest
 from test_api import Controller, manifest
+from test_workloads import until
 
 from nestnet.api.client import Client, Credentials
 
@@ -40,6 +41,7 @@ class World:
     clients: dict[str, Client]
     below: Callable[[int], None]
     alive: Callable[[], None]
+    lose: Callable[[], None]
     heard: float = field(default_factory=time.monotonic)
     said: list[str] = field(default_factory=list)
     statements: list[tuple[str, str]] = field(default_factory=list)
@@ -161,8 +163,15 @@ def world(folder: Path, deep: bool) -> Iterator[World]:
                 for machine in operator.list("machine"):
                     operator.report(machine["id"], revision[0])
 
+            def lose() -> None:
+                """The agent of the second machine comes, and goes for good."""
+                following = operator.feed(names[1])
+                next(following)
+                following.close()
+                until(lambda: [one["state"] for one in operator.list("host")] == ["up", "down: lost"], "it is lost")
+
             alive()
-            yield World(controller, clients, below, alive)
+            yield World(controller, clients, below, alive, lose)
     finally:
         controller.stop()
 
@@ -297,6 +306,12 @@ def ask_everything(world: World) -> None:
     world.below(3)
     ask("GET /v1/watch", params={"since": token})
     ask("GET /v1/status")
+    world.lose()
+    for who in ("owner", "reader"):
+        for path in ("hosts", "status", "networks", "networks/acme", "networks/acme/in", "ports", "ports/acme/in/k2"):
+            ask(f"GET /v1/{path}", who)
+    down = ask("GET /v1/ports/acme/k2")
+    assert (down["state"], down["cause"]) == ("down: carrier", "what carries it is down")
     for path in (
         "ports/acme/k1",
         "segments/acme/far",
