@@ -4,6 +4,8 @@
      "rows": [{"kind": "port", "id": 3, "value": {...}}, ...]}
     {"revision": 9, "token": "...", "store": "...", "confirmed": false}
 
+For a machine on a port `revision` is the token: a number would count what others change.
+
 `store` is another word after a restore: then an agent asks itself what it would remove (agent/feed.py). `confirmed`
 says that somebody who knows has agreed.
 
@@ -94,6 +96,7 @@ async def follow(store: Store, bell: Doorbell, machine: int, token: str | None) 
     """The lines for a machine, by its row id, since a resume token; everything if that is not valid."""
     loop = asyncio.get_running_loop()
     identity, confirmed = store.identity, store.confirmed
+    numbered = not await run_in_threadpool(store.is_on_port, machine)
     known = identity.unseal(token) if token is not None else None
     spoke = 0.0
     while not bell.closed:
@@ -104,7 +107,7 @@ async def follow(store: Store, bell: Doorbell, machine: int, token: str | None) 
         due = loop.time() - spoke >= HEARTBEAT or store.confirmed != confirmed
         if line is not None or due or known is None:
             confirmed = store.confirmed
-            yield _line({**_head(store, revision), **(line or {})})
+            yield _line({**_head(store, revision, numbered), **(line or {})})
             spoke = loop.time()
         known = revision
         if gone:
@@ -126,12 +129,12 @@ def _read(store: Store, machine: int, since: int | None) -> tuple[int, dict[str,
     return batch.revision, line, gone
 
 
-def _head(store: Store, revision: int) -> dict[str, Any]:
-    identity = store.identity
+def _head(store: Store, revision: int, numbered: bool) -> dict[str, Any]:
+    token = store.identity.seal(revision)
     return {
-        "revision": revision,
-        "token": identity.seal(revision),
-        "store": identity.store,
+        "revision": revision if numbered else token,
+        "token": token,
+        "store": store.identity.store,
         "confirmed": store.confirmed,
     }
 
