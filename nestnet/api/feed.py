@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
 
 from nestnet.model.errors import Conflict
+from nestnet.model.values import Value
 from nestnet.model.wire import to_wire
 from nestnet.store.feed import Batch
 from nestnet.store.store import Store
@@ -98,12 +100,13 @@ async def follow(store: Store, bell: Doorbell, machine: int, token: str | None) 
     identity, confirmed = store.identity, store.confirmed
     numbered = not await run_in_threadpool(store.is_on_port, machine)
     known = identity.unseal(token) if token is not None else None
+    told: dict[int, Value | None] | None = None if numbered else {}
     spoke = 0.0
     while not bell.closed:
         ring = bell.listen()
         if store.identity is not identity:  # Restored: what it had, it had from another store.
             identity, known = store.identity, None
-        revision, line, gone = await run_in_threadpool(_read, store, machine, known)
+        revision, line, gone = await run_in_threadpool(_read, store, machine, known, told)
         due = loop.time() - spoke >= HEARTBEAT or store.confirmed != confirmed
         if line is not None or due or known is None:
             confirmed = store.confirmed
@@ -119,14 +122,36 @@ async def follow(store: Store, bell: Doorbell, machine: int, token: str | None) 
             pass
 
 
-def _read(store: Store, machine: int, since: int | None) -> tuple[int, dict[str, Any] | None, bool]:
-    """(revision, line or None if nothing changed, whether the machine is gone)."""
+def _read(
+    store: Store, machine: int, since: int | None, told: dict[int, Value | None] | None
+) -> tuple[int, dict[str, Any] | None, bool]:
+    """(revision, line or None if nothing changed, whether the machine is gone). `told`, of one on a port: the machines
+    of its domain as this stream has told them."""
     batch = store.changes_since(machine, since) if since is not None else None
     if batch is None:
         batch = store.snapshot_for(machine)
     gone = any((kind, id, value) == ("machine", machine, None) for kind, id, value in batch.rows)
+    if told is not None:
+        batch = replace(batch, rows=_news(store, machine, batch, told))
     line = _encode(batch) if batch.rows or batch.snapshot else None
     return batch.revision, line, gone
+
+
+def _news(
+    store: Store, machine: int, batch: Batch, told: dict[int, Value | None]
+) -> tuple[tuple[str, int, Value | None], ...]:
+    """The rows without machines that are as they were told: the store has them all for any change below. A stream that
+    goes on begins with all of them, whatever has happened below."""
+    machines = {id: value for kind, id, value in batch.rows if kind == "machine"}
+    if batch.snapshot:
+        told.clear()
+        told.update(machines)
+        return batch.rows
+    if not told:
+        machines |= dict(store.machines_for(machine))
+    news = [("machine", id, value) for id, value in sorted(machines.items()) if id not in told or told[id] != value]
+    told.update(machines)
+    return (*news, *(row for row in batch.rows if row[0] != "machine"))
 
 
 def _head(store: Store, revision: int, numbered: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, delete, func, insert, select, true, update
 from nestnet.model.errors import Conflict, DiskFull, Forbidden, Invalid, NotFound, Problem, Stale, Unreachable
 from nestnet.model.manifest import Manifest, to_data
 from nestnet.model.validate import SMALLEST_MTU, given_already
-from nestnet.model.values import FABRIC, Attach, Tag, World
+from nestnet.model.values import FABRIC, Attach, Tag, Value, World
 from nestnet.store import (
     access,
     backup,
@@ -1136,6 +1136,11 @@ class Store:
         """What changed for a machine; None if it has to take a snapshot."""
         with self._database.read() as connection:
             return feed.changes(connection, machine, revision)
+
+    def machines_for(self, machine: int) -> Sequence[tuple[int, Value]]:
+        """The machines of its domain, by their row ids, as a machine knows them."""
+        with self._database.read() as connection:
+            return [(id, value) for (_, id), value in feed.machines(connection, machine)]
 
     # Watching
 
