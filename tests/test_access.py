@@ -688,15 +688,26 @@ def test_a_token_for_one_port_is_that_ports_alone(world: World, tmp_path: Path) 
                 with pytest.raises(NotFound):
                     client.invite(own, row, 60)
             client.report(own, 1)
+            shown_to_it, row = client.get("machine", own), operator.get("machine", "x/q")["row"]
+            assert {shown_to_it[key] for key in ("name", "path")} == {own}, "not the path of its port"
+            kept = {"id", "kind", "name", "path", "etag", "mtu", "fenced"}
+            assert {key: value for key, value in shown_to_it.items() if value and key not in kept} == {"row": row}
             told: dict[str, list[dict[str, Any]]] = {}
-            for row in next(client.feed(own))["rows"]:
+            line = next(client.feed(own))
+            for row in line["rows"]:
                 told.setdefault(row["kind"], []).append(row["value"])
+            assert operator.get("machine", "x/q")["realised"] == 0, "a number of its own making says nothing"
+            client.report(own, line["revision"])
+        assert line["revision"] == line["token"]
         assert told.keys() == {"machine", "network", "segment", "port"}
         assert {one["address"] for one in told["machine"]} == {"10.0.0.2", "10.0.0.3"}
         assert {one["id"] for one in told["port"]} == {operator.get("port", f"x/vms/{name}")["row"] for name in "vw"}
         assert [one["id"] for one in told["network"]] == list({one["network"] for one in told["port"]})
         assert [one["id"] for one in told["segment"]] == list({one["segment"] for one in told["port"]})
-        assert [operator.get("machine", path)["realised"] for path in ("x/p", "x/q", "y/q")] == [None, 1, None]
+        now = operator.status()["revision"]
+        assert [operator.get("machine", path)["realised"] for path in ("x/p", "x/q", "y/q")] == [None, now, None]
+        operator.report(own, "of-another-store")
+        assert operator.get("machine", "x/q")["realised"] == 0
         operator.fence("x/q", True)
         with pytest.raises(Unauthenticated, match="removed or fenced"), Client(url, credentials=shown) as client:
             client.report(own, 2)
@@ -726,7 +737,7 @@ def test_an_answer_that_was_lost_is_the_same_join(
         assert (tmp_path / "own" / "own.pem").read_text().endswith(answers[0]["certificate"])
         own = credentials.Own(tmp_path / "own", print).credentials
         with Client(url, credentials=own) as client:
-            assert client.get("machine", "m4")["address"] == "192.0.2.4"
+            assert client.get("machine", "m4")["row"] == operator.get("machine", "m4")["row"]
         operator.delete("machine", "m4")
 
 

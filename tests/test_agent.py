@@ -13,6 +13,7 @@ from nestnet.agent import links
 from nestnet.agent.agent import Agent
 from nestnet.agent.attachments import Attachment, End, Workloads
 from nestnet.agent.feed import Desired
+from nestnet.agent.metrics import Measured, families
 from nestnet.compile.tables import Tables, empty
 from nestnet.model.values import Machine, Network, Port, Segment, World
 
@@ -146,6 +147,23 @@ def test_a_store_that_lacks_little_or_has_more_is_taken_as_it_is(agent: Agent) -
     assert (agent.realised, agent.held) == (9, None)
     agent.converge(Desired(of_ports(1).values, 10, whole=True, store="c"))
     assert (agent.realised, agent.held) == (10, None), "the same store may take away what it likes"
+
+
+def test_a_word_for_a_revision_is_realised_like_a_number(agent: Agent, capfd: pytest.CaptureFixture[str]) -> None:
+    """With every heartbeat comes another one: that is known at once, nothing is written again, and nothing said."""
+    desired = Desired(BEFORE.values, "one", whole=True, token="one")
+    agent.converge(desired)
+    assert agent.realised == "one"
+    assert "the feed: 1 workloads, 4 values" in capfd.readouterr().err
+    actions = len(cast("Memory", agent.kernel).actions)
+    heard = desired.after({"revision": "two", "token": "two", "store": "a", "confirmed": False})
+    assert heard == Desired(BEFORE.values, "two", whole=True, token="two", store="a")
+    agent.converge(heard)
+    assert (agent.realised, len(cast("Memory", agent.kernel).actions)) == ("two", actions)
+    assert capfd.readouterr().err == ""
+    assert "nestnet_realised_revision" not in {one.name for one in families(Measured(realised=agent.realised))}
+    with pytest.raises(TypeError):
+        desired.after({"revision": None})
 
 
 def test_a_storm_of_drops_is_told_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

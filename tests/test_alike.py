@@ -20,12 +20,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from test_api import Controller, manifest
+from test_workloads import until
 
 from nestnet.api.client import Client, Credentials
 
@@ -40,6 +42,7 @@ class World:
     clients: dict[str, Client]
     below: Callable[[int], None]
     alive: Callable[[], None]
+    lose: Callable[[], None]
     heard: float = field(default_factory=time.monotonic)
     said: list[str] = field(default_factory=list)
     statements: list[tuple[str, str]] = field(default_factory=list)
@@ -161,8 +164,15 @@ def world(folder: Path, deep: bool) -> Iterator[World]:
                 for machine in operator.list("machine"):
                     operator.report(machine["id"], revision[0])
 
+            def lose() -> None:
+                """The agent of the second machine comes, and goes for good."""
+                following = operator.feed(names[1])
+                next(following)
+                following.close()
+                until(lambda: [one["state"] for one in operator.list("host")] == ["up", "down: lost"], "it is lost")
+
             alive()
-            yield World(controller, clients, below, alive)
+            yield World(controller, clients, below, alive, lose)
     finally:
         controller.stop()
 
@@ -297,6 +307,12 @@ def ask_everything(world: World) -> None:
     world.below(3)
     ask("GET /v1/watch", params={"since": token})
     ask("GET /v1/status")
+    world.lose()
+    for who in ("owner", "reader"):
+        for path in ("hosts", "status", "networks", "networks/acme", "networks/acme/in", "ports", "ports/acme/in/k2"):
+            ask(f"GET /v1/{path}", who)
+    down = ask("GET /v1/ports/acme/k2")
+    assert (down["state"], down["cause"]) == ("down: carrier", "what carries it is down")
     for path in (
         "ports/acme/k1",
         "segments/acme/far",
@@ -366,4 +382,74 @@ def test_the_same_calls_take_as_many_statements_at_any_depth(both: tuple[World, 
     """A count is exact where a time is not: nestnet/bench/alike.py has the times. A move asks machines, or ports."""
     counted = [[one for one in world.statements if one[0].split()[1] != "/v1/move"] for world in both]
     for low, high in zip(*counted, strict=True):
+        assert low == high
+
+
+# ---- agents on ports
+
+ROWS = {"id", "network", "carrier", "segment", "host", "other", "trunk", "mac", "vni"}
+
+
+def lines_of_an_agent(world: World) -> list[str]:
+    """What the agent on acme's first host is told in its life, its rows, MACs and VNIs by the place at which they were
+    first seen: a snapshot, changes, and what happened while it was away."""
+    said: list[str] = []
+    seen: dict[tuple[str, Any], str] = {}
+
+    def plain(data: Any, key: str = "") -> Any:
+        if isinstance(data, dict):
+            kind = data.get("kind", "")
+            return {k: plain(v, kind if k == "value" else f"{kind or key} {k}".strip()) for k, v in data.items()}
+        if isinstance(data, list):
+            return [plain(one, key) for one in data]
+        named = key.split()[-1] in ROWS | {"token", "revision", "store"}
+        return seen.setdefault((key, data), f"<{len(seen)}>") if data and named else data
+
+    def hear(lines: Iterator[dict[str, Any]]) -> str:
+        """The next line that has rows, kept; its token. One of the first three: they come at least every 5 s."""
+        for line in islice(lines, 3):
+            if line.get("rows"):
+                break
+            assert line.keys() == {"revision", "token", "store", "confirmed"}
+            assert line["revision"] == line["token"]
+        assert line.get("rows")
+        assert line["revision"] == line["token"]
+        said.append(json.dumps(plain({**line, "rows": [*line["rows"]]})))
+        return str(line["token"])
+
+    acme = world.clients["owner"]
+
+    def change(*ports: str) -> None:
+        inner = {"segments": {"lan": {"cidr": "10.1.0.0/24"}}, "carriage": "encapsulated"}
+        inner["ports"] = {port: {"segment": "lan", "host": f"k{1 + place % 2}"} for place, port in enumerate(ports)}
+        acme.apply(manifest(acme={**network("k1", "k2"), "networks": {"in": inner}}))
+
+    change("a", "b")
+    with Client(world.controller.url) as operator:
+        agent = next(one["id"] for one in operator.list("port", "acme") if one["name"] == "k1")
+        lines = operator.feed(agent, boot="one")
+        hear(lines)
+        for turn, ports in enumerate(("abc", "ab", "abd"), 1):
+            world.below(turn)
+            change(*ports)
+            token = hear(lines)
+        lines.close()
+        for turn, ports in ((4, "ad"), (5, "ad"), (6, "ad")):
+            world.below(turn)
+            change(*ports)
+            lines = operator.feed(agent, token, boot="one")
+            token = hear(lines)
+            lines.close()
+    return said
+
+
+def test_an_agent_on_a_port_is_told_the_same_at_any_depth(tmp_path: Path) -> None:
+    """Meanwhile those below and beside change what is theirs."""
+    told = []
+    for deep in (False, True):
+        folder = tmp_path / str(deep)
+        folder.mkdir()
+        with world(folder, deep) as one:
+            told.append(lines_of_an_agent(one))
+    for low, high in zip(*told, strict=True):
         assert low == high

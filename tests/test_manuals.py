@@ -48,7 +48,6 @@ def test_every_folder_says_what_it_is_for() -> None:
         ROOT / "nestnet" / "datapath" / "bpf",
         ROOT / "tests",
         ROOT / "examples",
-        ROOT / "bench",
     }
     assert not [str(folder.relative_to(ROOT)) for folder in folders if not (folder / "README.md").exists()]
 

@@ -196,7 +196,7 @@ class Reports:
     def __init__(self, client: Client, machine: str) -> None:
         self._client = client
         self._machine = machine
-        self._said: tuple[int, list[str], dict[str, Any]] | None = None
+        self._said: tuple[int | str, list[str], dict[str, Any]] | None = None
         self._at = self._whole_at = 0.0
         self._events: list[tuple[str, str]] = []  # On their way, with one key until they are known to have arrived.
         self._key = ""
@@ -240,7 +240,7 @@ class Agent:
     relay: Relay | None = None
     have: Tables = field(init=False)
     slots: Slots = field(init=False)
-    realised: int = 0
+    realised: int | str = 0
     problems: list[str] = field(default_factory=list)
     held: str | None = None
     guests: Guests | None = None
@@ -285,7 +285,7 @@ class Agent:
         begun = time.monotonic()
         why = self._to_hold_back(desired)
         if why is not None and why != self.held:
-            say(f"revision {desired.revision}: {why}")
+            say(f"{desired.called}: {why}")
         self.held = why
         if why is None:
             self._turn(desired)
@@ -417,9 +417,10 @@ class Agent:
         lacking = [self.workloads.lacking] if self.workloads.lacking else []
         for problem in (*problems, *self._warnings, *inside, *lacking):
             if problem not in self.problems:
-                say(f"revision {desired.revision}: {problem}")
+                say(f"{desired.called}: {problem}")
         if not problems and desired.revision != self.realised:
-            say(f"revision {desired.revision}: {len(want)} workloads, {len(world.values)} values")
+            if desired.values is not self._desired.values or self._failed:
+                say(f"{desired.called}: {len(want)} workloads, {len(world.values)} values")
             self.realised = desired.revision
         self._desired, self._failed = desired, bool(problems)
         self.problems = [*problems, *self._warnings, *inside, *lacking]

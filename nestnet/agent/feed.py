@@ -27,12 +27,13 @@ Open = Callable[[str | None], Iterable[Batch]]
 
 @dataclass(frozen=True)
 class Desired:
-    """What one machine should be at a revision. `whole` says that nothing is missing from it: before, only add.
+    """What one machine should be at a revision: a number, or a word for it that tells nothing (then every line has
+    another). `whole` says that nothing is missing from it: before, only add.
 
     `store` is which store says so, `confirmed` that somebody agreed to what that one does not know being removed."""
 
     values: Mapping[tuple[str, int], Value] = field(default_factory=dict)
-    revision: int = 0
+    revision: int | str = 0
     whole: bool = False
     token: str | None = None
     store: str | None = None
@@ -60,7 +61,15 @@ class Desired:
             values = new
         token, store = batch.get("token", self.token), batch.get("store", self.store)
         confirmed = bool(batch.get("confirmed", self.confirmed))
-        return Desired(values, int(batch["revision"]), self.whole or snapshot, token, store, confirmed)
+        revision = batch["revision"]
+        if not isinstance(revision, int | str):
+            raise TypeError(f"a revision is no {type(revision).__name__}")
+        return Desired(values, revision, self.whole or snapshot, token, store, confirmed)
+
+    @property
+    def called(self) -> str:
+        """For the log."""
+        return f"revision {self.revision}" if isinstance(self.revision, int) else "the feed"
 
 
 class Feed:
@@ -113,10 +122,10 @@ class Feed:
                     desired = self._desired.after(batch)
                     pause = FIRST_PAUSE
                     if self.problem is not None:
-                        self._say(f"connected, revision {desired.revision}")
+                        self._say(f"connected, {desired.called}")
                         self.problem = None
                     with self._changed:
-                        # A heartbeat without news wakes nobody.
+                        # A heartbeat without news wakes nobody. A word that is new may stand for the same revision.
                         news = desired.revision, desired.confirmed
                         old = self._desired.revision, self._desired.confirmed
                         if batch.get("rows") or batch.get("snapshot") or news != old:

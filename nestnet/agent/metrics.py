@@ -47,7 +47,7 @@ class Measured:
     """What an agent measured at one moment. `traffic`, `drops` and `relayed` are by port id; 0 is no port of this
     machine."""
 
-    realised: int = 0
+    realised: int | str = 0
     problems: int = 0
     held: bool = False
     connected: bool = False
@@ -64,7 +64,8 @@ class Measured:
 def families(now: Measured) -> Iterator[Family]:
     """All of it."""
     yield Family("nestnet_build_info", "gauge", "The version that runs.", [({"version": __version__}, 1)])
-    yield one("nestnet_realised_revision", "gauge", "Last revision that is wholly so here.", now.realised)
+    if isinstance(now.realised, int):  # An agent on a port has no number for it.
+        yield one("nestnet_realised_revision", "gauge", "Last revision that is wholly so here.", now.realised)
     yield one("nestnet_problems", "gauge", "What is in the way of the next.", now.problems)
     yield one(
         "nestnet_held_back", "gauge", "1: what a restored store would remove waits for `nestnet confirm`.", now.held

@@ -29,11 +29,10 @@ from fastapi import Request
 from nestnet.api.authority import Speaks, speaks_for
 from nestnet.model.errors import Forbidden, Unauthenticated
 from nestnet.store.access import PREFIX
-from nestnet.store.scope import EVERYTHING, Scope
+from nestnet.store.scope import EVERYTHING, NOTHING, Scope
 from nestnet.store.store import Store
 
 JOIN_PREFIX = "nnj_"
-NOTHING = Scope(frozenset(), frozenset())
 LOOKER = Scope(None, frozenset())
 
 

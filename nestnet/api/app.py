@@ -41,7 +41,7 @@ from nestnet.model.values import Attach
 from nestnet.store.database import explained
 from nestnet.store.once import Asked
 from nestnet.store.read import IN_NETWORK
-from nestnet.store.scope import EVERYTHING, Scope
+from nestnet.store.scope import Scope
 from nestnet.store.store import Store
 
 PLURALS = {kind: {"policy": "policies"}.get(kind, f"{kind}s") for kind in shapes.RESOURCES}
@@ -215,7 +215,7 @@ def _list(store: Store, kind: str) -> Callable[..., Any]:
 def _get(store: Store, kind: str) -> Callable[..., Any]:
     def get(reference: Reference, request: Request, response: Response) -> dict[str, Any]:
         known = who(request)
-        found = store.get(kind, reference, known.scope if known.machine is None else EVERYTHING)
+        found = store.get(kind, reference, known.scope) if known.machine is None else store.get_own(known.machine)
         response.headers["ETag"] = f'"{found["etag"]}"'
         return found
 
@@ -275,10 +275,15 @@ def _verbs(store: Store) -> APIRouter:
         return await run_in_threadpool(store.join, *spec, asked=how)
 
     @routes.put("/machines/{reference}/status", status_code=204, tags=["machines"])
-    def report(reference: str, said: shapes.Report, how: Annotated[Asked, Depends(keyed)]) -> None:
+    def report(reference: str, said: shapes.Report, how: Annotated[Asked, Depends(keyed)], request: Request) -> None:
         """What an agent says of its machine. Events are written once for a key; all else may be said any often."""
         events = [(event.kind, event.text) for event in said.events]
-        store.report(reference, said.revision, said.problems, said.ports, events, how)
+        revision, machine = said.revision, who(request).machine
+        if said.token is not None:
+            revision = store.identity.unseal(said.token) or 0  # what it had of another store is nothing of this one
+        elif machine is not None and store.is_on_port(store.machine_row(machine)):
+            revision = 0  # it knows no numbers, and which one is enough it must not find out
+        store.report(reference, revision, said.problems, said.ports, events, how)
 
     @routes.get("/status", response_model=shapes.Status, tags=["machines"])
     def status(

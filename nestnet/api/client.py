@@ -465,17 +465,19 @@ class Client:
     def report(
         self,
         machine: str,
-        revision: int,
+        revision: int | str,
         problems: Sequence[str] = (),
         ports: Mapping[str, Any] | None = None,
         events: Sequence[tuple[str, str]] = (),
         *,
         key: str | None = None,
     ) -> None:
-        """An agent tells that its machine has realised a revision. `ports`, by row id, replaces what it said of
-        them before; None leaves that. `events` are (kind, text): repaired, drops or started; told again with their
-        `key`, they are written once."""
+        """An agent tells that its machine has realised a revision, as its feed calls it. `ports`, by row id, replaces
+        what it said of them before; None leaves that. `events` are (kind, text): repaired, drops or started; told again
+        with their `key`, they are written once."""
         body: dict[str, Any] = {"revision": revision, "problems": list(problems)}
+        if isinstance(revision, str):
+            body |= {"revision": 0, "token": revision}
         if ports is not None:
             body["ports"] = dict(ports)
         if events:

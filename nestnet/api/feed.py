@@ -4,6 +4,8 @@
      "rows": [{"kind": "port", "id": 3, "value": {...}}, ...]}
     {"revision": 9, "token": "...", "store": "...", "confirmed": false}
 
+For a machine on a port `revision` is the token: a number would count what others change.
+
 `store` is another word after a restore: then an agent asks itself what it would remove (agent/feed.py). `confirmed`
 says that somebody who knows has agreed.
 
@@ -17,12 +19,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
 
 from nestnet.model.errors import Conflict
+from nestnet.model.values import Value
 from nestnet.model.wire import to_wire
 from nestnet.store.feed import Batch
 from nestnet.store.store import Store
@@ -186,6 +190,8 @@ async def follow(store: Store, exchange: Exchange, machine: int, token: str | No
     """The lines for a machine, by its row id, since a resume token; everything if that is not valid."""
     loop = asyncio.get_running_loop()
     identity, confirmed = store.identity, store.confirmed
+    numbered = not await run_in_threadpool(store.is_on_port, machine)
+    told: dict[int, Value | None] | None = None if numbered else {}
     stream = Stream(identity.unseal(token) if token is not None else None)
     fresh = stream.base is None
     spoke = 0.0
@@ -197,7 +203,7 @@ async def follow(store: Store, exchange: Exchange, machine: int, token: str | No
                 identity, stream.base, stream.stale = store.identity, None, True
             line, gone = None, False
             if stream.stale:
-                batch = await run_in_threadpool(_read, store, machine, stream.base)
+                batch = await run_in_threadpool(_read, store, machine, stream.base, told)
                 exchange.place(stream, batch.networks, batch.revision)
                 gone = any((kind, id, value) == ("machine", machine, None) for kind, id, value in batch.rows)
                 line = _encode(batch) if batch.rows or batch.snapshot else None
@@ -206,7 +212,7 @@ async def follow(store: Store, exchange: Exchange, machine: int, token: str | No
                 confirmed, fresh = store.confirmed, False
                 has = stream.base or 0
                 revision = has if stream.stale else max(has, exchange.now)
-                yield _line({**_head(store, revision), **(line or {})})
+                yield _line({**_head(store, revision, numbered), **(line or {})})
                 spoke = loop.time()
             if gone:
                 return
@@ -219,18 +225,38 @@ async def follow(store: Store, exchange: Exchange, machine: int, token: str | No
         exchange.leave(machine, stream)
 
 
-def _read(store: Store, machine: int, since: int | None) -> Batch:
-    """What is new for a machine; everything if it must have that."""
+def _read(store: Store, machine: int, since: int | None, told: dict[int, Value | None] | None) -> Batch:
+    """What is new for a machine; everything if it must have that. `told`, of one on a port: the machines of its domain
+    as this stream has told them."""
     batch = store.changes_since(machine, since) if since is not None else None
-    return batch if batch is not None else store.snapshot_for(machine)
+    if batch is None:
+        batch = store.snapshot_for(machine)
+    return batch if told is None else replace(batch, rows=_news(store, machine, batch, told))
 
 
-def _head(store: Store, revision: int) -> dict[str, Any]:
-    identity = store.identity
+def _news(
+    store: Store, machine: int, batch: Batch, told: dict[int, Value | None]
+) -> tuple[tuple[str, int, Value | None], ...]:
+    """The rows without machines that are as they were told: the store has them all for any change below. A stream that
+    goes on begins with all of them, whatever has happened below."""
+    machines = {id: value for kind, id, value in batch.rows if kind == "machine"}
+    if batch.snapshot:
+        told.clear()
+        told.update(machines)
+        return batch.rows
+    if not told:
+        machines |= dict(store.machines_for(machine))
+    news = [("machine", id, value) for id, value in sorted(machines.items()) if id not in told or told[id] != value]
+    told.update(machines)
+    return (*news, *(row for row in batch.rows if row[0] != "machine"))
+
+
+def _head(store: Store, revision: int, numbered: bool) -> dict[str, Any]:
+    token = store.identity.seal(revision)
     return {
-        "revision": revision,
-        "token": identity.seal(revision),
-        "store": identity.store,
+        "revision": revision if numbered else token,
+        "token": token,
+        "store": store.identity.store,
         "confirmed": store.confirmed,
     }
 

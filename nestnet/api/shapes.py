@@ -500,7 +500,9 @@ class Report(Shape):
     """What an agent says of its machine."""
 
     revision: Annotated[int, Field(ge=0)]
-    """The one that it has realised."""
+    """The one that it has realised; 0: none, or it has a token instead."""
+    token: Annotated[str, Field(max_length=200)] | None = None
+    """What the feed of a machine on a port has for a number."""
     problems: list[str] = []
     ports: dict[str, Any] | None = None
     """Port row -> anything it knows of that attachment. Absent: as said before."""
@@ -541,7 +543,9 @@ class FeedRow(Shape):
 class FeedLine(Shape):
     """A batch; or, without `rows`, a heartbeat."""
 
-    revision: int
+    revision: int | str
+    """What is told by this line is so then. To machines on ports it is the token: a number would count what others
+    change."""
     token: str
     """`since` for the next time."""
     store: str

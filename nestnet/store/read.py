@@ -619,10 +619,10 @@ class Reader:
         return self._causes[cause]
 
     def _words(self, cause: Cause) -> str:
-        if cause.kind == "machine" and self.scope.reads is not None and cause.id not in self._granted(FABRIC):
-            return "what carries it is down"
         if cause.kind == "machine":
-            (name,) = self._names(tables.machine, [cause.id]).values()
+            (name,) = self._names(tables.machine, [cause.id]).values()  # asked whoever reads: see test_alike.py
+            if self.scope.reads is not None:
+                return "what carries it is down"
             return f"machine {name} " + {LOST: "says nothing", FENCED: "is fenced"}[cause.why]
         if not self.scope.may_read(self.owner(cause.kind, cause.id)):
             return "what carries it is down"

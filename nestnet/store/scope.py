@@ -40,3 +40,4 @@ class Scope:
 
 
 EVERYTHING = Scope()
+NOTHING = Scope(frozenset(), frozenset())

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, delete, func, insert, select, true, update
 from nestnet.model.errors import Conflict, DiskFull, Forbidden, Invalid, NotFound, Problem, Stale, Unreachable
 from nestnet.model.manifest import Manifest, to_data
 from nestnet.model.validate import SMALLEST_MTU, given_already, two_ways
-from nestnet.model.values import FABRIC, Attach, Tag, World
+from nestnet.model.values import FABRIC, Attach, Tag, Value, World
 from nestnet.store import (
     access,
     backup,
@@ -51,7 +51,7 @@ from nestnet.store.once import Asked
 from nestnet.store.plan import Change, Plan, TenantWish, Work
 from nestnet.store.quotas import QUOTAS, Quota
 from nestnet.store.read import Resource
-from nestnet.store.scope import EVERYTHING, Scope
+from nestnet.store.scope import EVERYTHING, NOTHING, Scope
 from nestnet.store.sharing import GrantWish
 from nestnet.store.standing import Chains
 from nestnet.store.watch import Changes
@@ -493,6 +493,17 @@ class Store:
             reader = self._reader(connection, scope)
             (resource,) = reader.resources(kind, [reader.find(kind, reference)])
             return resource
+
+    def get_own(self, machine: str) -> Resource:
+        """What a machine is told of itself: that it is there, and the row that its feed has it by. Raises NotFound."""
+        with self._database.read() as connection:
+            return self._own(connection, machine)
+
+    def _own(self, connection: Connection, machine: str) -> Resource:
+        reader = self._reader(connection, NOTHING)
+        row = self._reader(connection).find("machine", machine)
+        (resource,) = reader.resources("machine", [row])
+        return {**resource, "name": machine, "path": machine, "row": row, "realised": None, "reported": None}
 
     def delete(self, kind: str, reference: str, cascade: bool = False, asked: Asked = NOBODY) -> int:
         """Delete one object. Returns the revision. Raises Conflict with the dependants if anything needs it or, of a
@@ -1124,6 +1135,12 @@ class Store:
         with self._database.read() as connection:
             return self._reader(connection).find("machine", reference)
 
+    def is_on_port(self, machine: int) -> bool:
+        """Is a machine, by its row id, the workload of a port? One that is gone is told no more than those."""
+        m = tables.machine.c
+        with self._database.read() as connection:
+            return connection.scalar(select(m.domain).where(m.id == machine)) != FABRIC
+
     def snapshot_for(self, machine: int) -> Batch:
         """Everything that a machine, by its row id, needs."""
         with self._database.read() as connection:
@@ -1138,6 +1155,11 @@ class Store:
         """Whom the feed's changes since a revision concern; None: perhaps everybody."""
         with self._database.read() as connection:
             return feed.touched(connection, since)
+
+    def machines_for(self, machine: int) -> Sequence[tuple[int, Value]]:
+        """The machines of its domain, by their row ids, as a machine knows them."""
+        with self._database.read() as connection:
+            return [(id, value) for (_, id), value in feed.machines(connection, machine)]
 
     # Watching
 
@@ -1360,8 +1382,9 @@ class Store:
         key: str | None,
     ) -> tuple[Resource, str]:
         """A machine joins with its join token, which is used up. `request` is its certificate request, which `sign`
-        signs for a machine's public id and the number of the time. Returns the machine and the certificate: the same
-        again for the same request. Certificates of earlier times, as of a copy of its disk, count no more."""
+        signs for a machine's public id and the number of the time. Returns the machine, one on a port as it is told
+        of itself, and the certificate: the same again for the same request. Certificates of earlier times, as of a copy
+        of its disk, count no more."""
         asked = Asked(f"machine:{name}", "", None if key is None else f"join {key}")
         what = {"enter": name, "address": address, "mtu": mtu, "nics": list(nics), "vlan": str(vlan)}
         what |= {"request": request, **({"trunks": dict(trunks)} if trunks is not None else {})}
@@ -1372,10 +1395,8 @@ class Store:
             if address and connection.scalar(under) is None:
                 resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics, vlan, trunks)
             else:  # Its address and MTU are its port's.
-                reader = self._reader(connection)
-                (resource,) = reader.resources("machine", [reader.find("machine", name)])
-            row = self.identity.row("machine", resource["id"])
-            assert row is not None
+                resource = self._own(connection, name)
+            row = int(resource["row"])
             if resource["fenced"]:
                 self._fence(connection, row, False)
             joins = access.joined_once_more(connection, row)
