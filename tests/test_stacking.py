@@ -64,7 +64,7 @@ def apply(store: Store, data: dict[str, Any]) -> int:
 def everything(store: Store) -> World:
     """All that is stored, as one world."""
     with store._database.read() as connection:
-        ids = [row.id for row in objects.load_state(connection).networks.values()]
+        ids = connection.scalars(select(tables.network.c.id).where(tables.network.c.id != FABRIC)).all()
         rows = [
             *objects.networks(connection, "id", ids),
             *objects.segments(connection, "network", ids),
@@ -82,7 +82,7 @@ def machines(store: Store) -> dict[int, tuple[int, int | None]]:
     """Every machine: its domain, and its port."""
     with store._database.read() as connection:
         found = {}
-        for domain in (FABRIC, *[row.id for row in objects.load_state(connection).networks.values()]):
+        for domain in connection.scalars(select(tables.network.c.id)).all():
             found.update({row.id: (domain, row.port) for row in objects.machines(connection, domain)})
         return found
 

@@ -30,6 +30,7 @@ from nestnet.store.objects import GrantRow, NetworkRow
 from nestnet.store.quotas import QUOTAS, Quota, Tree, judge, uses, uses_of_grants
 from nestnet.store.read import Reader, Resource
 from nestnet.store.scope import Scope
+from nestnet.store.state import load_state
 
 NAME = "hosts"  # What a grant is called by whoever has it; further ones with a number.
 
@@ -292,8 +293,8 @@ def _free_name(connection: Connection, tenant: int) -> str:
 
 def judge_all(connection: Connection, scope: Scope) -> None:
     """Raise Exhausted if more is handed on than there is."""
-    state = objects.load_state(connection)
-    tree = Tree(state.parents, state.quotas, state.grants, state.networks)
+    state = load_state(connection)
+    tree = Tree(state.parents, state.quotas, state.grants, state.carriers_of(state.grants))
     nothing: Mapping[str, Any] = {what: {} for what in QUOTAS}
     judge(
         tree,

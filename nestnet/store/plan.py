@@ -56,17 +56,16 @@ from nestnet.store.objects import (
     RouterRow,
     Row,
     SegmentRow,
-    State,
     domain_in,
     dump,
     load_contents,
-    load_state,
     ports,
     selector_order,
 )
 from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, rate_of, uses, uses_of_grants
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.sharing import GrantWish
+from nestnet.store.state import Paths, State, load_state
 
 UDP = 17
 
@@ -130,24 +129,30 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
     if manifest.tenants:
         manifest = manifest.model_copy(update={"tenants": tenancy.declared(manifest.tenants, state, scope)})
     if scope.writes is None:
-        _names_free(manifest.networks or {}, state.carried.get(FABRIC, {}), "", state, scope)
+        state.networks.know_named(FABRIC, manifest.networks or ())
+        state.networks.above(_roots(manifest, state, False, scope))
+        _names_free(manifest.networks or {}, FABRIC, "", state, scope)
         return _make(connection, manifest, prune, scope, state, [])
     # Somebody else's is put where it is stored, judged there, and what comes of it told without what carries it.
     told = view.Told()
     view.hide(state, scope)
     try:
         named = manifest.networks or {}
-        places = {name: view.carried_by(spec, name, state, scope) for name, spec in named.items()}
+        tops = view.tops(state, scope, named)
+        state.networks.above(row.id for row in tops.values())
+        places = {name: view.carried_by(spec, name, tops.get(name), state, scope) for name, spec in named.items()}
+        for carrier in {place.carrier for place in places.values()}:
+            state.networks.know_named(carrier, [name for name, place in places.items() if place.carrier == carrier])
         for name, place in places.items():
-            _names_free({name: named[name]}, state.carried.get(place.carrier, {}), "", state, scope)
+            _names_free({name: named[name]}, place.carrier, "", state, scope)
         missing = list(view.beyond_grants(manifest, _granted_hosts(connection, places, state)))
         if told_of := list(view.physical(manifest.networks or {})):
             raise Invalid([*missing, *told_of])
-        pruned = _pruned(manifest, view.tops(state, scope), scope) if prune else []
-        tops = view.tops(state, scope)
-        view.leave_out(
-            state, [place.carrier for place in places.values()], [*pruned, *(tops[n] for n in named if n in tops)]
-        )
+        pruned: list[NetworkRow] = []
+        if prune and (owners := _pruned_of(manifest, tops, scope)):
+            others = view.tops(state, scope).items()
+            pruned = [row for name, row in others if name not in named and row.tenant in owners]
+        view.leave_out(state, [place.carrier for place in places.values()], [*pruned, *tops.values()])
         grafted = view.graft(manifest, places, {row.id for row in pruned}, state, _network_spec)
         work = _make(connection, grafted, prune, scope, state, missing)
     except NestnetError as error:
@@ -190,7 +195,7 @@ def _make(
 ) -> Work:
     """`missing`: what is wrong already."""
     roots = _roots(manifest, state, prune, scope)
-    state.contents = load_contents(connection, state.above(roots))
+    state.contents = load_contents(connection, state.networks.above(roots))
     moved = _moved(manifest, state)
     filled = _complete(manifest, state, moved, scope.tenant)
     at = {problem.pointer for problem in missing}
@@ -220,22 +225,27 @@ def _make(
         tuple(sorted(state.machines)) if moved else _machines(touched, wanted, state, roots, scope),
     )
     return Work(
-        plan, state.revision, tuple(pairs), wishes, tuple(moved), tuple(state.above(roots)), tuple(shared), changes
+        plan,
+        state.revision,
+        tuple(pairs),
+        wishes,
+        tuple(moved),
+        tuple(state.networks.above(roots)),
+        tuple(shared),
+        changes,
     )
 
 
 # Scope
 
 
-def _names_free(
-    named: Mapping[str, NetworkSpec], there: Mapping[str, NetworkRow], above: str, state: State, scope: Scope
-) -> None:
-    """Refuse names that others have. Nothing else of theirs is told."""
+def _names_free(named: Mapping[str, NetworkSpec], carrier: int, above: str, state: State, scope: Scope) -> None:
+    """Refuse names that others have there. Nothing else of theirs is told."""
     for name, spec in named.items():
-        if (row := there.get(name)) is not None:
+        if (row := state.networks.named(carrier, name)) is not None:
             if not scope.may_read(row.tenant):
                 raise Conflict(f"the name of network {above}{name} is taken: choose another", "duplicate_name")
-            _names_free(spec.networks or {}, state.carried.get(row.id, {}), f"{above}{name}/", state, scope)
+            _names_free(spec.networks or {}, row.id, f"{above}{name}/", state, scope)
 
 
 def _to_write(
@@ -301,22 +311,23 @@ def _discreet(lines: Iterable[str], wanted: _Wanted, scope: Scope) -> Iterator[s
 
 def _roots(manifest: Manifest, state: State, prune: bool, scope: Scope) -> list[int]:
     """Ids of the networks on the wire that this is about."""
-    top = state.carried.get(FABRIC, {})
     named = manifest.networks or {}
-    roots = [top[name].id for name in named if name in top]
-    if prune:
-        roots += [row.id for row in _pruned(manifest, top, scope) if row.id not in roots]
+    top = {name: row for name in named if (row := state.networks.named(FABRIC, name)) is not None}
+    roots = [row.id for row in top.values()]
+    if prune and (owners := _pruned_of(manifest, top, scope)):
+        others = state.networks.on_wire_of(owners)
+        roots += [row.id for row in others if row.name not in named and row.id not in roots]
     return roots
 
 
-def _pruned(manifest: Manifest, top: Mapping[str, NetworkRow], scope: Scope) -> list[NetworkRow]:
-    """The other networks, of these, of the tenants that a manifest names."""
+def _pruned_of(manifest: Manifest, top: Mapping[str, NetworkRow], scope: Scope) -> set[str | None]:
+    """The tenants that a manifest names, which have no other networks after it than it has. `top`: those of its
+    networks that are there."""
     named = manifest.networks or {}
     owners: set[str | None] = set(manifest.tenants or {})
     for name, spec in named.items():
         owners.add(spec.tenant or (top[name].tenant if name in top else scope.tenant))
-    owners = {owner for owner in owners if scope.may_write(owner)}
-    return [row for name, row in top.items() if name not in named and row.tenant in owners]
+    return {owner for owner in owners if scope.may_write(owner)}
 
 
 # Machines: a manifest may say where one that has joined is now.
@@ -381,7 +392,6 @@ def _apart(machines: Iterable[MachineRow]) -> Iterator[str]:
 
 def _complete(manifest: Manifest, state: State, moved: Iterable[MachineRow], tenant: str | None) -> Manifest:
     """The manifest with everything that it leaves alone. `tenant`: whose a network is that nobody says it of."""
-    top = state.carried.get(FABRIC, {})
     machines = {
         name: MachineSpec.model_construct(
             address=ip_address(row.address), mtu=row.mtu, nic=row.nics or None, trunks=dict(row.trunks)
@@ -396,7 +406,7 @@ def _complete(manifest: Manifest, state: State, moved: Iterable[MachineRow], ten
     }
     family = next((spec.address.version for spec in machines.values() if spec.address is not None), None)
     networks = {
-        name: _complete_network(spec, state, top.get(name), tenant, family)
+        name: _complete_network(spec, state, state.networks.named(FABRIC, name), tenant, family)
         for name, spec in (manifest.networks or {}).items()
     }
     return manifest.model_copy(update={"networks": networks, "machines": machines})
@@ -407,7 +417,7 @@ def _complete_network(
 ) -> NetworkSpec:
     """`family`: of the machines that carry it, if they do and there are any."""
     stored = Contents() if row is None else state.contents[row.id]
-    carried = {} if row is None else state.carried.get(row.id, {})
+    carried = {} if row is None else state.networks.carried(row.id)
     tenant = spec.tenant or (row.tenant if row else None) or tenant
     underlay = spec.underlay or family or (row.underlay if row else 4)
     carriage = spec.carriage or (_carriage_of(row) if row else "flat")
@@ -540,7 +550,7 @@ def _judge(manifest: Manifest, filled: Manifest, state: State) -> list[Problem]:
     known = Known(
         machines=state.machines.keys(),
         tenants=state.parents,
-        networks=[state.path(id) for id in state.networks],
+        networks=Paths(state.networks),
     )
     return problems + validate(filled, known)
 
@@ -716,7 +726,7 @@ class _Wanted:
             self._network(name, spec, FABRIC, "", "")
 
     def _network(self, name: str, spec: NetworkSpec, carrier: int, above: str, pointer: str) -> None:
-        old = self.state.carried.get(carrier, {}).get(name)
+        old = self.state.networks.named(carrier, name)
         at = pointer + join("networks", name)
         path = f"{above}/{name}" if above else name
         if spec.tenant is not None:
@@ -988,7 +998,7 @@ def _pairs(wanted: _Wanted, state: State, roots: Iterable[int]) -> Iterator[Pair
             if (old := have.get((row.kind, row.id))) != row:
                 yield old, row
     # From the top down to what is carried, so reversed: what is carried goes first.
-    for id in reversed(state.above(roots)):
+    for id in reversed(state.networks.above(roots)):
         keep = {(row.kind, row.id) for row in wanted.contents.get(id, ())}
         for row in reversed(list(state.contents[id])):
             if (row.kind, row.id) not in keep:
@@ -1054,7 +1064,7 @@ def _judge_quotas(
                     if network.grant is not None:
                         under[what][network.grant] -= n
     if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes or shared:
-        tree = Tree(parents, limits, grants, state.networks | wanted.networks)
+        tree = Tree(parents, limits, grants, state.carriers_of(grants, wanted.networks))
         judge(tree, uses(connection), more, uses_of_grants(connection), under, tenancy.seen(parents, scope))
 
 
@@ -1296,7 +1306,7 @@ def _machines(touched: set[int], wanted: _Wanted, state: State, roots: list[int]
     found: set[str] = set()
     for networks, contents in ((state.networks, state.contents), (wanted.networks, wanted.contents)):
         reached = set(touched)
-        order = state.above(roots) if networks is state.networks else list(wanted.networks)
+        order = state.networks.above(roots) if networks is state.networks else list(wanted.networks)
         place: dict[int, Place] = {}  # of all levels
         paths: dict[int, str] = {}
         path = state.path if networks is state.networks else wanted.paths.__getitem__

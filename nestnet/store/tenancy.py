@@ -21,9 +21,9 @@ from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NotFou
 from nestnet.model.manifest import TenantSpec
 from nestnet.model.problems import join
 from nestnet.store import tables
-from nestnet.store.objects import State, load_state
 from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, uses, uses_of_grants
 from nestnet.store.scope import Scope
+from nestnet.store.state import State, load_state
 
 LONGEST = 63  # Characters of a name.
 MOST = 1000  # Tenants in one tree, that others than the operator make: every plan looks at all there are.
@@ -205,7 +205,7 @@ def judge_quota(connection: Connection, scope: Scope, name: str, parent: str | N
     state = load_state(connection)
     parents, limits = state.parents | {name: parent}, state.quotas | {name: quota}
     nothing: Uses = {what: Counter() for what in QUOTAS}
-    tree = Tree(parents, limits, state.grants, state.networks)
+    tree = Tree(parents, limits, state.grants, state.carriers_of(state.grants))
     judge(tree, uses(connection), nothing, uses_of_grants(connection), nothing, seen(parents, scope))
 
 
