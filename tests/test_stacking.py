@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from nestnet.model import domains
 from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import parse
 from nestnet.model.values import FABRIC, Machine, Network, Port, Value, World
-from nestnet.store import feed, objects
+from nestnet.store import feed, objects, tables
 from nestnet.store.feed import Teller
 from nestnet.store.scope import Scope
 from nestnet.store.store import Store

@@ -196,7 +196,8 @@ def _carrying() -> Select[Any]:
     step = step.union_all(select(step.c.tenant, following.scalar_subquery()).where(step.c.carrier.is_not(None)))
     walk = select(step.c.carrier.label("id")).where(step.c.carrier.is_not(None))
     given = select(n.c.id).where(n.c.id.in_(IDS))
-    down = walk.union(given).cte(recursive=True)
+    start = walk.union(given).subquery()
+    down = select(start.c.id).cte(recursive=True)
     down = down.union(select(below.c.carrier).where(below.c.id == down.c.id))
     return objects.networks_with_owners().join(down, down.c.id == n.c.id).where(n.c.id != FABRIC).order_by(n.c.id)
 
