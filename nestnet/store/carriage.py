@@ -187,7 +187,8 @@ def _given_twice(
                     message = given_already(port.attach, names[place[port.id]], first)
                     yield Problem("duplicate_attach", join("hosts", root[port.id]), message)
     t = tables.attachment.c
-    for row in connection.execute(select(t.port, t.machine, t.kind, t.name)):
+    there = t.machine.in_({machine for machine, _ in given})
+    for row in connection.execute(select(t.port, t.machine, t.kind, t.name).where(there)):
         key = (row.machine, Attach(row.kind, row.name))
         if key in given and row.port not in root:
             (other,) = objects.ports(connection, "id", [row.port])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from sqlalchemy import Connection, delete, func, insert, select, union_all, update
+from sqlalchemy import Connection, delete, exists, func, insert, or_, select, union_all, update
 
 from nestnet.model.errors import Exhausted
 from nestnet.model.values import FABRIC
@@ -36,8 +36,14 @@ def open_new(connection: Connection, domains: Iterable[int]) -> None:
     """Those that have had no VNIs yet have as many as the fabric. Called before any are cut in a transaction: until
     their segments are written, what was cut is in no count."""
     for domain in domains:
-        if not size(connection, domain):
+        if not is_open(connection, domain):
             open_domain(connection, domain, size(connection, FABRIC))
+
+
+def is_open(connection: Connection, domain: int) -> bool:
+    """Has it had VNIs: free, in use, or waiting?"""
+    there = (vni_range.c.domain, segment.c.domain, vni_quarantine.c.domain)
+    return bool(connection.scalar(select(or_(*(exists().where(column == domain) for column in there)))))
 
 
 def size(connection: Connection, domain: int) -> int:
@@ -58,7 +64,7 @@ def free(connection: Connection, domain: int) -> int:
     )
     over = select(func.count()).where(vni_quarantine.c.domain == domain, vni_quarantine.c.revision <= realised)
     found = int(connection.scalar(ranges) or 0) + int(connection.scalar(over) or 0)
-    return found or (0 if size(connection, domain) else size(connection, FABRIC))
+    return found or (0 if is_open(connection, domain) else size(connection, FABRIC))
 
 
 def cut(connection: Connection, domain: int, count: int) -> list[int]:

@@ -45,6 +45,7 @@ from nestnet.model.validate import Known, given_already, validate
 from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Attach, Prefix, Service, Tag
 from nestnet.store import numbers, sharing, tables, tenancy, view
 from nestnet.store.objects import (
+    CHUNK,
     Contents,
     GrantRow,
     GroupRow,
@@ -585,7 +586,10 @@ def _given_twice(connection: Connection, wanted: _Wanted, state: State) -> Itera
     own = {port.id for contents in state.contents.values() for port in contents.ports.values()}
     t = tables.attachment.c
     m = tables.machine.c
-    for other in connection.execute(select(t.port, t.machine, t.kind, t.name, m.port.label("on")).join(tables.machine)):
+    query = select(t.port, t.machine, t.kind, t.name, m.port.label("on")).join(tables.machine)
+    there = {kind: sorted({id for each, id in place.values() if each == kind}) for kind in ("machine", "port")}
+    query = query.where(m.id.in_(there["machine"]) | m.port.in_(there["port"]))
+    for other in connection.execute(query):
         if other.port not in own:
             at = ("machine", other.machine) if other.on is None else ("port", other.on)
             given[at, Attach(other.kind, other.name)] = other.port
@@ -1065,7 +1069,19 @@ def _judge_quotas(
                         under[what][network.grant] -= n
     if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes or shared:
         tree = Tree(parents, limits, grants, state.carriers_of(grants, wanted.networks))
-        judge(tree, uses(connection), more, uses_of_grants(connection), under, tenancy.seen(parents, scope))
+        seen = tenancy.seen(parents, scope)
+        bear = tree.bearing(_growing(more), _growing(under))
+        names, ids = tree.counted(*bear)
+        if wishes or shared or len(names) > CHUNK or len(ids) > CHUNK:
+            judge(tree, uses(connection), more, uses_of_grants(connection), under, seen)
+        else:
+            have = uses(connection, [state.tenants[name] for name in names])
+            judge(tree, have, more, uses_of_grants(connection, ids), under, seen, bear)
+
+
+def _growing(more: Uses) -> set[Any]:
+    """Whose use grows."""
+    return {who for each in more.values() for who, n in each.items() if n > 0}
 
 
 def _adopted(grant: GrantRow, networks: Mapping[int, NetworkRow]) -> Iterator[NetworkRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from ipaddress import ip_network
 from typing import Any
@@ -61,7 +61,8 @@ NOTHING_WAS = {
 
 def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], tenants: Sequence[TenantWish] = ()) -> int:
     """Make it so, under the next revision; that is returned, or the current one if nothing changes."""
-    owners = write_tenants(connection, tenants)
+    named = {new.tenant for _, new in pairs if isinstance(new, NetworkRow) and new.tenant is not None}
+    owners = write_tenants(connection, tenants, named)
     gone = [old.id for old, new in pairs if isinstance(old, SegmentRow) and new is None]
     ended = {old.id for old, new in pairs if isinstance(old, NetworkRow) and new is None}  # as domains, too
     freed = [label for label in _labels_of(connection, gone) if label[0] not in ended]
@@ -90,6 +91,7 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
     _attachments(connection, pairs)
     _end_moves(connection, pairs)
     _host_use(connection, pairs)
+    _tally(connection, pairs)
     rows = [
         _change_row(row.network, row.kind, row.id, old, carriers_then, seats)
         for old, new in pairs
@@ -235,10 +237,15 @@ def reserve(connection: Connection, kind: str, count: int) -> int:
     return int(last) - count + 1
 
 
-def write_tenants(connection: Connection, wishes: Sequence[TenantWish]) -> dict[str, int]:
-    """Make tenants, or give them another parent or quota. Returns all tenants' ids by name."""
+def write_tenants(connection: Connection, wishes: Sequence[TenantWish], named: Iterable[str]) -> dict[str, int]:
+    """Make tenants, or give them another parent or quota. Returns their ids by name, and those of the others that are
+    named."""
     t = tables.tenant
-    ids: dict[str, int] = {row.name: row.id for row in connection.execute(select(t.c.name, t.c.id))}
+    ids: dict[str, int] = {}
+    known = {*named, *(wish.name for wish in wishes), *(wish.parent for wish in wishes if wish.parent is not None)}
+    for chunk in list(chunks(sorted(known))) or [[]]:
+        rows_there = connection.execute(select(t.c.name, t.c.id).where(t.c.name.in_(chunk)))
+        ids.update({row.name: row.id for row in rows_there})
     fresh = [wish.name for wish in wishes if wish.name not in ids]
     if fresh:
         first = reserve(connection, "tenant", len(fresh))
@@ -522,6 +529,18 @@ def _host_use(connection: Connection, pairs: Sequence[Pair]) -> None:
     counts = {key: have.get(key, 0) + more for key, more in changed.items()}
     rows_now = [{"network": n, "host": h, "count": k} for (n, h), k in counts.items() if k]
     _many(connection, insert(tables.host_use), rows_now)
+
+
+def _tally(connection: Connection, pairs: Sequence[Pair]) -> None:
+    """Keep the count of what there is."""
+    more: Counter[str] = Counter()
+    for old, new in pairs:
+        row = new or old
+        if row is not None and row.kind in FED:
+            more[row.kind] += (old is None) - (new is None)
+    c = tables.tally.c
+    statement = update(tables.tally).where(c.kind == bindparam("counted")).values(n=c.n + bindparam("more"))
+    _many(connection, statement, [{"counted": kind, "more": n} for kind, n in more.items() if n])
 
 
 def _change_row(

@@ -26,5 +26,5 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("kind", name="pk_tally"),
     )
     for kind in COUNTED:
-        op.execute(f'INSERT INTO tally (kind, n) SELECT \'{kind}\', count(*) FROM "{kind}"')
+        op.execute(f"INSERT INTO tally (kind, n) SELECT '{kind}', count(*) FROM \"{kind}\"")
     op.execute("UPDATE tally SET n = n - (SELECT count(*) FROM network WHERE id = 0) WHERE kind = 'network'")
