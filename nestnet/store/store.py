@@ -147,7 +147,7 @@ class Store:
         c = tables.change.c
         with contextlib.suppress(DiskFull, Unreachable):
             with self._database.read() as connection:
-                networks = connection.scalars(select(c.network).where(c.revision > revision).distinct()).all()
+                networks = set(connection.scalars(select(c.network).where(c.revision > revision)))
             self._chains.changed(networks)
 
     # Manifests

@@ -159,7 +159,7 @@ network = Table(
     Column("id", Id, primary_key=True),
     Column("carrier", Id, _refers("network.id"), nullable=False),
     Column("name", Text, nullable=False),
-    Column("tenant", Id, _refers("tenant.id")),
+    Column("tenant", Id, _refers("tenant.id"), index=True),
     # Do the ports that carry it run agents of their own? Then those are the machines that its ports live on.
     Column("encapsulated", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Column("underlay", Integer, nullable=False),

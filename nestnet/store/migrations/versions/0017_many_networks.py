@@ -13,7 +13,6 @@ COUNTED = ("network", "segment", "router", "link", "port", "policy")
 
 def upgrade() -> None:
     number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-    op.drop_index("ix_network_tenant", "network")
     op.create_index("ix_network_tenant_name", "network", ["tenant", "name"])
     op.create_index("ix_network_tenant_carrier", "network", ["tenant", "carrier"])
     op.create_index("ix_network_carrier", "network", ["carrier"])
