@@ -1,5 +1,5 @@
 # The two commands of a stranger are `make demo` and `make test`. Everything is done by scripts/.
-.PHONY: install check test demo bench bench-quick soak lock clean
+.PHONY: install check test demo bench bench-quick bench-scale soak lock clean
 .DEFAULT_GOAL := install
 
 install:  ## everything nestnet needs, in .venv and from the distribution; at once when nothing changed
@@ -19,6 +19,9 @@ bench: install  ## all of docs/performance.md: nestnet beside its limit and its 
 
 bench-quick: install  ## three rows of it in a minute: only shown
 	@scripts/bench --quick
+
+bench-scale: install  ## docs/scale.md: how many networks, machines and rows, some minutes
+	@.venv/bin/python -m nestnet.bench.scale docs/scale.md
 
 soak: install  ## the random tests, for SOAK seconds (600)
 	@scripts/soak

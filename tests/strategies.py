@@ -196,7 +196,8 @@ PHYSICAL = ("campus", "lab")  # networks of switches that are not ours
 
 def with_physical(draw: Draw, world: World) -> World:
     """The same world: some segments of networks that the wire carries are on VLANs of physical networks, to which each
-    machine has a trunk. None where what is carried flat lives, nor one that two routers join."""
+    machine has a trunk; no others are, whatever they rode on before. None where what is carried flat lives, nor one
+    that two routers join."""
     used = {
         host
         for port in world.ports.values()
@@ -207,8 +208,9 @@ def with_physical(draw: Draw, world: World) -> World:
     for segment in sorted(world.segments.values(), key=lambda segment: segment.id):
         is_fit = world.networks[segment.network].carrier == FABRIC and not segment.transparent
         is_fit &= len(world.routers_of(segment.id)) < 2 and not used & {p.id for p in world.ports_of(segment.id)}
-        if is_fit and upto(draw, 3):
-            world = world.with_(replace(segment, vlan=free.pop(upto(draw, len(free) - 1))))
+        vlan = free.pop(upto(draw, len(free) - 1)) if is_fit and free and upto(draw, 3) else None
+        if vlan != segment.vlan:
+            world = world.with_(replace(segment, vlan=vlan))
     trunks = tuple(Trunk(on, f"eth{n}") for n, on in enumerate(PHYSICAL, start=1))
     return world.with_(*(replace(machine, trunks=trunks) for machine in world.machines.values()))
 

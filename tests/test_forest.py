@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, event
 from strategies import a_change, worlds
 from test_store import MACHINES, acme, content, items, manifest, store
+from woken import nobody_sleeps
 
 from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound, Stale
 from nestnet.model.manifest import parse
@@ -282,10 +283,13 @@ def test_what_machines_need_follows(store: Store) -> None:
     """After any changes of carriers, changes since any revision and a snapshot are the same for every machine."""
     forest(store)
     worlds: dict[tuple[str, int], World] = {}
+    concern: dict[tuple[str, int], frozenset[int]] = {}
     for turn in range(7):
         for name in MACHINES:
             row = store.machine_row(name)
-            whole = {(kind, id): value for kind, id, value in store.snapshot_for(row).rows if value is not None}
+            snapshot = store.snapshot_for(row)
+            whole = {(kind, id): value for kind, id, value in snapshot.rows if value is not None}
+            concern[name, store.revision] = snapshot.networks
             for since in range(store.revision - turn, store.revision):
                 known = dict(worlds[name, since].values)
                 batch = store.changes_since(row, since)
@@ -296,6 +300,7 @@ def test_what_machines_need_follows(store: Store) -> None:
                     else:
                         known[kind, id] = value
                 assert known == whole, (name, since, turn)
+                nobody_sleeps(store.touched(since), row, concern[name, since], batch)
             worlds[name, store.revision] = World(whole)
         match turn:
             case 0:

@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ class Site:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder
-        self.lab = Lab(name, machines=tuple(Seat(f"m{n}", f"192.0.2.{n}/24", 1500) for n in (1, 2, 3, 4)))
+        seats = [Seat(f"m{n}", f"192.0.2.{n}/24", 1500) for n in (1, 2, 3, 4)]
+        seats[1] = replace(seats[1], trunks={"campus": "eth1"})
+        self.lab = Lab(name, machines=tuple(seats))
         self.socket = folder / "controller.sock"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -100,7 +103,9 @@ class Site:
             return True
         return False
 
-    def join(self, machine: str, own: str | None = None, place: str | None = None) -> subprocess.CompletedProcess[str]:
+    def join(
+        self, machine: str, own: str | None = None, place: str | None = None, more: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         """Type `nestnet join` on a machine, with a token for it."""
         with self.client() as client:
             token = client.let_join(machine, 60)["token"]
@@ -109,6 +114,7 @@ class Site:
             *(sys.executable, "-m", "nestnet", "join", CONTROLLER, "--machine", machine),
             *("--address", seat.address.partition("/")[0], "--token-file", "-"),
             *("--state", str(self.folder / (own or machine)), "--config", str(self.folder / f"{own or machine}.toml")),
+            *more,
         ]
         work = partial(subprocess.run, command, input=token, capture_output=True, text=True, cwd=ROOT, timeout=60)
         done: subprocess.CompletedProcess[str] = netns.run_in(netns.path(self.lab.machine(place or machine)), work)
@@ -145,7 +151,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             made.build()
         made.start_controller()
         for seat in made.lab.machines:
-            done = made.join(seat.name)
+            done = made.join(seat.name, more=("--trunk", "campus=eth1") if seat.name == "m2" else ())
             assert done.returncode == 0, done.stderr
             made.start_agent(seat.name)
         with made.client() as client:
@@ -168,6 +174,22 @@ def test_machines_that_have_joined_forward(site: Site) -> None:
     names = {seat.name for seat in site.lab.machines}
     assert {f"machine {name} has joined" for name in names} <= {one["text"] for one in told}
     assert {one["who"] for one in told if one["kind"] == "joined"} == {f"machine:{name}" for name in names}
+
+
+def test_a_machine_joins_with_its_trunks_if_they_are_there(site: Site) -> None:
+    with site.client() as client:
+        assert {m["name"]: m["trunks"] for m in client.list("machine")} == {
+            "m1": {}, "m2": {"campus": "eth1"}, "m3": {}, "m4": {},
+        }  # fmt: skip
+        before = client.status()["revision"]
+        own = "--trunk campus=eth0: eth0 is the way to the underlay: a trunk has an interface of its own"
+        missing = "interface ethl, the trunk to campus, does not exist; did you mean eth1?"
+        for said, code, text in (("campus=eth0", 2, own), ("campus=ethl", 1, missing)):
+            done = site.join("m2", own="nobody", more=("--trunk", said))
+            assert (done.returncode, done.stderr) == (code, f"nestnet: {text}\n")
+        assert client.status()["revision"] == before
+    assert not (site.folder / "nobody").exists()
+    assert "eth1" not in site.log("m2"), "its agent has nothing to say against it"
 
 
 @pytest.fixture(scope="module")

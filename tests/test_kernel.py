@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import numpy as np
 import pytest
-from frames import ip_frame, udp
+from frames import ip_frame, tcp, udp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -43,7 +43,7 @@ from twins import AGENTS, MACHINES, Operation, Teller, Wait, devices, play, reco
 
 from nestnet.compile.diff import Bump, Epoch
 from nestnet.compile.tables import PORT_IN, PORT_OUT
-from nestnet.datapath.kernel import Kernel
+from nestnet.datapath.kernel import CLOSE, Kernel
 from nestnet.model import packet as pk
 from nestnet.model.clock import SECOND, nanoseconds
 from nestnet.model.rates import fill
@@ -359,6 +359,94 @@ def test_only_what_changed_is_composed_again(bed: Bed) -> None:
                         foreign += 1
     assert composed > 50
     assert foreign > 100
+
+
+def test_a_flow_that_is_at_hand_lives_and_changes_as_others_do(bed: Bed) -> None:
+    """Programs have flows of the current second at hand, as copies; the flows themselves are what lives on."""
+    world = tower(1)
+    bed.begin(world)
+    near, far = world.ports_in(1)
+    ends = pk.mapped(near.addresses[0]), pk.mapped(far.addresses[0])
+    frame = ip_frame(far.mac, near.mac, *ends, pk.UDP, udp(*ends, 1000, 2000))
+    refused = Policy(9, 1, (ANY,), (ANY,), (Service(pk.UDP),), False)
+
+    def composed() -> int:
+        return sum(kernel.composed()["flows"] for kernel in bed.kernels.values())
+
+    for at in range(4):
+        now = nanoseconds(START + at)
+        bed.play(iter([Wait(now, False)]))
+        for _ in range(4):
+            bed.play(bed.teller.through(1, frame, START + at))
+        seen = [kernel.flows()["value"]["seen"].tolist() for machine, kernel in bed.kernels.items() if machine <= 2]
+        assert seen == [[now // SECOND], [now // SECOND]]
+        for policies in ([refused], []):
+            bed.play(bed.teller.become(world.with_(*policies)))
+            bed.play(bed.teller.through(1, frame, START + at))
+            before = composed()
+            for _ in range(3):
+                bed.play(bed.teller.through(1, frame, START + at))
+            assert composed() == before, "composed again once"
+
+
+def test_flows_that_share_a_place_are_not_taken_for_each_other(bed: Bed) -> None:
+    """With four times as many flows as a CPU has at hand, what differs in one field is refused as ever."""
+    world = tower(1)
+    bed.begin(world.with_(Policy(1, 1, (ANY,), (ANY,), (Service(pk.UDP, 53, 53),), True)))
+    near, far = world.ports_in(1)
+    ours, theirs = (pk.mapped(port.addresses[0]) for port in (near, far))
+    kernel, ifindex = bed.kernels[1], bed.teller.device(1)
+
+    def fate(source: bytes, target: bytes, *ports: int) -> tuple[str, str, bool]:
+        frame = ip_frame(far.mac, near.mac, source, target, pk.UDP, udp(source, target, *ports))
+        (end,) = (record for record in kernel.run(frame, ifindex, "workload").emitted if record.kind != "composed")
+        return end.kind, NAMES[end.what] if end.kind == "drop" else "", end.frame.endswith(frame)
+
+    passes = [fate(ours, theirs, port, 53) for _ in range(3) for port in range(1000, 1000 + 4 * CLOSE)]
+    assert {kind for kind, _, _ in passes} == {"wire"}
+    assert all(whole for _, _, whole in passes), "each is what was sent"
+    for port in range(1000, 1000 + 4 * CLOSE):
+        assert fate(ours, theirs, port, 54)[:2] == ("drop", "policy")
+        assert fate(theirs, ours, port, 53)[:2] == ("drop", "source_address")
+        assert fate(theirs, theirs, port, 53)[:2] == ("drop", "source_address")
+
+
+def test_a_port_that_floods_new_flows_keeps_others_theirs(bed: Bed) -> None:
+    """A port has room for two flows for each connection that it may have. VXLAN of its own has no connection, and TCP
+    that closes at once has none for long: neither takes more. What it sends goes its way as before."""
+    world = tower(1)
+    share = 3
+    bed.begin(world, share)
+    near, far = world.ports_in(1)
+    ours, theirs = (pk.mapped(port.addresses[0]) for port in (near, far))
+
+    def send(to: Port, source: int, target: int, protocol: int = pk.UDP, flags: int = 0, at: float = 0) -> int:
+        here, ends = (near, (ours, theirs)) if to is far else (far, (theirs, ours))
+        body = udp(*ends, source, target) if protocol == pk.UDP else tcp(*ends, source, target, flags, b"")
+        bed.play(iter([Wait(nanoseconds(START + at), False)]))
+        bed.play(bed.teller.through(here.id, ip_frame(to.mac, here.mac, *ends, protocol, body), START + at))
+        return sum(len(bed.kernels[machine].flows()) for machine in (1, 2))
+
+    def sweep(at: float) -> list[int]:
+        bed.play(iter([Wait(nanoseconds(START + at), True)]))
+        return [int(bed.kernels[machine].rows("kept")["value"].sum()) for machine in (1, 2)]
+
+    counts = [send(far, source, 4789) for source in range(1000, 1012)]
+    assert counts == [2, 4, 6, 8, 10, 12, *[12] * 6], "on either machine"
+    assert send(near, 1, 53) == 14, "another port's"
+    assert send(far, 1000, 4789) == 14
+    assert sweep(59) == [7, 7]
+    assert sweep(60) == [0, 0]
+    assert send(far, 2000, 4789, at=60) == 2
+    assert sweep(121) == [0, 0]
+    for source in range(1, 15):
+        at = 121 + source * 4  # its connections are over in 10 s
+        sweep(at)
+        send(far, source, 80, pk.TCP, pk.SYN, at)
+        send(far, source, 80, pk.TCP, pk.RST, at)
+    counted = Counter(reason for drops in bed.teller.drops.values() for _, reason in drops.elements())
+    assert not counted, "all have passed"
+    assert sweep(180) == [2 * share, 2 * share]
 
 
 def test_a_live_flow_is_composed_again_for_its_carriers_alone(bed: Bed) -> None:

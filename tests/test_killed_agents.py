@@ -35,6 +35,7 @@ from test_lab import ROOT, leftovers, nestnet
 from nestnet.agent import links, netns
 from nestnet.agent.attachments import ALIAS
 from nestnet.api.client import Client
+from nestnet.compile.tables import LAYOUT
 from nestnet.datapath.libbpf import on_hook
 from nestnet.lab import state
 from nestnet.lab.down import down
@@ -161,7 +162,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     row = '("machine", "array", _struct(("id", "u8"), '
     layout = copied(
         folder / "layout",
-        ("compile/tables.py", "LAYOUT = 3 ", "LAYOUT = 4 "),
+        ("compile/tables.py", f"LAYOUT = {LAYOUT} ", f"LAYOUT = {LAYOUT + 1} "),
         ("compile/tables.py", row, f'{row}("more", "u8"), '),
         ("compile/compiler.py", 'self.put("machine", slot, m.id, ', 'self.put("machine", slot, m.id, 0, '),
         ("datapath/bpf/tables.h", "struct machine { u64 id;", "struct machine { u64 id, more;"),

@@ -165,13 +165,14 @@ FAULTS = [
     ),
     Fault(
         "flows from any machine with such an end of its IPv6 address", "flow.h",
-        "return first == x && second == y;", "return second == y;",
+        "WORD64(field) == WORD64(address->bytes) && ", "",
     ),
     Fault(
         "datagrams to any machine", "nestnet.bpf.c",
         "if (!is_ours)", "if (!is_ours && !own->id)",
     ),
-    Fault("flows from any MAC", "flow.h", "||\n\t    !same_mac(data + outer + 6, f->came + 6)", ""),
+    Fault("flows from such a beginning of a MAC", "flow.h", " && WORD32(frame + 8) == WORD32(came + 8)", ""),
+    Fault("flows from any MAC", "flow.h", " || !same_macs(data + outer, f->came)", ""),
     Fault(
         "everybody is a member", "nestnet.bpf.c",
         "return drop(skb, 0, REASON_NOT_A_MEMBER);", "from = &(struct member){ 1 };",
@@ -195,9 +196,9 @@ FAULTS = [
     Fault("FIN closes nothing", "connection.h", "p->tcp_flags & (FIN | RST);", "0;"),
     Fault("fragments are not remembered", "connection.h", "bpf_map_update_elem(&fragment, &key, &first, BPF_ANY);", ""),
     Fault("fragments of anybody", "connection.h", "key->port = p->source;", "key->port = 0;"),
-    Fault("ECN is not copied", "out.h", "head[15] = ecn;", "head[15] = 0;"),
-    Fault("ECN is not copied over IPv6", "out.h", "head[15] = ecn << 4;", "head[15] = 0;"),
-    Fault("IPv6's length counts its own header", "out.h", "skb->len - ETH_BYTES - 40;", "skb->len - ETH_BYTES;"),
+    Fault("ECN is not copied", "out.h", "to[15] = ecn;", "to[15] = 0;"),
+    Fault("ECN is not copied over IPv6", "out.h", "to[15] = ecn << 4;", "to[15] = 0;"),
+    Fault("IPv6's length counts its own header", "out.h", "length -= 40;", ""),
     Fault("IPv6 hop limit", "out.h", "o[21] = 64;", "o[21] = 63;"),
     Fault("IPv6 from nobody", "out.h", "memcpy(o + 22, here->address, 16);", "memcpy(o + 22, here->address, 15);"),
     Fault("IPv6 with the room of IPv4", "out.h", "o += OUTER6 - OUTER4;", ""),
@@ -282,8 +283,7 @@ FAULTS = [
     ),
     Fault(
         "any MAC on a VLAN", "flow.h",
-        "f = bpf_map_lookup_elem(&flow, &key);\n\tif (!f || !same_mac(data, f->came) || "
-        "!same_mac(data + 6, f->came + 6))",
+        "f = bpf_map_lookup_elem(&flow, &key);\n\tif (!f || !same_macs(data, f->came))",
         "f = bpf_map_lookup_elem(&flow, &key);\n\tif (!f)",
     ),
     Fault(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from woken import nobody_sleeps
 
 from nestnet.model import domains
 from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound
@@ -129,12 +130,14 @@ def test_what_is_told_bit_by_bit_is_what_is_told_at_once(store: Store) -> None:
     rng = random.Random(20261128)
     apply(store, whole())
     known: dict[int, tuple[int, dict[tuple[str, int], Value]]] = {}
+    concern: dict[int, frozenset[int]] = {}
 
     def catch_up() -> None:
         for machine in machines(store):
             if machine not in known:
                 batch = store.snapshot_for(machine)
                 known[machine] = batch.revision, {(k, i): v for k, i, v in batch.rows if v is not None}
+                concern[machine] = batch.networks
                 continue
             since, have = known[machine]
             changes = store.changes_since(machine, since)
@@ -147,6 +150,8 @@ def test_what_is_told_bit_by_bit_is_what_is_told_at_once(store: Store) -> None:
             known[machine] = changes.revision, have
             now = {(k, i): v for k, i, v in store.snapshot_for(machine).rows}
             assert have == now, (machine, machines(store)[machine])
+            nobody_sleeps(store.touched(since), machine, concern[machine], changes)
+            concern[machine] = changes.networks
 
     catch_up()
     paths = ["cloud", "cloud/vms", "cloud/vms/deep", "cloud/vms/flat", "cloud/beside"]

@@ -23,6 +23,7 @@ from alembic.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
+from woken import nobody_sleeps
 
 from nestnet.model.errors import Ambiguous, Conflict, Exhausted, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import Manifest, parse
@@ -34,6 +35,7 @@ from nestnet.store.identity import Identity
 from nestnet.store.once import Asked
 
 MACHINES = ("m1", "m2", "m3")
+CAMPUS = {"campus": "eth1"}
 KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
 
 
@@ -49,12 +51,12 @@ def migrated() -> bytes:
 
 
 @contextmanager
-def new_store(**more: Any) -> Iterator[Store]:
+def new_store(trunks: dict[str, str] | None = None, **more: Any) -> Iterator[Store]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "store.db").write_bytes(migrated())
         store = Store(Path(folder) / "store.db", **more)
         for place, name in enumerate(MACHINES, 1):
-            store.join(name, f"192.0.2.{place}")
+            store.join(name, f"192.0.2.{place}", trunks=trunks)
         yield store
         store.close()
 
@@ -804,12 +806,20 @@ def some_network(draw: st.DrawFn, hosts: tuple[str, ...], depth: int) -> dict[st
 @st.composite
 def some_networks(draw: st.DrawFn) -> dict[str, Any]:
     names = draw(st.lists(st.sampled_from(("n1", "n2")), unique=True))
-    return {name: draw(some_network(MACHINES, 2)) for name in names}
+    networks = {name: draw(some_network(MACHINES, 2)) for name in names}
+    for network in networks.values():
+        # Over these something is carried flat, perhaps.
+        ports = network["ports"].values() if network["networks"] else ()
+        under = {port.get("segment") or port["native"] for port in ports if port["hosts"]}
+        for name, segment in network["segments"].items():
+            switched = name not in under and not segment["transparent"] and draw(st.booleans())
+            segment["vlan"] = {"on": "campus"} if switched else {}
+    return networks
 
 
 def content(store: Store) -> dict[str, dict[str, Any]]:
-    """All that is stored, without what history may decide: ids, VNIs, revisions, chosen MACs and addresses, and which
-    of several causes is told."""
+    """All that is stored, without what history may decide: ids, VNIs, VLANs, revisions, chosen MACs and addresses, and
+    which of several causes is told."""
     found: dict[str, dict[str, Any]] = {}
     for kind in ("network", "segment", "router", "link", "port", "policy"):
         for path, item in items(store, kind).items():
@@ -818,6 +828,8 @@ def content(store: Store) -> dict[str, dict[str, Any]]:
             if kind == "policy":
                 path = f"{item['network']}/{item['text']}"
                 item.pop("name"), item.pop("path")
+            if kind == "segment" and item["vlan"]:
+                item["vlan"].pop("id")
             if kind == "link":
                 item["between"] = sorted(item["between"])
             if kind == "port":
@@ -829,7 +841,7 @@ def content(store: Store) -> dict[str, dict[str, Any]]:
 @settings(max_examples=50)
 @given(some_networks(), some_networks())
 def test_what_is_stored_is_what_the_last_manifest_says(first: dict[str, Any], second: dict[str, Any]) -> None:
-    with new_store() as store, new_store() as fresh:
+    with new_store(CAMPUS) as store, new_store(CAMPUS) as fresh:
         store.apply(manifest(**first))
         store.apply(manifest(**second), prune=True)
         if second or not first:
@@ -869,9 +881,10 @@ def held(batch: Any, before: Held | None = None) -> Held:
 @given(st.lists(some_networks(), min_size=1, max_size=4), st.randoms())
 def test_batches_replayed_are_the_snapshot(applies: list[dict[str, Any]], rng: random.Random) -> None:
     """Whatever is applied, whoever joins: changes since any revision lead to what a snapshot has (I5)."""
-    with new_store() as store:
+    with new_store(CAMPUS) as store:
         rows = [store.machine_row(name) for name in MACHINES]
         past: dict[int, dict[int, Held]] = {row: {} for row in rows}
+        concern: dict[tuple[int, int], frozenset[int]] = {}
         for turn, networks in enumerate([{}, *applies, {}]):
             names = rng.sample(("n1", "n2"), 1) if turn % 3 == 2 else list(networks)
             store.apply(manifest(**{name: networks[name] for name in names if name in networks}), prune=True)
@@ -883,7 +896,9 @@ def test_batches_replayed_are_the_snapshot(applies: list[dict[str, Any]], rng: r
                     batch = store.changes_since(row, revision)
                     assert batch is not None
                     assert held(batch, was) == held(now), f"{row=} from {revision} to {now.revision}"
+                    nobody_sleeps(store.touched(revision), row, concern[row, revision], batch)
                 past[row][now.revision] = held(now)
+                concern[row, now.revision] = now.networks
 
 
 def test_a_machine_gets_what_it_needs_and_no_more(store: Store) -> None:

@@ -3,6 +3,7 @@
 m1  physics/a  history/a                 physics: lan on VLAN 17, lab on 18, a router joins them
 m2  physics/b  history/b                 history: lan on VLAN 20, with the addresses of physics' lan
 m3  physics/c  physics/idle  other/z     other: lan on VLAN 21
+m4  other/y
 m1, m3  hosts of physics/inner, which is encapsulated
 
 `stranger` is a computer without any of this, on the same switch.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -27,14 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from frames import ip_frame, udp
+import yaml
+from frames import arp, icmp, ip_frame, udp
 from test_drift import until
-from test_lab import leftovers, nestnet
+from test_lab import ROOT, leftovers, nestnet
 from test_namespaces import packet_socket, pending
 from test_tagged import captured, fields
 from test_vlans import Bed, ping, transfer
 
 from nestnet.agent import netns
+from nestnet.api.client import Client
 from nestnet.datapath.kernel import Kernel
 from nestnet.model import packet as pk
 from nestnet.model.reasons import NAMES
@@ -44,7 +48,11 @@ PACE, SILENCE = 0.002, 0.25  # seconds between packets, and how long none may co
 
 FILE = """
 apiVersion: nestnet/v1
-machines: {m1: {trunks: {campus: eth1}}, m2: {trunks: {campus: eth1}}, m3: {trunks: {campus: eth1}}}
+machines:
+  m1: {trunks: {campus: eth1}}
+  m2: {trunks: {campus: eth1}}
+  m3: {trunks: {campus: eth1}}
+  m4: {trunks: {campus: eth1}}
 networks:
   physics:
     segments:
@@ -73,7 +81,9 @@ networks:
       b: {segment: lan, host: m2, address: 10.0.0.3}
   other:
     segments: {lan: {cidr: 10.0.0.0/24, vlan: {id: 21, on: campus}}}
-    ports: {z: {segment: lan, host: m3, address: 10.0.0.2}}
+    ports:
+      y: {segment: lan, host: m4, address: 10.0.0.4}
+      z: {segment: lan, host: m3, address: 10.0.0.2}
 """
 A, B, C = 0x02000000000A, 0x02000000000B, 0x02000000000C
 
@@ -129,9 +139,17 @@ def run(*command: str, **more: Any) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def datagram(to_mac: int, from_mac: int, source: str, target: str, content: bytes, port: int = 5000) -> bytes:
+def datagram(
+    to_mac: int, from_mac: int, source: str, target: str, content: bytes, port: int = 5000, own: int = 4000
+) -> bytes:
     ends = pk.mapped(ip_address(source)), pk.mapped(ip_address(target))
-    return ip_frame(to_mac, from_mac, *ends, pk.UDP, udp(*ends, 4000, port, content))
+    return ip_frame(to_mac, from_mac, *ends, pk.UDP, udp(*ends, own, port, content))
+
+
+def advertised(kind: int, rest: bytes) -> bytes:
+    """ICMPv6 for b, as if a had sent it."""
+    ends = pk.mapped(ip_address("fe80::ff:fe00:a")), pk.mapped(ip_address("fd00:1::3"))
+    return ip_frame(B, A, *ends, pk.ICMPV6, icmp(*ends, kind, rest=rest[:4], payload=rest[4:]), 255)
 
 
 def status(site: Site) -> bytes:
@@ -165,7 +183,8 @@ def test_a_file_goes_whole_in_large_packets_with_the_tag(site: Site, there: str,
     assert max(int(length) for *_, length, _ in shown) > 9000
     back = {int(vlan) for (vlan,) in fields(file, "tcp.srcport == 7000", "vlan.id")}
     assert back == {17}
-    assert fields(file, "vxlan or udp.port == 4789", "frame.number") == []
+    others = "not ip.addr == 10.0.0.11"  # what agents on h1 and h3 exchange is VXLAN of their own
+    assert fields(file, f"(vxlan or udp.port == 4789) and {others}", "frame.number") == []
 
 
 def test_what_is_encapsulated_upon_it_rides_as_any_other_traffic(site: Site, tmp_path: Path) -> None:
@@ -251,6 +270,8 @@ def test_what_others_send_into_a_vlan(site: Site) -> None:
         theirs.bind(("10.99.0.2", 5000))
         theirs.settimeout(5)
 
+        with Client(site.lab.controller) as client:
+            router = int(client.get("router", "physics/core")["mac"].replace(":", ""), 16)
         right = datagram(B, A, "10.0.0.2", "10.0.0.3", b"canary")
         rows: list[tuple[str | None, bytes, bytes]] = [
             ("too_many_tags", pk.tag(17) + pk.tag(17), right),
@@ -264,7 +285,15 @@ def test_what_others_send_into_a_vlan(site: Site) -> None:
             ("unknown_source", pk.tag(20), datagram(B, A, "10.0.0.2", "10.0.0.3", b"canary")),
             ("source_address", pk.tag(17), datagram(B, A, "10.0.0.77", "10.0.0.3", b"canary")),
             ("not_here", pk.tag(17), datagram(0x02FFFFFFFF02, A, "10.0.0.2", "10.0.0.3", b"canary")),
-            ("ether_type", pk.tag(17), pk.mac_bytes(B) + pk.mac_bytes(A) + b"\x08\x06" + bytes(46)),
+            ("ether_type", pk.tag(17), arp(2, A, ip_address("10.0.0.2"), B, ip_address("10.0.0.3"), B)),
+            # For a router: by its MAC, its address, or as one that was not there before.
+            ("unknown_source", pk.tag(17), datagram(B, router, "10.0.1.3", "10.0.0.3", b"canary")),
+            ("unknown_source", pk.tag(17), datagram(B, 0x02FFFFFFFF01, "10.0.0.1", "10.0.0.3", b"canary")),
+            ("router_advertisement", pk.tag(17), advertised(134, bytes(12))),
+            ("nd_spoof", pk.tag(17), advertised(136, bytes(4) + pk.mapped(ip_address("fd00:1::2")))),
+            ("dhcp_server", pk.tag(17), datagram(B, A, "10.0.0.2", "10.0.0.3", b"canary", 68, 67)),
+            # What machines tell switches is for switches.
+            (None, pk.tag(17), pk.mac_bytes(pk.BROADCAST) + pk.mac_bytes(A) + b"\x80\x35" + bytes(46)),
             # Last: switches believe that b is here now, as they do in any VLAN.
             ("sender_location", pk.tag(17), datagram(pk.BROADCAST, B, "10.0.0.3", "255.255.255.255", b"canary")),
         ]
@@ -279,6 +308,11 @@ def test_what_others_send_into_a_vlan(site: Site) -> None:
         out.send(pk.tagged(right.replace(b"canary", b"order!"), pk.tag(17 | 0xA000)))  # whatever its priority
         heard: list[bytes] = []
         until(lambda: heard.extend(pending(b)) or any(b"order!" in frame for frame in heard), "what is in order")
+        # By whatever MAC that is nobody's there: of whom a router joins to the segment, with that router's.
+        out.send(pk.tagged(datagram(B, 0x02FFFFFFFF01, "10.0.1.3", "10.0.0.3", b"routed!"), pk.tag(17)))
+        until(lambda: heard.extend(pending(b)) or any(b"routed!" in frame for frame in heard), "what is routed")
+        (routed,) = (frame for frame in heard if b"routed!" in frame)
+        assert int.from_bytes(routed[6:12]) == router
         assert not [frame.hex() for frame in heard if b"canary" in frame]
         after = site.counted("m2")
         told = {reason: n - before.get(reason, 0) for reason, n in after.items() if n != before.get(reason, 0)}
@@ -288,6 +322,34 @@ def test_what_others_send_into_a_vlan(site: Site) -> None:
                 expected[reason] = expected.get(reason, 0) + 1
         assert told == expected
     assert ping(site.place("physics/a"), "10.0.0.3"), "and the switch finds them again"
+
+
+def up_to(channel: socket.socket, end: bytes) -> list[bytes]:
+    """What comes in until something has this in it."""
+    found: list[bytes] = []
+    until(lambda: found.extend(pending(channel)) or any(end in frame for frame in found), "what comes behind it")
+    return found
+
+
+@pytest.mark.parametrize("target", [B, pk.BROADCAST], ids=["one", "all"])
+def test_a_workload_puts_no_tag_of_its_own_on_the_wire(site: Site, target: int) -> None:
+    """Not its segment's, nor another's, nor one behind which a switch would find another."""
+    with ExitStack() as stack:
+        b = listening(site.place("physics/b"), stack)
+        others = [listening(site.place(name), stack) for name in ("history/b", "other/z")]
+        others.append(listening(site.stranger, stack))
+        own = netns.run_in(site.place("physics/a"), partial(packet_socket, "eth0"))
+        stack.callback(own.close)
+        before = site.counted("m1").get("tagged", 0)
+        frame = datagram(target, A, "10.0.0.2", "10.0.0.3", b"canary")
+        hops = [pk.tag(17), pk.tag(20), pk.tag(0), b"\x88\xa8\0\x14", pk.tag(17) + pk.tag(20), pk.tag(0) + pk.tag(20)]
+        for tags in hops:
+            own.send(pk.tagged(frame, tags))
+        own.send(datagram(pk.BROADCAST, A, "10.0.0.2", "255.255.255.255", b"behind them"))
+        got = [*up_to(b, b"behind"), *up_to(others[-1], b"behind")]
+        got += [frame for one in others for frame in pending(one)]
+        assert site.counted("m1")["tagged"] == before + len(hops)
+        assert not [frame.hex() for frame in got if b"canary" in frame]
 
 
 def numbered(here: Path, there: Path, target: str, moving: Any) -> tuple[Sequence[float], Sequence[int]]:
@@ -345,6 +407,45 @@ def test_a_port_that_says_nothing_moves_and_switches_know(site: Site) -> None:
         gaps = [sent[b] - sent[a] for a, b in pairwise(came)]
         assert max(gaps) < SILENCE, max(gaps)
     assert ping(site.place("physics/c"), "10.0.0.3"), "routed, too"
+
+
+def test_a_trunk_hears_all_macs_while_it_has_to_and_is_given_back(site: Site, tmp_path: Path) -> None:
+    """Whatever agent did it, killed or not; not when it was so already."""
+    machine, ports = site.machine("m4"), yaml.safe_load(FILE)["networks"]["other"]["ports"]
+
+    def promiscuous() -> bool:
+        shown = netns.run_in(machine, partial(subprocess.check_output, ["ip", "-j", "link", "show", "eth1"]))
+        return "PROMISC" in json.loads(shown)[0]["flags"]
+
+    with Client(site.lab.controller) as client:
+
+        def rides(yes: bool) -> None:
+            """All that lives on m4 is one port, or nothing."""
+            if yes:
+                told = client.apply({"apiVersion": "nestnet/v1", "networks": {"other": {"ports": ports}}})["token"]
+            else:
+                told = client.delete("port", "other/y")["token"]
+            until(lambda: {m["name"]: m["current"] for m in client.status(told)["machines"]}["m4"], "m4 is so")
+
+        assert promiscuous()
+        agent = next(process for process in site.lab.processes if process.name == "agent-m4")
+        command = (Path("/proc") / str(agent.pid) / "cmdline").read_bytes().decode().split("\0")[:-1]
+        os.kill(agent.pid, signal.SIGKILL)
+        until(lambda: not agent.alive(), "its end")
+        assert ping(site.place("other/z"), "10.0.0.4"), "frames for its MAC come in without an agent"
+        assert promiscuous()
+        with (tmp_path / "again.log").open("wb") as log:
+            netns.spawn(machine, command, output=log, environment={**os.environ, "PYTHONPATH": str(ROOT)})
+        for expected in (False, True, False):
+            rides(expected)
+            assert promiscuous() == expected
+        netns.run_in(machine, partial(run, "ip", "link", "set", "eth1", "promisc", "on"))
+        for yes in (True, False):
+            rides(yes)
+            assert promiscuous(), "somebody else did that"
+        netns.run_in(machine, partial(run, "ip", "link", "set", "eth1", "promisc", "off"))
+        rides(True)
+        assert promiscuous()
 
 
 def test_a_trunk_that_goes_and_comes_back(site: Site) -> None:

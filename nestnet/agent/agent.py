@@ -666,6 +666,8 @@ class Agent:
             self._seat = underlay.seat(ipr, machine.address) or self._seat
             nics = {link.index for link in found.links.values()}
             self._trunks, wrong = trunks.find(ipr, world, self.machine, nics)
+            used = [link.index for on, link in self._trunks.items() if trunks.riding(world, on)]
+            trunks.hear(ipr, self.kernel.folder.parent, used)
         links.set_sysctls(links.sysctls_of_nics(found.links, machine.address.version))
         if not self._nics:  # an agent before this one may have had others
             self._attached |= {index: name for index, name in self.kernel.attached().items() if name == "underlay"}

@@ -32,7 +32,8 @@ def boot() -> str:
 
 def join(url: str, token: str, machine: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Join as a machine, and keep who it is in `folder`. Returns the machine. Asked again after a lost answer, it is
-    the same join. Raises Conflict if there is somebody already, and what the controller says."""
+    the same join. Raises Conflict if there is somebody already, NotFound or Usage of trunks that cannot be, and what
+    the controller says."""
     from nestnet.api.client import Client, trusted
 
     if (folder / "own.pem").exists():
@@ -40,6 +41,10 @@ def join(url: str, token: str, machine: Mapping[str, Any], folder: Path) -> dict
             f"this machine has joined already: {folder}/own.pem says as which; move {folder} away to join anew",
             "already_joined",
         )
+    if ways := machine.get("trunks"):
+        from nestnet.agent import trunks
+
+        trunks.judge(machine["address"], machine["nics"], ways)
     credentials = trusted(url, token)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     waiting = folder / "joining.pem"

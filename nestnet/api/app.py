@@ -31,7 +31,7 @@ from nestnet.api.access import RIGHTS, Who, judge, recognise, still, who
 from nestnet.api.asked import Rates, asked, changed, keyed
 from nestnet.api.authority import Authority, make_authority
 from nestnet.api.bodies import Bounded, read_json
-from nestnet.api.feed import Doorbell, Followers, follow
+from nestnet.api.feed import Doorbell, Exchange, Followers, follow
 from nestnet.api.metrics import Counts, measured
 from nestnet.model import errors
 from nestnet.model.exposition import CONTENT_TYPE, text
@@ -80,11 +80,13 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
         app.state.events = happenings = Doorbell()
         store.changed = lambda _revision: bell.ring()
         store.happened = happenings.ring
-        looking = asyncio.create_task(_look_around(store))
+        app.state.exchange = exchange = Exchange(store, bell)
+        tasks = [asyncio.create_task(_look_around(store)), asyncio.create_task(exchange.run())]
         yield
-        looking.cancel()
         bell.close()
         happenings.close()
+        for task in tasks:
+            task.cancel()
 
     def admitted(request: Request) -> None:
         known = who(request)
@@ -267,9 +269,9 @@ def _verbs(store: Store) -> APIRouter:
 
     @routes.post("/machines", response_model=shapes.Machine, tags=["machines"])
     async def join_machine(machine: shapes.Join, how: How) -> dict[str, Any]:
-        """Declare a machine, or change its address, NICs, MTU or VLAN."""
+        """Declare a machine, or change its address, NICs, MTU, VLAN or trunks."""
         vlan = identities.judge_machine(machine)
-        spec = (machine.name, machine.address, machine.mtu, machine.labels, machine.nics, vlan)
+        spec = (machine.name, machine.address, machine.mtu, machine.labels, machine.nics, vlan, machine.trunks)
         return await run_in_threadpool(store.join, *spec, asked=how)
 
     @routes.put("/machines/{reference}/status", status_code=204, tags=["machines"])
@@ -328,7 +330,7 @@ def _verbs(store: Store) -> APIRouter:
     ) -> StreamingResponse:
         """What a machine needs, as it changes: `FeedLine`s, one at least every 5 s. One system at a time may follow."""
         row = await run_in_threadpool(store.machine_row, machine)
-        followers, lines = request.app.state.followers, follow(store, request.app.state.bell, row, since)
+        followers, lines = request.app.state.followers, follow(store, request.app.state.exchange, row, since)
         followers.judge(row, machine, boot)
         lines = followers.following(row, machine, boot, lines)
         return _stream(store, request, "feed", lines)

@@ -280,13 +280,16 @@ class Client:
         labels: Mapping[str, str] | None = None,
         nics: Sequence[str] = (),
         vlan: Mapping[str, Any] | None = None,
+        trunks: Mapping[str, str] | None = None,
         *,
         key: str | None = None,
     ) -> dict[str, Any]:
         """Declare a machine, or change what is known of it; returns it. `nics`: names of its interfaces to the
-        underlay; none: the one that has the address. `vlan`: that which they are in, {"id": 17, "type": "802.1ad"}."""
+        underlay; none: the one that has the address. `vlan`: that which they are in, {"id": 17, "type": "802.1ad"}.
+        `trunks`: its interfaces to physical networks, by the names of these; None: as they were."""
         body = {"name": name, "address": address, "mtu": mtu, "labels": dict(labels or {}), "nics": list(nics)}
         body |= {"vlan": dict(vlan)} if vlan is not None else {}
+        body |= {"trunks": dict(trunks)} if trunks is not None else {}
         return self._change("POST", "/v1/machines", key, None, json=body)
 
     def fence(self, reference: str, fenced: bool, *, key: str | None = None, etag: str | None = None) -> dict[str, Any]:

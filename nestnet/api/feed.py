@@ -7,13 +7,15 @@
 `store` is another word after a restore: then an agent asks itself what it would remove (agent/feed.py). `confirmed`
 says that somebody who knows has agreed.
 
-The doorbell carries no data. Whoever it wakes reads what changed since the revision it has, so ten
-commits in a row are one batch. A stream that nothing happens to is one waiting task.
+The doorbell carries no data. The exchange hears it, reads what changed once for all machines, and wakes whom that
+concerns; who is woken reads what changed since the revision it has, so ten commits in a row are one batch. A stream
+that nothing happens to is one waiting task, whatever happens to others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -24,6 +26,8 @@ from nestnet.model.errors import Conflict
 from nestnet.model.wire import to_wire
 from nestnet.store.feed import Batch
 from nestnet.store.store import Store
+
+log = logging.getLogger("nestnet.api")
 
 HEARTBEAT = 5.0  # Seconds between two lines at most.
 
@@ -90,40 +94,135 @@ class Followers:
                 self._store.heard.leave(machine)
 
 
-async def follow(store: Store, bell: Doorbell, machine: int, token: str | None) -> AsyncGenerator[bytes]:
+class Stream:
+    """One that follows the feed of a machine: what it has is as of `base`, unless it is not `stale`; then as of now."""
+
+    def __init__(self, base: int | None) -> None:
+        self.base = base
+        self.stale = True
+        self.places: frozenset[int] = frozenset()
+        self.event = asyncio.Event()
+
+    def wake(self, base: int) -> None:
+        """There is news since this revision, if it has not read that already."""
+        if not self.stale:
+            self.stale, self.base = True, max(base, self.base or 0)
+        self.event.set()
+
+
+class Exchange:
+    """Wakes those streams that a commit concerns, and no others: it asks once for all what has changed, and knows of
+    each stream the networks of which a change is its machine's affair. Made, and used, in the event loop."""
+
+    def __init__(self, store: Store, bell: Doorbell) -> None:
+        self.now, self.bell = store.revision, bell
+        self._store = store
+        self._identity, self._confirmed = store.identity, store.confirmed
+        self._at: dict[int, set[Stream]] = {}  # by network
+        self._of: dict[int, set[Stream]] = {}  # by machine
+
+    async def run(self) -> None:
+        """Follow the doorbell until it is closed."""
+        try:
+            while not self.bell.closed:
+                ring = self.bell.listen()
+                try:
+                    await self._look()
+                except Exception:  # Without it all would be silent: so they are asked to look themselves.
+                    log.exception("what the feed's streams have to know could not be read")
+                    self._wake_all(self.now)
+                await ring.wait()
+        finally:
+            self._wake_all(self.now)
+
+    async def _look(self) -> None:
+        store = self._store
+        identity, confirmed = store.identity, store.confirmed
+        touched = await run_in_threadpool(store.touched, self.now)
+        was, self.now = self.now, touched.revision if touched is not None else store.revision
+        if touched is None or identity is not self._identity or confirmed != self._confirmed:
+            self._identity, self._confirmed = identity, confirmed
+            self._wake_all(was)
+            return
+        for index, keys in ((self._at, touched.networks), (self._of, touched.machines)):
+            for key in keys & index.keys():
+                for stream in index[key]:
+                    stream.wake(was)
+
+    def _wake_all(self, base: int) -> None:
+        for streams in self._of.values():
+            for stream in streams:
+                stream.wake(base)
+
+    def join(self, machine: int, stream: Stream) -> None:
+        self._of.setdefault(machine, set()).add(stream)
+
+    def place(self, stream: Stream, networks: frozenset[int], revision: int) -> None:
+        """It has all up to this revision, and these networks are its concern from then on."""
+        self._move(stream, networks)
+        stream.base = revision
+        if revision < self.now:  # what came meanwhile was not known to be its affair
+            stream.event.set()
+        else:
+            stream.stale = False
+
+    def leave(self, machine: int, stream: Stream) -> None:
+        self._move(stream, frozenset())
+        self._of[machine].discard(stream)
+        if not self._of[machine]:
+            del self._of[machine]
+
+    def _move(self, stream: Stream, networks: frozenset[int]) -> None:
+        for network in stream.places - networks:
+            self._at[network].discard(stream)
+            if not self._at[network]:
+                del self._at[network]
+        for network in networks - stream.places:
+            self._at.setdefault(network, set()).add(stream)
+        stream.places = networks
+
+
+async def follow(store: Store, exchange: Exchange, machine: int, token: str | None) -> AsyncGenerator[bytes]:
     """The lines for a machine, by its row id, since a resume token; everything if that is not valid."""
     loop = asyncio.get_running_loop()
     identity, confirmed = store.identity, store.confirmed
-    known = identity.unseal(token) if token is not None else None
+    stream = Stream(identity.unseal(token) if token is not None else None)
+    fresh = stream.base is None
     spoke = 0.0
-    while not bell.closed:
-        ring = bell.listen()
-        if store.identity is not identity:  # Restored: what it had, it had from another store.
-            identity, known = store.identity, None
-        revision, line, gone = await run_in_threadpool(_read, store, machine, known)
-        due = loop.time() - spoke >= HEARTBEAT or store.confirmed != confirmed
-        if line is not None or due or known is None:
-            confirmed = store.confirmed
-            yield _line({**_head(store, revision), **(line or {})})
-            spoke = loop.time()
-        known = revision
-        if gone:
-            return
-        try:
-            async with asyncio.timeout(max(0.0, spoke + HEARTBEAT - loop.time())):
-                await ring.wait()
-        except TimeoutError:
-            pass
+    exchange.join(machine, stream)
+    try:
+        while not exchange.bell.closed:
+            stream.event.clear()
+            if store.identity is not identity:  # Restored: what it had, it had from another store.
+                identity, stream.base, stream.stale = store.identity, None, True
+            line, gone = None, False
+            if stream.stale:
+                batch = await run_in_threadpool(_read, store, machine, stream.base)
+                exchange.place(stream, batch.networks, batch.revision)
+                gone = any((kind, id, value) == ("machine", machine, None) for kind, id, value in batch.rows)
+                line = _encode(batch) if batch.rows or batch.snapshot else None
+            due = loop.time() - spoke >= HEARTBEAT or store.confirmed != confirmed
+            if line is not None or due or fresh:
+                confirmed, fresh = store.confirmed, False
+                has = stream.base or 0
+                revision = has if stream.stale else max(has, exchange.now)
+                yield _line({**_head(store, revision), **(line or {})})
+                spoke = loop.time()
+            if gone:
+                return
+            try:
+                async with asyncio.timeout(max(0.0, spoke + HEARTBEAT - loop.time())):
+                    await stream.event.wait()
+            except TimeoutError:
+                pass
+    finally:
+        exchange.leave(machine, stream)
 
 
-def _read(store: Store, machine: int, since: int | None) -> tuple[int, dict[str, Any] | None, bool]:
-    """(revision, line or None if nothing changed, whether the machine is gone)."""
+def _read(store: Store, machine: int, since: int | None) -> Batch:
+    """What is new for a machine; everything if it must have that."""
     batch = store.changes_since(machine, since) if since is not None else None
-    if batch is None:
-        batch = store.snapshot_for(machine)
-    gone = any((kind, id, value) == ("machine", machine, None) for kind, id, value in batch.rows)
-    line = _encode(batch) if batch.rows or batch.snapshot else None
-    return batch.revision, line, gone
+    return batch if batch is not None else store.snapshot_for(machine)
 
 
 def _head(store: Store, revision: int) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def routes(store: Store, authority: Authority) -> APIRouter:
             raise Unauthenticated("send a join token, as `Authorization: Bearer nnj_...`; see `nestnet token join`")
         on_port = wanted.name.startswith("port_")  # It is called as its port, and what it is follows from that.
         vlan = judge_machine(wanted) if not on_port else None
-        own = (wanted.name, wanted.address, wanted.mtu, wanted.nics, vlan, wanted.labels, wanted.request)
+        known = (wanted.name, wanted.address, wanted.mtu, wanted.nics, vlan, wanted.trunks)
+        own = (*known, wanted.labels, wanted.request)
 
         def sign(machine: str, joins: int) -> str:
             return authority.sign_machine(wanted.request, machine, joins)
@@ -122,6 +123,8 @@ def judge_machine(machine: shapes.Join) -> Tag | None:
         spec["nic"] = machine.nics
     if machine.vlan is not None:
         spec["vlan"] = machine.vlan.model_dump()
+    if machine.trunks is not None:
+        spec["trunks"] = machine.trunks
     read = parse({"apiVersion": shapes.API_VERSION, "machines": {machine.name: spec}}).machines or {}
     vlan = read[machine.name].vlan
     return vlan.value if vlan is not None else None

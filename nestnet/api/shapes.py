@@ -380,6 +380,8 @@ class Join(Shape):
     mtu: Annotated[int, Field(ge=626, le=65535)] = 1500
     nics: list[str] = []
     vlan: MachineVlan | None = None
+    trunks: dict[str, str] | None = None
+    """Physical network -> the interface that leads there. Absent: as they were."""
     labels: dict[str, str] = {}
 
 

@@ -98,6 +98,17 @@ ROWS = {
                 *against("small", (0.68, 0.80), (1.6, 2)),
                 *against("connect", None, (1.2, 1.5)),
             ),
+            missed=(
+                "Requests to the limit: by `perf` a transaction, which is two packets, takes about 1.1 us more "
+                "than without an overlay. Of these are, in ns: one more pass through a veth for each packet 300; "
+                "the kernel's part of taking room and giving it back 150, and 90 for the copy of the head of a "
+                "TCP packet that its sender still holds (`skb_unclone`, which nothing that takes bytes off can "
+                "avoid); redirects 150; entering four programs through retpolines 90. The rest is the programs': "
+                "[what was tried on them](decisions/2026-11-28-flows-at-hand.md). A netkit device would save the "
+                "pass; this kernel has none.\n\n"
+                "One stream to the peer: with both CPUs at work the receiver's copying of the payload limits all "
+                "three, and no overlay at all is hardly faster than the peer either: see its row above."
+            ),
         ),
         Row(
             "rules",

@@ -347,7 +347,8 @@ def serve_echo(connection: socket.socket) -> None:
 def stay_on(pid: int, cpus: set[int]) -> None:
     """Let all threads of a process run on these CPUs only."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), cpus)
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(task.name), cpus)
 
 
 @contextlib.contextmanager

@@ -662,6 +662,10 @@ def join(
     vlan: Annotated[
         int | None, typer.Option("--vlan", metavar="ID", help="The VLAN that all of them are in.", min=1, max=4094)
     ] = None,
+    trunk: Annotated[
+        list[str] | None,
+        typer.Option("--trunk", metavar="NETWORK=NIC", help="A physical network, and the NIC that leads there."),
+    ] = None,
     state: Annotated[
         Path, typer.Option("--state", metavar="FOLDER", help="Where its key and certificate are kept.")
     ] = Path("/var/lib/nestnet-agent"),
@@ -680,6 +684,7 @@ def join(
         raise typer.BadParameter(f"give --token-file, or set {identities.TOKEN}")
     spec = {"name": machine, "address": address, "mtu": mtu, "nics": nic or []}
     spec |= {"vlan": {"id": vlan}} if vlan is not None else {}
+    spec |= {"trunks": identities.trunks(trunk)} if trunk else {}
     processes.join(url, token, spec, state)
     identities.told_of_join(machine, url, state, config)
 

@@ -117,6 +117,19 @@ def read_token(file: str | None) -> str | None:
     return text.strip()
 
 
+def trunks(texts: Sequence[str]) -> dict[str, str]:
+    """['campus=eth1'] -> {'campus': 'eth1'}. Raises Usage."""
+    found: dict[str, str] = {}
+    for text in texts:
+        on, _, nic = text.partition("=")
+        if not on or not nic:
+            raise Usage(f"--trunk {text}: write a physical network and the interface that leads there, as campus=eth1")
+        if on in found:
+            raise Usage(f"--trunk {text}: {found[on]} is the trunk to {on} already")
+        found[on] = nic
+    return found
+
+
 def fence(machine: str, fenced: bool, lab: str | None, wait: bool, timeout: float) -> None:
     """Shut a machine out, or let it in again, and wait until all others know."""
     from nestnet.cli.waiting import until_realised

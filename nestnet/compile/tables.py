@@ -48,7 +48,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-LAYOUT = 3  # The version of this layout, part of the path of every pin.
+LAYOUT = 4  # The version of this layout, part of the path of every pin.
 
 Rows = npt.NDArray[np.void]
 

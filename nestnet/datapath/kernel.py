@@ -59,6 +59,7 @@ from nestnet.datapath.libbpf import (
     get,
     on_hook_numbers,
     pin,
+    possible_cpus,
 )
 from nestnet.model.clock import SECOND
 from nestnet.model.connections import FRAGMENT_SECONDS, lifetime
@@ -75,12 +76,14 @@ HOOKS: dict[ProgramName, int] = {
 }
 PROGRAMS = tuple(HOOKS)
 
+CLOSE = 256  # flows of one second that each CPU has in front of the map; mirrors bpf/flow.h
+REPLY = 2  # flow.tracked; mirrors bpf/state.h
 FLOW_SECONDS = 60  # a flow that nobody used so long is forgotten: composing it again costs microseconds
 
 COUNTERS = tuple(f"generation_{name}" for name in GENERATIONS)
 STATE = (
-    "flow", "carriage", "connection", "fragment", "opened", "closed", "told", "asked", "until", "drops", "stats",
-    "composed", "emitted", "clock",
+    "flow", "carriage", "connection", "fragment", "opened", "closed", "kept", "told", "asked", "until", "drops",
+    "stats", "composed", "emitted", "clock",
 )  # fmt: skip
 PINNED = (*TABLES, *COUNTERS, "epoch", *STATE)
 
@@ -155,12 +158,14 @@ class Capacity:
             "fragment": self.fragments,
             "opened": self.ports + 1,
             "closed": self.ports + 1,
+            "kept": self.ports + 1,
             "told": self.ports + 1,
             "asked": self.ports + 1,
             "until": self.buckets + 1,
             "drops": 4 * self.ports,
             "stats": self.ports + 1,
             "composed": 1,
+            "close": CLOSE * possible_cpus(),
             "copied": self.machines + 1,
             "charged": self.hosts + 1,
         }
@@ -701,7 +706,13 @@ class Kernel:
         unused = _idle(rows, clock) >= FLOW_SECONDS
         gone["flow"] = self._maps["flow"].delete(rows["key"][unused])
         self.remembered["flow"] = int(len(rows) - unused.sum())
-        using = _pair(rows["value"][~unused])
+        left = rows["value"][~unused]
+        openers = np.where(left["tracked"] == REPLY, left["target"], left["source"])
+        kept = self._maps["kept"].items()[1].astype(COUNTER)
+        counts = np.bincount(openers[openers < len(kept)], minlength=len(kept)).astype(COUNTER)
+        slots = np.flatnonzero(counts != kept)  # what programs kept meanwhile is counted by the next sweep
+        self._put(self._maps["kept"], slots.astype(SLOT), counts[slots])
+        using = _pair(left)
         gone["carriage"] = self._maps["carriage"].delete(pairs[~np.isin(_pair(pairs), using)])
         return gone
 
@@ -728,10 +739,11 @@ class Kernel:
         """
         for name in ("flow", "carriage", "connection", "fragment", "drops"):
             self._maps[name].delete(self._maps[name].items()[0])
-        for name in ("opened", "closed", "told", "asked", "until"):
+        for name in ("opened", "closed", "kept", "told", "asked", "until"):
             keys, values = self._maps[name].items()
             used = np.flatnonzero(values)
             self._maps[name].update(keys[used], np.zeros(len(used), COUNTER))
+        self._raise("epoch", np.zeros(1, SLOT))  # for copies of flows that programs have at hand
 
     def clock(self) -> int:
         """What time it is for the programs, in ns: the monotonic clock, unless a test drives it."""
@@ -775,7 +787,7 @@ def check_layout(opened: Object) -> None:
         if name in TABLES:
             table = TABLES[name]
             pairs = [("key", table.key or SLOT, shape.key), ("value", table.value, shape.value)]
-        elif name in (*COUNTERS, "epoch", "opened", "closed", "told", "asked", "until", "clock"):
+        elif name in (*COUNTERS, "epoch", "opened", "closed", "kept", "told", "asked", "until", "clock"):
             pairs = [("key", SLOT, shape.key), ("value", COUNTER, shape.value)]
         for what, ours, theirs in pairs:
             if theirs is None:

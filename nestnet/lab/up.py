@@ -19,7 +19,7 @@ from nestnet.lab.state import Lab, Process, locked
 from nestnet.lab.wire import make_wire
 from nestnet.model.errors import Conflict, Invalid, NestnetError, Problem, Unreachable
 from nestnet.model.problems import join
-from nestnet.model.validate import underlay_family
+from nestnet.model.validate import two_ways, underlay_family
 
 if TYPE_CHECKING:
     from nestnet.model.manifest import Manifest
@@ -46,10 +46,8 @@ def up(manifest: Manifest, name: str, file: str, apply: Callable[[Lab], None], s
         if tagged:
             raise Invalid([Problem("not_supported", join("machines", each, "vlan"), why) for each in tagged])
     for machine, spec in manifest.machines.items():
-        for on, nic in (spec.trunks or {}).items():
-            if nic in (spec.nic or ("eth0",)):
-                message = f"{nic} is {machine}'s way to the underlay: a trunk has an interface of its own"
-                raise Invalid([Problem("duplicate_nic", join("machines", machine, "trunks", on), message)])
+        if problems := list(two_ways(machine, spec.nic or ("eth0",), spec.trunks or {})):
+            raise Invalid(problems)
     with locked(name) as found:
         if (found.folder / "lab.json").exists() or found.namespaces():
             if not any(process.alive() for process in found.processes):

@@ -190,10 +190,7 @@ class _Judge:
                 message = f"mtu is {machine.mtu}, but IPv6 needs {SMALLEST_MTU[6]}"
                 yield Problem("mtu_too_small", join("machines", name, "mtu"), message, limit=SMALLEST_MTU[6])
 
-            for on, nic in (machine.trunks or {}).items():
-                if nic in (machine.nic or ()):
-                    message = f"{nic} is {name}'s way to the underlay: a trunk has an interface of its own"
-                    yield Problem("duplicate_nic", join("machines", name, "trunks", on), message)
+            yield from two_ways(name, machine.nic or (), machine.trunks or {})
 
     def _tenants(self) -> Iterator[Problem]:
         declared = self.manifest.tenants or {}
@@ -263,6 +260,14 @@ class _Judge:
             near = self.nearest(name, ports)
             whole = f"{where}/{near}" if near else None
             yield Problem("missing_port", at, f"network {where} has no port {quote(name)}{meant(whole)}", nearest=whole)
+
+
+def two_ways(machine: str, nics: Collection[str], trunks: Mapping[str, str]) -> Iterator[Problem]:
+    """An interface is a trunk or a way to the underlay."""
+    for on, nic in trunks.items():
+        if nic in nics:
+            message = f"{nic} is {machine}'s way to the underlay: a trunk has an interface of its own"
+            yield Problem("duplicate_nic", join("machines", machine, "trunks", on), message)
 
 
 def given_already(attach: Attach, machine: str, port: str) -> str:

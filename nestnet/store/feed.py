@@ -63,11 +63,23 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows that belong together: a value, or None for what is gone. A snapshot has everything."""
+    """Rows that belong together: a value, or None for what is gone. A snapshot has everything. `networks` are those of
+    which a change concerns the machine from then on: see `touched`."""
 
     snapshot: bool
     revision: int
     rows: tuple[tuple[str, int, Value | None], ...]
+    networks: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """Whom what has changed up to a revision concerns: machines to which one of these networks is of concern, and these
+    machines, where ports have come."""
+
+    revision: int
+    networks: frozenset[int]
+    machines: frozenset[int]
 
 
 def snapshot(connection: Connection, machine: int) -> Batch:
@@ -75,7 +87,28 @@ def snapshot(connection: Connection, machine: int) -> Batch:
     view = _view(connection, machine, _Past())
     rows = [*machines(connection, machine), *_of_view(connection, view, True)]
     found = tuple((kind, id, value) for (kind, id), value in rows)
-    return Batch(True, objects.current_revision(connection), found)
+    return Batch(True, objects.current_revision(connection), found, _concern(connection, machine, view))
+
+
+def touched(connection: Connection, since: int) -> Touched | None:
+    """What has changed since a revision, for all machines at once; None if that is too long ago or yet to come."""
+    now, oldest = connection.execute(select(tables.revision.c.n, tables.revision.c.oldest)).one()
+    if not oldest <= since <= now:
+        return None
+    c = tables.change.c
+    query = select(c.network, c.kind, c.id).where(c.revision > since, c.kind != "tenant")
+    rows = connection.execute(query).all()
+    ports = {row.id for row in rows if row.kind == "port"}
+    there = {*objects.machines_of(connection, ports).values(), *objects.machines_of(connection, ports, True).values()}
+    return Touched(now, frozenset(row.network for row in rows), frozenset(there))
+
+
+def _concern(connection: Connection, machine: int, view: View) -> frozenset[int]:
+    """The networks a change in which a machine may have to hear of: what it sees, and its domain, where the rows of
+    machines are. On a host port also what is below that: whether its like are up hangs on it."""
+    domain = domain_of(connection, machine)
+    below = objects.with_carriers(connection, [domain]) if domain != FABRIC else [FABRIC]
+    return frozenset([*view, *below])
 
 
 def changes(connection: Connection, machine: int, since: int) -> Batch | None:
@@ -84,7 +117,7 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
     if not oldest <= since <= now:
         return None
     if since == now:
-        return Batch(False, now, ())
+        return Batch(False, now, (), _concern(connection, machine, _view(connection, machine, _Past())))
     c = tables.change.c
     moved = connection.execute(select(tables.change).where(c.revision > since).order_by(c.seq)).all()
     was = _Past()
@@ -104,7 +137,7 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
         wanted |= others
         values.update({key: value for key, value in machines(connection, machine) if key in wanted})
     rows = tuple((kind, id, values.get((kind, id))) for kind, id in sorted(wanted))
-    return Batch(False, now, rows)
+    return Batch(False, now, rows, _concern(connection, machine, after))
 
 
 def _machines_changed(connection: Connection, reader: int, changed: Mapping[int, set[Key]]) -> set[Key]:

@@ -214,7 +214,8 @@ def _make(
     _to_write(pairs, wishes, moved, wanted, state, scope)
     _enough_vnis(connection, pairs, wanted)
     _vlans_free(connection, pairs, wanted)
-    _trunks_unused(connection, moved, state)
+    for row in moved:
+        trunks_unused(connection, state.joined[row.name], row.trunks, state.contents)
     _judge_quotas(connection, pairs, wishes, shared, wanted, state, scope)
     _nothing_new(pairs, wanted, state)
     changes = (*_told_of_machines(moved, state), *_tenants_told(wishes, state), *_told(pairs, wanted, state))
@@ -664,22 +665,24 @@ def _vlan_taken(connection: Connection, physical: str, vlan: int, at: str) -> Ne
     )
 
 
-def _trunks_unused(connection: Connection, moved: Iterable[MachineRow], state: State) -> None:
-    """What takes a trunk away on which segments of networks ride that the manifest does not name is refused."""
+def trunks_unused(
+    connection: Connection, row: MachineRow, trunks: Iterable[tuple[str, str]], named: Collection[int] = ()
+) -> None:
+    """What takes a trunk from a machine on which segments with ports there ride is refused. `named`: the networks of
+    which a manifest says by itself what they are then."""
     s, p, n = tables.segment.c, tables.port.c, tables.network.c
-    for row in moved:
-        gone = {on for on, _ in state.joined[row.name].trunks} - {on for on, _ in row.trunks}
-        query = (
-            select(n.id, n.name.label("network"), p.name)
-            .join_from(tables.port, tables.segment, p.segment == s.id)
-            .join(tables.network, p.network == n.id)
-            .where(s.physical.in_(gone), (p.host_machine == row.id) | (p.other_machine == row.id))
-            .order_by(n.name, p.name)
-        )
-        found = [f"{each.network}/{each.name}" for each in connection.execute(query) if each.id not in state.contents]
-        if found:
-            message = f"the trunks of {row.name} to {', '.join(sorted(gone))} are needed by {', '.join(found[:10])}"
-            raise Conflict(message + (", ..." if len(found) > 10 else ""), "in_use", found)
+    gone = {on for on, _ in row.trunks} - {on for on, _ in trunks}
+    query = (
+        select(n.id, n.name.label("network"), p.name)
+        .join_from(tables.port, tables.segment, p.segment == s.id)
+        .join(tables.network, p.network == n.id)
+        .where(s.physical.in_(gone), (p.host_machine == row.id) | (p.other_machine == row.id))
+        .order_by(n.name, p.name)
+    )
+    found = [f"{each.network}/{each.name}" for each in connection.execute(query) if each.id not in named]
+    if found:
+        message = f"the trunks of {row.name} to {', '.join(sorted(gone))} are needed by {', '.join(found[:10])}"
+        raise Conflict(message + (", ..." if len(found) > 10 else ""), "in_use", found)
 
 
 def _too_deep(wanted: _Wanted) -> Iterator[Problem]:

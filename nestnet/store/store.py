@@ -17,7 +17,7 @@ from sqlalchemy import Connection, delete, func, insert, select, true, update
 
 from nestnet.model.errors import Conflict, DiskFull, Forbidden, Invalid, NotFound, Problem, Stale, Unreachable
 from nestnet.model.manifest import Manifest, to_data
-from nestnet.model.validate import SMALLEST_MTU, given_already
+from nestnet.model.validate import SMALLEST_MTU, given_already, two_ways
 from nestnet.model.values import FABRIC, Attach, Tag, World
 from nestnet.store import (
     access,
@@ -43,7 +43,7 @@ from nestnet.store import (
 )
 from nestnet.store.database import Database
 from nestnet.store.events import Happened
-from nestnet.store.feed import Batch
+from nestnet.store.feed import Batch, Touched
 from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
 from nestnet.store.objects import Fabric, GrantRow, MachineRow, NetworkRow, PortRow
@@ -255,15 +255,18 @@ class Store:
         labels: Mapping[str, str] | None = None,
         nics: Sequence[str] = (),
         vlan: Tag | None = None,
+        trunks: Mapping[str, str] | None = None,
         asked: Asked = NOBODY,
     ) -> Resource:
-        """Declare a machine, or change what is known of it. Raises Conflict if another one has the address, Invalid if
-        others' are of another family."""
+        """Declare a machine, or change what is known of it. `trunks` None: as they were. Raises Conflict if another
+        one has the address, or ports need a trunk that it would lose, Invalid if others' are of another family, or a
+        trunk is a way to the underlay."""
         what = {"join": name, "address": str(ip_address(address)), "mtu": mtu, "nics": list(nics), "vlan": str(vlan)}
+        what |= {"trunks": dict(trunks)} if trunks is not None else {}
         resource: Resource = self._change(
             asked,
             {**what, "labels": dict(labels or {})},
-            lambda connection: self._join(connection, asked, name, address, mtu, labels, nics, vlan),
+            lambda connection: self._join(connection, asked, name, address, mtu, labels, nics, vlan, trunks),
         )
         return resource
 
@@ -277,6 +280,7 @@ class Store:
         labels: Mapping[str, str] | None,
         nics: Sequence[str],
         vlan: Tag | None,
+        trunks: Mapping[str, str] | None,
     ) -> Resource:
         m = tables.machine
         address = str(ip_address(address))
@@ -289,10 +293,20 @@ class Store:
             raise Stale(f"machine {name} is not there (any more)")
         if row is not None and row.port is not None:
             raise Conflict(f"{name} is on a port: what it is follows from that", "on_a_port")
-        others = [other for other in objects.machines(connection) if other.name != name]
+        known = {each.name: each for each in objects.machines(connection)}
+        old = known.pop(name, None)
+        others = list(known.values())
         if other := next((other.name for other in others if other.address == address), None):
             raise Conflict(f"{address} is the address of machine {other} already", "duplicate_address")
         _family_fits(address, others)
+        had = old.trunks if old is not None else ()
+        ways = tuple(sorted(trunks.items())) if trunks is not None else had
+        if problems := list(two_ways(name, nics, dict(ways))):
+            raise Invalid(problems)
+        if old is not None:
+            plan.trunks_unused(connection, old, ways)
+        if ways != had:
+            wanted["trunks"] = json.dumps(dict(ways))
         fields = {
             key: [getattr(row, key, None), value]
             for key, value in wanted.items()
@@ -1120,6 +1134,11 @@ class Store:
         with self._database.read() as connection:
             return feed.changes(connection, machine, revision)
 
+    def touched(self, since: int) -> Touched | None:
+        """Whom the feed's changes since a revision concern; None: perhaps everybody."""
+        with self._database.read() as connection:
+            return feed.touched(connection, since)
+
     # Watching
 
     def changes_of_objects(
@@ -1333,6 +1352,7 @@ class Store:
         mtu: int,
         nics: Sequence[str],
         vlan: Tag | None,
+        trunks: Mapping[str, str] | None,
         labels: Mapping[str, str],
         request: str,
         sign: Callable[[str, int], str],
@@ -1343,13 +1363,13 @@ class Store:
         again for the same request. Certificates of earlier times, as of a copy of its disk, count no more."""
         asked = Asked(f"machine:{name}", "", None if key is None else f"join {key}")
         what = {"enter": name, "address": address, "mtu": mtu, "nics": list(nics), "vlan": str(vlan)}
-        what |= {"request": request}
+        what |= {"request": request, **({"trunks": dict(trunks)} if trunks is not None else {})}
 
         def turn(connection: Connection) -> Any:
             access.use(connection, secret, name)
             under = select(tables.machine.c.port).where(tables.machine.c.name == name)
             if address and connection.scalar(under) is None:
-                resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics, vlan)
+                resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics, vlan, trunks)
             else:  # Its address and MTU are its port's.
                 reader = self._reader(connection)
                 (resource,) = reader.resources("machine", [reader.find("machine", name)])

@@ -31,6 +31,7 @@ enum {
 	BPF_F_NO_PREALLOC = 1,
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
+	BPF_EXIST = 2,
 
 	BPF_ADJ_ROOM_MAC = 1,
 	BPF_F_ADJ_ROOM_FIXED_GSO = 1 << 0,
@@ -88,6 +89,7 @@ struct bpf_redir_neigh {
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static u64 (*bpf_ktime_get_ns)(void) = (void *)5;
+static u32 (*bpf_get_smp_processor_id)(void) = (void *)8;
 static long (*bpf_skb_store_bytes)(struct __sk_buff *, u32 offset, const void *from, u32 len, u64 flags) = (void *)9;
 static long (*bpf_l3_csum_replace)(struct __sk_buff *, u32 offset, u64 from, u64 to, u64 size) = (void *)10;
 static long (*bpf_l4_csum_replace)(struct __sk_buff *, u32 offset, u64 from, u64 to, u64 flags) = (void *)11;
@@ -114,4 +116,16 @@ static long (*bpf_loop)(u32 count, void *callback, void *context, u64 flags) = (
 
 INLINE u16 swap16(u16 x) { return __builtin_bswap16(x); }
 INLINE u32 swap32(u32 x) { return __builtin_bswap32(x); }
+/* Fields in frames and rows, read and written whole. Compilers take bytes for unaligned, and go one by one. */
+typedef u16 __attribute__((may_alias)) any16;
+typedef u32 __attribute__((may_alias)) any32;
+typedef u64 __attribute__((may_alias)) any64;
+/* As functions, for a compiler that sees through a cast takes the bytes again. */
+INLINE any16 *word16(const void *p) { return (any16 *)p; }
+INLINE any32 *word32(const void *p) { return (any32 *)p; }
+INLINE any64 *word64(const void *p) { return (any64 *)p; }
+#define WORD16(p) (*word16(p))
+#define WORD32(p) (*word32(p))
+#define WORD64(p) (*word64(p))
+
 INLINE u16 load16(const u8 *p) { return (u16)(p[0] << 8 | p[1]); } /* a big-endian field */

@@ -161,7 +161,8 @@ static long copy_there(u32 index, struct copies *c)
 		return 1;
 	c->encapsulated = 1;
 	memcpy(c->f->leaves, c->p->came, 12);
-	if (write_headers(c->skb, c->f, c->p->ecn, c->p->ether_type) ||
+	c->f->ether_type = swap16(c->p->ether_type);
+	if (write_headers(c->skb, c->f, c->p->ecn) ||
 	    write_tags(c->skb, c->p, c->f->outer_bytes + 12))
 		return 1;
 	if (recording)

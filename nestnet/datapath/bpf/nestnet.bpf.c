@@ -119,10 +119,15 @@ INLINE int is_cacheable(const struct packet *p)
 	       !(p->tcp_flags & (FIN | RST));
 }
 
-INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
+ONCE int keep(struct packet *p, struct flow *f, u32 mtu)
 {
 	struct flow_key key = {};
+	u32 opener;
+	u64 *has;
+	struct port *row;
 
+	if (!p || !f)
+		return 0;
 	key.where = p->where;
 	key.tuple = p->tuple;
 	key.tuple.vlan = p->tags ? RIDES : p->vlan;
@@ -140,7 +145,14 @@ INLINE void keep(struct packet *p, struct flow *f, u32 mtu)
 	f->mtu = mtu;
 	memcpy(f->came, p->came, 12);
 	count_composed(0);
-	bpf_map_update_elem(&flow, &key, f, BPF_ANY);
+	opener = f->tracked == REPLY ? f->target : f->source;
+	has = bpf_map_lookup_elem(&kept, &opener);
+	row = bpf_map_lookup_elem(&port, &opener);
+	if (has && row && *has < 2 * (u64)row->share && !bpf_map_update_elem(&flow, &key, f, BPF_NOEXIST))
+		__sync_fetch_and_add(has, 1);
+	else
+		bpf_map_update_elem(&flow, &key, f, BPF_EXIST);
+	return 0;
 }
 
 /* Lines 12 to 14, behind `decide`: out to the workload or the wire. */
@@ -177,6 +189,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		return drop(skb, p->source, reason);
 	memset(f, 0, sizeof(*f));
 	memcpy(f->leaves, p->leaves, 12);
+	f->ether_type = swap16(p->ether_type);
 	if (!p->way.machine || p->way.machine == me->machine) {
 		f->out = q->flags & TAP ? TO_TAP : TO_WORKLOAD;
 		f->ifindex = q->ifindex;
@@ -232,7 +245,7 @@ ONCE int forward(struct __sk_buff *skb, struct packet *p, u32 mtu, u32 family)
 		return to_workload(skb, p->target, f->ifindex, f->out == TO_TAP, f->tag);
 	}
 	stacked = skb->gso_size && is_carriage(&p->tuple) ? headers : 0;
-	if (p->tags ? encapsulate_tagged(skb, f, p, stacked) : encapsulate(skb, f, p->ecn, p->ether_type, stacked))
+	if (p->tags ? encapsulate_tagged(skb, f, p, stacked) : encapsulate(skb, f, p->ecn, stacked))
 		return drop(skb, p->source, REASON_ERROR);
 	if (p->hops)
 		take_hops(skb, f->outer_bytes + ETH_BYTES, p->tuple.family, p->ttl, p->hops);
@@ -525,6 +538,7 @@ ONCE int from_wire(struct __sk_buff *skb, struct packet *p)
 	f->ifindex = q->ifindex;
 	f->tag = q->tag;
 	memcpy(f->leaves, p->came, 12);
+	f->ether_type = swap16(p->ether_type);
 	if (p->where & FROM_VLAN && p->router) {
 		struct router *r = bpf_map_lookup_elem(&router, &p->router);
 
@@ -615,7 +629,7 @@ ONCE int from_member(struct __sk_buff *skb, u32 label, u32 outer_bytes, u32 oute
 	}
 	if (load(skb, off, inner, ETH_BYTES) || (p->tags && load(skb, outer_bytes, inner, 12)))
 		return drop(skb, 0, REASON_ERROR);
-	if (decapsulate(skb, off, inner, load16(inner + 12)))
+	if (take_room(skb, off, load16(inner + 12)) || bpf_skb_store_bytes(skb, 0, inner, ETH_BYTES, 0))
 		return drop(skb, 0, REASON_ERROR);
 	if (p->tags && load16(inner + 12) == ETH_ARP && become(skb, ETH_ARP))
 		return drop(skb, 0, REASON_ERROR);
@@ -656,8 +670,9 @@ SEC("tc") int trunk(struct __sk_buff *skb)
 	return action == NOT_KNOWN ? from_vlan(skb, slot) : action;
 }
 
-/* Bytes that reading a VXLAN datagram of the usual kind takes, IPv6 inside and out. */
-#define USUAL_BYTES (OUTER6 + ETH_BYTES + 40 + 20)
+/* Bytes that are looked at in any case. What is there already is not asked for: some of the payload would come along,
+ * which costs more than all the rest. */
+#define LEAST_BYTES (OUTER4 + ETH_BYTES)
 
 SEC("tc") int underlay(struct __sk_buff *skb)
 {
@@ -677,8 +692,8 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	length = skb->len - ETH_BYTES;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	if (data + USUAL_BYTES > end) {
-		bpf_skb_pull_data(skb, skb->len < USUAL_BYTES ? skb->len : USUAL_BYTES);
+	if (data + LEAST_BYTES > end) {
+		bpf_skb_pull_data(skb, skb->len < OUTER6 + USUAL_INNER ? skb->len : OUTER6 + USUAL_INNER);
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
 	}
@@ -687,13 +702,13 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	/* A tag is here for another VLAN of the NIC: another wire, with other neighbours. */
 	if (skb->vlan_present || data + OUTER4 - 8 > end)
 		return TC_ACT_NEXT;
-	if (eth[12] == 0x08 && !eth[13]) {
-		if (ip[0] != 0x45 || (ip[6] & 0x3f) || ip[7] || ip[9] != UDP)
+	if (WORD16(eth + 12) == swap16(ETH_IPV4)) {
+		if (ip[0] != 0x45 || WORD16(ip + 6) & swap16(0x3fff) || ip[9] != UDP)
 			return TC_ACT_NEXT;
 		udp = ip + 20;
 		outer_bytes = OUTER4;
 		outer_ecn = ip[1] & 3;
-	} else if (eth[12] == 0x86 && eth[13] == 0xdd) {
+	} else if (WORD16(eth + 12) == swap16(ETH_IPV6)) {
 		if (data + OUTER6 - 8 > end || ip[0] >> 4 != 6 || ip[6] != UDP)
 			return TC_ACT_NEXT;
 		udp = ip + 40;
@@ -702,7 +717,7 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	} else {
 		return TC_ACT_NEXT;
 	}
-	if (load16(udp + 2) != CARRIAGE_PORT)
+	if (WORD16(udp + 2) != swap16(CARRIAGE_PORT))
 		return TC_ACT_NEXT;
 	own = me ? bpf_map_lookup_elem(&machine, &me->machine) : NULL;
 	if (!own)
@@ -714,7 +729,7 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 		return TC_ACT_NEXT;
 	/* Lengths of a GSO packet are of the whole, which may be more than they can say. */
 	if (!skb->gso_size) {
-		total = outer_bytes == OUTER4 ? load16(ip + 2) : load16(ip + 4) + 40;
+		total = outer_bytes == OUTER4 ? swap16(WORD16(ip + 2)) : swap16(WORD16(ip + 4)) + 40;
 		if (total > length || total < outer_bytes - ETH_BYTES - 8)
 			return TC_ACT_NEXT;
 		if (total < length) {
@@ -727,8 +742,8 @@ SEC("tc") int underlay(struct __sk_buff *skb)
 	vxlan = outer_bytes == OUTER4 ? data + OUTER4 - 8 : data + OUTER6 - 8;
 	if ((void *)vxlan + 8 > end)
 		goto unusual;
-	label = vxlan[4] << 16 | vxlan[5] << 8 | vxlan[6];
-	if (vxlan[0] != 0x08 || vxlan[1] || vxlan[2] || vxlan[3] || vxlan[7])
+	label = swap32(WORD32(vxlan + 4)) >> 8;
+	if (WORD32(vxlan) != swap32(0x08000000) || vxlan[7])
 		goto unusual;
 	if (vxlan + 8 + ETH_BYTES <= (u8 *)end && UNLIKELY(is_tag(load16(vxlan + 8 + 12))))
 		action = outer_bytes == OUTER4 ? riding_over_ipv4(skb, label, outer_ecn) :

@@ -173,52 +173,37 @@ INLINE int make_room(struct __sk_buff *skb, u32 outer_bytes, u32 more)
 	return grown == -EALREADY ? make_more_room(skb, outer_bytes, more) : grown;
 }
 
-/* The Ethernet header of the inner frame: in front of it, the outer headers end. */
-INLINE void write_inner(u8 *to, const struct flow *f, u32 ether_type)
+/* The outer headers and the Ethernet header of what is in them, in front of a frame for which there is room. */
+INLINE int put_headers(struct __sk_buff *skb, const struct flow *f, u32 ecn)
 {
-	memcpy(to, f->leaves, 12);
-	to[12] = ether_type >> 8;
-	to[13] = ether_type;
-}
-
-INLINE int write_headers4(struct __sk_buff *skb, const struct flow *f, u32 ecn, u32 ether_type)
-{
-	u8 head[OUTER4 + ETH_BYTES];
+	u8 *to = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 length = skb->len - ETH_BYTES;
-	u16 check;
 
-	memcpy(head, f->outer, OUTER4);
-	head[15] = ecn; /* DSCP 0 (rule 1) */
-	head[16] = length >> 8;
-	head[17] = length;
-	check = fold((u32)f->outer_sum + (length & 0xffff) + ecn);
-	head[24] = check >> 8;
-	head[25] = check;
-	length -= 20;
-	head[38] = length >> 8;
-	head[39] = length;
-	write_inner(head + OUTER4, f, ether_type);
-	return bpf_skb_store_bytes(skb, 0, head, sizeof(head), 0) ? REASON_ERROR : 0;
-}
-
-INLINE int write_headers6(struct __sk_buff *skb, const struct flow *f, u32 ecn, u32 ether_type)
-{
-	u8 head[OUTER6 + ETH_BYTES];
-	u32 length = skb->len - ETH_BYTES - 40; /* both UDP's and IPv6's, which leaves its own header out */
-
-	memcpy(head, f->outer, OUTER6);
-	head[15] = ecn << 4; /* the lower half of the traffic class: DSCP 0; flow label 0 */
-	head[18] = head[58] = length >> 8;
-	head[19] = head[59] = length;
-	write_inner(head + OUTER6, f, ether_type);
-	return bpf_skb_store_bytes(skb, 0, head, sizeof(head), 0) ? REASON_ERROR : 0;
-}
-
-ONCE int write_headers(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type)
-{
-	if (!f)
+	if (f->outer_bytes == OUTER6) {
+		if (to + OUTER6 + ETH_BYTES > end)
+			return REASON_ERROR;
+		WORD32(to) = WORD32(f->outer);
+		for (int i = 4; i < OUTER6 + ETH_BYTES; i += 8)
+			WORD64(to + i) = WORD64(f->outer + i);
+		length -= 40; /* both UDP's and IPv6's, which leaves its own header out */
+		to[15] = ecn << 4; /* the lower half of the traffic class: DSCP 0; flow label 0 */
+		WORD16(to + 18) = WORD16(to + 58) = swap16(length);
+		return 0;
+	}
+	if (to + OUTER4 + ETH_BYTES > end)
 		return REASON_ERROR;
-	return f->outer_bytes == OUTER6 ? write_headers6(skb, f, ecn, ether_type) : write_headers4(skb, f, ecn, ether_type);
+	for (int i = 0; i < OUTER4 + ETH_BYTES; i += 8)
+		WORD64(to + i) = WORD64(f->outer + OUTER6 - OUTER4 + i);
+	to[15] = ecn; /* DSCP 0 (rule 1) */
+	WORD16(to + 16) = swap16(length);
+	WORD16(to + 24) = swap16(fold((u32)f->outer_sum + (length & 0xffff) + ecn));
+	WORD16(to + 38) = swap16(length - 20);
+	return 0;
+}
+
+ONCE int write_headers(struct __sk_buff *skb, struct flow *f, u32 ecn)
+{
+	return f ? put_headers(skb, f, ecn) : REASON_ERROR;
 }
 
 /* VXLAN in VXLAN. A large packet passes all levels whole. Whoever segments it in the end, Linux for a NIC that cannot,
@@ -317,11 +302,11 @@ ONCE int made_whole(struct __sk_buff *skb)
 }
 
 /* `stacked`: headers of one segment of what is VXLAN already, and large; else 0. */
-INLINE int encapsulate(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 ether_type, u32 stacked)
+INLINE int encapsulate(struct __sk_buff *skb, struct flow *f, u32 ecn, u32 stacked)
 {
 	if (UNLIKELY(stacked) && for_each_segment(skb, stacked))
 		return REASON_ERROR;
-	return make_room(skb, f->outer_bytes, 0) ? REASON_ERROR : write_headers(skb, f, ecn, ether_type);
+	return make_room(skb, f->outer_bytes, 0) ? REASON_ERROR : put_headers(skb, f, ecn);
 }
 
 /* With the tags that ride along. */
@@ -338,17 +323,16 @@ ONCE int encapsulate_tagged(struct __sk_buff *skb, struct flow *f, struct packet
 {
 	if (!f || !p || (stacked && for_each_segment(skb, stacked)) || make_room_for(skb, f, p))
 		return REASON_ERROR;
-	return write_headers(skb, f, p->ecn, p->ether_type) || write_tags(skb, p, f->outer_bytes + 12) ? REASON_ERROR : 0;
+	return write_headers(skb, f, p->ecn) || write_tags(skb, p, f->outer_bytes + 12) ? REASON_ERROR : 0;
 }
 
 /* The other way round: what is left begins with the inner Ethernet header. */
-INLINE int decapsulate(struct __sk_buff *skb, u32 outer_bytes, const u8 *inner, u16 ether_type)
+INLINE int take_room(struct __sk_buff *skb, u32 outer_bytes, u16 ether_type)
 {
 	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO |
 		    (ether_type == ETH_IPV6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : BPF_F_ADJ_ROOM_DECAP_L3_IPV4);
 
-	return bpf_skb_adjust_room(skb, -(int)outer_bytes, BPF_ADJ_ROOM_MAC, flags) ||
-	       bpf_skb_store_bytes(skb, 0, inner, ETH_BYTES, 0);
+	return bpf_skb_adjust_room(skb, -(int)outer_bytes, BPF_ADJ_ROOM_MAC, flags);
 }
 
 enum { HAS_NEIGHBOUR = 0, NEEDS_NEIGHBOUR = 1, NO_ROUTE = 2 };
@@ -389,8 +373,8 @@ ONCE int outer_header(struct __sk_buff *skb, struct flow *f, u32 to, u32 label, 
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return NO_ROUTE;
 	f->ifindex = fib.ifindex;
-	o = f->outer;
-	memset(o, 0, OUTER6);
+	o = six ? f->outer : f->outer + OUTER6 - OUTER4;
+	memset(f->outer, 0, OUTER6);
 	memcpy(o, fib.dmac, 6);
 	memcpy(o + 6, fib.smac, 6);
 	if (six) {

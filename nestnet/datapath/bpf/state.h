@@ -16,8 +16,8 @@ struct tuple {
 /* A flow is one direction of a conversation as it enters here, composed: everything that the full
  * path found out, with the counters it was built from (rule 17). It may be lost at any time. */
 struct flow_key {
-	u32 where; /* ifindex of a workload, or FROM_WIRE | VNI, or FROM_WIRE | FROM_VLAN | segment */
 	struct tuple tuple;
+	u32 where; /* ifindex of a workload, or FROM_WIRE | VNI, or FROM_WIRE | FROM_VLAN | segment */
 };
 #define FROM_WIRE 0x80000000u
 #define FROM_VLAN 0x40000000u
@@ -36,22 +36,27 @@ struct tolls { struct toll each[PATH_BUCKETS]; };
 
 struct flow {
 	u64 epoch, sum; /* sum of all counters it was built from: they only rise, so equal sums are equal counters */
-	u32 source, target; /* ports */
-	u32 network;
-	u32 a, b;           /* hosts: the carriage entry */
 	u32 seen;           /* seconds; also when the connection was last told */
 	u32 ifindex;
-	struct address sender; /* that VXLAN must come from; none for a workload */
+	u32 source, target; /* ports */
 	u8 out;             /* TO_ */
 	u8 hops, tracked, tolls; /* hops: routers on the way, 0 if it is switched; tolls: how many buckets it pays */
-	u8 outer_bytes;     /* of `outer`: OUTER4 or OUTER6, as the machines' addresses are */
 	u16 mtu;
-	u16 tag, pad;       /* the id of the tag that frames get for their trunk, or their VLAN; 0: none */
+	u16 tag;            /* the id of the tag that frames get for their trunk, or their VLAN; 0: none */
 	u8 came[12];        /* destination and source MAC it must come with */
-	u8 leaves[12];      /* and those it leaves with */
-	u8 outer[OUTER6];   /* what goes in front; lengths, checksum and ECN are filled in for each packet */
-	u16 outer_sum;      /* checksum of the outer IPv4 header with those three at 0, not folded in yet */
+	u8 outer_bytes;     /* OUTER4 or OUTER6, as the machines' addresses are */
+	u8 pad;
+	u16 outer_sum;      /* checksum of the outer IPv4 header without what is filled in, not folded in yet */
 	u32 leaving;        /* how many of its tolls are the sender's; behind them are those of the receiver */
+	/* What goes in front: the last bytes of `outer`, then the frame's own header. It is written in whole words, from here
+	 * (OUTER6) or 20 bytes on (OUTER4). Lengths, checksum and ECN are filled in for each packet. */
+	u8 outer[OUTER6];
+	u8 leaves[12];      /* destination and source MAC it leaves with */
+	u16 ether_type;     /* network order */
+	struct address sender; /* that VXLAN must come from; none for a workload */
+	u32 network;
+	u32 a, b;           /* hosts: the carriage entry */
+	u32 pad2;
 	struct tolls toll;
 };
 
@@ -103,6 +108,10 @@ STATE(composed, BPF_MAP_TYPE_PERCPU_ARRAY, 0, 1, u32, struct composed);
 /* Connections a port opened here, ever, and those of them the agent has swept: the rest is its share. */
 COUNTER(opened, 1024);
 COUNTER(closed, 1024);
+/* Flows that are kept for a port: those of connections that it opened, in both directions, and what it sends untracked. A
+ * port has room for two for each connection that it may have; the rest of its packets take the long way, and hurt nobody
+ * else. Raised here; each sweep of the agent says how many there are. */
+COUNTER(kept, 1024);
 /* What routers tell each port: a bucket (rates.h). */
 COUNTER(told, 1024);
 /* The bucket of what a port asks of its machine (inquiry.h). */
