@@ -294,6 +294,8 @@ def _free_name(connection: Connection, tenant: int) -> str:
 def judge_all(connection: Connection, scope: Scope) -> None:
     """Raise Exhausted if more is handed on than there is."""
     state = load_state(connection)
+    if not state.limited:
+        return
     tree = Tree(state.parents, state.quotas, state.grants, state.carriers_of(state.grants))
     nothing: Mapping[str, Any] = {what: {} for what in QUOTAS}
     judge(

@@ -236,14 +236,6 @@ class GrantRow:
 def grants(connection: Connection, *which: ColumnElement[bool]) -> list[GrantRow]:
     """Those of the grants for which this holds; if nothing is said, all there are, and the invitations that may still
     be redeemed. A condition may name `GRANTED`, the carrier."""
-    g, grantee, owner = tables.grant, tables.tenant.alias(), tables.tenant.alias()
-    query = (
-        select(g, grantee.c.name.label("grantee"), owner.c.name.label("owner"))
-        .outerjoin(grantee, g.c.tenant == grantee.c.id)
-        .join(GRANTED, GRANTED.c.id == g.c.carrier)
-        .outerjoin(owner, owner.c.id == GRANTED.c.tenant)
-        .order_by(g.c.id)
-    )
     return [
         GrantRow(
             row.id,
@@ -257,8 +249,20 @@ def grants(connection: Connection, *which: ColumnElement[bool]) -> list[GrantRow
             row.ends,
             row.owner,
         )
-        for row in connection.execute(query.where(*(which or (are_alive(),))))
+        for row in connection.execute(_grants().where(*(which or (are_alive(),))))
     ]
+
+
+@cache
+def _grants() -> Select[Any]:
+    g, grantee, owner = tables.grant, tables.tenant.alias(), tables.tenant.alias()
+    return (
+        select(g, grantee.c.name.label("grantee"), owner.c.name.label("owner"))
+        .outerjoin(grantee, g.c.tenant == grantee.c.id)
+        .join(GRANTED, GRANTED.c.id == g.c.carrier)
+        .outerjoin(owner, owner.c.id == GRANTED.c.tenant)
+        .order_by(g.c.id)
+    )
 
 
 def are_alive() -> ColumnElement[bool]:

@@ -420,7 +420,7 @@ def _complete_network(
     """`family`: of the machines that carry it, if they do and there are any."""
     stored = Contents() if row is None else state.contents[row.id]
     carried = {} if row is None else state.networks.carried(row.id)
-    tenant = spec.tenant or (row.tenant if row else None) or tenant
+    tenant = spec.tenant or (row.tenant if row else tenant)
     underlay = spec.underlay or family or (row.underlay if row else 4)
     carriage = spec.carriage or (_carriage_of(row) if row else "flat")
     update: dict[str, Any] = {"tenant": tenant, "underlay": underlay, "carriage": carriage}
@@ -1042,7 +1042,8 @@ def _judge_quotas(
     parents, limits = dict(state.parents), dict(state.quotas)
     for wish in wishes:
         parents[wish.name], limits[wish.name] = wish.parent, wish.quota
-    if all(quota == Quota() for quota in (*limits.values(), *(grant.quota for grant in grants.values()))):
+    given = (*(wish.quota for wish in wishes), *(wish.quota for wish in shared))
+    if not state.limited and all(quota in (None, Quota()) for quota in given):
         return
     more: Uses = {what: Counter() for what in QUOTAS}
     under: Uses = {what: Counter() for what in QUOTAS}  # of grants

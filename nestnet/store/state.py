@@ -11,11 +11,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import BindParameter, Connection, Select, bindparam, func, select
+from sqlalchemy.engine import Engine
 
 from nestnet.model.values import FABRIC
 from nestnet.store import objects, tables
+from nestnet.store.database import may_write
 from nestnet.store.objects import IDS, Contents, GrantRow, MachineRow, NetworkRow, chunks
 from nestnet.store.quotas import Place, Quota
 
@@ -217,6 +220,52 @@ class Paths:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """All tenants by name, as they are at a stamp. Plans share it."""
+
+    stamp: tuple[Any, ...]
+    ids: dict[str, int]
+    parents: dict[str, str | None]
+    quotas: dict[str, Quota]
+    suspended: frozenset[str]
+    limited: bool  # Has one of them a limit?
+
+
+_known: WeakKeyDictionary[Engine, Tenants] = WeakKeyDictionary()
+
+
+def _tenants(connection: Connection) -> Tenants:
+    """Read when something has changed: whatever makes or changes a tenant gives it a revision that none had, and
+    whatever deletes one leaves fewer."""
+    t = tables.tenant.c
+    stamp = tuple(connection.execute(_stamp_of_tenants()).one())
+    if (known := _known.get(connection.engine)) is not None and known.stamp == stamp:
+        return known
+    columns = (t.id, t.name, t.parent, t.suspended, t.networks, t.segments, t.ports, t.rate)
+    rows = connection.execute(select(*columns).order_by(t.id)).all()
+    names = {row.id: row.name for row in rows}
+    quotas = {row.name: Quota(row.networks, row.segments, row.ports, row.rate) for row in rows}
+    found = Tenants(
+        stamp,
+        {row.name: row.id for row in rows},
+        {row.name: names.get(row.parent) for row in rows},
+        quotas,
+        frozenset(row.name for row in rows if row.suspended),
+        any(quota != Quota() for quota in quotas.values()),
+    )
+    if not may_write(connection):  # What such a one reads, nobody may ever have stored.
+        _known[connection.engine] = found
+    return found
+
+
+@cache
+def _stamp_of_tenants() -> Select[Any]:
+    t = tables.tenant.c
+    epoch = select(tables.store.c.epoch).scalar_subquery()
+    return select(epoch, func.count(), func.max(t.revision), func.max(t.id)).select_from(tables.tenant)
+
+
 @dataclass
 class State:
     """All machines, tenants and grants, the networks that are asked for, and the contents of some."""
@@ -224,12 +273,13 @@ class State:
     revision: int
     joined: dict[str, MachineRow]
     machines: dict[str, int]
-    tenants: dict[str, int]
-    parents: dict[str, str | None]
-    quotas: dict[str, Quota]
+    tenants: Mapping[str, int]
+    parents: Mapping[str, str | None]
+    quotas: Mapping[str, Quota]
     grants: dict[int, GrantRow]
     networks: Networks
     suspended: frozenset[str]  # Tenants; also those below them are closed to their own tokens.
+    limited: bool  # Has a tenant or a grant a limit?
     contents: dict[int, Contents] = field(default_factory=dict)
 
     def path(self, network: int) -> str:
@@ -252,17 +302,18 @@ class State:
 
 def load_state(connection: Connection) -> State:
     """Everything but networks and what is in them."""
-    tenants = connection.execute(select(tables.tenant)).all()
-    names = {row.id: row.name for row in tenants}
+    tenants = _tenants(connection)
     joined = {row.name: row for row in objects.machines(connection)}
+    grants = {row.id: row for row in objects.grants(connection)}
     return State(
         revision=objects.current_revision(connection),
         joined=joined,
         machines={name: row.id for name, row in joined.items()},
-        tenants={row.name: row.id for row in tenants},
-        parents={row.name: names.get(row.parent) for row in tenants},
-        quotas={row.name: Quota(row.networks, row.segments, row.ports, row.rate) for row in tenants},
-        grants={row.id: row for row in objects.grants(connection)},
+        tenants=tenants.ids,
+        parents=tenants.parents,
+        quotas=tenants.quotas,
+        grants=grants,
         networks=Networks(connection),
-        suspended=frozenset(row.name for row in tenants if row.suspended),
+        suspended=tenants.suspended,
+        limited=tenants.limited or any(row.quota != Quota() for row in grants.values()),
     )

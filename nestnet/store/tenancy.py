@@ -203,10 +203,15 @@ def judge_quota(connection: Connection, scope: Scope, name: str, parent: str | N
     """Raise Exhausted, with the numbers, if a tenant cannot have this quota; Conflict if those above have not so much,
     of whom nothing is told."""
     state = load_state(connection)
-    parents, limits = state.parents | {name: parent}, state.quotas | {name: quota}
+    if not state.limited and quota == Quota():
+        return
+    parents, limits = {**state.parents, name: parent}, {**state.quotas, name: quota}
     nothing: Uses = {what: Counter() for what in QUOTAS}
     tree = Tree(parents, limits, state.grants, state.carriers_of(state.grants))
-    judge(tree, uses(connection), nothing, uses_of_grants(connection), nothing, seen(parents, scope))
+    bear = tree.bearing([name], [])
+    names, ids = tree.counted(*bear)
+    have = uses(connection, [state.tenants[one] for one in names if one in state.tenants])
+    judge(tree, have, nothing, uses_of_grants(connection, ids), nothing, seen(parents, scope), bear)
 
 
 # In a manifest
