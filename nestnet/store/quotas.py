@@ -175,12 +175,14 @@ class Tree:
         return bear
 
     def counted(self, tenants: Iterable[str], grants: Iterable[int]) -> tuple[set[str], set[int]]:
-        """The tenants and grants whose uses say what these use up: all that is handed on without a limit."""
+        """The tenants and grants whose uses say what those of these that have a limit use up: with all that is handed
+        on without one."""
 
         def open_ended(quota: Quota) -> bool:
             return any(quota.limit(what) is None for what in QUOTAS)
 
-        down, given = list(tenants), list(grants)
+        down = [name for name in tenants if self.quotas[name] != Quota()]
+        given = [id for id in grants if self.grants[id].quota != Quota()]
         names, ids = set(down), set(given)
         for name in down:
             more = [one for one in self._children.get(name, ()) if one not in names and open_ended(self.quotas[one])]

@@ -930,7 +930,8 @@ class Store:
             revision = reader.revision("network", id)
             if work.pairs:
                 revision = write.write(connection, self.identity, work.pairs)
-                grants.judge_all(connection, asked.scope)
+                new = [row for _, row in work.pairs if isinstance(row, NetworkRow)]
+                grants.judge_under(connection, asked.scope, [row.grant for row in new if row.grant is not None])
                 events.changed(connection, asked.who, "recarry", revision, work.changes)
                 machines.update(reader.machines_holding(id))
             (resource,) = reader.resources("network", [id])
