@@ -419,7 +419,6 @@ def _complete_network(
 ) -> NetworkSpec:
     """`family`: of the machines that carry it, if they do and there are any."""
     stored = Contents() if row is None else state.contents[row.id]
-    carried = {} if row is None else state.networks.carried(row.id)
     tenant = spec.tenant or (row.tenant if row else tenant)
     underlay = spec.underlay or family or (row.underlay if row else 4)
     carriage = spec.carriage or (_carriage_of(row) if row else "flat")
@@ -440,8 +439,9 @@ def _complete_network(
         update["policies"] = tuple(_policy_spec(policy) for policy in stored.policies.values())
     below = spec.networks
     if below is None:
-        below = {name: _network_spec(network) for name, network in carried.items()}
-    update["networks"] = {name: _complete_network(one, state, carried.get(name), tenant) for name, one in below.items()}
+        below = {name: _network_spec(one) for name, one in state.networks.carried(row.id).items()} if row else {}
+    carried = {name: state.networks.named(row.id, name) if row else None for name in below}
+    update["networks"] = {name: _complete_network(one, state, carried[name], tenant) for name, one in below.items()}
     return spec.model_copy(update=update)
 
 

@@ -130,7 +130,7 @@ class Networks:
         return order
 
     def put(self, new: NetworkRow) -> None:
-        """Let one be called otherwise, or be carried by another one."""
+        """Let one be called otherwise, or be carried by another one: so it is found by its name."""
         old = self[new.id]
         if old.carrier in self._carried:
             self._carried[old.carrier].pop(old.name, None)

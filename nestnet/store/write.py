@@ -6,15 +6,17 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from ipaddress import ip_network
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Select, Table, bindparam, delete, insert, select, update
 
 from nestnet.model.values import FABRIC, Selector
 from nestnet.store import numbers, tables
 from nestnet.store.identity import Identity
 from nestnet.store.objects import (
+    IDS,
     LinkRow,
     NetworkRow,
     PolicyRow,
@@ -364,15 +366,20 @@ def _real(row: Row, real: dict[tuple[str, int], int]) -> Row:
 
 def _carriers(connection: Connection, pairs: Sequence[Pair]) -> dict[int, int]:
     """Network -> carrier, of all networks that occur, and of what carries them."""
-    n, below = tables.network, tables.network.alias()
-    query = select(n.c.id, n.c.carrier, below.c.carrier.label("lower")).join(below, below.c.id == n.c.carrier)
     known: dict[int, int] = {}
     new = {row.id: row.carrier for pair in pairs for row in pair if isinstance(row, NetworkRow)}
     wanted = {row.network for pair in pairs for row in pair if row is not None} | set(new.values())
     for chunk in chunks(sorted(wanted)):  # The fabric is asked for like the others: that takes as long.
-        for row in connection.execute(query.where(n.c.id.in_(chunk))):
+        for row in connection.execute(_two_below(), {"ids": chunk}):
             known |= {row.id: row.carrier, row.carrier: row.lower}
     return known | new
+
+
+@cache
+def _two_below() -> Select[Any]:
+    n, below = tables.network, tables.network.alias()
+    query = select(n.c.id, n.c.carrier, below.c.carrier.label("lower")).join(below, below.c.id == n.c.carrier)
+    return query.where(n.c.id.in_(IDS))
 
 
 def _columns(
