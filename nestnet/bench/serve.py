@@ -125,7 +125,9 @@ class Controller(http.client.HTTPConnection):
         while True:
             with contextlib.suppress(FileNotFoundError, ConnectionError):
                 self.ask("GET", f"/v1/networks/n{self.networks - 1}")
-                return time.perf_counter() - begun
+                took = time.perf_counter() - begun
+                self.close()  # It would not be kept while others are filled.
+                return took
             self.close()
             if time.perf_counter() - begun > PATIENCE:
                 raise TimeoutError((self._folder / "log").read_text())
