@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from nestnet.bench.serve import fill, manifest, network
+from nestnet.bench.serve import HOSTS, fill, first, manifest, network
 from nestnet.model.errors import NotFound
 from nestnet.model.manifest import parse
 from nestnet.store import Store
@@ -124,8 +124,17 @@ def asked(store: Store, one: str) -> dict[str, Callable[[], Any]]:
     }
 
 
+def filled(path: Path, networks: int) -> None:
+    store = Store(path)
+    for place, name in enumerate(HOSTS, 1):
+        store.join(name, f"192.0.2.{place}")
+    store.apply(parse(first(networks)))
+    store.close()
+    fill(path, networks)
+
+
 def measured(folder: Path, networks: int) -> dict[str, Counts]:
-    fill(folder / "store.db", networks)
+    filled(folder / "store.db", networks)
     store = Store(folder / "store.db")
     try:
         tenants = {"guest": {}, "limited": {"quota": {"networks": 5}}}
@@ -155,7 +164,7 @@ def test_one_network_costs_the_same_beside_many(tmp_path: Path) -> None:
 
 def test_what_is_counted_is_what_there_is(tmp_path: Path) -> None:
     """That the measure itself tells a walk along an index from one down."""
-    fill(tmp_path / "store.db", FEW)
+    filled(tmp_path / "store.db", FEW)
     store = Store(tmp_path / "store.db")
     with counted() as counts, store._database.read() as connection:
         connection.exec_driver_sql("SELECT count(*) FROM network WHERE description = 'none'")

@@ -29,9 +29,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nestnet.api.client import Client
 from nestnet.bench.report import computer
-from nestnet.model.manifest import parse
-from nestnet.store import Store
 
 NETWORKS = (1_000, 100_000)
 OF_A_TENANT = 1_000  # networks
@@ -53,14 +52,14 @@ def manifest(**networks: Any) -> dict[str, Any]:
     return {"apiVersion": "nestnet/v1", "networks": networks}
 
 
-def fill(path: Path, networks: int) -> None:
-    """A store with so many networks, n0, n1, ..."""
-    store = Store(path)
-    for place, name in enumerate(HOSTS, 1):
-        store.join(name, f"192.0.2.{place}", mtu=1600)
+def first(networks: int) -> dict[str, Any]:
+    """The first of so many networks, and the tenants of all."""
     tenants = -(-networks // OF_A_TENANT)
-    store.apply(parse({**manifest(n0=network(tenant="t0")), "tenants": {f"t{n}": {} for n in range(tenants)}}))
-    store.close()
+    return {**manifest(n0=network(tenant="t0")), "tenants": {f"t{n}": {} for n in range(tenants)}}
+
+
+def fill(path: Path, networks: int) -> None:
+    """Let a store that has the first one have so many networks, n0, n1, ... Nobody has it open."""
     with contextlib.closing(sqlite3.connect(path)) as file:
         file.execute("PRAGMA synchronous = OFF")
         file.execute("PRAGMA cache_size = -500000")
@@ -115,8 +114,8 @@ class Controller(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.connect(str(self._folder / "api.sock"))
 
-    def start(self) -> float:
-        """Seconds until it has shown a network."""
+    def start(self, asked: str | None = None) -> float:
+        """Seconds until it has shown its last network, or what is asked."""
         url, state = f"unix:{self._folder}/api.sock", str(self._folder / "state")
         command = [sys.executable, "-m", "nestnet", "controller", "--listen", url, "--state", state]
         begun = time.perf_counter()
@@ -124,7 +123,7 @@ class Controller(http.client.HTTPConnection):
             self._process = subprocess.Popen(command, stderr=log)
         while True:
             with contextlib.suppress(FileNotFoundError, ConnectionError):
-                self.ask("GET", f"/v1/networks/n{self.networks - 1}")
+                self.ask("GET", asked or f"/v1/networks/n{self.networks - 1}")
                 took = time.perf_counter() - begun
                 self.close()  # It would not be kept while others are filled.
                 return took
@@ -188,11 +187,19 @@ def measure(controllers: list[Controller], rounds: int) -> dict[int, dict[str, l
 def serving(folder: Path, networks: int) -> Iterator[Controller]:
     (folder / "state").mkdir(parents=True)
     path = folder / "state" / "store.db"
+    one = Controller(folder, networks)
     begun = time.perf_counter()
+    try:
+        one.start("/v1/status")
+        with Client(f"unix:{folder}/api.sock") as operator:
+            for place, name in enumerate(HOSTS, 1):
+                operator.join(name, f"192.0.2.{place}", mtu=1600)
+            operator.apply(first(networks))
+    finally:
+        one.stop()
     fill(path, networks)
     size = path.stat().st_size
     print(f"{networks:,} networks: filled in {time.perf_counter() - begun:.0f} s, {size / networks:,.0f} bytes of each")
-    one = Controller(folder, networks)
     try:
         one.start()
         yield one
