@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from woken import nobody_sleeps
 
 from nestnet.model import domains
 from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import parse
 from nestnet.model.values import FABRIC, Machine, Network, Port, Value, World
-from nestnet.store import feed, objects
+from nestnet.store import feed, objects, tables
 from nestnet.store.feed import Teller
 from nestnet.store.scope import Scope
 from nestnet.store.store import Store
@@ -65,7 +66,7 @@ def apply(store: Store, data: dict[str, Any]) -> int:
 def everything(store: Store) -> World:
     """All that is stored, as one world."""
     with store._database.read() as connection:
-        ids = [row.id for row in objects.load_state(connection).networks.values()]
+        ids = connection.scalars(select(tables.network.c.id).where(tables.network.c.id != FABRIC)).all()
         rows = [
             *objects.networks(connection, "id", ids),
             *objects.segments(connection, "network", ids),
@@ -83,7 +84,7 @@ def machines(store: Store) -> dict[int, tuple[int, int | None]]:
     """Every machine: its domain, and its port."""
     with store._database.read() as connection:
         found = {}
-        for domain in (FABRIC, *[row.id for row in objects.load_state(connection).networks.values()]):
+        for domain in connection.scalars(select(tables.network.c.id)).all():
             found.update({row.id: (domain, row.port) for row in objects.machines(connection, domain)})
         return found
 

@@ -22,7 +22,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, select
 from woken import nobody_sleeps
 
 from nestnet.model.errors import Ambiguous, Conflict, Exhausted, Invalid, NestnetError, NotFound
@@ -496,7 +496,19 @@ def test_everything_can_be_deleted_in_order(store: Store) -> None:
         store.delete(kind, path, cascade=path == "acme/staging")
     assert not any(items(store, kind) for kind in KINDS)
     with store._database.read() as connection:
-        kept = {"carriage", "store", "revision", "counter", "change", "network", "vni_range", "vni_quarantine", "event"}
+        assert not any(connection.scalars(select(tables.tally.c.n)))
+        kept = {
+            "carriage",
+            "store",
+            "revision",
+            "counter",
+            "change",
+            "network",
+            "vni_range",
+            "vni_quarantine",
+            "event",
+            "tally",
+        }
         for table in tables.metadata.sorted_tables:
             rows = connection.execute(table.select()).all()
             assert table.name in kept or rows == []

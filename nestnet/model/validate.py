@@ -11,7 +11,7 @@ costs n log n at most: 20,000 ports take well under a second.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, permutations
@@ -56,7 +56,7 @@ class Known:
 
     machines: Collection[str] | None = ()
     tenants: Mapping[str, str | None] | None = field(default_factory=dict)
-    networks: Collection[str] | None = ()
+    networks: Container[str] | None = ()
 
 
 OFFLINE = Known(machines=None, tenants=None, networks=None)  # a file alone, with nobody to ask

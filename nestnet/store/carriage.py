@@ -18,9 +18,10 @@ from nestnet.model.problems import Nearest, join, meant
 from nestnet.model.validate import given_already
 from nestnet.model.values import FABRIC, MAX_DEPTH, Attach
 from nestnet.store import objects, plan, tables, view
-from nestnet.store.objects import NetworkRow, PortRow, State
+from nestnet.store.objects import NetworkRow, PortRow
 from nestnet.store.plan import Change, Pair
 from nestnet.store.scope import Scope
+from nestnet.store.state import State, load_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,10 @@ def prepare(
 def _prepare(
     connection: Connection, id: int, carrier: int, hosts: Mapping[str, str], scope: Scope, was: str, now: str | None
 ) -> Rehoused:
-    state = objects.load_state(connection)
+    state = load_state(connection)
     view.hide(state, scope)
     row = state.networks[id]
-    subtree = state.above([id])
+    subtree = state.networks.above([id])
     _judge_place(state, row, carrier, subtree, scope, was, now)
     chain = [state.networks[each] for each in _chain(state, carrier)]
     moved = replace(row, carrier=carrier, **_granted(state, row, carrier))
@@ -80,9 +81,8 @@ def _prepare(
     names = {port.id: name for name, port in ports.items()}
     # What hangs on a trunk is where that is.
     wanted = {n: hosts.get(names.get(port.trunk, n), named[port.host]) for n, port in ports.items()}
-    before = _Names(state)
-    del state.carried[row.carrier][row.name]
-    state.networks[id] = state.carried[carrier][row.name] = moved
+    carrier_was = state.path(row.carrier) or None
+    state.networks.put(moved)
     problems = [_missing(name, ports, was) for name in hosts if name not in ports]
     problems += [_moved_problem(p, id, state) for p in plan.problems_of([*chain, moved], wanted, state)]
     if problems:
@@ -99,7 +99,7 @@ def _prepare(
     changes = [Change("~", "port", f"{state.path(id)}/{new.name}", {"host": [named[old.host], wanted[new.name]]})
                for old, new in rehoused]  # fmt: skip
     if row.carrier != carrier:
-        fields = {"carrier": [before.path(row.carrier), now], "path": [was, state.path(id)]}
+        fields = {"carrier": [carrier_was, now], "path": [was, state.path(id)]}
         changes.insert(0, Change("~", "network", state.path(id), fields))
     return Rehoused(state.revision, tuple(pairs), tuple(changes))
 
@@ -112,16 +112,6 @@ def _granted(state: State, row: NetworkRow, carrier: int) -> dict[str, Any]:
             if (grant.carrier, grant.tenant) == (carrier, row.tenant):
                 return {"grant": grant.id, "cut": grant.cut}
     return {"grant": below.grant if below is not None else None, "cut": False}
-
-
-class _Names:
-    """Paths as they were before the state was changed."""
-
-    def __init__(self, state: State) -> None:
-        self._paths = {id: state.path(id) for id in state.networks}
-
-    def path(self, network: int) -> str | None:
-        return self._paths.get(network)
 
 
 def _chain(state: State, network: int) -> list[int]:
@@ -147,7 +137,7 @@ def _judge_place(
     if below + height > MAX_DEPTH:
         message = f"{was} has {height} levels, and {now} is at level {below}: networks nest at most {MAX_DEPTH} levels"
         raise Invalid([Problem("too_deep", "/carrier", message, limit=MAX_DEPTH)])
-    other = state.carried.get(carrier, {}).get(row.name)
+    other = state.networks.named(carrier, row.name)
     if other is not None and other.id != row.id:
         where = f"network {now} carries" if now else "the wire carries"
         seen = f" {now}/{row.name}" if scope.may_read(other.tenant) and now else ""
@@ -197,7 +187,8 @@ def _given_twice(
                     message = given_already(port.attach, names[place[port.id]], first)
                     yield Problem("duplicate_attach", join("hosts", root[port.id]), message)
     t = tables.attachment.c
-    for row in connection.execute(select(t.port, t.machine, t.kind, t.name)):
+    there = t.machine.in_({machine for machine, _ in given})
+    for row in connection.execute(select(t.port, t.machine, t.kind, t.name).where(there)):
         key = (row.machine, Attach(row.kind, row.name))
         if key in given and row.port not in root:
             (other,) = objects.ports(connection, "id", [row.port])

@@ -30,6 +30,7 @@ from nestnet.store.objects import GrantRow, NetworkRow
 from nestnet.store.quotas import QUOTAS, Quota, Tree, judge, uses, uses_of_grants
 from nestnet.store.read import Reader, Resource
 from nestnet.store.scope import Scope
+from nestnet.store.state import load_state
 
 NAME = "hosts"  # What a grant is called by whoever has it; further ones with a number.
 
@@ -73,7 +74,7 @@ def give(
     else:
         row_id = row.id
         connection.execute(update(g).where(g.c.id == row_id).values(**values, suspended=False, ends=None))
-    judge_all(connection, reader.scope)
+    judge_under(connection, reader.scope, [int(row_id)])
     return int(row_id)
 
 
@@ -93,7 +94,7 @@ def invite(
     id = write.reserve(connection, "grant", 1)
     own = {"id": id, "carrier": carrier, "tenant": None, "name": f"invitation {id}"}
     connection.execute(insert(g).values(**own, digest=access.digest(secret), until=until, **values))
-    judge_all(connection, reader.scope)
+    judge_under(connection, reader.scope, [id])
     return id
 
 
@@ -115,7 +116,7 @@ def redeem(connection: Connection, reader: Reader, secret: str, tenant: str) -> 
     values = {"tenant": id, "name": _free_name(connection, int(id)), "digest": None, "until": None}
     connection.execute(update(g).where(g.c.id == row.id).values(**values))
     _adopt(connection, row.carrier, tenant, row.id)
-    judge_all(connection, reader.scope)
+    judge_under(connection, reader.scope, [row.id])
     return int(row.id)
 
 
@@ -290,16 +291,21 @@ def _free_name(connection: Connection, tenant: int) -> str:
     return next(name for name in names if name not in taken)
 
 
-def judge_all(connection: Connection, scope: Scope) -> None:
-    """Raise Exhausted if more is handed on than there is."""
-    state = objects.load_state(connection)
-    tree = Tree(state.parents, state.quotas, state.grants, state.networks)
+def judge_under(connection: Connection, scope: Scope, grants: Collection[int]) -> None:
+    """Raise Exhausted if more is handed on than there is, by those on whom these grants bear."""
+    state = load_state(connection)
+    if not state.limited:
+        return
+    tree = Tree(state.parents, state.quotas, state.grants, state.carriers_of(state.grants))
     nothing: Mapping[str, Any] = {what: {} for what in QUOTAS}
+    bear = tree.bearing([], grants)
+    names, ids = tree.counted(*bear)
     judge(
         tree,
-        uses(connection),
+        uses(connection, [state.tenants[name] for name in names]),
         dict(nothing),
-        uses_of_grants(connection),
+        uses_of_grants(connection, ids),
         dict(nothing),
         tenancy.seen(state.parents, scope),
+        bear,
     )

@@ -10,9 +10,23 @@ A physical network has 4094 ids at most, and people choose them: the free ones a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, union_all, update
+from sqlalchemy import (
+    Connection,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from nestnet.model.errors import Exhausted
 from nestnet.model.values import FABRIC
@@ -36,8 +50,14 @@ def open_new(connection: Connection, domains: Iterable[int]) -> None:
     """Those that have had no VNIs yet have as many as the fabric. Called before any are cut in a transaction: until
     their segments are written, what was cut is in no count."""
     for domain in domains:
-        if not size(connection, domain):
+        if not is_open(connection, domain):
             open_domain(connection, domain, size(connection, FABRIC))
+
+
+def is_open(connection: Connection, domain: int) -> bool:
+    """Has it had VNIs: free, in use, or waiting?"""
+    there = (vni_range.c.domain, segment.c.domain, vni_quarantine.c.domain)
+    return bool(connection.scalar(select(or_(*(exists().where(column == domain) for column in there)))))
 
 
 def size(connection: Connection, domain: int) -> int:
@@ -58,7 +78,7 @@ def free(connection: Connection, domain: int) -> int:
     )
     over = select(func.count()).where(vni_quarantine.c.domain == domain, vni_quarantine.c.revision <= realised)
     found = int(connection.scalar(ranges) or 0) + int(connection.scalar(over) or 0)
-    return found or (0 if size(connection, domain) else size(connection, FABRIC))
+    return found or (0 if is_open(connection, domain) else size(connection, FABRIC))
 
 
 def cut(connection: Connection, domain: int, count: int) -> list[int]:
@@ -181,15 +201,20 @@ def release_vlans(connection: Connection, freed: Sequence[tuple[str, int]], revi
 def _realised_by_all(connection: Connection, domain: int) -> int:
     """The revision that every machine of a domain has realised. A machine that never reported holds nothing older than
     the revision it joined at."""
+    lowest = connection.scalar(_lowest(), {"domain": domain})
+    return int(lowest) if lowest is not None else 1 << 62
+
+
+@cache
+def _lowest() -> Select[Any]:
     realised = func.max(func.coalesce(report.c.realised, 0), machine.c.joined, type_=tables.Id)
     each = (
         select(realised.label("n"))
         .select_from(machine.outerjoin(report))
-        .where(machine.c.fenced.is_(False), machine.c.domain == domain)
+        .where(machine.c.fenced.is_(False), machine.c.domain == bindparam("domain"))
         .subquery()
     )
-    lowest = connection.scalar(select(func.min(each.c.n)))
-    return int(lowest) if lowest is not None else 1 << 62
+    return select(func.min(each.c.n))
 
 
 def _end_quarantine(connection: Connection, domain: int) -> None:

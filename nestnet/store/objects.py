@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import ip_network
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from sqlalchemy import (
     BindParameter,
@@ -233,74 +233,9 @@ class GrantRow:
         return not self.suspended and not self.cut
 
 
-@dataclass
-class State:
-    """All machines, tenants, grants and networks, and the contents of some networks."""
-
-    revision: int
-    joined: dict[str, MachineRow]
-    machines: dict[str, int]
-    tenants: dict[str, int]
-    parents: dict[str, str | None]
-    quotas: dict[str, Quota]
-    grants: dict[int, GrantRow]
-    networks: dict[int, NetworkRow]
-    carried: dict[int, dict[str, NetworkRow]]
-    suspended: frozenset[str]  # Tenants; also those below them are closed to their own tokens.
-    contents: dict[int, Contents] = field(default_factory=dict)
-
-    def path(self, network: int) -> str:
-        """acme/staging"""
-        names: list[str] = []
-        while network != FABRIC:
-            names.append(self.networks[network].name)
-            network = self.networks[network].carrier
-        return "/".join(reversed(names))
-
-    def above(self, roots: Iterable[int]) -> list[int]:
-        """These networks and everything that they carry, carriers first."""
-        order = list(roots)
-        for network in order:
-            order += [row.id for row in self.carried.get(network, {}).values()]
-        return order
-
-
-def load_state(connection: Connection) -> State:
-    """Everything but the contents of networks."""
-    t = tables
-    query = select(t.network, t.tenant.c.name.label("owner")).outerjoin(t.tenant).where(t.network.c.id != FABRIC)
-    networks = {row.id: _network(row) for row in connection.execute(query.order_by(t.network.c.id))}
-    carried: dict[int, dict[str, NetworkRow]] = defaultdict(dict)
-    for network in networks.values():
-        carried[network.carrier][network.name] = network
-    tenants = connection.execute(select(t.tenant)).all()
-    names = {row.id: row.name for row in tenants}
-    joined = {row.name: row for row in machines(connection)}
-    return State(
-        revision=current_revision(connection),
-        joined=joined,
-        machines={name: row.id for name, row in joined.items()},
-        tenants={row.name: row.id for row in tenants},
-        parents={row.name: names.get(row.parent) for row in tenants},
-        quotas={row.name: Quota(row.networks, row.segments, row.ports, row.rate) for row in tenants},
-        grants={row.id: row for row in grants(connection)},
-        networks=networks,
-        carried=carried,
-        suspended=frozenset(row.name for row in tenants if row.suspended),
-    )
-
-
 def grants(connection: Connection, *which: ColumnElement[bool]) -> list[GrantRow]:
     """Those of the grants for which this holds; if nothing is said, all there are, and the invitations that may still
     be redeemed. A condition may name `GRANTED`, the carrier."""
-    g, grantee, owner = tables.grant, tables.tenant.alias(), tables.tenant.alias()
-    query = (
-        select(g, grantee.c.name.label("grantee"), owner.c.name.label("owner"))
-        .outerjoin(grantee, g.c.tenant == grantee.c.id)
-        .join(GRANTED, GRANTED.c.id == g.c.carrier)
-        .outerjoin(owner, owner.c.id == GRANTED.c.tenant)
-        .order_by(g.c.id)
-    )
     return [
         GrantRow(
             row.id,
@@ -314,8 +249,20 @@ def grants(connection: Connection, *which: ColumnElement[bool]) -> list[GrantRow
             row.ends,
             row.owner,
         )
-        for row in connection.execute(query.where(*(which or (are_alive(),))))
+        for row in connection.execute(_grants().where(*(which or (are_alive(),))))
     ]
+
+
+@cache
+def _grants() -> Select[Any]:
+    g, grantee, owner = tables.grant, tables.tenant.alias(), tables.tenant.alias()
+    return (
+        select(g, grantee.c.name.label("grantee"), owner.c.name.label("owner"))
+        .outerjoin(grantee, g.c.tenant == grantee.c.id)
+        .join(GRANTED, GRANTED.c.id == g.c.carrier)
+        .outerjoin(owner, owner.c.id == GRANTED.c.tenant)
+        .order_by(g.c.id)
+    )
 
 
 def are_alive() -> ColumnElement[bool]:
@@ -357,7 +304,14 @@ def agents_on(connection: Connection, ports: Iterable[int]) -> dict[int, int]:
     return found
 
 
-def domain_in(networks: Mapping[int, NetworkRow], network: int) -> int:
+class Networks(Protocol):
+    """Networks by id."""
+
+    def __getitem__(self, id: int, /) -> NetworkRow: ...
+    def get(self, id: int, /) -> NetworkRow | None: ...
+
+
+def domain_in(networks: Networks, network: int) -> int:
     """Where a network has its VNIs, and which machines its ports live on: the fabric's, or those on ports of a network.
     `networks`, by id, has it and all below it."""
     while network != FABRIC:
@@ -390,7 +344,7 @@ def with_carriers(connection: Connection, ids: Iterable[int]) -> dict[int, Netwo
     """These networks, and all that carries them, by id."""
     found: dict[int, NetworkRow] = {}
     for chunk in chunks(sorted(set(ids))):
-        found.update({row.id: _network(row) for row in connection.execute(_with_carriers(), {"ids": chunk})})
+        found.update({row.id: as_network(row) for row in connection.execute(_with_carriers(), {"ids": chunk})})
     return found
 
 
@@ -535,13 +489,13 @@ def networks(connection: Connection, by: str, ids: Sequence[int]) -> list[Networ
     """By `id` or by `carrier`."""
     found: list[NetworkRow] = []
     for chunk in chunks(sorted(ids)):
-        found += [_network(row) for row in connection.execute(_networks(by), {"ids": chunk})]
+        found += [as_network(row) for row in connection.execute(_networks(by), {"ids": chunk})]
     return found
 
 
 def network(connection: Connection, id: int) -> NetworkRow:
     """A network that is there, or the fabric."""
-    return _network(connection.execute(_one_network(), {"id": id}).one())
+    return as_network(connection.execute(_one_network(), {"id": id}).one())
 
 
 @cache
@@ -553,11 +507,17 @@ def _one_network() -> Select[Any]:
 @cache
 def _networks(by: str) -> Select[Any]:
     n = tables.network
-    query = select(n, tables.tenant.c.name.label("owner")).outerjoin(tables.tenant)
-    return query.where(n.c[by].in_(IDS), n.c.id != FABRIC).order_by(n.c.id)
+    return networks_with_owners().where(n.c[by].in_(IDS), n.c.id != FABRIC).order_by(n.c.id)
 
 
-def _network(row: Any) -> NetworkRow:
+def networks_with_owners() -> Select[Any]:
+    """What `as_network` takes."""
+    n, t = tables.network, tables.tenant
+    return select(n, t.c.name.label("owner")).outerjoin(t, n.c.tenant == t.c.id)
+
+
+def as_network(row: Any) -> NetworkRow:
+    """A row of `networks_with_owners`."""
     return NetworkRow(**{**_pick(row._mapping, NetworkRow), "tenant": row.owner})
 
 

@@ -45,6 +45,7 @@ from nestnet.model.validate import Known, given_already, validate
 from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Attach, Prefix, Service, Tag
 from nestnet.store import numbers, sharing, tables, tenancy, view
 from nestnet.store.objects import (
+    CHUNK,
     Contents,
     GrantRow,
     GroupRow,
@@ -56,17 +57,16 @@ from nestnet.store.objects import (
     RouterRow,
     Row,
     SegmentRow,
-    State,
     domain_in,
     dump,
     load_contents,
-    load_state,
     ports,
     selector_order,
 )
 from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, rate_of, uses, uses_of_grants
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.sharing import GrantWish
+from nestnet.store.state import Paths, State, load_state
 
 UDP = 17
 
@@ -130,24 +130,30 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
     if manifest.tenants:
         manifest = manifest.model_copy(update={"tenants": tenancy.declared(manifest.tenants, state, scope)})
     if scope.writes is None:
-        _names_free(manifest.networks or {}, state.carried.get(FABRIC, {}), "", state, scope)
+        state.networks.know_named(FABRIC, manifest.networks or ())
+        state.networks.above(_roots(manifest, state, False, scope))
+        _names_free(manifest.networks or {}, FABRIC, "", state, scope)
         return _make(connection, manifest, prune, scope, state, [])
     # Somebody else's is put where it is stored, judged there, and what comes of it told without what carries it.
     told = view.Told()
     view.hide(state, scope)
     try:
         named = manifest.networks or {}
-        places = {name: view.carried_by(spec, name, state, scope) for name, spec in named.items()}
+        tops = view.tops(state, scope, named)
+        state.networks.above(row.id for row in tops.values())
+        places = {name: view.carried_by(spec, name, tops.get(name), state, scope) for name, spec in named.items()}
+        for carrier in {place.carrier for place in places.values()}:
+            state.networks.know_named(carrier, [name for name, place in places.items() if place.carrier == carrier])
         for name, place in places.items():
-            _names_free({name: named[name]}, state.carried.get(place.carrier, {}), "", state, scope)
+            _names_free({name: named[name]}, place.carrier, "", state, scope)
         missing = list(view.beyond_grants(manifest, _granted_hosts(connection, places, state)))
         if told_of := list(view.physical(manifest.networks or {})):
             raise Invalid([*missing, *told_of])
-        pruned = _pruned(manifest, view.tops(state, scope), scope) if prune else []
-        tops = view.tops(state, scope)
-        view.leave_out(
-            state, [place.carrier for place in places.values()], [*pruned, *(tops[n] for n in named if n in tops)]
-        )
+        pruned: list[NetworkRow] = []
+        if prune and (owners := _pruned_of(manifest, tops, scope)):
+            others = view.tops(state, scope).items()
+            pruned = [row for name, row in others if name not in named and row.tenant in owners]
+        view.leave_out(state, [place.carrier for place in places.values()], [*pruned, *tops.values()])
         grafted = view.graft(manifest, places, {row.id for row in pruned}, state, _network_spec)
         work = _make(connection, grafted, prune, scope, state, missing)
     except NestnetError as error:
@@ -190,7 +196,7 @@ def _make(
 ) -> Work:
     """`missing`: what is wrong already."""
     roots = _roots(manifest, state, prune, scope)
-    state.contents = load_contents(connection, state.above(roots))
+    state.contents = load_contents(connection, state.networks.above(roots))
     moved = _moved(manifest, state)
     filled = _complete(manifest, state, moved, scope.tenant)
     at = {problem.pointer for problem in missing}
@@ -221,22 +227,27 @@ def _make(
         tuple(sorted(state.machines)) if moved else _machines(touched, wanted, state, roots, scope),
     )
     return Work(
-        plan, state.revision, tuple(pairs), wishes, tuple(moved), tuple(state.above(roots)), tuple(shared), changes
+        plan,
+        state.revision,
+        tuple(pairs),
+        wishes,
+        tuple(moved),
+        tuple(state.networks.above(roots)),
+        tuple(shared),
+        changes,
     )
 
 
 # Scope
 
 
-def _names_free(
-    named: Mapping[str, NetworkSpec], there: Mapping[str, NetworkRow], above: str, state: State, scope: Scope
-) -> None:
-    """Refuse names that others have. Nothing else of theirs is told."""
+def _names_free(named: Mapping[str, NetworkSpec], carrier: int, above: str, state: State, scope: Scope) -> None:
+    """Refuse names that others have there. Nothing else of theirs is told."""
     for name, spec in named.items():
-        if (row := there.get(name)) is not None:
+        if (row := state.networks.named(carrier, name)) is not None:
             if not scope.may_read(row.tenant):
                 raise Conflict(f"the name of network {above}{name} is taken: choose another", "duplicate_name")
-            _names_free(spec.networks or {}, state.carried.get(row.id, {}), f"{above}{name}/", state, scope)
+            _names_free(spec.networks or {}, row.id, f"{above}{name}/", state, scope)
 
 
 def _to_write(
@@ -302,22 +313,23 @@ def _discreet(lines: Iterable[str], wanted: _Wanted, scope: Scope) -> Iterator[s
 
 def _roots(manifest: Manifest, state: State, prune: bool, scope: Scope) -> list[int]:
     """Ids of the networks on the wire that this is about."""
-    top = state.carried.get(FABRIC, {})
     named = manifest.networks or {}
-    roots = [top[name].id for name in named if name in top]
-    if prune:
-        roots += [row.id for row in _pruned(manifest, top, scope) if row.id not in roots]
+    top = {name: row for name in named if (row := state.networks.named(FABRIC, name)) is not None}
+    roots = [row.id for row in top.values()]
+    if prune and (owners := _pruned_of(manifest, top, scope)):
+        others = state.networks.on_wire_of(owners)
+        roots += [row.id for row in others if row.name not in named and row.id not in roots]
     return roots
 
 
-def _pruned(manifest: Manifest, top: Mapping[str, NetworkRow], scope: Scope) -> list[NetworkRow]:
-    """The other networks, of these, of the tenants that a manifest names."""
+def _pruned_of(manifest: Manifest, top: Mapping[str, NetworkRow], scope: Scope) -> set[str | None]:
+    """The tenants that a manifest names, which have no other networks after it than it has. `top`: those of its
+    networks that are there."""
     named = manifest.networks or {}
     owners: set[str | None] = set(manifest.tenants or {})
     for name, spec in named.items():
         owners.add(spec.tenant or (top[name].tenant if name in top else scope.tenant))
-    owners = {owner for owner in owners if scope.may_write(owner)}
-    return [row for name, row in top.items() if name not in named and row.tenant in owners]
+    return {owner for owner in owners if scope.may_write(owner)}
 
 
 # Machines: a manifest may say where one that has joined is now.
@@ -382,7 +394,6 @@ def _apart(machines: Iterable[MachineRow]) -> Iterator[str]:
 
 def _complete(manifest: Manifest, state: State, moved: Iterable[MachineRow], tenant: str | None) -> Manifest:
     """The manifest with everything that it leaves alone. `tenant`: whose a network is that nobody says it of."""
-    top = state.carried.get(FABRIC, {})
     machines = {
         name: MachineSpec.model_construct(
             address=ip_address(row.address), mtu=row.mtu, nic=row.nics or None, trunks=dict(row.trunks)
@@ -397,7 +408,7 @@ def _complete(manifest: Manifest, state: State, moved: Iterable[MachineRow], ten
     }
     family = next((spec.address.version for spec in machines.values() if spec.address is not None), None)
     networks = {
-        name: _complete_network(spec, state, top.get(name), tenant, family)
+        name: _complete_network(spec, state, state.networks.named(FABRIC, name), tenant, family)
         for name, spec in (manifest.networks or {}).items()
     }
     return manifest.model_copy(update={"networks": networks, "machines": machines})
@@ -408,8 +419,7 @@ def _complete_network(
 ) -> NetworkSpec:
     """`family`: of the machines that carry it, if they do and there are any."""
     stored = Contents() if row is None else state.contents[row.id]
-    carried = {} if row is None else state.carried.get(row.id, {})
-    tenant = spec.tenant or (row.tenant if row else None) or tenant
+    tenant = spec.tenant or (row.tenant if row else tenant)
     underlay = spec.underlay or family or (row.underlay if row else 4)
     carriage = spec.carriage or (_carriage_of(row) if row else "flat")
     update: dict[str, Any] = {"tenant": tenant, "underlay": underlay, "carriage": carriage}
@@ -429,8 +439,9 @@ def _complete_network(
         update["policies"] = tuple(_policy_spec(policy) for policy in stored.policies.values())
     below = spec.networks
     if below is None:
-        below = {name: _network_spec(network) for name, network in carried.items()}
-    update["networks"] = {name: _complete_network(one, state, carried.get(name), tenant) for name, one in below.items()}
+        below = {name: _network_spec(one) for name, one in state.networks.carried(row.id).items()} if row else {}
+    carried = {name: state.networks.named(row.id, name) if row else None for name in below}
+    update["networks"] = {name: _complete_network(one, state, carried[name], tenant) for name, one in below.items()}
     return spec.model_copy(update=update)
 
 
@@ -541,7 +552,7 @@ def _judge(manifest: Manifest, filled: Manifest, state: State) -> list[Problem]:
     known = Known(
         machines=state.machines.keys(),
         tenants=state.parents,
-        networks=[state.path(id) for id in state.networks],
+        networks=Paths(state.networks),
     )
     return problems + validate(filled, known)
 
@@ -576,7 +587,10 @@ def _given_twice(connection: Connection, wanted: _Wanted, state: State) -> Itera
     own = {port.id for contents in state.contents.values() for port in contents.ports.values()}
     t = tables.attachment.c
     m = tables.machine.c
-    for other in connection.execute(select(t.port, t.machine, t.kind, t.name, m.port.label("on")).join(tables.machine)):
+    query = select(t.port, t.machine, t.kind, t.name, m.port.label("on")).join(tables.machine)
+    there = {kind: sorted({id for each, id in place.values() if each == kind}) for kind in ("machine", "port")}
+    query = query.where(m.id.in_(there["machine"]) | m.port.in_(there["port"]))
+    for other in connection.execute(query):
         if other.port not in own:
             at = ("machine", other.machine) if other.on is None else ("port", other.on)
             given[at, Attach(other.kind, other.name)] = other.port
@@ -719,7 +733,7 @@ class _Wanted:
             self._network(name, spec, FABRIC, "", "")
 
     def _network(self, name: str, spec: NetworkSpec, carrier: int, above: str, pointer: str) -> None:
-        old = self.state.carried.get(carrier, {}).get(name)
+        old = self.state.networks.named(carrier, name)
         at = pointer + join("networks", name)
         path = f"{above}/{name}" if above else name
         if spec.tenant is not None:
@@ -991,7 +1005,7 @@ def _pairs(wanted: _Wanted, state: State, roots: Iterable[int]) -> Iterator[Pair
             if (old := have.get((row.kind, row.id))) != row:
                 yield old, row
     # From the top down to what is carried, so reversed: what is carried goes first.
-    for id in reversed(state.above(roots)):
+    for id in reversed(state.networks.above(roots)):
         keep = {(row.kind, row.id) for row in wanted.contents.get(id, ())}
         for row in reversed(list(state.contents[id])):
             if (row.kind, row.id) not in keep:
@@ -1028,7 +1042,8 @@ def _judge_quotas(
     parents, limits = dict(state.parents), dict(state.quotas)
     for wish in wishes:
         parents[wish.name], limits[wish.name] = wish.parent, wish.quota
-    if all(quota == Quota() for quota in (*limits.values(), *(grant.quota for grant in grants.values()))):
+    given = (*(wish.quota for wish in wishes), *(wish.quota for wish in shared))
+    if not state.limited and all(quota in (None, Quota()) for quota in given):
         return
     more: Uses = {what: Counter() for what in QUOTAS}
     under: Uses = {what: Counter() for what in QUOTAS}  # of grants
@@ -1057,8 +1072,20 @@ def _judge_quotas(
                     if network.grant is not None:
                         under[what][network.grant] -= n
     if any(count > 0 for each in (*more.values(), *under.values()) for count in each.values()) or wishes or shared:
-        tree = Tree(parents, limits, grants, state.networks | wanted.networks)
-        judge(tree, uses(connection), more, uses_of_grants(connection), under, tenancy.seen(parents, scope))
+        tree = Tree(parents, limits, grants, state.carriers_of(grants, wanted.networks))
+        seen = tenancy.seen(parents, scope)
+        bear = tree.bearing(_growing(more), _growing(under))
+        names, ids = tree.counted(*bear)
+        if wishes or shared or len(names) > CHUNK or len(ids) > CHUNK:
+            judge(tree, uses(connection), more, uses_of_grants(connection), under, seen)
+        else:
+            have = uses(connection, [state.tenants[name] for name in names])
+            judge(tree, have, more, uses_of_grants(connection, ids), under, seen, bear)
+
+
+def _growing(more: Uses) -> set[Any]:
+    """Whose use grows."""
+    return {who for each in more.values() for who, n in each.items() if n > 0}
 
 
 def _adopted(grant: GrantRow, networks: Mapping[int, NetworkRow]) -> Iterator[NetworkRow]:
@@ -1299,7 +1326,7 @@ def _machines(touched: set[int], wanted: _Wanted, state: State, roots: list[int]
     found: set[str] = set()
     for networks, contents in ((state.networks, state.contents), (wanted.networks, wanted.contents)):
         reached = set(touched)
-        order = state.above(roots) if networks is state.networks else list(wanted.networks)
+        order = state.networks.above(roots) if networks is state.networks else list(wanted.networks)
         place: dict[int, Place] = {}  # of all levels
         paths: dict[int, str] = {}
         path = state.path if networks is state.networks else wanted.paths.__getitem__

@@ -13,7 +13,7 @@ last port exactly one gets it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -154,6 +154,47 @@ class Tree:
             tenant = self.parents.get(tenant)
         return tenant is not None
 
+    def bearing(self, tenants: Iterable[str], grants: Iterable[int]) -> tuple[set[str], set[int]]:
+        """The tenants and grants of whose limits something is used up when these use up more."""
+        lines, given = list(tenants), list(grants)
+        bear: tuple[set[str], set[int]] = (set(), set())
+        while lines or given:
+            if given:
+                id = given.pop()
+                if id in bear[1]:
+                    continue
+                bear[1].add(id)
+                if (carrier := self.grants[id].carrier) != FABRIC:
+                    place = self._networks[carrier]
+                    lines += [place.tenant] if place.tenant is not None else []
+                    given += [place.grant] if place.grant is not None else []
+            elif (tenant := lines.pop()) not in bear[0]:
+                bear[0].add(tenant)
+                if (parent := self.parents.get(tenant)) is not None:
+                    lines.append(parent)
+        return bear
+
+    def counted(self, tenants: Iterable[str], grants: Iterable[int]) -> tuple[set[str], set[int]]:
+        """The tenants and grants whose uses say what those of these that have a limit use up: with all that is handed
+        on without one."""
+
+        def open_ended(quota: Quota) -> bool:
+            return any(quota.limit(what) is None for what in QUOTAS)
+
+        down = [name for name in tenants if self.quotas[name] != Quota()]
+        given = [id for id in grants if self.grants[id].quota != Quota()]
+        names, ids = set(down), set(given)
+        for name in down:
+            more = [one for one in self._children.get(name, ()) if one not in names and open_ended(self.quotas[one])]
+            down += more
+            names.update(more)
+            given += (fresh := [id for id in self._given.get(name, ()) if id not in ids])
+            ids.update(fresh)
+        for id in given:
+            given += (fresh := [one for one in self._made_from.get(id, ()) if one not in ids])
+            ids.update(fresh)
+        return names, ids
+
     def charge(self, tenant: str, what: str, own: Counter[str], under: Counter[int]) -> int:
         """What a tenant uses up of its limit: its own, and of each child the limit, or what that uses up without one;
         so of each grant to others."""
@@ -173,10 +214,16 @@ class Tree:
 
 
 def judge(
-    tree: Tree, have: Uses, more: Uses, under: Uses, more_under: Uses, seen: Collection[str] | None = None
+    tree: Tree,
+    have: Uses,
+    more: Uses,
+    under: Uses,
+    more_under: Uses,
+    seen: Collection[str] | None = None,
+    only: tuple[Collection[str], Collection[int]] | None = None,
 ) -> None:
-    """Raise Exhausted if tenants, or grants, would have more than they may. `more` is what is added to what they have.
-    Of tenants that are not in `seen`, None: all are, neither name nor number is told."""
+    """Raise Exhausted if tenants, or grants, would have more than they may: `only` these, None: any. `more` is what is
+    added to what they have. Of tenants that are not in `seen`, None: all are, neither name nor number is told."""
     hidden = ""
     for what in QUOTAS:
         own, granted = Counter(have[what]), Counter(under[what])
@@ -184,7 +231,7 @@ def judge(
         granted.update(more_under[what])
         text = rate_text if what == "rate" else str
         hint = f"; a port without `rate` counts as {rate_text(RATE[1])}" if what == "rate" else ""
-        for name in tree.parents:
+        for name in tree.parents if only is None else [name for name in tree.parents if name in only[0]]:
             limit = tree.quotas[name].limit(what)
             if limit is None or (wanted := tree.charge(name, what, own, granted)) <= limit:
                 continue
@@ -200,7 +247,8 @@ def judge(
             if added := own[name] - now:
                 message += f", and this asks for {text(added)} more"
             raise Exhausted(f"{message}: that is {text(wanted)} in all{hint}", "quota_exceeded", limit)
-        for id, grant in tree.grants.items():
+        for id in tree.grants if only is None else [id for id in tree.grants if id in only[1]]:
+            grant = tree.grants[id]
             limit = grant.quota.limit(what)
             if limit is None or (wanted := tree.charge_of_grant(id, what, granted)) <= limit:
                 continue

@@ -16,7 +16,19 @@ from functools import cache
 from ipaddress import ip_network
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table, bindparam, false, func, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    Table,
+    bindparam,
+    exists,
+    false,
+    func,
+    select,
+    true,
+)
 
 from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
@@ -143,8 +155,18 @@ class Reader:
         if kind == "tenant":
             return tenancy.within(reads)
         if kind == "network":
-            return t.network.c.tenant.in_(owners)
+            # Those of one are in the order of ids by the index.
+            only = len(self.scope.reads or ()) == 1
+            return t.network.c.tenant == owners.scalar_subquery() if only else t.network.c.tenant.in_(owners)
         return TABLES[kind].c.network.in_(select(t.network.c.id).where(t.network.c.tenant.in_(owners)))
+
+    def _seen_there(self, kind: str) -> ColumnElement[bool]:
+        """The same of few rows that are found otherwise: each is asked whose it is, instead of looking for all that
+        are seen."""
+        if self.scope.reads is None or kind not in IN_NETWORK:
+            return self._seen(kind)
+        n = tables.network.alias()
+        return exists().where(n.c.id == TABLES[kind].c.network, n.c.tenant.in_(self._owners()))
 
     def _owners(self) -> Select[tuple[int]]:
         """The tenants whose networks may be seen, by row."""
@@ -206,7 +228,7 @@ class Reader:
             if (row := self._identity.row(kind, reference)) is None:
                 row = -1  # Nobody's; not all numbers that ids can say are.
             if (kind != "network" or row != FABRIC) and self._connection.scalar(
-                select(table.c.id).where(table.c.id == row, self._seen(kind))
+                select(table.c.id).where(table.c.id == row, self._seen_there(kind))
             ) is not None:
                 return int(row)
             raise NotFound(f"{kind} {reference}")
@@ -233,7 +255,7 @@ class Reader:
         network = self._walk(above)
         # With which of its networks paths begin is not in `carrier`, to whoever does not see all.
         if network is not None and (kind != "network" or above or self.scope.reads is None):
-            named = select(table.c.id).where(owner == network, table.c.name == name, self._seen(kind))
+            named = select(table.c.id).where(owner == network, table.c.name == name, self._seen_there(kind))
             found = self._connection.scalar(named)
             if found is not None and not (kind == "network" and found == FABRIC):
                 return int(found)
@@ -267,7 +289,7 @@ class Reader:
         if above and (row := self._identity.row("policy", last)) is not None:
             network = self.find("network", above)
             p = tables.policy.c
-            here = (p.id == row, p.network == network, self._seen("policy"))
+            here = (p.id == row, p.network == network, self._seen_there("policy"))
             if self._connection.scalar(select(p.id).where(*here)) is not None:
                 return row
         raise NotFound(f"policy {reference}")
@@ -322,7 +344,9 @@ class Reader:
     ) -> tuple[list[Resource], str | None]:
         """Up to `limit` resources after `cursor`, and the cursor of the next page if there is one."""
         table = TABLES[kind]
-        query = select(table.c.id).where(self._seen(kind)).order_by(table.c.id).limit(limit + 1)
+        query = select(table.c.id).order_by(table.c.id).limit(limit + 1)
+        if kind not in IN_NETWORK or network is None:  # All that is in a network is seen with it.
+            query = query.where(self._seen(kind))
         if kind == "network":
             query = query.where(table.c.id != FABRIC)
         if network is not None:

@@ -14,9 +14,10 @@ from nestnet.model.errors import Conflict, Invalid, Problem
 from nestnet.model.manifest import GrantSpec
 from nestnet.model.problems import Nearest, join, meant
 from nestnet.store import tenancy
-from nestnet.store.objects import GrantRow, State
+from nestnet.store.objects import GrantRow
 from nestnet.store.quotas import Quota
 from nestnet.store.scope import Scope
+from nestnet.store.state import State
 
 if TYPE_CHECKING:
     from nestnet.store.plan import _Wanted

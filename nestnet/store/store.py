@@ -147,7 +147,7 @@ class Store:
         c = tables.change.c
         with contextlib.suppress(DiskFull, Unreachable):
             with self._database.read() as connection:
-                networks = connection.scalars(select(c.network).where(c.revision > revision).distinct()).all()
+                networks = set(connection.scalars(select(c.network).where(c.revision > revision)))
             self._chains.changed(networks)
 
     # Manifests
@@ -941,7 +941,8 @@ class Store:
             revision = reader.revision("network", id)
             if work.pairs:
                 revision = write.write(connection, self.identity, work.pairs)
-                grants.judge_all(connection, asked.scope)
+                new = [row for _, row in work.pairs if isinstance(row, NetworkRow)]
+                grants.judge_under(connection, asked.scope, [row.grant for row in new if row.grant is not None])
                 events.changed(connection, asked.who, "recarry", revision, work.changes)
                 machines.update(reader.machines_holding(id))
             (resource,) = reader.resources("network", [id])
@@ -1222,11 +1223,10 @@ class Store:
     def counts(self) -> dict[str, int]:
         """How many objects of each kind there are."""
         with self._database.read() as connection:
-            found = {}
-            for kind in read.KINDS:
+            found: dict[str, int] = dict.fromkeys(read.KINDS, 0)
+            for kind in ("machine", "tenant"):
                 found[kind] = int(connection.scalar(select(func.count()).select_from(read.TABLES[kind])) or 0)
-            found["network"] -= 1  # The fabric is everybody's.
-            return found
+            return found | {row.kind: row.n for row in connection.execute(select(tables.tally))}
 
     @property
     def commits(self) -> tuple[int, int]:

@@ -175,6 +175,18 @@ network = Table(
     # Whose limits it counts under: the grant by which it is carried, or that of what carries it.
     Column("grant", Id, index=True),
     UniqueConstraint("carrier", "name"),
+    Index(None, "carrier"),  # In the order of ids, as pages are.
+    Index(None, "name"),
+    Index(None, "tenant", "name"),
+    Index(None, "tenant", "carrier"),
+)
+
+# How many there are, without counting: of all kinds that are in networks, and of these without the fabric.
+tally = Table(
+    "tally",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("n", Id, nullable=False),
 )
 
 # Hosts of `carrier` (0: machines), on which networks of `tenant` may be carried (grants.py).
@@ -217,6 +229,7 @@ segment = Table(
     _revision(),
     UniqueConstraint("network", "name"),
     UniqueConstraint("domain", "vni"),
+    Index(None, "name"),
     Index(None, "physical", "vlan", unique=True),
 )
 
@@ -239,6 +252,7 @@ router = Table(
     Column("description", Text, nullable=False),
     _revision(),
     UniqueConstraint("network", "name"),
+    Index(None, "name"),
 )
 
 router_interface = Table(
@@ -264,6 +278,7 @@ link = Table(
     Column("description", Text, nullable=False),
     _revision(),
     UniqueConstraint("network", "name"),
+    Index(None, "name"),
     CheckConstraint("router <> other", name="two_routers"),
     Index(None, "router"),
     Index(None, "other"),
@@ -292,6 +307,7 @@ port = Table(
     Column("description", Text, nullable=False),
     _revision(),
     UniqueConstraint("network", "name"),
+    Index(None, "name"),
     UniqueConstraint("segment", "mac"),
     CheckConstraint("(host_machine IS NULL) <> (host_port IS NULL)", name="one_host"),
     Index(None, "trunk", "tag", unique=True),

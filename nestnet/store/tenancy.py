@@ -21,9 +21,9 @@ from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NotFou
 from nestnet.model.manifest import TenantSpec
 from nestnet.model.problems import join
 from nestnet.store import tables
-from nestnet.store.objects import State, load_state
 from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, uses, uses_of_grants
 from nestnet.store.scope import Scope
+from nestnet.store.state import State, load_state
 
 LONGEST = 63  # Characters of a name.
 MOST = 1000  # Tenants in one tree, that others than the operator make: every plan looks at all there are.
@@ -203,10 +203,15 @@ def judge_quota(connection: Connection, scope: Scope, name: str, parent: str | N
     """Raise Exhausted, with the numbers, if a tenant cannot have this quota; Conflict if those above have not so much,
     of whom nothing is told."""
     state = load_state(connection)
-    parents, limits = state.parents | {name: parent}, state.quotas | {name: quota}
+    if not state.limited and quota == Quota():
+        return
+    parents, limits = {**state.parents, name: parent}, {**state.quotas, name: quota}
     nothing: Uses = {what: Counter() for what in QUOTAS}
-    tree = Tree(parents, limits, state.grants, state.networks)
-    judge(tree, uses(connection), nothing, uses_of_grants(connection), nothing, seen(parents, scope))
+    tree = Tree(parents, limits, state.grants, state.carriers_of(state.grants))
+    bear = tree.bearing([name], [])
+    names, ids = tree.counted(*bear)
+    have = uses(connection, [state.tenants[one] for one in names if one in state.tenants])
+    judge(tree, have, nothing, uses_of_grants(connection, ids), nothing, seen(parents, scope), bear)
 
 
 # In a manifest

@@ -24,8 +24,9 @@ from nestnet.model.errors import Conflict, Forbidden, Invalid, NestnetError, Pro
 from nestnet.model.manifest import Manifest, NetworkSpec
 from nestnet.model.problems import Nearest, join, meant
 from nestnet.model.values import FABRIC
-from nestnet.store.objects import GrantRow, NetworkRow, State
+from nestnet.store.objects import GrantRow, NetworkRow, Networks
 from nestnet.store.scope import Scope
+from nestnet.store.state import State
 
 HIDDEN = "\x00"
 _ABOVE = re.compile(f"(?:{HIDDEN}[^/\\s]*/)+")  # the way down to what is one's own
@@ -52,51 +53,41 @@ class Placed(NamedTuple):
     owner: str | None
 
 
-def is_top(row: NetworkRow, networks: Mapping[int, NetworkRow], scope: Scope) -> bool:
+def is_top(row: NetworkRow, networks: Networks, scope: Scope) -> bool:
     """Is it one of those with which paths begin, for this reader?"""
     carrier = networks.get(row.carrier)
     return scope.may_read(row.tenant) and (carrier is None or not scope.may_read(carrier.tenant))
 
 
-def tops(state: State, scope: Scope) -> dict[str, NetworkRow]:
-    """The networks with which a reader's paths begin, by name."""
-    return {row.name: row for row in state.networks.values() if is_top(row, state.networks, scope)}
+def tops(state: State, scope: Scope, names: Collection[str] | None = None) -> dict[str, NetworkRow]:
+    """The networks with which a reader's paths begin, by name: all, or those called so. What carries them is known by
+    `hide`."""
+    if scope.reads is None:
+        state.networks.know_named(FABRIC, names or ())
+        found = [state.networks.named(FABRIC, name) for name in names or ()]
+        return {row.name: row for row in found if row is not None}
+    return {row.name: row for row in state.networks.of(scope.reads, names) if is_top(row, state.networks, scope)}
 
 
 def hide(state: State, scope: Scope) -> None:
     """Give all networks that are not in scope, and carry some that are, names that nobody can write."""
-    hidden: set[int] = set()
-    for row in state.networks.values():
-        if scope.may_read(row.tenant):
-            here = row.carrier
-            while here != FABRIC and here not in hidden:
-                if not scope.may_read(state.networks[here].tenant):
-                    hidden.add(here)
-                here = state.networks[here].carrier
-    for grant in granted(state, scope):
-        here = grant.carrier
-        while here != FABRIC:
-            hidden.add(here)
-            here = state.networks[here].carrier
-    for id in hidden:
+    below = [grant.carrier for grant in granted(state, scope)]
+    for id in sorted(state.networks.under(scope.reads or (), below)):
         row = state.networks[id]
         if not scope.may_read(row.tenant):
-            del state.carried[row.carrier][row.name]
-            state.networks[id] = row = replace(row, name=f"{HIDDEN}{row.name}")
-            state.carried[row.carrier][row.name] = row
+            state.networks.put(replace(row, name=f"{HIDDEN}{row.name}"))
 
 
 def leave_out(state: State, carriers: Iterable[int], tops: Iterable[NetworkRow]) -> None:
     """Let networks carry only what somebody's manifest is about: these of theirs, and what leads down from there and
     from these carriers. All else stays as it is, however much that is."""
     own = [row.id for row in tops]
-    about = set(state.above(own))
+    about = set(state.networks.above(own))
     for here in [*carriers, *(state.networks[id].carrier for id in own)]:
         while here != FABRIC:
             about.add(here)
             here = state.networks[here].carrier
-    for carrier, there in state.carried.items():
-        state.carried[carrier] = {name: row for name, row in there.items() if row.id in about}
+    state.networks.leave_out_all_but(about)
 
 
 def granted(state: State, scope: Scope) -> list[GrantRow]:
@@ -110,9 +101,8 @@ def hosts_of(state: State, grant: GrantRow, ports: Mapping[str, int]) -> dict[st
     return {name: id for name, id in there.items() if grant.hosts is None or id in grant.hosts}
 
 
-def carried_by(spec: NetworkSpec, name: str, state: State, scope: Scope) -> Placed:
-    """Where a network with which a manifest begins belongs. Raises Forbidden, Invalid."""
-    old = tops(state, scope).get(name)
+def carried_by(spec: NetworkSpec, name: str, old: NetworkRow | None, state: State, scope: Scope) -> Placed:
+    """Where a network with which a manifest begins belongs; `old`: as it is. Raises Forbidden, Invalid."""
     owner = (old.tenant if old is not None else None) or spec.tenant or scope.tenant
     if not scope.may_write(owner):
         if old is None and owner is not None:
@@ -156,7 +146,7 @@ def graft(
         if network not in at:
             at[network] = {}
             if network != FABRIC:
-                there = state.carried.get(network, {})
+                there = state.networks.carried(network)
                 at[network].update({name: spec_of(row) for name, row in there.items() if row.id not in gone})
                 row = state.networks[network]
                 above = within(row.carrier)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from ipaddress import ip_network
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Select, Table, bindparam, delete, insert, select, update
 
 from nestnet.model.values import FABRIC, Selector
 from nestnet.store import numbers, tables
 from nestnet.store.identity import Identity
 from nestnet.store.objects import (
+    IDS,
     LinkRow,
     NetworkRow,
     PolicyRow,
@@ -61,7 +63,8 @@ NOTHING_WAS = {
 
 def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], tenants: Sequence[TenantWish] = ()) -> int:
     """Make it so, under the next revision; that is returned, or the current one if nothing changes."""
-    owners = write_tenants(connection, tenants)
+    named = {new.tenant for _, new in pairs if isinstance(new, NetworkRow) and new.tenant is not None}
+    owners = write_tenants(connection, tenants, named)
     gone = [old.id for old, new in pairs if isinstance(old, SegmentRow) and new is None]
     ended = {old.id for old, new in pairs if isinstance(old, NetworkRow) and new is None}  # as domains, too
     freed = [label for label in _labels_of(connection, gone) if label[0] not in ended]
@@ -90,6 +93,7 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
     _attachments(connection, pairs)
     _end_moves(connection, pairs)
     _host_use(connection, pairs)
+    _tally(connection, pairs)
     rows = [
         _change_row(row.network, row.kind, row.id, old, carriers_then, seats)
         for old, new in pairs
@@ -235,10 +239,15 @@ def reserve(connection: Connection, kind: str, count: int) -> int:
     return int(last) - count + 1
 
 
-def write_tenants(connection: Connection, wishes: Sequence[TenantWish]) -> dict[str, int]:
-    """Make tenants, or give them another parent or quota. Returns all tenants' ids by name."""
+def write_tenants(connection: Connection, wishes: Sequence[TenantWish], named: Iterable[str]) -> dict[str, int]:
+    """Make tenants, or give them another parent or quota. Returns their ids by name, and those of the others that are
+    named."""
     t = tables.tenant
-    ids: dict[str, int] = {row.name: row.id for row in connection.execute(select(t.c.name, t.c.id))}
+    ids: dict[str, int] = {}
+    known = {*named, *(wish.name for wish in wishes), *(wish.parent for wish in wishes if wish.parent is not None)}
+    for chunk in list(chunks(sorted(known))) or [[]]:
+        rows_there = connection.execute(select(t.c.name, t.c.id).where(t.c.name.in_(chunk)))
+        ids.update({row.name: row.id for row in rows_there})
     fresh = [wish.name for wish in wishes if wish.name not in ids]
     if fresh:
         first = reserve(connection, "tenant", len(fresh))
@@ -357,15 +366,20 @@ def _real(row: Row, real: dict[tuple[str, int], int]) -> Row:
 
 def _carriers(connection: Connection, pairs: Sequence[Pair]) -> dict[int, int]:
     """Network -> carrier, of all networks that occur, and of what carries them."""
-    n, below = tables.network, tables.network.alias()
-    query = select(n.c.id, n.c.carrier, below.c.carrier.label("lower")).join(below, below.c.id == n.c.carrier)
     known: dict[int, int] = {}
     new = {row.id: row.carrier for pair in pairs for row in pair if isinstance(row, NetworkRow)}
     wanted = {row.network for pair in pairs for row in pair if row is not None} | set(new.values())
     for chunk in chunks(sorted(wanted)):  # The fabric is asked for like the others: that takes as long.
-        for row in connection.execute(query.where(n.c.id.in_(chunk))):
+        for row in connection.execute(_two_below(), {"ids": chunk}):
             known |= {row.id: row.carrier, row.carrier: row.lower}
     return known | new
+
+
+@cache
+def _two_below() -> Select[Any]:
+    n, below = tables.network, tables.network.alias()
+    query = select(n.c.id, n.c.carrier, below.c.carrier.label("lower")).join(below, below.c.id == n.c.carrier)
+    return query.where(n.c.id.in_(IDS))
 
 
 def _columns(
@@ -522,6 +536,18 @@ def _host_use(connection: Connection, pairs: Sequence[Pair]) -> None:
     counts = {key: have.get(key, 0) + more for key, more in changed.items()}
     rows_now = [{"network": n, "host": h, "count": k} for (n, h), k in counts.items() if k]
     _many(connection, insert(tables.host_use), rows_now)
+
+
+def _tally(connection: Connection, pairs: Sequence[Pair]) -> None:
+    """Keep the count of what there is."""
+    more: Counter[str] = Counter()
+    for old, new in pairs:
+        row = new or old
+        if row is not None and row.kind in FED:
+            more[row.kind] += (old is None) - (new is None)
+    c = tables.tally.c
+    statement = update(tables.tally).where(c.kind == bindparam("counted")).values(n=c.n + bindparam("more"))
+    _many(connection, statement, [{"counted": kind, "more": n} for kind, n in more.items() if n])
 
 
 def _change_row(
