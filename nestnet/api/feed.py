@@ -131,7 +131,8 @@ class Exchange:
             while not self.bell.closed:
                 ring = self.bell.listen()
                 try:
-                    await self._look()
+                    if self._of:  # whoever comes later has read all there was
+                        await self._look()
                 except Exception:  # Without it all would be silent: so they are asked to look themselves.
                     log.exception("what the feed's streams have to know could not be read")
                     self._wake_all(self.now)

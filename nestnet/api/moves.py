@@ -44,12 +44,12 @@ def routes(store: Store) -> APIRouter:
         return changed(store, how, begun.revision, **more)
 
     @found.put("/machines/{reference}/moves/{port}", status_code=204, tags=["machines"])
-    async def give(reference: str, port: int, request: Request) -> None:
+    async def give(reference: str, port: shapes.Row, request: Request) -> None:
         """What the machine that a port leaves remembers of its connections: for the other agent to read."""
         await run_in_threadpool(store.give_connections, reference, port, await request.body())
 
     @found.get("/machines/{reference}/moves/{port}", response_class=Response, tags=["machines"])
-    def take(reference: str, port: int) -> Response:
+    def take(reference: str, port: shapes.Row) -> Response:
         """What was given last."""
         return Response(store.take_connections(reference, port), media_type="application/octet-stream")
 

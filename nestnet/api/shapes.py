@@ -333,6 +333,8 @@ class Linked(Changed):
     link: Link
 
 
+Row = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""What a column of the store can hold."""
 Limit = Annotated[int | None, Field(ge=QUOTA[0], le=QUOTA[1])]
 MostRate = Annotated[int | None, BeforeValidator(lambda value: None if value is None else read_quota_rate(value))]
 
@@ -466,7 +468,7 @@ class Tokens(Shape):
 class Guest(Shape):
     """The agent on a port of a machine, which shall be able to join."""
 
-    port: int
+    port: Row
     """The port's row, as the feed has it."""
     ttl: Annotated[float, Field(gt=0, le=30 * 86400)] = 600.0
     """Seconds for which the token counts."""
@@ -499,7 +501,7 @@ class Noticed(Shape):
 class Report(Shape):
     """What an agent says of its machine."""
 
-    revision: Annotated[int, Field(ge=0)]
+    revision: Row
     """The one that it has realised; 0: none, or it has a token instead."""
     token: Annotated[str, Field(max_length=200)] | None = None
     """What the feed of a machine on a port has for a number."""
