@@ -42,7 +42,7 @@ class GrantWish(_Offer):
 class InvitationWish(_Offer):
     """Hosts for the networks of whoever shows the invitation."""
 
-    ttl: Annotated[float, Field(gt=0, le=365 * 86400)] = 7 * 86400.0
+    ttl: Annotated[float, Field(ge=1, le=365 * 86400)] = 7 * 86400.0
     """Seconds for which it counts."""
 
 

@@ -119,7 +119,7 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
     if since == now:
         return Batch(False, now, (), _concern(connection, machine, _view(connection, machine, _Past())))
     c = tables.change.c
-    moved = connection.execute(select(tables.change).where(c.revision > since).order_by(c.seq)).all()
+    moved = connection.execute(select(tables.change).where(c.revision > since).order_by(c.revision, c.seq)).all()
     was = _Past()
     changed: dict[int, set[Key]] = defaultdict(set)
     for row in moved:
