@@ -236,27 +236,30 @@ class _Judge:
                 told.add(level.path)
 
     def _checks(self) -> Iterator[Problem]:
-        networks = {level.path: level.network for level in self.levels}
+        ports: dict[str, dict[str, PortSpec] | None] = {}
+        for level in self.levels:
+            ports[level.path] = None if level.network.ports is None else all_ports(level.network.ports)
         for index, one in enumerate(self.manifest.checks or ()):
             at = join("checks", index)
-            yield from self._check_port(at + "/from", one.source, networks)
-            yield from self._check_port(at + "/to", one.target, networks)
+            yield from self._check_port(at + "/from", one.source, ports)
+            yield from self._check_port(at + "/to", one.target, ports)
             if one.source == one.target:
                 yield Problem("bad_check", at + "/to", f"from and to are both {one.source}: name two ports")
             yield from _check_send(at + "/send", one)
 
-    def _check_port(self, at: str, path: str, networks: Mapping[str, NetworkSpec]) -> Iterator[Problem]:
+    def _check_port(self, at: str, path: str, known: Mapping[str, Mapping[str, PortSpec] | None]) -> Iterator[Problem]:
+        """`known` has the ports of each network of the file, or None where they stay as they are."""
         where, slash, name = path.rpartition("/")
-        network = networks.get(where)
+        ports = known.get(where)
         outside = self.known.networks is None or where in self.known.networks
         if not slash:
             yield Problem("missing_port", at, f"{quote(path)} is no path of a port: write one as network/port")
-        elif network is None and not outside:
-            near = self.nearest(where, networks)
+        elif where not in known and not outside:
+            near = self.nearest(where, known)
             yield Problem("missing_port", at, f"there is no network {quote(where)}{meant(near)}", nearest=near)
-        elif network is not None and network.ports is None and not outside:
+        elif where in known and ports is None and not outside:
             yield Problem("missing_port", at, f"network {where} has no ports")
-        elif network is not None and network.ports is not None and name not in (ports := all_ports(network.ports)):
+        elif ports is not None and name not in ports:
             near = self.nearest(name, ports)
             whole = f"{where}/{near}" if near else None
             yield Problem("missing_port", at, f"network {where} has no port {quote(name)}{meant(whole)}", nearest=whole)
