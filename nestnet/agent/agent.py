@@ -53,6 +53,7 @@ STORM, STORM_PAUSE = 1000.0, 60.0  # packets a second dropped for one reason tha
 LINE = 2000  # characters of a line of the log: so much is taken at once, or not at all (PIPE_BUF)
 NOTICED = 100  # events that wait for the controller
 SWEEP = 2.0  # seconds between two looks at what the kernel has aged out, what drifted and what was dropped
+SWEPT = 20  # one part in so many of its time is what looking at connections and flows may take
 CHECK = 5.0  # seconds between two looks at all tables and pins: reading 10,000 ports takes 40 ms
 ROUND = 3  # turns in which every hook is looked at
 TELL = 30  # repairs of one turn that are told one by one
@@ -254,6 +255,7 @@ class Agent:
     _ways: underlay.Ways = field(default_factory=underlay.Ways)
     _met: World | None = None  # whose machines were last looked for, and when, in monotonic seconds
     _met_at: float = 0.0
+    _sweep_at: float = 0.0
     _nics: dict[str, links.Link] = field(default_factory=dict)
     _nic: int = 0
     _warnings: list[str] = field(default_factory=list)  # what is wrong, but nothing that a turn could not do without
@@ -581,7 +583,10 @@ class Agent:
         wait for an answer to ARP. What goes wrong is a problem until the next turn."""
         now = time.monotonic()
         try:
-            self.kernel.sweep(now)
+            if now >= self._sweep_at:
+                self.kernel.sweep(now)
+                # All that is remembered is looked at: the more there is, the less often.
+                self._sweep_at = time.monotonic() + (time.monotonic() - now) * (SWEPT - 1)
             if self._met is not self._world or now - self._met_at > NEIGHBOURS:
                 self._met, self._met_at = self._world, now
                 self._look()
