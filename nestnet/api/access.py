@@ -90,6 +90,8 @@ RIGHTS: dict[str, Right] = {
     "watch": Right.PERSON,
     "plan": Right.CHANGER,
     "apply": Right.CHANGER,
+    "create_network": Right.CHANGER,
+    "batch": Right.CHANGER,
     **{f"delete_{kind}": Right.CHANGER for kind in _KINDS},
     "patch_link": Right.CHANGER,
     "patch_port": Right.CHANGER,

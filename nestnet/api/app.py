@@ -26,17 +26,19 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from nestnet import __version__
-from nestnet.api import grants, identities, moves, shapes, streams, tenants
+from nestnet.api import create, grants, identities, moves, shapes, streams, tenants
 from nestnet.api.access import RIGHTS, Who, judge, recognise, still, who
 from nestnet.api.asked import Rates, asked, changed, keyed
 from nestnet.api.authority import Authority, make_authority
-from nestnet.api.bodies import Bounded, read_json
+from nestnet.api.bodies import Bounded
 from nestnet.api.feed import Doorbell, Exchange, Followers, follow
 from nestnet.api.metrics import Counts, measured
+from nestnet.api.problem import problem
 from nestnet.model import errors
 from nestnet.model.exposition import CONTENT_TYPE, text
 from nestnet.model.manifest import Manifest, parse, read_address
 from nestnet.model.problems import CODES, join, moved
+from nestnet.model.strict import read_json
 from nestnet.model.values import Attach
 from nestnet.store.database import explained
 from nestnet.store.once import Asked
@@ -115,6 +117,7 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _internal)
     routers = (
+        create.routes(store),
         moves.routes(store),
         grants.routes(store),
         tenants.routes(store),
@@ -516,25 +519,12 @@ def _known_query(request: Request) -> None:
 
 
 def _problem(error: errors.NestnetError) -> JSONResponse:
-    fields: dict[str, Any] = {
-        "type": f"urn:nestnet:error:{error.code}",
-        "title": HTTPStatus(error.status).phrase,
-        "status": error.status,
-        "detail": error.message,
-        "code": error.code,
-    }
-    if isinstance(error, errors.Invalid):
-        fields["problems"] = [asdict(problem) for problem in error.problems]
-        fields["detail"] = error.problems[0].message if len(error.problems) == 1 else f"{len(error.problems)} problems"
-    for name in ("dependants", "candidates", "changes", "limit", "nearest"):
-        if getattr(error, name, None) not in (None, ()):
-            fields[name] = getattr(error, name)
     headers = {}
     if isinstance(error, errors.TooFast):
         headers["Retry-After"] = str(math.ceil(error.after))
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(fields, error.status, headers, media_type=PROBLEM)
+    return JSONResponse(problem(error), error.status, headers, media_type=PROBLEM)
 
 
 def _told(_request: Request, error: Exception) -> JSONResponse:

@@ -274,6 +274,18 @@ class Changed(Shape):
     """`since` of `GET /v1/status`, to ask which machines have made it so, and of `GET /v1/watch`."""
 
 
+class PartLine(Shape):
+    """A part of a batch that is there; or, with `problem`, the one that is not, which is the last."""
+
+    lines: list[int]
+    """Its first and last line."""
+    networks: int = 0
+    """How many were made up to here."""
+    revision: int | None = None
+    token: str = ""
+    problem: Problem | None = None
+
+
 class Applied(Changed):
     plan: Plan
 

@@ -139,7 +139,7 @@ def _name_fault(text: str) -> str:
     return "use a-z, 0-9 and '-'"
 
 
-def _read_description(text: str) -> str:
+def read_description(text: str) -> str:
     if len(text) > DESCRIPTION:
         raise _refuse("limit_exceeded", f"has {len(text)} characters: at most {DESCRIPTION}", limit=DESCRIPTION)
     return _plain(text, allowed="\n")
@@ -148,7 +148,7 @@ def _read_description(text: str) -> str:
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?\Z")
 
 
-def _read_label(text: str) -> str:
+def read_label(text: str) -> str:
     if len(text) > LABEL:
         raise _refuse("limit_exceeded", f"the label has {len(text)} characters: at most {LABEL}", limit=LABEL)
     _plain(text)
@@ -157,7 +157,7 @@ def _read_label(text: str) -> str:
     return text
 
 
-def _read_label_value(text: str) -> str:
+def read_label_value(text: str) -> str:
     if len(text) > LABEL_VALUE:
         raise _refuse("limit_exceeded", f"has {len(text)} characters: at most {LABEL_VALUE}", limit=LABEL_VALUE)
     return _plain(text)
@@ -247,7 +247,7 @@ def _read_owned(text: object) -> Prefix:
     return prefix
 
 
-def _read_cidr(text: object) -> Prefix:
+def read_cidr(text: object) -> Prefix:
     prefix = read_prefix(text)
     for unusable, kind in _UNUSABLE:
         if prefix.version == unusable.version and prefix.overlaps(unusable):
@@ -418,11 +418,11 @@ Name = Annotated[
     AfterValidator(read_name),
     WithJsonSchema({"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}),
 ]
-Description = Annotated[str, AfterValidator(_read_description)]
+Description = Annotated[str, AfterValidator(read_description)]
 Labels = Annotated[
     dict[
-        Annotated[str, AfterValidator(_read_label)],
-        Annotated[str, AfterValidator(_read_label_value)],
+        Annotated[str, AfterValidator(read_label)],
+        Annotated[str, AfterValidator(read_label_value)],
     ],
     _at_most(LABELS, "labels"),
 ]
@@ -597,7 +597,7 @@ class SegmentSpec(_Spec):
 
     cidr: Maybe[
         Annotated[
-            tuple[Annotated[Prefix, BeforeValidator(_read_cidr)], ...],
+            tuple[Annotated[Prefix, BeforeValidator(read_cidr)], ...],
             BeforeValidator(_listed),
             PlainSerializer(_one_or_list),
             _either(_TEXT, maxItems=2),

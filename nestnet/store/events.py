@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +46,18 @@ class Happened:
 
 def changed(connection: Connection, who: str, verb: str, revision: int, changes: Sequence[Change]) -> None:
     """Somebody changed objects."""
-    listed = [
-        {"op": c.op, "kind": c.kind, "path": c.path, **({"fields": _short(c.fields)} if c.op == "~" else {})}
-        for c in changes[:TOLD]
-    ]
-    data = {"verb": verb, "count": len(changes), "changes": listed}
-    _write(connection, True, "changed", revision, who, "", f"{verb}: {_words(changes)}", data)
+    all_changed(connection, verb, revision, [(who, changes)])
+
+
+def all_changed(
+    connection: Connection, verb: str, revision: int, changes: Iterable[tuple[str, Sequence[Change]]]
+) -> None:
+    """The same of several who changed something at once: who, and what."""
+    rows = [_changed(who, verb, revision, each) for who, each in changes]
+    last = connection.scalar(select(func.max(tables.event.c.seq))) or 0
+    connection.execute(insert(tables.event), rows)
+    if last // 100 != (last + len(rows)) // 100:
+        _bound(connection)
 
 
 def audited(connection: Connection, who: str, kind: str, revision: int, text: str) -> None:
@@ -65,17 +71,34 @@ def happened(connection: Connection, events: Sequence[Happened]) -> None:
         _write(connection, False, one.kind, one.revision, "", one.machine, one.text[:TEXT], {})
 
 
+def _changed(who: str, verb: str, revision: int, changes: Sequence[Change]) -> dict[str, Any]:
+    listed = [
+        {"op": c.op, "kind": c.kind, "path": c.path, **({"fields": _short(c.fields)} if c.op == "~" else {})}
+        for c in changes[:TOLD]
+    ]
+    data = {"verb": verb, "count": len(changes), "changes": listed}
+    return _row(True, "changed", revision, who, "", f"{verb}: {_words(changes)}", data)
+
+
+def _row(audit: bool, kind: str, revision: int, who: str, machine: str, text: str, data: Any) -> dict[str, Any]:
+    values = {"audit": audit, "kind": kind, "revision": revision, "who": who, "machine": machine, "text": text}
+    return {"at": time.time(), "data": json.dumps(data), **values}
+
+
 def _write(
     connection: Connection, audit: bool, kind: str, revision: int, who: str, machine: str, text: str, data: Any
 ) -> None:
-    e = tables.event
-    values = {"audit": audit, "kind": kind, "revision": revision, "who": who, "machine": machine, "text": text}
-    done = connection.execute(insert(e).values(at=time.time(), data=json.dumps(data), **values))
+    done = connection.execute(insert(tables.event).values(_row(audit, kind, revision, who, machine, text, data)))
     seq = int(done.inserted_primary_key[0])  # type: ignore[index]
     if seq % 100 == 0:
-        for each, kept in ((True, KEPT_AUDIT), (False, KEPT_EVENTS)):
-            last = select(e.c.seq).where(e.c.audit == each).order_by(e.c.seq.desc()).offset(kept).limit(1)
-            connection.execute(delete(e).where(e.c.audit == each, e.c.seq <= last.scalar_subquery()))
+        _bound(connection)
+
+
+def _bound(connection: Connection) -> None:
+    e = tables.event
+    for each, kept in ((True, KEPT_AUDIT), (False, KEPT_EVENTS)):
+        last = select(e.c.seq).where(e.c.audit == each).order_by(e.c.seq.desc()).offset(kept).limit(1)
+        connection.execute(delete(e).where(e.c.audit == each, e.c.seq <= last.scalar_subquery()))
 
 
 def newest(connection: Connection) -> int:

@@ -96,9 +96,10 @@ def touched(connection: Connection, since: int) -> Touched | None:
     if not oldest <= since <= now:
         return None
     c = tables.change.c
-    query = select(c.network, c.kind, c.id).where(c.revision > since, c.kind != "tenant")
+    query = select(c.network, c.kind, c.id, c.whole).where(c.revision > since, c.kind != "tenant")
     rows = connection.execute(query).all()
     ports = {row.id for row in rows if row.kind == "port"}
+    ports |= _ports_in(connection, [row.id for row in rows if row.whole]).keys()
     there = {*objects.machines_of(connection, ports).values(), *objects.machines_of(connection, ports, True).values()}
     return Touched(now, frozenset(row.network for row in rows), frozenset(there))
 
@@ -122,10 +123,13 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
     moved = connection.execute(select(tables.change).where(c.revision > since).order_by(c.revision, c.seq)).all()
     was = _Past()
     changed: dict[int, set[Key]] = defaultdict(set)
+    new = {row.id for row in moved if row.whole}  # What is in them was nowhere then.
+    was.ports.update({id: _Was(network) for id, network in _ports_in(connection, sorted(new)).items()})
     for row in moved:
         changed[row.network].add((row.kind, row.id))
         if row.kind == "port":
-            was.ports.setdefault(row.id, _Was(row.network, row.was_machine, row.was_port, row.was_other))
+            there = (row.was_machine, row.was_port, row.was_other) if row.network not in new else ()
+            was.ports.setdefault(row.id, _Was(row.network, *there))
         elif row.was_carrier is not None:
             was.carriers.setdefault(row.id, FABRIC if row.was_encapsulated else row.was_carrier)
     before, after = _view(connection, machine, was), _view(connection, machine, _Past())
@@ -174,9 +178,9 @@ class _Was:
     """Where a port was: on a machine, on a port, or on neither, for it did not exist; where else, while it moved."""
 
     network: int
-    machine: int | None
-    port: int | None
-    other: int | None
+    machine: int | None = None
+    port: int | None = None
+    other: int | None = None
 
     def on(self, column: str) -> set[int]:
         """The machines, or the ports, that it was on."""
@@ -217,6 +221,16 @@ def _ports_on(connection: Connection, column: str, hosts: list[int], was: _Past)
             found.update({row.id: row.network for row in rows if row.id not in was.ports})
     wanted = set(hosts)
     found.update({id: place.network for id, place in was.ports.items() if not wanted.isdisjoint(place.on(column))})
+    return found
+
+
+def _ports_in(connection: Connection, networks: Sequence[int]) -> dict[int, int]:
+    """Port -> network of all the ports in these."""
+    c = tables.port.c
+    found: dict[int, int] = {}
+    for chunk in chunks(networks):
+        rows = connection.execute(select(c.id, c.network).where(c.network.in_(chunk)))
+        found.update({row.id: row.network for row in rows})
     return found
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, select
 
-from nestnet.model.errors import Conflict, Forbidden, Invalid, NestnetError, Problem
+from nestnet.model.errors import Conflict, Forbidden, Invalid, NestnetError, NotFound, Problem
 from nestnet.model.manifest import (
     AttachSpec,
     GrantSpec,
@@ -123,14 +123,25 @@ class Work:
     audited: tuple[Change, ...]  # The changes by whole paths, for the log.
 
 
-def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope = EVERYTHING) -> Work:
+def make(
+    connection: Connection,
+    manifest: Manifest,
+    prune: bool,
+    scope: Scope = EVERYTHING,
+    new: Collection[str] | None = None,
+) -> Work:
     """Compare. Raises Invalid with every problem, Conflict, Exhausted, or Forbidden where it is about what is not in
-    scope; reads only."""
+    scope; reads only.
+
+    `new`: pointers to the networks that are to be made. Then all others that the manifest names are there, and stay as
+    they are, with whatever else they carry."""
     state = load_state(connection)
     if manifest.tenants:
         manifest = manifest.model_copy(update={"tenants": tenancy.declared(manifest.tenants, state, scope)})
     if scope.writes is None:
         state.networks.know_named(FABRIC, manifest.networks or ())
+        if new is not None:
+            state.networks.leave_out_all_but(_there(manifest.networks or {}, FABRIC, "", "", new, state, scope))
         state.networks.above(_roots(manifest, state, False, scope))
         _names_free(manifest.networks or {}, FABRIC, "", state, scope)
         return _make(connection, manifest, prune, scope, state, [])
@@ -153,7 +164,14 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
         if prune and (owners := _pruned_of(manifest, tops, scope)):
             others = view.tops(state, scope).items()
             pruned = [row for name, row in others if name not in named and row.tenant in owners]
-        view.leave_out(state, [place.carrier for place in places.values()], [*pruned, *tops.values()])
+        carriers = [place.carrier for place in places.values()]
+        if new is None:
+            view.leave_out(state, carriers, [*pruned, *tops.values()])
+        else:
+            about = set[int]()
+            for name, spec in named.items():
+                about |= _one_there(name, spec, tops.get(name), join("networks", name), new, state, scope)
+            view.leave_all_but(state, carriers, about)
         grafted = view.graft(manifest, places, {row.id for row in pruned}, state, _network_spec)
         work = _make(connection, grafted, prune, scope, state, missing)
     except NestnetError as error:
@@ -174,6 +192,43 @@ def make(connection: Connection, manifest: Manifest, prune: bool, scope: Scope =
             machines=tuple(dict.fromkeys(map(told.text, plan.machines))),
         ),
     )
+
+
+def _there(
+    named: Mapping[str, NetworkSpec],
+    carrier: int,
+    above: str,
+    pointer: str,
+    new: Collection[str],
+    state: State,
+    scope: Scope,
+) -> set[int]:
+    """The networks of a manifest that are there, on the way to those that are to be made. Raises Conflict if one of
+    these is there too, NotFound if one of the others is not."""
+    state.networks.know_named(carrier, named)
+    found: set[int] = set()
+    for name, spec in named.items():
+        row = state.networks.named_stored(carrier, name)
+        found |= _one_there(f"{above}{name}", spec, row, pointer + join("networks", name), new, state, scope)
+    return found
+
+
+def _one_there(
+    path: str,
+    spec: NetworkSpec,
+    row: NetworkRow | None,
+    pointer: str,
+    new: Collection[str],
+    state: State,
+    scope: Scope,
+) -> set[int]:
+    if pointer in new or (row is not None and not scope.may_read(row.tenant)):
+        if row is not None and scope.may_read(row.tenant):
+            raise Conflict(f"there is a network {path} already: `apply` changes it", "duplicate_name")
+        return set()
+    if row is None:
+        raise NotFound(f"network {path}")
+    return {row.id} | _there(spec.networks or {}, row.id, f"{path}/", pointer, new, state, scope)
 
 
 def _granted_hosts(
@@ -898,7 +953,7 @@ class _Wanted:
             row = PolicyRow(
                 0,
                 network,
-                _policy_text(one),
+                policy_text(one),
                 tuple(sorted({parse_selector(text, names) for text in one.sources}, key=selector_order)),
                 tuple(sorted({parse_selector(text, names) for text in one.targets}, key=selector_order)),
                 tuple(sorted({parse_service(text) for text in services})),
@@ -912,7 +967,7 @@ class _Wanted:
             self.pointers["policy", contents.policies[row.meaning].id] = f"{at}/policies/{index}"
 
 
-def _policy_text(spec: PolicySpec) -> str:
+def policy_text(spec: PolicySpec) -> str:
     verb, services = ("allow", spec.allow) if spec.allow is not None else ("deny", spec.deny)
     data = {"from": spec.sources, "to": spec.targets, verb: services, "priority": spec.priority}
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)

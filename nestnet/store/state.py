@@ -90,6 +90,18 @@ class Networks:
                 if self[row.id].name == row.name:
                     self._named[carrier, row.name] = row.id
 
+    def know_pairs(self, pairs: Iterable[tuple[int, str]]) -> None:
+        """Read what is carried by one under a name, of each of these pairs."""
+        more = sorted({pair for pair in pairs if pair not in self._named})
+        self._named.update(dict.fromkeys(more))
+        for chunk in chunks(more):
+            asked = {"carriers": sorted({id for id, _ in chunk}), "names": sorted({name for _, name in chunk})}
+            rows = [objects.as_network(row) for row in self._connection.execute(_paired(), asked)]
+            self._learn(rows)
+            for row in rows:
+                if (row.carrier, row.name) in self._named and self[row.id].name == row.name:
+                    self._named[row.carrier, row.name] = row.id
+
     def of(self, tenants: Collection[str], names: Collection[str] | None = None) -> list[NetworkRow]:
         """Those of these tenants, called so. What carries them has to be known."""
         found: list[NetworkRow] = []
@@ -169,6 +181,13 @@ def _named() -> Select[Any]:
     c = tables.network.c
     query = objects.networks_with_owners()
     return query.where(c.carrier == bindparam("carrier"), c.name.in_(NAMES), c.id != FABRIC)
+
+
+@cache
+def _paired() -> Select[Any]:
+    c = tables.network.c
+    carriers: BindParameter[Any] = bindparam("carriers", expanding=True)
+    return objects.networks_with_owners().where(c.carrier.in_(carriers), c.name.in_(NAMES), c.id != FABRIC)
 
 
 @cache

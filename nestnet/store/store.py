@@ -23,6 +23,7 @@ from nestnet.store import (
     access,
     backup,
     carriage,
+    create,
     deletion,
     events,
     feed,
@@ -99,6 +100,7 @@ class Store:
             self._moving = moves.is_any(connection)
         self.heard = Heard()
         self._chains = Chains(self._database.read)
+        self._together = create.Together(self._committed)
         self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
     def close(self) -> None:
@@ -190,6 +192,12 @@ class Store:
             return asdict(Applied(revision, replace(work.plan, etag=etag)))
 
         return _applied(self._change(asked, request, turn))
+
+    def create(self, lines: Sequence[bytes], asked: Asked = NOBODY, first_line: int = 1) -> create.Answer:
+        """Make new networks, all of these or none: a line of JSON is a network as a file has it, with its `name`, and
+        its `carrier` unless the wire carries it, or what was granted. Problems point to lines, by numbers from
+        `first_line`. Raises what apply raises, and Conflict for a network that is there."""
+        return self._together.make(self.identity, create.job(lines, asked), first_line)
 
     def _unchanged(self, connection: Connection, asked: Asked, work: Work) -> None:
         """Raise Stale unless all that the plan looked at, as far as who asks may see it, is as it was for one of the

@@ -26,6 +26,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -49,6 +50,12 @@ def _refers(target: str) -> ForeignKey:
 def _revision() -> Column[int]:
     """The last one that changed the object itself: what its ETag is made of."""
     return Column("revision", Id, nullable=False, server_default="0")
+
+
+def _sparse(*columns: str, unique: bool = False) -> Index:
+    """An index of those rows that have something there: most have not, and pay nothing for it."""
+    first = columns[0]
+    return Index(None, *columns, unique=unique, sqlite_where=text(f'"{first}" IS NOT NULL'))
 
 
 def _part_of(target: str) -> ForeignKey:
@@ -99,6 +106,8 @@ change = Table(
     Column("was_encapsulated", Boolean(create_constraint=False)),
     # A name: the tenant of a network, or the one that a tenant was below. Who could see it is told that it went.
     Column("was_tenant", Text),
+    # Of a network that is new: with all that is in it, which has no rows of its own then.
+    Column("whole", Boolean(create_constraint=False), nullable=False, server_default="0"),
     Index(None, "revision"),
     Index(None, "network", "revision"),
 )
@@ -173,7 +182,8 @@ network = Table(
     # Closed by whoever granted what carries it (grants.py).
     Column("cut", Boolean(create_constraint=False), nullable=False, server_default="0"),
     # Whose limits it counts under: the grant by which it is carried, or that of what carries it.
-    Column("grant", Id, index=True),
+    Column("grant", Id),
+    _sparse("grant"),
     UniqueConstraint("carrier", "name"),
     Index(None, "carrier"),  # In the order of ids, as pages are.
     Index(None, "name"),
@@ -230,7 +240,7 @@ segment = Table(
     UniqueConstraint("network", "name"),
     UniqueConstraint("domain", "vni"),
     Index(None, "name"),
-    Index(None, "physical", "vlan", unique=True),
+    _sparse("physical", "vlan", unique=True),
 )
 
 segment_cidr = Table(
@@ -293,8 +303,8 @@ port = Table(
     Column("name", Text, nullable=False),
     Column("host_machine", Id, _refers("machine.id")),
     Column("host_port", Id, _refers("port.id")),
-    Column("other_machine", Id, index=True),  # Where else it lives while it moves (moves.py), or neither.
-    Column("other_port", Id, index=True),
+    Column("other_machine", Id),  # Where else it lives while it moves (moves.py), or neither.
+    Column("other_port", Id),
     Column("leaving", Boolean(create_constraint=False), nullable=False, server_default="0"),
     # Behind which tag of which other port it is; it lives where that does. Or neither.
     Column("trunk", Id),
@@ -310,9 +320,11 @@ port = Table(
     Index(None, "name"),
     UniqueConstraint("segment", "mac"),
     CheckConstraint("(host_machine IS NULL) <> (host_port IS NULL)", name="one_host"),
-    Index(None, "trunk", "tag", unique=True),
-    Index(None, "host_machine"),
-    Index(None, "host_port"),
+    _sparse("trunk", "tag", unique=True),
+    _sparse("host_machine"),
+    _sparse("host_port"),
+    _sparse("other_machine"),
+    _sparse("other_port"),
 )
 
 # How far a port's move is (moves.py). One that failed stays until the next.
@@ -351,8 +363,8 @@ address = Table(
     Column("router", Id, _part_of("router.id")),
     Column("position", Integer, nullable=False),  # In the order given: the first of a family is the host address.
     CheckConstraint("(port IS NULL) <> (router IS NULL)", name="one_owner"),
-    Index(None, "port"),
-    Index(None, "router"),
+    _sparse("port"),
+    _sparse("router"),
 )
 
 owned = Table(

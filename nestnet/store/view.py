@@ -82,12 +82,18 @@ def leave_out(state: State, carriers: Iterable[int], tops: Iterable[NetworkRow])
     """Let networks carry only what somebody's manifest is about: these of theirs, and what leads down from there and
     from these carriers. All else stays as it is, however much that is."""
     own = [row.id for row in tops]
-    about = set(state.networks.above(own))
-    for here in [*carriers, *(state.networks[id].carrier for id in own)]:
-        while here != FABRIC:
-            about.add(here)
+    leave_all_but(state, [*carriers, *own], state.networks.above(own))
+
+
+def leave_all_but(state: State, carriers: Iterable[int], about: Iterable[int]) -> None:
+    """Let networks carry only these, and what leads down from these carriers, themselves included."""
+    kept = set(about)
+    for here in (*carriers, *kept):
+        while here != FABRIC and state.networks[here].carrier not in kept:
+            kept.add(here)
             here = state.networks[here].carrier
-    state.networks.leave_out_all_but(about)
+        kept |= {here} - {FABRIC}
+    state.networks.leave_out_all_but(kept)
 
 
 def granted(state: State, scope: Scope) -> list[GrantRow]:

@@ -7,7 +7,7 @@ of one object are told as one; an object that came and went again in between is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select
 from nestnet.model.values import FABRIC
 from nestnet.store import tables
 from nestnet.store.objects import chunks
-from nestnet.store.read import KINDS, TABLES, Reader
+from nestnet.store.read import IN_NETWORK, KINDS, TABLES, Reader
 from nestnet.store.tenancy import within
 
 Told = tuple[str, int, dict[str, Any] | None]
@@ -39,7 +39,7 @@ def changes(
     if not oldest <= since <= now:
         return None
     c = tables.change.c
-    query = select(c.network, c.kind, c.id, c.was_tenant).where(c.revision > since, c.kind.in_(KINDS))
+    query = select(c.network, c.kind, c.id, c.was_tenant, c.whole).where(c.revision > since, c.kind.in_(KINDS))
     if network is not None:
         query = query.where(c.network == network)
     touched: dict[str, set[int]] = defaultdict(set)
@@ -55,6 +55,8 @@ def changes(
         for row in rows:
             touched[row.kind].add(row.id)
             touched["network"].add(row.network)  # Its revision, and its ETag, are of anything in it.
+        for each in IN_NETWORK:
+            touched[each].update(_in(connection, each, [row.id for row in rows if row.whole]))
     told: list[Told] = []
     for each in KINDS if kind is None else (kind,):  # What others stand on comes first.
         ids = sorted(touched[each] - ({FABRIC} if each == "network" else set()))
@@ -86,6 +88,13 @@ def _tenants_seen(connection: Connection, reader: Reader, rows: Sequence[Any]) -
         for chunk in chunks(sorted(values)):
             found |= set(connection.scalars(select(column).where(column.in_(chunk), within(reader.scope.reads))))
     return found
+
+
+def _in(connection: Connection, kind: str, networks: Sequence[int]) -> Iterator[int]:
+    """All of a kind that is in these networks."""
+    c = TABLES[kind].c
+    for chunk in chunks(networks):
+        yield from connection.scalars(select(c.id).where(c.network.in_(chunk)))
 
 
 def _there(connection: Connection, kind: str, ids: list[int]) -> list[int]:

@@ -57,7 +57,7 @@ OWN_REVISION: dict[str, Table] = {
 }
 NOTHING_WAS = {
     "was_machine": None, "was_port": None, "was_other": None, "was_carrier": None, "was_encapsulated": None,
-    "was_tenant": None,
+    "was_tenant": None, "whole": False,
 }  # fmt: skip
 
 
@@ -94,18 +94,19 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
     _end_moves(connection, pairs)
     _host_use(connection, pairs)
     _tally(connection, pairs)
+    new_networks = {new.id for old, new in pairs if isinstance(new, NetworkRow) and old is None}
     rows = [
-        _change_row(row.network, row.kind, row.id, old, carriers_then, seats)
+        _change_row(row.network, row.kind, row.id, old, carriers_then, seats) | {"whole": row.network in new_networks}
         for old, new in pairs
         for row in (new or old,)
-        if row is not None and row.kind in FED
+        if row is not None and row.kind in FED and (row.kind == "network" or row.network not in new_networks)
     ]
     known = {(row["kind"], row["id"]) for row in rows}
     others: list[Row] = [*seats.taken(), *_shrunk(connection, pairs)]
     rows += [
         _change_row(row.network, row.kind, row.id, row, carriers_then, seats)
         for row in others
-        if (row.kind, row.id) not in known
+        if (row.kind, row.id) not in known and row.network not in new_networks
     ]
     rows += [{"network": at, "kind": "machine", "id": id, **NOTHING_WAS} for at, id in seats.changed]
     rows += [{"network": FABRIC, "kind": "tenant", "id": owners[wish.name], **NOTHING_WAS} for wish in tenants]
@@ -210,6 +211,11 @@ def next_revision(connection: Connection, rows: Sequence[dict[str, Any]]) -> int
         table = OWN_REVISION[kind]
         mine = select(tables.change.c.id).where(tables.change.c.revision == n, tables.change.c.kind == kind)
         connection.execute(update(table).where(table.c.id.in_(mine)).values(revision=n))
+    if any(row["whole"] for row in rows):
+        new = select(tables.change.c.id).where(tables.change.c.revision == n, tables.change.c.whole)
+        for kind in FED[1:]:
+            table = TABLES[kind]
+            connection.execute(update(table).where(table.c.network.in_(new)).values(revision=n))
     networks = sorted({row["network"] for row in rows} - {FABRIC})
     _many(
         connection,
@@ -568,6 +574,7 @@ def _change_row(
         "was_carrier": old.carrier if isinstance(old, NetworkRow) else None,
         "was_encapsulated": old.encapsulated if isinstance(old, NetworkRow) else None,
         "was_tenant": old.tenant if isinstance(old, NetworkRow) else None,
+        "whole": False,
     }
 
 

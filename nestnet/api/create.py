@@ -1,0 +1,135 @@
+"""The routes that make networks: one, or as many as somebody has.
+
+    POST /v1/networks    one
+    POST /v1/batch       a line each, in parts: each part is there as a whole, or not at all, before the next is read
+
+A batch that was cut off is sent again, with the same key: the parts that are there are told again, not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from nestnet.api import shapes
+from nestnet.api.access import Who, still, who
+from nestnet.api.asked import changed, keyed
+from nestnet.api.problem import problem
+from nestnet.model.errors import Invalid, NestnetError, Problem, Unauthenticated
+from nestnet.store.create import PART
+from nestnet.store.once import Asked
+from nestnet.store.store import Store
+
+LINE = 1024 * 1024  # Bytes of one network.
+
+
+class Created(shapes.Changed):
+    """A network that is there now."""
+
+    id: str
+    path: str
+
+
+NEW = {
+    "type": "object",
+    "description": "A network as the network file has it, with its name and what carries it.",
+    "properties": {
+        "name": {"type": "string"},
+        "carrier": {"type": "string", "description": "A path. Absent: the wire, or the hosts that were granted."},
+    },
+    "required": ["name"],
+    "additionalProperties": True,
+}
+ONE = {"requestBody": {"required": True, "content": {"application/json": {"schema": NEW}}}}
+MANY = {
+    "requestBody": {
+        "required": True,
+        "description": "A line of JSON is a network, as the body of `POST /v1/networks`.",
+        "content": {"application/x-ndjson": {}},
+    }
+}
+PARTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A line for each part: `PartLine`s.", "content": {"application/x-ndjson": {}}}
+}
+
+
+def routes(store: Store) -> APIRouter:
+    found = APIRouter(tags=["resources"])
+
+    @found.post("/networks", response_model=Created, status_code=201, openapi_extra=ONE)
+    async def create_network(request: Request, how: Annotated[Asked, Depends(keyed)]) -> dict[str, Any]:
+        """Make a network, with what is in it. 409 if there is one that is called so."""
+        body = await request.body()
+        try:
+            made = await run_in_threadpool(store.create, [body], how)
+        except Invalid as error:
+            raise Invalid([replace(one, pointer=one.pointer.removeprefix("/1")) for one in error.problems]) from None
+        said = msgspec.json.decode(body)
+        path = f"{said['carrier']}/{said['name']}" if "carrier" in said else said["name"]
+        return changed(store, how, made["revision"], id=store.identity.public("network", made["first"]), path=path)
+
+    @found.post("/batch", response_class=StreamingResponse, responses=PARTS, openapi_extra=MANY)
+    async def batch(request: Request, how: Annotated[Asked, Depends(keyed)]) -> StreamingResponse:
+        """Make many networks. The answer has a line for each 1,000, and ends with a problem if one part has any; what
+        was before that is there. Sent again with one key, parts are made once."""
+        answers = _batch(store, who(request), how, request)
+        first = await anext(answers, b"")  # What is wrong at once is an error like any other.
+
+        async def lines() -> AsyncIterator[bytes]:
+            yield first
+            async for line in answers:
+                yield line
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
+
+    return found
+
+
+async def _batch(store: Store, known: Who, how: Asked, request: Request) -> AsyncIterator[bytes]:
+    """A line for each part. Raises what is wrong with the first."""
+    number, made = 1, 0  # of the first line of the part
+    async for lines in _parts(request):
+        part = replace(how, key=f"{how.key} {number}" if how.key is not None else None)
+        at = {"lines": [number, number + len(lines) - 1]}
+        try:
+            if not await run_in_threadpool(still, store, known):
+                raise Unauthenticated("whoever sends this may not do so any more")
+            answer = await run_in_threadpool(store.create, lines, part, number)
+        except NestnetError as error:
+            async for _ in request.stream():
+                pass  # Who still sends hears nothing before they are done.
+            if number == 1:
+                raise
+            yield msgspec.json.encode({**at, "problem": problem(error)}) + b"\n"
+            return
+        number += len(lines)
+        made += answer["count"]
+        yield msgspec.json.encode({**at, "networks": made, **changed(store, part, answer["revision"])}) + b"\n"
+    if number == 1:
+        raise Invalid([Problem("bad_value", "", "there is no line: each is a network")])
+
+
+async def _parts(request: Request) -> AsyncIterator[list[bytes]]:
+    """The lines of a body that are not empty, PART at a time."""
+    lines: list[bytes] = []
+    rest = b""
+    async for chunk in request.stream():
+        *whole, rest = (rest + chunk).split(b"\n")
+        lines += whole
+        longest = max(map(len, (*whole, rest)))
+        if longest > LINE:
+            message = f"a line has {longest} bytes: at most {LINE}"
+            raise Invalid([Problem("limit_exceeded", "", message, limit=LINE)])
+        while len(lines) >= PART:
+            yield lines[:PART]
+            lines = lines[PART:]
+    if rest.strip():
+        lines.append(rest)
+    if lines:
+        yield lines

@@ -1,0 +1,461 @@
+"""New networks that are plain, many at once: from the lines of a batch to rows.
+
+A plan compares, judges and tells whatever there can be, for which it takes its time. Most of what is made in bulk is
+the same few things: segments, and ports and policies in them, on hosts that are there. Those are *plain*, and become
+rows here by themselves:
+
+    read     a line as a `Network`, if it says nothing but that
+    place    what carries it, for whom, and with which hosts and numbers
+    rows     its rows, in the order of the columns that `INSERTS` names
+
+Nothing is refused here. Whatever is not plain, or is wrong in any way, is None, and goes by a plan, which has words for
+everything. So one rule binds this file: what it takes gets the rows that a plan would have given it (held by
+tests/test_plain.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+from pydantic_core import PydanticCustomError
+from sqlalchemy import Connection
+
+from nestnet.model import manifest as rules
+from nestnet.model.breadth import RULES_PER_NETWORK
+from nestnet.model.errors import Invalid
+from nestnet.model.selectors import WORDS, Names, parse_selector, parse_service
+from nestnet.model.validate import SMALLEST_MTU
+from nestnet.model.values import RIDING_BYTES, Selector, Service
+from nestnet.store.identity import Identity
+from nestnet.store.objects import PolicyRow, dump, meaning_text, selector_order
+from nestnet.store.plan import policy_text
+
+KNOWN = 1 << 16  # Texts whose meaning is remembered, of each kind.
+
+Texts = str | list[str]
+
+
+class _Part(Struct, forbid_unknown_fields=True):
+    description: str | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+
+
+class Segment(_Part):
+    cidr: Texts | UnsetType = UNSET
+    dns: Texts | UnsetType = UNSET
+    transparent: bool | UnsetType = UNSET
+
+
+class Port(_Part, kw_only=True):
+    segment: str
+    host: str
+    address: Texts | UnsetType = UNSET
+    groups: Texts | UnsetType = UNSET
+    hosts: bool | UnsetType = UNSET
+    enabled: bool | UnsetType = UNSET
+
+
+class Policy(Struct, forbid_unknown_fields=True, rename={"source": "from", "target": "to"}):
+    source: Texts
+    target: Texts
+    allow: Texts | UnsetType = UNSET
+    deny: Texts | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
+
+
+class Network(_Part, kw_only=True):
+    """A line: a network as a file has it, with its name and what carries it (a path; absent: the wire, or what was
+    granted)."""
+
+    name: str
+    carrier: str | UnsetType = UNSET
+    tenant: str | UnsetType = UNSET
+    segments: dict[str, Segment] | UnsetType = UNSET
+    ports: dict[str, Port] | UnsetType = UNSET
+    policies: list[Policy] | UnsetType = UNSET
+    enabled: bool | UnsetType = UNSET
+
+
+_read = msgspec.json.Decoder(Network).decode
+_write = msgspec.json.Encoder().encode
+
+
+def read(line: bytes) -> Network | None:
+    """A line, if it may be plain: what is in it is looked at by `Rows`."""
+    if b"\\" in line:
+        return None
+    try:
+        network = _read(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    # Of a key that is there twice, one is lost; then it has more quotes than what was read.
+    return network if _write(network).count(b'"') == line.count(b'"') else None
+
+
+# What texts mean, by the rules of the file. None: wrong, or not plain.
+
+
+def _judged(judge: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What a rule makes of a text, remembered; None if it refuses that."""
+
+    @lru_cache(maxsize=KNOWN)
+    def judged(text: str) -> Any:
+        try:
+            return judge(text)
+        except (PydanticCustomError, Invalid):
+            return None
+
+    return judged
+
+
+class _Cidr(NamedTuple):
+    text: str
+    version: int
+    first: int
+    size: int
+
+
+class _Address(NamedTuple):
+    text: str
+    version: int
+    number: int
+
+
+def _read_cidr(text: str) -> _Cidr:
+    prefix = rules.read_cidr(text)
+    return _Cidr(str(prefix), prefix.version, int(prefix.network_address), prefix.num_addresses)
+
+
+def _read_address(text: str) -> _Address:
+    address = rules.read_address(text)
+    return _Address(str(address), address.version, int(address))
+
+
+_name = _judged(rules.read_name)
+_cidr = _judged(_read_cidr)
+_address = _judged(_read_address)
+_description = _judged(rules.read_description)
+_label = _judged(rules.read_label)
+_value = _judged(rules.read_label_value)
+
+
+@lru_cache(maxsize=KNOWN)
+def _text_of(version: int, number: int) -> str:
+    return str(ip_address(number.to_bytes(4 if version == 4 else 16)))
+
+
+def _listed(texts: Texts | UnsetType) -> Sequence[str]:
+    return (texts,) if isinstance(texts, str) else texts if isinstance(texts, list) else ()
+
+
+def _words(part: _Part) -> tuple[str, str] | None:
+    """Its labels and description as columns."""
+    if part.labels is UNSET and part.description is UNSET:
+        return "{}", ""
+    labels, text = part.labels or {}, part.description or ""
+    sound = len(labels) <= rules.LABELS and all(
+        _label(key) is not None and _value(value) is not None for key, value in labels.items()
+    )
+    return (dump(labels), text) if sound and _description(text) is not None else None
+
+
+class _Rule(NamedTuple):
+    """A policy: its sides with names where they are of the network, and all of it as text where none are."""
+
+    spec: str
+    sources: tuple[Selector | str, ...]
+    targets: tuple[Selector | str, ...]
+    services: tuple[Service, ...]
+    allow: bool
+    priority: int
+    value: str | None
+
+
+@lru_cache(maxsize=KNOWN)
+def _rule(
+    sources: Sequence[str], targets: Sequence[str], allow: Sequence[str] | None, deny: Sequence[str] | None, rank: int
+) -> _Rule | None:
+    """None: wrong. Names are not looked up here."""
+    about = allow if allow is not None else deny
+    sides = all(0 < len(side) <= rules.SELECTORS_PER_SIDE for side in (sources, targets))
+    if not about or (allow is not None and deny is not None) or not sides or len(about) > rules.SERVICES_PER_POLICY:
+        return None
+    if not rules.PRIORITY[0] <= rank <= rules.PRIORITY[1]:
+        return None
+    try:
+        services = tuple(sorted({parse_service(text) for text in about}))
+        said = [tuple(_selector(text) for text in side) for side in (sources, targets)]
+    except Invalid:
+        return None
+    spec = rules.PolicySpec.model_construct(sources=sources, targets=targets, allow=allow, deny=deny, priority=rank)
+    rule = _Rule(policy_text(spec), said[0], said[1], services, allow is not None, rank, None)
+    if any(isinstance(one, str) for side in said for one in side):
+        return rule
+    return rule._replace(value=_meaning(rule, Names()))
+
+
+def _selector(text: str) -> Selector | str:
+    """What it means everywhere, or itself: then it is a name."""
+    if text in WORDS or "/" in text or "." in text or text.count(":") > 1:
+        return parse_selector(text, Names())
+    return text
+
+
+def _meaning(rule: _Rule, names: Names) -> str | None:
+    """The value of a policy in a network with these names; None if it names something else."""
+    sides = []
+    for side in (rule.sources, rule.targets):
+        try:
+            found = {parse_selector(one, names) if isinstance(one, str) else one for one in side}
+        except Invalid:
+            return None
+        sides.append(tuple(sorted(found, key=selector_order)))
+    return meaning_text(PolicyRow(0, 0, "", sides[0], sides[1], rule.services, rule.allow, rule.priority))
+
+
+# Places
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a new network is put on: rows of the carrier, its domain, tenant and grant; the hosts that its ports may
+    have, by name, which are machines on the wire, else ports; and the bytes of IP that it will have."""
+
+    carrier: int
+    domain: int
+    tenant: int | None
+    grant: int | None
+    underlay: int
+    mtu: int
+    hosts: Mapping[str, int]
+    on_wire: bool
+
+
+# Rows
+
+INSERTS = {
+    "network": "id, carrier, name, tenant, underlay, enabled, labels, description, revision, version, grant",
+    "segment": "id, network, name, domain, vni, dns, transparent, labels, description, revision",
+    "segment_cidr": "segment, family, cidr",
+    "group": "id, network, name",
+    "port": "id, network, segment, name, host_machine, host_port, mac, hosts, enabled, labels, description, revision",
+    "address": "segment, address, port, position",
+    "port_group": "port, group",
+    "policy": "id, network, spec, value, revision",
+    "host_use": "network, host, count",
+    "change": "revision, network, kind, id, whole",
+}
+"""Table -> its columns that a new plain network has something in."""
+_INSERTS = {
+    table: 'INSERT INTO "{}" ({}) VALUES ({})'.format(
+        table, ", ".join(f'"{name}"' for name in names.split(", ")), ", ".join("?" for _ in names.split(", "))
+    )
+    for table, names in INSERTS.items()
+}
+KINDS = ("network", "segment", "group", "port", "policy")
+
+
+@dataclass
+class Rows:
+    """The rows of networks that are made at one revision. `first`: the next id of each kind; `vnis`: by domain."""
+
+    identity: Identity
+    revision: int
+    first: dict[str, int]
+    vnis: Mapping[int, Any]
+    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: {table: [] for table in INSERTS})
+
+    def add(self, network: Network, place: Place) -> int | None:
+        """Its id; None, and nothing that counts, if it is not plain."""
+        rows, revision = self.rows, self.revision
+        words = _words(network)
+        if _name(network.name) is None or words is None:
+            return None
+        id = self._next("network")
+        enabled = network.enabled is not False
+        rows["network"].append(
+            (id, place.carrier, network.name, place.tenant, place.underlay, enabled, *words, revision, 1, place.grant)
+        )
+        rows["change"].append((revision, id, "network", id, True))
+        segments = self._segments(id, network.segments or {}, place)
+        if segments is None:
+            return None
+        groups: dict[str, int] = {}
+        ports = self._ports(id, network.ports or {}, segments, groups, place)
+        if ports is None or not self._policies(id, network.policies or [], ports, segments, groups):
+            return None
+        return id
+
+    def write(self, connection: Connection) -> None:
+        for table, rows in self.rows.items():
+            if rows:
+                connection.exec_driver_sql(_INSERTS[table], rows)
+
+    def _next(self, kind: str) -> int:
+        id = self.first[kind]
+        self.first[kind] = id + 1
+        return id
+
+    def _segments(self, network: int, given: Mapping[str, Segment], place: Place) -> dict[str, _Inside] | None:
+        found: dict[str, _Inside] = {}
+        for name, one in given.items():
+            words, cidrs = _words(one), sorted(map(_cidr, _listed(one.cidr)), key=_version)
+            dns = [*map(_address, _listed(one.dns))]
+            if _name(name) is None or words is None or None in cidrs or None in dns:
+                return None
+            texts = [each.text for each in dns]
+            if len(cidrs) == 2 and cidrs[0].version == cidrs[1].version or len(cidrs) > 2:
+                return None
+            if len(texts) > rules.DNS_PER_SEGMENT or len(set(texts)) < len(texts):
+                return None
+            riding = RIDING_BYTES * bool(one.transparent)
+            if any(place.mtu < SMALLEST_MTU[cidr.version] + riding for cidr in cidrs):
+                return None
+            id = self._next("segment")
+            vni, dumped = next(self.vnis[place.domain]), json.dumps(texts) if texts else "[]"
+            row = (id, network, name, place.domain, vni, dumped, bool(one.transparent), *words, self.revision)
+            self.rows["segment"].append(row)
+            self.rows["segment_cidr"] += [(id, cidr.version, cidr.text) for cidr in cidrs]
+            found[name] = _Inside(id, cidrs, bool(one.transparent))
+        return found
+
+    def _ports(
+        self,
+        network: int,
+        given: Mapping[str, Port],
+        segments: Mapping[str, _Inside],
+        groups: dict[str, int],
+        place: Place,
+    ) -> dict[str, int] | None:
+        rows, found, used = self.rows, dict[str, int](), Counter[int]()
+        for name, port in given.items():  # Who chose gets that; the others what is left.
+            if (inside := segments.get(port.segment)) is None or not inside.choose(_listed(port.address)):
+                return None
+        for name, port in given.items():
+            words, host, inside = _words(port), place.hosts.get(port.host), segments[port.segment]
+            member = _listed(port.groups)
+            if _name(name) is None or words is None or host is None or (port.hosts and inside.transparent):
+                return None
+            if len(member) > rules.GROUPS_PER_PORT or len(set(member)) < len(member) or port.address == []:
+                return None
+            id = found[name] = self._next("port")
+            addresses = inside.addresses(_listed(port.address))
+            if addresses is None:
+                return None
+            for group in member:
+                if group not in groups:
+                    if _name(group) is None:
+                        return None
+                    groups[group] = self._next("group")
+                    rows["group"].append((groups[group], network, group))
+                rows["port_group"].append((id, groups[group]))
+            used[host] += 1
+            seat = (host, None) if place.on_wire else (None, host)
+            state = (bool(port.hosts), port.enabled is not False)
+            mac = self.identity.mac("port", id)
+            rows["port"].append((id, network, inside.id, name, *seat, mac, *state, *words, self.revision))
+            rows["address"] += [(inside.id, text, id, place_) for place_, text in enumerate(addresses)]
+        rows["host_use"] += [(network, host, count) for host, count in used.items()]
+        return found
+
+    def _policies(
+        self,
+        network: int,
+        given: Sequence[Policy],
+        ports: Mapping[str, int],
+        segments: Mapping[str, _Inside],
+        groups: Mapping[str, int],
+    ) -> bool:
+        if not given:
+            return True
+        if len(given) > rules.POLICIES_PER_NETWORK:
+            return False
+        names: Names | None = None
+        values: dict[str, None] = {}
+        said: list[_Rule] = []
+        for one in given:
+            rule = _rule_of(one)
+            if rule is None:
+                return False
+            value = rule.value
+            if value is None:
+                if names is None:
+                    names = Names(groups, {name: inside.id for name, inside in segments.items()}, ports)
+                if (value := _meaning(rule, names)) is None:
+                    return False
+            said.append(rule)
+            if value not in values:  # Said twice means the same as said once.
+                values[value] = None
+                self.rows["policy"].append((self._next("policy"), network, rule.spec, value, self.revision))
+        return _is_narrow(said, len(ports))
+
+
+def _rule_of(policy: Policy) -> _Rule | None:
+    allow = tuple(_listed(policy.allow)) if policy.allow is not UNSET else None
+    deny = tuple(_listed(policy.deny)) if policy.deny is not UNSET else None
+    rank = policy.priority if policy.priority is not UNSET else 100
+    return _rule(tuple(_listed(policy.source)), tuple(_listed(policy.target)), allow, deny, rank)
+
+
+def _is_narrow(said: Sequence[_Rule], ports: int) -> bool:
+    """Are these certainly few enough rules? No selector stands for more than all ports, or all prefixes; no service is
+    cut into more pieces than all of them have ends."""
+    prefixes = sum(len(rule.sources) + len(rule.targets) for rule in said)
+    width, cuts = max(ports, prefixes, 1), 2 * sum(len(rule.services) for rule in said)
+    most = sum(len(rule.sources) * len(rule.targets) * len(rule.services) for rule in said)
+    return most * width * width * cuts <= RULES_PER_NETWORK
+
+
+def _version(cidr: _Cidr | None) -> int:
+    return cidr.version if cidr is not None else 0
+
+
+class _Inside:
+    """A new segment, and the addresses in it that are taken."""
+
+    def __init__(self, id: int, cidrs: Sequence[_Cidr], transparent: bool) -> None:
+        self.id, self.cidrs, self.transparent = id, cidrs, transparent
+        self._taken: set[tuple[int, int]] = set()
+        self._next = [2] * len(cidrs)  # 0 is the network's own address, 1 the gateway's
+
+    def choose(self, texts: Iterable[str]) -> bool:
+        """Are these free addresses that a port can have here?"""
+        count = 0
+        for text in texts:
+            address = _address(text)
+            if address is None or not any(_fits(address, cidr) for cidr in self.cidrs):
+                return False
+            key = (address.version, address.number)
+            if key in self._taken:
+                return False
+            self._taken.add(key)
+            count += 1
+        return count <= rules.ADDRESSES_PER_PORT
+
+    def addresses(self, chosen: Sequence[str]) -> list[str] | None:
+        """Those that a port has: what it chose, or else the lowest free one of each CIDR. None: one is full."""
+        if chosen:
+            return [_address(text).text for text in chosen]
+        found = []
+        for place, cidr in enumerate(self.cidrs):
+            offset, end = self._next[place], cidr.size - (cidr.version == 4)
+            while offset < end and (cidr.version, cidr.first + offset) in self._taken:
+                offset += 1
+            if offset >= end:
+                return None
+            self._next[place] = offset + 1
+            found.append(_text_of(cidr.version, cidr.first + offset))
+        return found
+
+
+def _fits(address: _Address, cidr: _Cidr) -> bool:
+    offset = address.number - cidr.first
+    return address.version == cidr.version and 0 < offset < cidr.size - (cidr.version == 4)
