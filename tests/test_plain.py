@@ -127,7 +127,7 @@ def both(folder: Path, batches: list[tuple[Asked, list[bytes]]]) -> int:
 
 
 def line(name: str = "new", **spec: Any) -> bytes:
-    return json.dumps({"name": name, **spec}).encode()
+    return json.dumps({"name": name, **spec}, ensure_ascii=False).encode()
 
 
 def lan(**ports: Any) -> dict[str, Any]:
@@ -142,7 +142,10 @@ PLAIN: dict[str, tuple[Asked, list[bytes]]] = {
     "nothing in it": (OPERATOR, [line()]),
     "several": (OPERATOR, [line(f"n{i}", **lan(a=port("m1"), b=port("m2"))) for i in range(20)]),
     "words": (OPERATOR, [line(description="für alle", labels={"b": "2", "a": "1"}, enabled=False, tenant="acme")]),
-    "addresses": (OPERATOR, [line(**lan(a=port(address="10.0.0.3"), b=port(), c=port(address=["10.0.0.2"]), d=port()))]),
+    "addresses": (
+        OPERATOR,
+        [line(**lan(a=port(address="10.0.0.3"), b=port(), c=port(address=["10.0.0.2"]), d=port()))],
+    ),
     "two families": (
         OPERATOR,
         [
@@ -166,6 +169,7 @@ PLAIN: dict[str, tuple[Asked, list[bytes]]] = {
             )
         ],
     ),
+    "escapes": (OPERATOR, [b'{"name": "\\u0061", "description": "\\"\\u00fc\\""}']),
     "transparent": (OPERATOR, [line(segments={"lan": {"transparent": True}}, ports={"a": port()})]),
     "carried": (OPERATOR, [line(carrier="base", **lan(a=port("h1"), b=port("h2"), c=port("h1")))]),
     "carried twice": (OPERATOR, [line(carrier="base/inner", **lan(a=port("i1")))]),
@@ -176,7 +180,10 @@ PLAIN: dict[str, tuple[Asked, list[bytes]]] = {
 OTHERS: dict[str, tuple[Asked, list[bytes]]] = {
     "a router": (OPERATOR, [line(**lan(a=port()), routers={"r": {"segments": ["lan"]}})]),
     "a tree": (OPERATOR, [line("a", **lan(h=port(hosts=True))), line("b", carrier="a", **lan(p=port("h")))]),
-    "a tree, deepest first": (OPERATOR, [line("b", carrier="a", **lan(p=port("h"))), line("a", **lan(h=port(hosts=True)))]),
+    "a tree, deepest first": (
+        OPERATOR,
+        [line("b", carrier="a", **lan(p=port("h"))), line("a", **lan(h=port(hosts=True)))],
+    ),
     "in one line": (OPERATOR, [line("a", **lan(h=port(hosts=True)), networks={"b": lan(p=port("h"))})]),
     "a new tenant": (OPERATOR, [line(tenant="fresh")]),
     "a rate": (OPERATOR, [line(**lan(a=port(rate="10mbit")))]),
@@ -199,7 +206,7 @@ OTHERS: dict[str, tuple[Asked, list[bytes]]] = {
     "no name at all": (OPERATOR, [b"{}"]),
     "a key twice": (OPERATOR, [b'{"name": "a", "description": "x", "description": "y"}']),
     "a segment twice": (OPERATOR, [b'{"name": "a", "segments": {"s": {}, "s": {}}}']),
-    "an escape": (OPERATOR, [b'{"name": "\\u0061", "description": "\\n"}']),
+    "a quote in disguise": (OPERATOR, [b'{"name": "a", "description": "\\u0022"}']),
     "an unknown key": (OPERATOR, [line(nam="x")]),
     "an unknown name": (OPERATOR, [line(policies=[{"from": "web", "to": "any", "allow": "any"}])]),
     "two things at once": (
@@ -247,7 +254,13 @@ def maybe(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
 SELECTORS = NAMES | st.sampled_from(["any", "inside", "hosts", "10.0.0.0/8", "group:a", "port:b", "segment:lan"])
 SERVICES = st.sampled_from(["any", "tcp", "tcp/80", "tcp/80-90", "udp/53", "icmp", "tcp/0", "carriage"])
 LINES = st.builds(
-    lambda name, rest, carrier, segments, ports: {"name": name, **rest, **carrier, "segments": segments, "ports": ports},
+    lambda name, rest, carrier, segments, ports: {
+        "name": name,
+        **rest,
+        **carrier,
+        "segments": segments,
+        "ports": ports,
+    },
     NAMES,
     maybe(
         tenant=st.sampled_from(["acme", "guest", "new"]),
@@ -288,7 +301,9 @@ LINES = st.builds(
 @given(data=st.data())
 def test_whatever_lines_say(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     batches = data.draw(
-        st.lists(st.tuples(st.sampled_from([OPERATOR, OWNER, GUEST]), st.lists(LINES, min_size=1, max_size=3)), max_size=3)
+        st.lists(
+            st.tuples(st.sampled_from([OPERATOR, OWNER, GUEST]), st.lists(LINES, min_size=1, max_size=3)), max_size=3
+        )
     )
     folder = tmp_path_factory.mktemp("lines")
     both(folder, [(asked, [json.dumps(one).encode() for one in lines]) for asked, lines in batches])

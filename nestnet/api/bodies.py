@@ -14,8 +14,8 @@ STREAMS = ("/v1/restore", "/v1/batch")
 
 
 class Bounded:
-    """ASGI: a request with a body of more than BODY bytes, STREAM for a restore or a batch, STRANGERS of a stranger, is answered
-    with 413."""
+    """ASGI: a request with a body of more than BODY bytes, STREAM for a restore or a batch, STRANGERS of a stranger, is
+    answered with 413."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -16,6 +16,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from nestnet.api import shapes
 from nestnet.api.access import Who, still, who
@@ -86,9 +87,16 @@ def routes(store: Store) -> APIRouter:
             async for line in answers:
                 yield line
 
-        return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
+        return _Parts(lines(), media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
 
     return found
+
+
+class _Parts(StreamingResponse):
+    """An answer that begins while the request is still read: nobody else takes what comes meanwhile."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
 
 
 async def _batch(store: Store, known: Who, how: Asked, request: Request) -> AsyncIterator[bytes]:

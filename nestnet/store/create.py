@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.exc import IntegrityError
 
-from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, Problem
+from nestnet.model.errors import Exhausted, Forbidden, Invalid, NestnetError, Problem
 from nestnet.model.manifest import API_VERSION, parse
 from nestnet.model.problems import join, split
 from nestnet.model.strict import read_json
@@ -81,7 +81,9 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
     for one in jobs:
         if one.networks is None or one.asked.etags is not None:
             raise NotPlain
-        mine = [((one.asked.scope, network.carrier or None, network.tenant or None), network) for network in one.networks]
+        mine = [
+            ((one.asked.scope, network.carrier or None, network.tenant or None), network) for network in one.networks
+        ]
         keyed.append(mine)
         for key, network in mine:
             names, hosts = wanted[key]
@@ -103,7 +105,7 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
     vnis = {domain: iter(numbers.cut(connection, domain, count)) for domain, count in domains.items()}
     first = {kind: write.reserve(connection, kind, counts[kind]) for kind in plain.KINDS if counts[kind]}
     revision = write.next_revision(connection, [])
-    rows = plain.Rows(identity, revision, first, vnis)
+    rows = plain.Rows(identity, revision, dict(first), vnis)
     answers: list[Answer] = []
     told: list[tuple[str, Sequence[Change]]] = []
     for one, mine in zip(jobs, keyed, strict=True):
@@ -115,9 +117,14 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
         changes = [Change("+", "network", f"{paths[key]}/{n.name}" if paths[key] else n.name, {}) for key, n in mine]
         told.append((one.asked.who, changes))
     rows.write(connection)
+    for kind, id in first.items():
+        if rows.first[kind] < id + counts[kind]:  # Groups and policies may be said twice.
+            write.give_back(connection, kind, rows.first[kind])
     made = [{"counted": kind, "more": len(rows.rows[kind])} for kind in plain.KINDS if kind != "group"]
     c = tables.tally.c
-    connection.execute(update(tables.tally).where(c.kind == bindparam("counted")).values(n=c.n + bindparam("more")), made)
+    connection.execute(
+        update(tables.tally).where(c.kind == bindparam("counted")).values(n=c.n + bindparam("more")), made
+    )
     events.all_changed(connection, "create", revision, told)
     return answers
 
@@ -149,7 +156,7 @@ class Together:
             turns.append(self._waiting.popleft())
         plain_ones = [turn for turn in turns if turn.job.networks is not None and turn.identity is turns[0].identity]
         if plain_ones and self._at_once(plain_ones):
-            turns = [turn for turn in turns if turn.answer is None]
+            turns = [turn for turn in turns if turn.answer is None and turn.error is None]
         for turn in turns:
             if len(plain_ones) == 1 or turn not in plain_ones or not self._at_once([turn]):
                 self._by_plan(turn)
@@ -159,8 +166,12 @@ class Together:
         jobs = [turn.job for turn in turns]
         try:
             answers = self._commit(lambda connection: make_plain(connection, turns[0].identity, jobs))
-        except Exception:  # Whose fault it is, and what to say to them, is found out one by one.
+        except (NotPlain, NestnetError):  # Whose fault it is, and what to say to them, is found out one by one.
             return False
+        except Exception as error:
+            for turn in turns:
+                turn.error = error
+            return True
         for turn, answer in zip(turns, answers, strict=True):
             turn.answer = answer
         return True
@@ -201,9 +212,7 @@ _Key = tuple[Scope, str | None, str | None]
 class _Places:
     """What new networks are put on. Raises NotPlain unless all of it is there, open, and has no limits."""
 
-    def __init__(
-        self, connection: Connection, state: State, wanted: Mapping[_Key, tuple[set[str], set[str]]]
-    ) -> None:
+    def __init__(self, connection: Connection, state: State, wanted: Mapping[_Key, tuple[set[str], set[str]]]) -> None:
         """`wanted`: the names of the networks, and of the hosts that they name, by where they go."""
         self._connection, self._state = connection, state
         self._fabric = objects.fabric(connection)
@@ -230,7 +239,7 @@ class _Places:
                 found[key] = self._granted(scope, tenant, wanted[key][0])
         for scope, keys in paths.items():
             for path, row in self._walk(scope, [*keys]).items():
-                found.update({key: (row, None) for key in keys[path]})
+                found.update(dict.fromkeys(keys[path], (row, None)))
         return found
 
     def _granted(self, scope: Scope, tenant: str | None, names: set[str]) -> tuple[NetworkRow, GrantRow]:
@@ -264,10 +273,10 @@ class _Places:
             going = {path: (at[path], parts[depth]) for path, parts in steps.items() if depth < len(parts)}
             networks.know_pairs(going.values())
             for path, (carrier, name) in going.items():
-                row = networks.named_stored(carrier, name)
-                if row is None or not scope.may_read(row.tenant):
+                there = networks.named_stored(carrier, name)
+                if there is None or not scope.may_read(there.tenant):
                     raise NotPlain
-                at[path] = row.id
+                at[path] = there.id
         for path, id in at.items():
             found[path] = networks[id]
             if not scope.may_write(found[path].tenant):
@@ -342,7 +351,8 @@ class _Places:
         while here is not None:
             if not state.grants[here].is_open:
                 raise NotPlain
-            here = row.grant if (row := state.networks.get(state.grants[here].carrier)) is not None else None
+            below = state.networks.get(state.grants[here].carrier)
+            here = below.grant if below is not None else None
         if state.limited:
             tree = Tree(state.parents, state.quotas, state.grants, state.carriers_of(state.grants))
             names, ids = tree.bearing([tenant] if tenant is not None else [], [grant] if grant is not None else [])
@@ -397,7 +407,9 @@ def _read(line: bytes, number: int) -> dict[str, Any]:
     if not isinstance(data.get("name"), str):
         problems.append(Problem("missing_key", at, "needs the key name"))
     if not isinstance(data.get("carrier", ""), str) or data.get("carrier") == "":
-        problems.append(Problem("bad_value", f"{at}/carrier", "carrier is the path of a network: leave it out for none"))
+        problems.append(
+            Problem("bad_value", f"{at}/carrier", "carrier is the path of a network: leave it out for none")
+        )
     if problems:
         raise Invalid(problems)
     return data

@@ -90,8 +90,8 @@ _write = msgspec.json.Encoder().encode
 
 def read(line: bytes) -> Network | None:
     """A line, if it may be plain: what is in it is looked at by `Rows`."""
-    if b"\\" in line:
-        return None
+    if b"\\u0022" in line:
+        return None  # a quote that is not to be counted
     try:
         network = _read(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -181,7 +181,11 @@ class _Rule(NamedTuple):
 
 @lru_cache(maxsize=KNOWN)
 def _rule(
-    sources: Sequence[str], targets: Sequence[str], allow: Sequence[str] | None, deny: Sequence[str] | None, rank: int
+    sources: tuple[str, ...],
+    targets: tuple[str, ...],
+    allow: tuple[str, ...] | None,
+    deny: tuple[str, ...] | None,
+    rank: int,
 ) -> _Rule | None:
     """None: wrong. Names are not looked up here."""
     about = allow if allow is not None else deny
@@ -312,7 +316,7 @@ class Rows:
             if _name(name) is None or words is None or None in cidrs or None in dns:
                 return None
             texts = [each.text for each in dns]
-            if len(cidrs) == 2 and cidrs[0].version == cidrs[1].version or len(cidrs) > 2:
+            if (len(cidrs) == 2 and cidrs[0].version == cidrs[1].version) or len(cidrs) > 2:
                 return None
             if len(texts) > rules.DNS_PER_SEGMENT or len(set(texts)) < len(texts):
                 return None
@@ -336,7 +340,7 @@ class Rows:
         place: Place,
     ) -> dict[str, int] | None:
         rows, found, used = self.rows, dict[str, int](), Counter[int]()
-        for name, port in given.items():  # Who chose gets that; the others what is left.
+        for port in given.values():  # Who chose gets that; the others what is left.
             if (inside := segments.get(port.segment)) is None or not inside.choose(_listed(port.address)):
                 return None
         for name, port in given.items():

@@ -245,6 +245,11 @@ def reserve(connection: Connection, kind: str, count: int) -> int:
     return int(last) - count + 1
 
 
+def give_back(connection: Connection, kind: str, next: int) -> None:
+    """Of the ids that this transaction reserved, those from this one on are not used."""
+    connection.execute(update(tables.counter).where(tables.counter.c.kind == kind).values(last=next - 1))
+
+
 def write_tenants(connection: Connection, wishes: Sequence[TenantWish], named: Iterable[str]) -> dict[str, int]:
     """Make tenants, or give them another parent or quota. Returns their ids by name, and those of the others that are
     named."""
