@@ -95,7 +95,7 @@ def routes(store: Store) -> APIRouter:
 class _Parts(StreamingResponse):
     """An answer that begins while the request is still read: nobody else takes what comes meanwhile."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await self.stream_response(send)
 
 
