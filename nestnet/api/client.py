@@ -273,7 +273,7 @@ class Client:
         return self._change("POST", "/v1/apply", key, etag, json={"manifest": manifest, "prune": prune})
 
     def batch(self, lines: Iterable[bytes], *, key: str | None = None) -> Iterator[dict[str, Any]]:
-        """Make networks: each line is one, JSON with its name. All of it is asked for first; then it tells what was made
+        """Make networks: each line is one, JSON with its name. All is asked for first; then it tells what was made
         of each part, {"lines", "networks" up to here, "revision", "token"}, and raises what is wrong with the one that
         was not made: problems point to /LINE."""
         headers = {"Idempotency-Key": key or uuid4().hex}
