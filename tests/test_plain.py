@@ -377,7 +377,7 @@ def extent(store: Store) -> dict[str, tuple[int, int | None]]:
     found = {}
     with store._database.read() as connection:
         for name, table in tables.metadata.tables.items():
-            column = table.c[columns.get(name, [*table.c.keys()][0])]
+            column = table.c[columns.get(name, next(iter(table.c.keys())))]
             total = func.sum(column) if name in columns else func.max(column)
             count, value = connection.execute(select(func.count(), total).select_from(table)).one()
             found[name] = (count, value)
