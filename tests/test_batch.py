@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,11 @@ class Sending:
         return self._answer.readline()
 
     def close(self) -> None:
+        """Leave, and wait until the controller has noticed."""
+        with suppress(OSError):  # It may have been killed.
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._socket.recv(1 << 16):
+                pass
         self._socket.close()
 
 
