@@ -27,7 +27,7 @@ from starlette.types import Scope as ASGIScope
 
 from nestnet import __version__
 from nestnet.api import create, grants, identities, moves, shapes, streams, tenants
-from nestnet.api.access import RIGHTS, Who, judge, recognise, still, who
+from nestnet.api.access import RIGHTS, Who, judge, recognise, recognised, still, who
 from nestnet.api.asked import Rates, asked, changed, keyed
 from nestnet.api.authority import Authority, make_authority
 from nestnet.api.bodies import Bounded
@@ -90,7 +90,7 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
         for task in tasks:
             task.cancel()
 
-    def admitted(request: Request) -> None:
+    async def admitted(request: Request) -> None:
         known = who(request)
         rates.spend(known.tenant)
         machine = request.path_params.get("reference") or request.query_params.get("machine")
@@ -509,7 +509,7 @@ def _read_attach(attach: Any) -> Attach | None:
 # Errors
 
 
-def _known_query(request: Request) -> None:
+async def _known_query(request: Request) -> None:
     """A parameter that nobody reads is a misspelt one."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:
@@ -576,7 +576,9 @@ class _Recognised:
             request = Request(scope)
             state, header = scope.setdefault("state", {}), request.headers.get("authorization")
             try:
-                state["who"] = await run_in_threadpool(recognise, self._store, state, header)
+                state["who"] = recognised(state) if header is None else None
+                if state["who"] is None:
+                    state["who"] = await run_in_threadpool(recognise, self._store, state, header)
             except errors.NestnetError as error:
                 await _problem(error)(scope, receive, send)
                 return

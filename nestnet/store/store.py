@@ -23,7 +23,6 @@ from nestnet.store import (
     access,
     backup,
     carriage,
-    create,
     deletion,
     events,
     feed,
@@ -42,6 +41,7 @@ from nestnet.store import (
     watch,
     write,
 )
+from nestnet.store.create import Answer, Job, job, make_each
 from nestnet.store.database import Database
 from nestnet.store.events import Happened
 from nestnet.store.feed import Batch, Touched
@@ -100,7 +100,6 @@ class Store:
             self._moving = moves.is_any(connection)
         self.heard = Heard()
         self._chains = Chains(self._database.read)
-        self._together = create.Together(self._committed)
         self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
     def close(self) -> None:
@@ -193,11 +192,18 @@ class Store:
 
         return _applied(self._change(asked, request, turn))
 
-    def create(self, lines: Sequence[bytes], asked: Asked = NOBODY, first_line: int = 1) -> create.Answer:
+    def create(self, lines: Sequence[bytes], asked: Asked = NOBODY, first_line: int = 1) -> Answer:
         """Make new networks, all of these or none: a line of JSON is a network as a file has it, with its `name`, and
         its `carrier` unless the wire carries it, or what was granted. Problems point to lines, by numbers from
         `first_line`. Raises what apply raises, and Conflict for a network that is there."""
-        return self._together.make(self.identity, create.job(lines, asked), first_line)
+        (answer,) = self.create_each([job(lines, asked, first_line)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def create_each(self, jobs: Sequence[Job]) -> Sequence[Answer | Exception]:
+        """The same for several who want something at once. Each has an answer, or what it would raise."""
+        return make_each(self._committed, self.identity, jobs)
 
     def _unchanged(self, connection: Connection, asked: Asked, work: Work) -> None:
         """Raise Stale unless all that the plan looked at, as far as who asks may see it, is as it was for one of the
