@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import tempfile
@@ -689,6 +690,12 @@ def test_an_older_store_gets_links(tmp_path: Path) -> None:
     old = sqlite3.connect(file)
     assert ("link",) not in old.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     old.execute("INSERT INTO tenant (id, name) VALUES (1, 'kept')")
+    more = "underlay, enabled, labels, description, revision"
+    old.execute(f"INSERT INTO network (id, carrier, name, {more}) VALUES (1, 0, 'old', 4, 1, '{{}}', '', 0)")
+    spec = '{"from":["any"],"to":["10.0.0.0/8"],"deny":["tcp/80"],"priority":7}'
+    means = {"sources": [["any", 0, None]], "targets": [["cidr", 0, "10.0.0.0/8"]], "services": [[6, 80, 80]]}
+    value = json.dumps({**means, "allow": False, "priority": 7}, separators=(",", ":"))
+    old.execute("INSERT INTO policy (id, network, spec, value) VALUES (1, 1, ?, ?)", (spec, value))
     old.commit()
     old.close()
     store = Store(file)
@@ -697,6 +704,9 @@ def test_an_older_store_gets_links(tmp_path: Path) -> None:
     store.apply(manifest(acme=acme()))
     assert list(items(store, "link")) == ["acme/core-edge"]
     assert list(items(store, "tenant")) == ["kept"]
+    policy = {"from": "any", "to": "10.0.0.0/8", "deny": "tcp/80", "priority": 7}
+    assert not store.plan(manifest(old={"policies": [policy]}))
+    assert store.plan(manifest(old={"policies": [{**policy, "priority": 8}]}))
     store.close()
 
 
