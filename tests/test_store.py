@@ -696,6 +696,7 @@ def test_an_older_store_gets_links(tmp_path: Path) -> None:
     means = {"sources": [["any", 0, None]], "targets": [["cidr", 0, "10.0.0.0/8"]], "services": [[6, 80, 80]]}
     value = json.dumps({**means, "allow": False, "priority": 7}, separators=(",", ":"))
     old.execute("INSERT INTO policy (id, network, spec, value) VALUES (1, 1, ?, ?)", (spec, value))
+    old.execute("INSERT INTO counter (kind, last) VALUES ('network', 1), ('policy', 1), ('tenant', 1)")
     old.commit()
     old.close()
     store = Store(file)
