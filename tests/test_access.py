@@ -214,6 +214,7 @@ MACHINES = "401 401 403 403 403 {} 403 403 {} 403 403"
 # acme as a tenant is for those above it; what is called as one of its own is there already.
 ABOVE_ACME = "401 401 403 403 404 403 403 403 412 412 404"
 TAKEN = "401 401 403 409 404 403 403 403 409 409 404"
+NEW = "401 401 403 404 404 403 403 403 404 403 403"
 STALE = OPERATOR.format(412)
 REQUEST = credentials._new_key()[1]
 LINES = ("reference:path", "reference")
@@ -256,6 +257,8 @@ ROWS: dict[tuple[str, str], Row] = {
     ("patch", "/v1/machines/{reference}"): Row("/v1/machines/m1", STALE, {"fenced": True}, stale=True),
     ("post", "/v1/plan"): Row("/v1/plan", "401 401 403 200 200 403 403 403 200 200 200", {"manifest": manifest()}),
     ("post", "/v1/apply"): Row("/v1/apply", "401 401 403 200 200 403 403 403 200 200 200", {"manifest": manifest()}),
+    ("post", "/v1/networks"): Row("/v1/networks", NEW, {"name": "n", "carrier": "absent"}),
+    ("post", "/v1/batch"): Row("/v1/batch", NEW, {"name": "n", "carrier": "absent"}),
     ("get", "/v1/status"): Row("/v1/status", LISTS),
     ("get", "/v1/trace"): Row("/v1/trace", OF_ACME, query={"port": "a/p", "to": "10.0.1.2"}),
     ("get", "/v1/watch"): Row("/v1/watch", OF_ACME, query={"network": "a"}),

@@ -220,6 +220,7 @@ def ask_everything(world: World) -> None:
     apply(manifest(acme={**own, "networks": {"in": inner}}), headers={"If-Match": f'"{again["plan"]["etag"]}"'})
     stale = {"If-Match": f'"{again["plan"]["etag"]}"'}
     ask("POST /v1/apply", json={"manifest": manifest(acme=network("k2", "k1"))}, headers=stale)
+    ask_for_networks(ask)
     token = ask("GET /v1/watch")
     kinds = {"tenant": "acme", "network": "acme", "segment": "acme/lan", "router": "acme/a", "link": "acme/ab"}
     kinds |= {"port": "acme/k1", "policy": None, "machine": "k1"}
@@ -326,6 +327,43 @@ def ask_everything(world: World) -> None:
     ask("DELETE /v1/tenants/acme-low", params={"cascade": True})
     ask("DELETE /v1/networks/acme", params={"cascade": True})
     ask("DELETE /v1/networks/acme", params={"cascade": True})
+
+
+def ask_for_networks(ask: Callable[..., Any]) -> None:
+    """By lines: plain ones, one that goes by a plan, and wrong ones; they are deleted again."""
+    segments = {"lan": {"cidr": "10.0.0.0/24"}}
+    ports = {"a": {"segment": "lan", "host": "k1"}, "b": {"segment": "lan", "host": "k2"}}
+    plain = {"segments": segments, "ports": ports}
+    new: tuple[dict[str, Any], ...] = (
+        {"name": "one", **plain},
+        {"name": "one", **plain},
+        {"name": "above", "carrier": "acme", **plain},
+        {"name": "routed", "carrier": "acme", **plain, "routers": {"r": {"segments": ["lan"]}}},
+        {"name": "two", "carrier": "west", **plain},
+        {"name": "two", "carrier": "acme/west", **plain},
+        {"name": "two", "carrier": "north/east", **plain},
+        {"name": "west", **plain},
+        {"name": "rival", **plain},
+        {"name": "two", "tenant": "west"},
+        {"name": "two", "tenant": "rival", "carrier": "acme"},
+        {"name": "two", **plain, "ports": {"a": {"segment": "lan", "host": "m1"}}},
+        {"name": "two", **plain, "ports": {"a": {"segment": "lan", "host": "k9"}}},
+        {"name": "two", "segments": {"lan": {"cidr": "10.0.0.0"}}},
+        {},
+    )
+    for who in ("owner", "reader"):
+        for place, one in enumerate(new):
+            ask("POST /v1/networks", who, json=one, headers={"Idempotency-Key": f"new {place}"})
+            ask("POST /v1/networks", who, json=one, headers={"Idempotency-Key": f"new {place}"})
+        for name in ("one", "acme/above", "acme/routed", "west", "rival"):
+            ask(f"DELETE /v1/networks/{name}", who, params={"cascade": True})
+        for place, one in enumerate((*new[2:], new[0])):
+            lines = "\n".join(json.dumps(line) for line in (new[0], one))
+            ask("POST /v1/batch", who, content=lines, headers={"Idempotency-Key": f"new lines {place}"})
+            ask("POST /v1/batch", who, content=lines, headers={"Idempotency-Key": f"new lines {place}"})
+            for name in ("one", "acme/above", "acme/routed", "west", "rival"):
+                ask(f"DELETE /v1/networks/{name}", who, params={"cascade": True})
+        ask("POST /v1/batch", who, content="")
 
 
 OTHERS = (

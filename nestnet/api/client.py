@@ -18,7 +18,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -271,6 +271,17 @@ class Client:
     ) -> dict[str, Any]:
         """Make it so: {"revision", "plan"}."""
         return self._change("POST", "/v1/apply", key, etag, json={"manifest": manifest, "prune": prune})
+
+    def batch(self, lines: Iterable[bytes], *, key: str | None = None) -> Iterator[dict[str, Any]]:
+        """Make networks: each line is one, JSON with its name. What was made of each part, when all of it was asked
+        for: `lines`, `networks` up to here, `revision`, `token`; then raises what is wrong with the part that was not made, whose
+        problems point to /LINE."""
+        headers = {"Idempotency-Key": key or uuid4().hex}
+        response = self._answer("POST", "/v1/batch", headers=headers, content=b"".join(line + b"\n" for line in lines))
+        for told in msgspec.json.Decoder().decode_lines(response.content):
+            if told.get("problem") is not None:
+                raise _said(told["problem"])
+            yield told
 
     def join(
         self,
@@ -547,6 +558,10 @@ class Client:
         return self._ask(method, path, headers=headers, **more)
 
     def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        response = self._answer(method, path, **more)
+        return msgspec.json.decode(response.content) if response.content else {}
+
+    def _answer(self, method: str, path: str, **more: Any) -> httpx2.Response:
         pauses = self._pauses()
         while True:
             try:
@@ -555,7 +570,7 @@ class Client:
                 self._answered = True
                 if response.is_error:
                     raise _error(response)
-                return msgspec.json.decode(response.content) if response.content else {}
+                return response
             except (Unreachable, TooFast) as error:
                 lost = isinstance(error.__cause__, (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError))
                 # Who never answered is not there; who did is away for a moment.
@@ -602,12 +617,17 @@ def _error(response: httpx2.Response) -> NestnetError:
     """What the API said went wrong."""
     try:
         data = msgspec.json.decode(response.content)
-        detail, code = str(data["detail"]), str(data["code"])
+        return _said({**data, "status": response.status_code}, float(response.headers.get("Retry-After", 1)))
     except (msgspec.DecodeError, KeyError, TypeError):
         message = f"the controller answered {response.status_code}, and nothing that explains it"
         return Unreachable(message) if response.status_code in (502, 503) else NestnetError(message)
+
+
+def _said(data: Mapping[str, Any], after: float = 1.0) -> NestnetError:
+    """The error of a problem (RFC 9457). Raises KeyError or TypeError if it is none."""
+    detail, code = str(data["detail"]), str(data["code"])
     error: NestnetError
-    match response.status_code:
+    match data["status"]:
         case 422 if data.get("problems"):
             return Invalid([Problem(**problem) for problem in data["problems"]])
         case 404 if code == "not_found":
@@ -625,7 +645,7 @@ def _error(response: httpx2.Response) -> NestnetError:
         case 412:
             error = Stale(detail, data.get("changes", ()))
         case 429:
-            error = TooFast(detail, float(response.headers.get("Retry-After", 1)))
+            error = TooFast(detail, after)
         case 502 | 503:
             error = Unreachable(detail)
         case 504:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -148,16 +148,18 @@ class _Parts(StreamingResponse):
 
 async def _batch(store: Store, known: Who, how: Asked, request: Request) -> AsyncIterator[bytes]:
     """A line for each part. Raises what is wrong with the first."""
+    sent = request.stream()
     number, made = 1, 0  # of the first line of the part
-    async for lines in _parts(request):
+    async for lines in _parts(sent):
         part = replace(how, key=f"{how.key} {number}" if how.key is not None else None)
         at = {"lines": [number, number + len(lines) - 1]}
         try:
+            _short(lines, number)
             if not await run_in_threadpool(still, store, known):
                 raise Unauthenticated("whoever sends this may not do so any more")
             answer = await run_in_threadpool(store.create, lines, part, number)
         except NestnetError as error:
-            async for _ in request.stream():
+            async for _ in sent:
                 pass  # Who still sends hears nothing before they are done.
             if number == 1:
                 raise
@@ -170,21 +172,28 @@ async def _batch(store: Store, known: Who, how: Asked, request: Request) -> Asyn
         raise Invalid([Problem("bad_value", "", "there is no line: each is a network")])
 
 
-async def _parts(request: Request) -> AsyncIterator[list[bytes]]:
-    """The lines of a body that are not empty, PART at a time."""
+async def _parts(sent: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """The lines of a body, PART at a time; what comes after the last line end is one if it is not blank. The first
+    line that is too long is the last, without its end: nobody keeps more of it."""
     lines: list[bytes] = []
     rest = b""
-    async for chunk in request.stream():
+    async for chunk in sent:
         *whole, rest = (rest + chunk).split(b"\n")
         lines += whole
-        longest = max(map(len, (*whole, rest)))
-        if longest > LINE:
-            message = f"a line has {longest} bytes: at most {LINE}"
-            raise Invalid([Problem("limit_exceeded", "", message, limit=LINE)])
         while len(lines) >= PART:
             yield lines[:PART]
             lines = lines[PART:]
+        if len(rest) > LINE:
+            break
     if rest.strip():
         lines.append(rest)
     if lines:
         yield lines
+
+
+def _short(lines: Sequence[bytes], first: int) -> None:
+    """Raises Invalid for one that is too long; the number of the first is `first`."""
+    for number, line in enumerate(lines, first):
+        if len(line) > LINE:
+            message = f"the line is longer than {LINE} bytes"
+            raise Invalid([Problem("limit_exceeded", f"/{number}", message, limit=LINE)])

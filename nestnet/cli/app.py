@@ -138,6 +138,24 @@ def apply(
 
 
 @app.command()
+def batch(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A network a line, as JSON; - for stdin.")],
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="TEXT", help="What tells this run from others; else what FILE says.")
+    ] = None,
+    lab: Lab = None,
+) -> None:
+    """Make many networks, one of each line.
+
+    Each thousand lines are made together, or not at all. What was cut off, or had a wrong line, is run again: what is
+    there is not made twice.
+    """
+    from nestnet.cli import batches
+
+    batches.batch(file, key, lab)
+
+
+@app.command()
 def get(
     kind: Kind,
     path: Annotated[

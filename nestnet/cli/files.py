@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from nestnet.model.errors import Invalid, NestnetError, NotFound
 
@@ -43,11 +43,21 @@ def read(file: str, alone: bool = False) -> Document:
 
 def content(file: str, most: int = -1) -> bytes:
     """The bytes of a file, `-` for stdin; of a large one the first `most`. Raises NotFound when there is none."""
+    with lines(file) as opened:
+        return opened.read(most)
+
+
+@contextmanager
+def lines(file: str) -> Iterator[IO[bytes]]:
+    """A file to be read a line at a time, `-` for stdin. Raises NotFound when there is none."""
+    with _readable(file), nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as opened:
+        yield opened
+
+
+@contextmanager
+def _readable(file: str) -> Iterator[None]:
     try:
-        if file == "-":
-            return sys.stdin.buffer.read(most)
-        with Path(file).open("rb") as opened:
-            return opened.read(most)
+        yield
     except FileNotFoundError:
         raise NotFound(f"file {file}") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nestnet.model.errors import Conflict, NotRealised, Unreachable
@@ -23,7 +23,7 @@ def until_realised(
 
     Raises NotRealised after `timeout` seconds, Unreachable as soon as the agent of one of them has ended in `lab`.
     """
-    progress = _Progress()
+    progress = Progress()
     limit = time.monotonic() + timeout
     what = "this change" if told["revision"] is None else f"revision {told['revision']}"
     try:
@@ -47,7 +47,7 @@ def until_moved(client: Client, port: Mapping[str, Any], to: str, timeout: float
     """Return when a port that moves lives on its new host, and nowhere else.
 
     Raises NotRealised after `timeout` seconds, and what went wrong when it stays where it was."""
-    progress = _Progress()
+    progress = Progress()
     limit = time.monotonic() + timeout
     path = port["path"]
     try:
@@ -60,7 +60,7 @@ def until_moved(client: Client, port: Mapping[str, Any], to: str, timeout: float
                 return
             if moving["phase"] == "failed":
                 raise Conflict(moving["problem"], "move_failed")
-            progress.show(f"{path}: {moving['phase']}", [])
+            progress.show(f"{path}: {moving['phase']}")
             if time.monotonic() > limit:
                 raise NotRealised(f"{path} is moving, phase {moving['phase']}, and has not arrived after {timeout:g} s")
             time.sleep(PACE)  # the pace of asking; the wait is for the answer
@@ -87,7 +87,7 @@ def plain_problem(problem: object) -> str:
     return str(problem)
 
 
-class _Progress:
+class Progress:
     """One line that changes on a terminal; elsewhere a line when something has changed, at most one a second."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class _Progress:
         self._last = ""
         self._next = time.monotonic() + 1.0
 
-    def show(self, text: str, behind: list[str]) -> None:
+    def show(self, text: str, behind: Sequence[str] = ()) -> None:
         if text == self._last:
             return
         if self._terminal:

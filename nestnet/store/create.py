@@ -256,9 +256,11 @@ class _Places:
     ) -> dict[int, dict[str, int]]:
         """Carrier -> its hosts that something of this may live on, by name."""
         p, a, s = tables.port.c, tables.address.c, tables.segment.c
-        carriers = sorted({row.id for row, _ in below.values()} - {FABRIC})
-        names = sorted({name for key, (_, hosts) in wanted.items() if below[key][0].id != FABRIC for name in hosts})
-        found: dict[int, dict[str, int]] = {FABRIC: self._state.machines, **{carrier: {} for carrier in carriers}}
+        # On the wire there is nothing to read; a tenant that is there is answered in as many statements all the same.
+        asked = [key for key in wanted if below[key][0].id != FABRIC or key[0].writes is not None]
+        carriers = sorted({below[key][0].id for key in asked})
+        names = sorted({name for key in asked for name in wanted[key][1]})
+        found: dict[int, dict[str, int]] = {**{carrier: {} for carrier in carriers}, FABRIC: self._state.machines}
         query = (
             select(p.network, p.id, p.name)
             .join_from(tables.port, tables.segment, p.segment == s.id)
