@@ -274,8 +274,8 @@ class Client:
 
     def batch(self, lines: Iterable[bytes], *, key: str | None = None) -> Iterator[dict[str, Any]]:
         """Make networks: each line is one, JSON with its name. What was made of each part, when all of it was asked
-        for: `lines`, `networks` up to here, `revision`, `token`; then raises what is wrong with the part that was not made, whose
-        problems point to /LINE."""
+        for: `lines`, `networks` up to here, `revision`, `token`; then raises what is wrong with the part that was not
+        made, whose problems point to /LINE."""
         headers = {"Idempotency-Key": key or uuid4().hex}
         response = self._answer("POST", "/v1/batch", headers=headers, content=b"".join(line + b"\n" for line in lines))
         for told in msgspec.json.Decoder().decode_lines(response.content):
