@@ -9,16 +9,18 @@ row, and what one refuses the other refuses.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from nestnet.model.errors import Conflict, Exhausted, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import parse
@@ -329,3 +331,54 @@ def test_the_last_number_is_given_out_once(tmp_path: Path) -> None:
         with pytest.raises(Exhausted) as error:
             store.create([line("more", segments={"s": {}})])
         assert (error.value.code, error.value.limit) == ("vni_exhausted", 50)
+
+
+VNIS = int(os.environ.get("NESTNET_VNIS", "8"))
+EACH, PART = min(255, VNIS // 3), 20  # Segments of a network, and networks made at once.
+
+
+def test_a_whole_space_of_vnis_is_given_out_once_each(tmp_path: Path) -> None:
+    """And one more is refused with nothing stored, in either way. NESTNET_VNIS=16777215 is all that 24 bits have."""
+    with closing(Store(tmp_path / "store.db", vnis=VNIS)) as store:
+        networks = [min(EACH, VNIS - first) for first in range(0, VNIS, EACH)]
+        begun = time.monotonic()
+        for first in range(0, len(networks), PART):
+            store.create(
+                [
+                    line(f"n{first + place}", segments={f"s{segment}": {} for segment in range(count)})
+                    for place, count in enumerate(networks[first : first + PART])
+                ]
+            )
+        took = time.monotonic() - begun
+        full = extent(store)
+        assert full["segment"] == (VNIS, sum(range(VNIS + 1)))
+        assert full["vni_range"] == (0, None)
+        with store._database.read() as connection:
+            vni = tables.segment.c.vni
+            low, high, different = connection.execute(
+                select(func.min(vni), func.max(vni), func.count(vni.distinct()))
+            ).one()
+        assert (low, high, different) == (1, VNIS, VNIS)
+        size = sum(file.stat().st_size for file in tmp_path.iterdir())
+        print(f"{VNIS} VNIs in {took:.1f} s, {size:,} bytes")
+        begun = time.monotonic()
+        for more in ([line("more", segments={"s": {}})], [line("none"), line("more", **lan())]):
+            for way in (nullcontext, by_plan):
+                with way(), pytest.raises(Exhausted) as error:  # type: ignore[operator]
+                    store.create(more)
+                assert (error.value.code, error.value.limit) == ("vni_exhausted", VNIS)
+                assert extent(store) == full
+        print(f"refused four times in {time.monotonic() - begun:.1f} s")
+
+
+def extent(store: Store) -> dict[str, tuple[int, int | None]]:
+    """How many rows each table has, and the sum of a column of it."""
+    columns = {"segment": "vni", "revision": "n", "counter": "last", "tally": "n", "vni_range": "lo"}
+    found = {}
+    with store._database.read() as connection:
+        for name, table in tables.metadata.tables.items():
+            column = table.c[columns.get(name, next(iter(table.c.keys())))]
+            total = func.sum(column) if name in columns else func.max(column)
+            count, value = connection.execute(select(func.count(), total).select_from(table)).one()
+            found[name] = (count, value)
+    return found

@@ -273,9 +273,9 @@ class Client:
         return self._change("POST", "/v1/apply", key, etag, json={"manifest": manifest, "prune": prune})
 
     def batch(self, lines: Iterable[bytes], *, key: str | None = None) -> Iterator[dict[str, Any]]:
-        """Make networks: each line is one, JSON with its name. What was made of each part, when all of it was asked
-        for: `lines`, `networks` up to here, `revision`, `token`; then raises what is wrong with the part that was not
-        made, whose problems point to /LINE."""
+        """Make networks: each line is one, JSON with its name. All is asked for first; then it tells what was made
+        of each part, {"lines", "networks" up to here, "revision", "token"}, and raises what is wrong with the one that
+        was not made: problems point to /LINE."""
         headers = {"Idempotency-Key": key or uuid4().hex}
         response = self._answer("POST", "/v1/batch", headers=headers, content=b"".join(line + b"\n" for line in lines))
         for told in msgspec.json.Decoder().decode_lines(response.content):

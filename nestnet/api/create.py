@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from nestnet.api import shapes
@@ -159,8 +161,9 @@ async def _batch(store: Store, known: Who, how: Asked, request: Request) -> Asyn
                 raise Unauthenticated("whoever sends this may not do so any more")
             answer = await run_in_threadpool(store.create, lines, part, number)
         except NestnetError as error:
-            async for _ in sent:
-                pass  # Who still sends hears nothing before they are done.
+            with suppress(ClientDisconnect):
+                async for _ in sent:
+                    pass  # Who still sends hears nothing before they are done.
             if number == 1:
                 raise
             yield msgspec.json.encode({**at, "problem": problem(error)}) + b"\n"
@@ -177,14 +180,17 @@ async def _parts(sent: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
     line that is too long is the last, without its end: nobody keeps more of it."""
     lines: list[bytes] = []
     rest = b""
-    async for chunk in sent:
-        *whole, rest = (rest + chunk).split(b"\n")
-        lines += whole
-        while len(lines) >= PART:
-            yield lines[:PART]
-            lines = lines[PART:]
-        if len(rest) > LINE:
-            break
+    try:
+        async for chunk in sent:
+            *whole, rest = (rest + chunk).split(b"\n")
+            lines += whole
+            while len(lines) >= PART:
+                yield lines[:PART]
+                lines = lines[PART:]
+            if len(rest) > LINE:
+                break
+    except ClientDisconnect:  # What came of a part is none.
+        return
     if rest.strip():
         lines.append(rest)
     if lines:
