@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from sqlalchemy import (
@@ -34,7 +34,7 @@ from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
 from nestnet.model.reasons import CARRIERS
 from nestnet.model.standing import ABSENT, DEPTH, DISABLED, FENCED, LOST, Cause
-from nestnet.model.values import FABRIC, RIDING_BYTES
+from nestnet.model.values import FABRIC, RIDING_BYTES, ranked
 from nestnet.store import objects, tables, tenancy
 from nestnet.store.events import Happened
 from nestnet.store.feed import machines_on_ports, network_mtu
@@ -692,14 +692,15 @@ class Reader:
     def _gateways(self, segments: Sequence[int]) -> dict[int, list[str]]:
         """Segment -> gateway addresses of its first router, one of each family: what its workloads use."""
         a = tables.address.c
-        found: dict[int, tuple[int, list[str]]] = {}
+        found: dict[int, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
         for chunk in chunks(sorted(segments)):
             query = select(a.segment, a.router, a.address).where(a.segment.in_(chunk), a.router.is_not(None))
             for row in self._connection.execute(query.order_by(a.segment, a.router, a.position)):
-                first, addresses = found.setdefault(row.segment, (row.router, []))
-                if row.router == first:
-                    addresses.append(row.address)
-        return {segment: addresses for segment, (_, addresses) in found.items()}
+                found[row.segment][row.router].append(row.address)
+        return {
+            segment: min(routers.values(), key=lambda own: ranked(map(ip_address, own)))
+            for segment, routers in found.items()
+        }
 
     def realised_by_all(self) -> Happened | None:
         """The event that every machine has realised the current revision, unless one has not or it was told before."""
