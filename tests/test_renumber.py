@@ -4,7 +4,7 @@ as it is compiled. So an agent may know other ids than the controller, which exp
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -20,7 +20,7 @@ from nestnet.model.domains import domain
 from nestnet.model.meaning import Bucket, Outcome, State, deliver
 from nestnet.model.packet import BROADCAST, LIMITED_BROADCAST, UDP, mapped
 from nestnet.model.renumber import renumbered
-from nestnet.model.values import FABRIC, KINDS, Machine, Network, Port, Segment, Value, World
+from nestnet.model.values import FABRIC, KINDS, Machine, Network, Port, Segment, Service, Value, Vlan, World
 
 IDS = 999  # at most, of each kind
 
@@ -86,6 +86,27 @@ def same(steps: list[Step], seed: int) -> None:
         expected = Outcome(tuple(ports), tuple(drops), others.state(step.world, one.state), one.relayed)
         assert two == expected
         first, second = one.state, two.state
+
+
+PLAIN = {"mtu", "underlay", "vni", "mac", "cost", "rate", "priority", "tag"}  # numbers that are no ids
+
+
+@given(worlds())
+def test_every_id_in_a_value_is_another_one(world: World) -> None:
+    """Of what a value has now, and of what it will have."""
+    far = 1 << 40
+
+    def ids(value: Any) -> list[int]:
+        if isinstance(value, tuple):
+            return [id for each in value for id in ids(each)]
+        if isinstance(value, Service | Vlan) or not is_dataclass(value):
+            return [value] if isinstance(value, int) and not isinstance(value, bool) and value else []
+        return [id for field in fields(value) if field.name not in PLAIN for id in ids(getattr(value, field.name))]
+
+    for value in world:
+        other = renumbered(value, lambda _, old: old + far, host_kind(world, value))
+        assert ids(other) == [id + far for id in ids(value)]
+        assert renumbered(other, lambda _, new: new - far, host_kind(world, value)) == value
 
 
 @quick

@@ -408,7 +408,7 @@ class Reader:
         return [
             {
                 **self._head("machine", row.id, *[paths.get(row.id, row.name)] * 2),
-                "row": row.id if whole else None,
+                "row": self._number("machine", row.id, row.domain),
                 "address": (addresses.get(row.id, row.address)) if whole else None,
                 "mtu": mtus.get(row.id, row.mtu),
                 "nics": json.loads(row.nics) if whole else [],
@@ -534,6 +534,7 @@ class Reader:
             seats = {port: names[machine] for port, machine in places.items()}
         else:
             seats = self.seats(ids)
+        domains = self._domains(places.values()) if self.scope.reads is None else {}
         moves = self._moves(ids)
         attachments = self._attachments(places)
         behind = sorted({row.trunk for row in rows if row.trunk})
@@ -542,7 +543,7 @@ class Reader:
         return [
             {
                 **self._head("port", row.id, row.name, f"{paths[row.network]}/{row.name}"),
-                "row": row.id if self.scope.reads is None else None,
+                "row": self._number("port", row.id, domains.get(places.get(row.id, 0), FABRIC)),
                 "network": paths[row.network],
                 "segment": segments[row.segment].name,
                 "host": hosts[row.id][0],
@@ -570,6 +571,19 @@ class Reader:
             }
             for row in rows
         ]
+
+    def _number(self, kind: str, row: int, domain: int) -> int | None:
+        """What agents of a domain know a row by, if that may be seen."""
+        return self._identity.number(kind, row, domain) if self.scope.reads is None else None
+
+    def _domains(self, machines: Iterable[int]) -> dict[int, int]:
+        """Machine -> its domain."""
+        m = tables.machine.c
+        found: dict[int, int] = {}
+        for chunk in chunks(sorted(set(machines))):
+            rows = self._connection.execute(select(m.id, m.domain).where(m.id.in_(chunk)))
+            found.update({row.id: row.domain for row in rows})
+        return found
 
     def _hosts_of(self, ports: Sequence[int]) -> dict[int, tuple[str, str | None]]:
         """Port -> the names of the host that it lives on, and of the other one while it moves."""
