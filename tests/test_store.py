@@ -28,7 +28,7 @@ from woken import nobody_sleeps
 
 from nestnet.model.errors import Ambiguous, Conflict, Exhausted, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import Manifest, parse
-from nestnet.model.values import Attach, Link, Machine, Port, Value, World
+from nestnet.model.values import FABRIC, Attach, Link, Machine, Port, Value, World
 from nestnet.model.wire import from_wire, to_wire
 from nestnet.store import Store, tables
 from nestnet.store.database import migrate, open_engine
@@ -139,6 +139,19 @@ def test_public_ids_are_a_permutation(row: int) -> None:
     assert identity.row("port", public) == row
     assert identity.row("segment", public) is None
     assert identity.row("segment", public.replace("port", "segment")) != row
+
+
+@given(st.integers(1, 2**63 - 1), st.integers(1, 2**63 - 1))
+def test_numbers_of_a_domain_are_a_permutation(row: int, domain: int) -> None:
+    identity = Identity("epoch", b"key")
+    number = identity.number("port", row, domain)
+    assert 0 < number < 2**63
+    assert identity.numbered("port", number, domain) == row
+    assert identity.number("port", row, FABRIC) == identity.numbered("port", row, FABRIC) == row
+    assert [identity.number("port", 0, domain), identity.numbered("port", 0, domain)] == [0, 0]
+    others = [identity.number("segment", row, domain), Identity("epoch", b"another").number("port", row, domain)]
+    assert number not in [*others, identity.number("port", row, domain ^ 1)]
+    assert Identity("later", b"key").number("port", row, domain) == number, "a restore is no news"
 
 
 def test_public_ids_and_macs_do_not_rise_or_meet() -> None:

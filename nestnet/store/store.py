@@ -509,7 +509,7 @@ class Store:
             return resource
 
     def get_own(self, machine: str) -> Resource:
-        """What a machine is told of itself: that it is there, and the row that its feed has it by. Raises NotFound."""
+        """What a machine is told of itself: that it is there, and what its feed has it by. Raises NotFound."""
         with self._database.read() as connection:
             return self._own(connection, machine)
 
@@ -517,7 +517,8 @@ class Store:
         reader = self._reader(connection, NOTHING)
         row = self._reader(connection).find("machine", machine)
         (resource,) = reader.resources("machine", [row])
-        return {**resource, "name": machine, "path": machine, "row": row, "realised": None, "reported": None}
+        number = self.identity.number("machine", row, feed.domain_of(connection, row))
+        return {**resource, "name": machine, "path": machine, "row": number, "realised": None, "reported": None}
 
     def delete(self, kind: str, reference: str, cascade: bool = False, asked: Asked = NOBODY) -> int:
         """Delete one object. Returns the revision. Raises Conflict with the dependants if anything needs it or, of a
@@ -1150,11 +1151,11 @@ class Store:
         with self._database.read() as connection:
             return self._reader(connection).find("machine", reference)
 
-    def is_on_port(self, machine: int) -> bool:
-        """Is a machine, by its row id, the workload of a port? One that is gone is told no more than those."""
+    def domain_of(self, machine: int) -> int | None:
+        """The domain that a machine is in, by its row id; None: it is gone."""
         m = tables.machine.c
         with self._database.read() as connection:
-            return connection.scalar(select(m.domain).where(m.id == machine)) != FABRIC
+            return connection.scalar(select(m.domain).where(m.id == machine))
 
     def snapshot_for(self, machine: int) -> Batch:
         """Everything that a machine, by its row id, needs."""
@@ -1353,17 +1354,18 @@ class Store:
         with self._database.read() as connection:
             reader = self._reader(connection, scope)
             id = port if isinstance(port, int) else reader.find("port", port)
-            reader.to_write("port", id, f"port {port}")
+            called = f"port {port}" if isinstance(port, str) else "this port"  # no rows to those who know numbers
+            reader.to_write("port", id, called)
             if below is not None:
                 machine = reader.find("machine", below)
                 there = [row.id for row in objects.ports(connection, "id", [id])]
                 places = {*objects.machines_of(connection, there).values()}
                 places |= {*objects.machines_of(connection, there, other=True).values()}
                 if machine not in places:
-                    raise NotFound(f"port {port} on machine {below}")
+                    raise NotFound(f"{called} on machine {below}")
             name = connection.scalar(select(tables.machine.c.name).where(tables.machine.c.port == id))
             if name is None:
-                message = f"port {port} runs no agent: a network with `carriage: encapsulated` has to live on it first"
+                message = f"{called} runs no agent: a network with `carriage: encapsulated` has to live on it first"
                 raise Conflict(message, "no_agent")
             return str(name)
 
@@ -1410,7 +1412,7 @@ class Store:
                 resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics, vlan, trunks)
             else:  # Its address and MTU are its port's.
                 resource = self._own(connection, name)
-            row = int(resource["row"])
+            row = connection.execute(select(tables.machine.c.id).where(tables.machine.c.name == name)).scalar_one()
             if resource["fenced"]:
                 self._fence(connection, row, False)
             joins = access.joined_once_more(connection, row)
