@@ -13,6 +13,7 @@ import ctypes
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("nestnet", deadline=None, print_blob=True)
@@ -22,6 +23,31 @@ settings.load_profile("nestnet")
 CLONE_NEWNS = 0x00020000  # <linux/sched.h>
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18  # <linux/mount.h>
 KEPT = ("lock", "netns", "user")  # folders that programs expect in /run
+
+
+# Files that take a minute or more: first, so that no worker is left alone with one at the end.
+LONG = (
+    "test_mutants.py",
+    "test_alike.py",
+    "test_join.py",
+    "test_docs.py",
+    "test_kernel.py",
+    "test_underlay.py",
+    "test_access.py",
+    "test_store.py",
+    "test_forest.py",
+    "test_api.py",
+    "test_killed_controllers.py",
+    "test_hostile.py",
+    "test_forest_lab.py",
+    "test_namespaces.py",
+    "test_switches.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
 
 def pytest_configure() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from nestnet.agent.credentials import Own, boot, join
 from nestnet.agent.feed import Desired
+from nestnet.agent.links import short_name
 from nestnet.api.client import Client
 from nestnet.model.errors import Unreachable
 from nestnet.model.values import Port, World
@@ -44,7 +45,7 @@ def become(world: World, row: int) -> None:
 
 
 def _make(world: World, row: int, port: Port) -> None:
-    place, segment = f"port-{port.id}", world.segments[port.segment]
+    place, name, segment = f"port-{port.id}", short_name("v", port.id), world.segments[port.segment]
     others = [other for other in world.ports.values() if other.segment == port.segment and other.id != port.id]
 
     def device() -> Iterator[str]:
@@ -53,10 +54,10 @@ def _make(world: World, row: int, port: Port) -> None:
         made = f"vxlan id {segment.vni} local {world.machines[row].address} dstport 4789 srcport 49152 65535"
         mtu = world.networks[port.network].mtu
         kind = f"type {made} ttl 64 df set noudpcsum nolearning"
-        yield f"link add v{port.id} netns {place} address {_mac(port)} mtu {mtu} {kind}"
+        yield f"link add {name} netns {place} address {_mac(port)} mtu {mtu} {kind}"
 
     def inside() -> Iterator[str]:
-        yield f"link set v{port.id} name eth0"
+        yield f"link set {name} name eth0"
         for address in port.addresses:
             length = next(cidr.prefixlen for cidr in segment.cidrs if cidr.version == address.version)
             yield f"address add {address}/{length} dev eth0 {'nodad' if address.version == 6 else ''}"

@@ -355,7 +355,7 @@ class _Builder:
             # One that joins nothing is there for its links.
             if interfaces or any(number in pair for pair in ends):
                 id = ids_of_routers[number] = max(self.world.routers, default=0) + 1
-                self.add(Router(id, network, 0x060000000000 + number, interfaces))
+                self.add(Router(id, network, 0x06 << 40 | number * ODD % 2**40, interfaces))
         for a, b in ends:
             cost, up, rate = pick(draw, COSTS), not rarely(draw), pick(draw, RATES) if rarely(draw) else 0
             between = ids_of_routers[a], ids_of_routers[b]
@@ -438,6 +438,7 @@ class _Builder:
             )
 
 
+ODD = 0x9E3779B97F  # so that MACs of routers rise in another order than their ids, and fill their bits
 COSTS = [1, 1, 1, 2, 3, 65535]
 RATES = [8_000, 64_000, 1_000_000, 10_000_000, 100_000_000_000]
 

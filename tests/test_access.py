@@ -688,7 +688,7 @@ def test_a_token_for_one_port_is_that_ports_alone(world: World, tmp_path: Path) 
                     with pytest.raises(Forbidden):
                         attempt(name)
             for row in rows.values():
-                with pytest.raises(NotFound):
+                with pytest.raises(NotFound, match=r"^this port on machine port_\w+ does not exist"):
                     client.invite(own, row, 60)
             client.report(own, 1)
             shown_to_it, row = client.get("machine", own), operator.get("machine", "x/q")["row"]
@@ -701,6 +701,11 @@ def test_a_token_for_one_port_is_that_ports_alone(world: World, tmp_path: Path) 
                 told.setdefault(row["kind"], []).append(row["value"])
             assert operator.get("machine", "x/q")["realised"] == 0, "a number of its own making says nothing"
             client.report(own, line["revision"])
+            with world.client("agent") as m1:
+                rows_of_the_store = next(m1.feed("m1"))["token"]
+                assert next(m1.feed("m1", line["token"]))["snapshot"]
+            assert next(client.feed(own, rows_of_the_store))["snapshot"], "what it has, it has by other numbers"
+            assert not next(client.feed(own, line["token"])).get("snapshot")
         assert line["revision"] == line["token"]
         assert told.keys() == {"machine", "network", "segment", "port"}
         assert {one["address"] for one in told["machine"]} == {"10.0.0.2", "10.0.0.3"}

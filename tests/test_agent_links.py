@@ -75,6 +75,19 @@ def test_names_of_interfaces_fit(number: int, name: str) -> None:
     assert len(name) <= links.IFNAMSIZ
 
 
+@pytest.mark.parametrize(
+    ("trunk", "tag", "name"),
+    [
+        ("eth0", 17, "eth0.17"),
+        ("p123456789", 4094, "p123456789.4094"),
+        ("p-1y2p0ij32e8e7", 4094, "p0ij32e8e7.4094"),
+        ("p-1y2p0ij32e8e7", 1, "1y2p0ij32e8e7.1"),
+    ],
+)
+def test_names_of_interfaces_for_tags_fit(trunk: str, tag: int, name: str) -> None:
+    assert links.tag_name(trunk, tag) == name
+
+
 @pytest.fixture
 def prefix() -> Iterator[str]:
     name = f"nntest-{uuid.uuid4().hex[:8]}"

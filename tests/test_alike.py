@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -425,14 +426,17 @@ def test_the_same_calls_take_as_many_statements_at_any_depth(both: tuple[World, 
 
 # ---- agents on ports
 
-ROWS = {"id", "network", "carrier", "segment", "host", "other", "trunk", "mac", "vni"}
+IDS = {"id", "network", "carrier", "segment", "host", "other", "trunk", "groups", "between"}
+OTHERS_OF_ITS_OWN = {"mac", "vni", "token", "revision", "store"}
 
 
 def lines_of_an_agent(world: World) -> list[str]:
-    """What the agent on acme's first host is told in its life, its rows, MACs and VNIs by the place at which they were
-    first seen: a snapshot, changes, and what happened while it was away."""
+    """What the agent on acme's first host is told in its life, its ids, MACs and VNIs by the place at which they were
+    first seen: a snapshot, changes, and what happened while it was away. No id tells of what others make: they are not
+    small, and do not rise."""
     said: list[str] = []
     seen: dict[tuple[str, Any], str] = {}
+    ids: dict[str, list[int]] = defaultdict(list)
 
     def plain(data: Any, key: str = "") -> Any:
         if isinstance(data, dict):
@@ -440,7 +444,10 @@ def lines_of_an_agent(world: World) -> list[str]:
             return {k: plain(v, kind if k == "value" else f"{kind or key} {k}".strip()) for k, v in data.items()}
         if isinstance(data, list):
             return [plain(one, key) for one in data]
-        named = key.split()[-1] in ROWS | {"token", "revision", "store"}
+        word = key.split()[-1]
+        if data and word in IDS:
+            ids[key].append(data)
+        named = word in IDS | OTHERS_OF_ITS_OWN
         return seen.setdefault((key, data), f"<{len(seen)}>") if data and named else data
 
     def hear(lines: Iterator[dict[str, Any]]) -> str:
@@ -458,16 +465,22 @@ def lines_of_an_agent(world: World) -> list[str]:
     acme = world.clients["owner"]
 
     def change(*ports: str) -> None:
-        inner = {"segments": {"lan": {"cidr": "10.1.0.0/24"}}, "carriage": "encapsulated"}
-        inner["ports"] = {port: {"segment": "lan", "host": f"k{1 + place % 2}"} for place, port in enumerate(ports)}
+        inner = {"segments": {"lan": {"cidr": "10.1.0.0/24"}, "far": {"cidr": "10.2.0.0/24"}}}
+        inner |= {"carriage": "encapsulated", "links": {"rs": {"between": ["r", "s"]}}}
+        inner["routers"] = {"r": {"segments": ["lan"]}, "s": {"segments": ["far"]}}
+        inner["ports"] = {
+            port: {"segment": "lan", "host": f"k{1 + place % 2}", "groups": ["g" if place else "h"]}
+            for place, port in enumerate(ports)
+        }
+        inner["policies"] = [{"from": ["group:g", "segment:far"], "to": f"port:{ports[0]}", "allow": "any"}]
         acme.apply(manifest(acme={**network("k1", "k2"), "networks": {"in": inner}}))
 
-    change("a", "b")
+    change(*"abmnopqrs")
     with Client(world.controller.url) as operator:
         agent = next(one["id"] for one in operator.list("port", "acme") if one["name"] == "k1")
         lines = operator.feed(agent, boot="one")
         hear(lines)
-        for turn, ports in enumerate(("abc", "ab", "abd"), 1):
+        for turn, ports in enumerate(("abcmn", "abm", "abdm"), 1):
             world.below(turn)
             change(*ports)
             token = hear(lines)
@@ -478,6 +491,12 @@ def lines_of_an_agent(world: World) -> list[str]:
             lines = operator.feed(agent, token, boot="one")
             token = hear(lines)
             lines.close()
+    told = {"machine", "network", "segment", "router", "link", "port", "policy", "group"}
+    assert {key.split()[0] for key in ids} >= told
+    assert min(number for numbers in ids.values() for number in numbers) > 1 << 32, "one in 2^31 is not"
+    made = list(dict.fromkeys(ids["port id"]))
+    assert len(made) > 10
+    assert made != sorted(made)
     return said
 
 

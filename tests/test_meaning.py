@@ -533,9 +533,10 @@ def test_the_least_cost_wins_not_the_fewest_routers() -> None:
 
 
 def test_equal_costs_share_the_flows() -> None:
-    """By the hash over the flow, seeded by the router, modulo the links by rising id; parallel links count each."""
+    """By the hash over the flow, seeded by the router, modulo the links by rising MAC of the next; parallel links count
+    each."""
     world = linked(Link(9, 1, (2, 1)))
-    nexts = [2, 3, 2]  # over links 1, 3 and 9
+    nexts = [2, 2, 3]  # over links 1, 9 and 3
     for source_port in range(200):
         number = flow_hash(ip("10.1.0.11"), ip("10.4.0.12"), source_port, 53, 17, seed=1) % 3
         assert passed(world, across(source_port=source_port)) == [1, nexts[number], 4]
@@ -556,9 +557,9 @@ def test_each_router_has_a_seed_of_its_own() -> None:
     assert seen == {0, 1, 2}
 
 
-def test_an_id_of_a_router_is_cut_to_32_bits() -> None:
+def test_a_mac_of_a_router_is_cut_to_32_bits() -> None:
     big = 2**32 + 1
-    world = linked(Router(big, 1, 0x060000000009, (Interface(1, (ip_address("10.1.0.9"),)),)))
+    world = linked(Router(big, 1, 0x060900000001, (Interface(1, (ip_address("10.1.0.9"),)),)))
     world = world.with_(Link(21, 1, (big, 2)), Link(22, 1, (big, 3)))
     for n in range(50):
         packet = pk.parse(across(source_port=n))

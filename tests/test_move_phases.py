@@ -332,7 +332,7 @@ def test_connections_are_given_by_the_one_and_taken_by_the_other(store: Store) -
 # ---- the feed
 
 
-@settings(max_examples=int(os.environ.get("NESTNET_EXAMPLES", "25")), deadline=None)
+@settings(max_examples=int(os.environ.get("NESTNET_EXAMPLES", "12")), deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_batches_replayed_are_the_snapshot(seed: int) -> None:
     """Whatever moves, and however far: changes since any revision lead to what a snapshot has (I5)."""

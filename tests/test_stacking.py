@@ -8,6 +8,7 @@ cloud on m1, m2, m3     its ports a, b, c are machines to
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,10 +19,13 @@ import pytest
 from sqlalchemy import select
 from woken import nobody_sleeps
 
+from nestnet.api.feed import _encode
 from nestnet.model import domains
 from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import parse
-from nestnet.model.values import FABRIC, Machine, Network, Port, Value, World
+from nestnet.model.renumber import renumbered
+from nestnet.model.values import FABRIC, Machine, Network, Port, Value, World, kind_of
+from nestnet.model.wire import from_wire
 from nestnet.store import feed, objects, tables
 from nestnet.store.feed import Teller
 from nestnet.store.scope import Scope
@@ -180,6 +184,55 @@ def test_what_is_told_bit_by_bit_is_what_is_told_at_once(store: Store) -> None:
         catch_up()
 
 
+def test_machines_on_ports_are_told_the_same_by_numbers_of_their_domain(store: Store) -> None:
+    """Every id, of every kind; and each stands for one row in one domain, in what is told bit by bit too."""
+    vms = on(NAMES, networks={"deep": on(NAMES), "flat": network({name: name for name in NAMES})})
+    vms["segments"] = {**LAN, "far": {"cidr": "10.0.1.0/24"}}
+    vms["routers"] = {"r": {"segments": ["lan"]}, "s": {"segments": ["far"]}}
+    vms["links"] = {"rs": {"between": ["r", "s"]}}
+    vms["ports"]["t"] = {"native": "lan", "host": "a", "vlans": {"10": {"segment": "far", "groups": ["g", "h", "i"]}}}
+    vms["policies"] = [{"from": ["group:g", "segment:far"], "to": ["port:a", "hosts", "10.0.0.0/8"], "allow": "any"}]
+    hosts = {name: f"m{n}" for n, name in enumerate(NAMES, 1)}
+    apply(store, manifest(cloud=network(hosts, networks={"vms": vms})))
+    before = store.revision
+    del vms["ports"]["t"]
+    vms["policies"] = []
+    vms["ports"]["u"] = {"segment": "lan", "host": "b"}
+    seen: dict[tuple[str, int], tuple[str, int, int]] = {}  # what a number stands for, whoever is told
+
+    def hear(machine: int, domain: int, batch: feed.Batch, world: dict[Any, Value]) -> None:
+        told = json.loads(json.dumps(_encode(batch, store.identity, domain)["rows"]))
+        for row, (kind, id, value) in zip(told, batch.rows, strict=True):
+            assert row["id"] > 1 << 32, "or one in 2^31"
+            assert seen.setdefault((kind, row["id"]), (kind, id, domain)) == (kind, id, domain)
+            assert store.identity.numbered(kind, row["id"], domain) == id
+            world.pop((kind, row["id"]), None)
+            if value is not None:
+                world[kind, row["id"]] = from_wire(kind, row["value"])
+        back = {}
+        networks = {value.id: value for value in world.values() if isinstance(value, Network)}
+        for value in world.values():
+            on_machine = isinstance(value, Port) and networks[value.network].carrier == FABRIC
+            row = renumbered(
+                value,
+                lambda kind, number: store.identity.numbered(kind, number, domain),
+                "machine" if on_machine else "port",
+            )
+            back[kind_of(row), row.id] = row
+        assert back == {(kind, id): value for kind, id, value in store.snapshot_for(machine).rows}
+
+    worlds: dict[int, dict[Any, Value]] = {}
+    guests = {machine: domain for machine, (domain, _) in machines(store).items() if domain != FABRIC}
+    assert len(guests) == 6
+    for machine, domain in guests.items():
+        hear(machine, domain, store.snapshot_for(machine), worlds.setdefault(machine, {}))
+    apply(store, manifest(cloud=network(hosts, networks={"vms": vms})))
+    for machine, domain in guests.items():
+        batch = store.changes_since(machine, before)
+        assert batch is not None
+        hear(machine, domain, batch, worlds[machine])
+
+
 def _patch(store: Store, path: str, ports: dict[str, Any]) -> None:
     """A few ports more in a network: the whole of it is said again."""
     data = whole()
@@ -319,7 +372,10 @@ def test_who_may_join_on_a_port(store: Store) -> None:
     for port, machine in (("cloud/b", "m1"), ("cloud/vms/a", "m1"), ("cloud/vms/a", "cloud/b")):
         with pytest.raises(NotFound):
             store.guest(rows[port], machine)
-    assert store.guest(rows["cloud/vms/a"], "cloud/a") == store.get("port", "cloud/vms/a")["id"]
+    domain = store.domain_of(store.machine_row("cloud/a"))
+    assert domain == store.network_row("cloud")
+    row = store.identity.numbered("port", rows["cloud/vms/a"], domain)
+    assert store.guest(row, "cloud/a") == store.get("port", "cloud/vms/a")["id"]
     with pytest.raises(Conflict, match="cloud/vms/flat/a runs no agent"):
         store.guest("cloud/vms/flat/a")
     with pytest.raises(Conflict, match="is on a port"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import tempfile
@@ -27,7 +28,7 @@ from woken import nobody_sleeps
 
 from nestnet.model.errors import Ambiguous, Conflict, Exhausted, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import Manifest, parse
-from nestnet.model.values import Attach, Link, Machine, Port, Value, World
+from nestnet.model.values import FABRIC, Attach, Link, Machine, Port, Value, World
 from nestnet.model.wire import from_wire, to_wire
 from nestnet.store import Store, tables
 from nestnet.store.database import migrate, open_engine
@@ -138,6 +139,19 @@ def test_public_ids_are_a_permutation(row: int) -> None:
     assert identity.row("port", public) == row
     assert identity.row("segment", public) is None
     assert identity.row("segment", public.replace("port", "segment")) != row
+
+
+@given(st.integers(1, 2**63 - 1), st.integers(1, 2**63 - 1))
+def test_numbers_of_a_domain_are_a_permutation(row: int, domain: int) -> None:
+    identity = Identity("epoch", b"key")
+    number = identity.number("port", row, domain)
+    assert 0 < number < 2**63
+    assert identity.numbered("port", number, domain) == row
+    assert identity.number("port", row, FABRIC) == identity.numbered("port", row, FABRIC) == row
+    assert [identity.number("port", 0, domain), identity.numbered("port", 0, domain)] == [0, 0]
+    others = [identity.number("segment", row, domain), Identity("epoch", b"another").number("port", row, domain)]
+    assert number not in [*others, identity.number("port", row, domain ^ 1)]
+    assert Identity("later", b"key").number("port", row, domain) == number, "a restore is no news"
 
 
 def test_public_ids_and_macs_do_not_rise_or_meet() -> None:
@@ -689,6 +703,13 @@ def test_an_older_store_gets_links(tmp_path: Path) -> None:
     old = sqlite3.connect(file)
     assert ("link",) not in old.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     old.execute("INSERT INTO tenant (id, name) VALUES (1, 'kept')")
+    more = "underlay, enabled, labels, description, revision"
+    old.execute(f"INSERT INTO network (id, carrier, name, {more}) VALUES (1, 0, 'old', 4, 1, '{{}}', '', 0)")
+    spec = '{"from":["any"],"to":["10.0.0.0/8"],"deny":["tcp/80"],"priority":7}'
+    means = {"sources": [["any", 0, None]], "targets": [["cidr", 0, "10.0.0.0/8"]], "services": [[6, 80, 80]]}
+    value = json.dumps({**means, "allow": False, "priority": 7}, separators=(",", ":"))
+    old.execute("INSERT INTO policy (id, network, spec, value) VALUES (1, 1, ?, ?)", (spec, value))
+    old.execute("INSERT INTO counter (kind, last) VALUES ('network', 1), ('policy', 1), ('tenant', 1)")
     old.commit()
     old.close()
     store = Store(file)
@@ -697,6 +718,9 @@ def test_an_older_store_gets_links(tmp_path: Path) -> None:
     store.apply(manifest(acme=acme()))
     assert list(items(store, "link")) == ["acme/core-edge"]
     assert list(items(store, "tenant")) == ["kept"]
+    policy = {"from": "any", "to": "10.0.0.0/8", "deny": "tcp/80", "priority": 7}
+    assert not store.plan(manifest(old={"policies": [policy]}))
+    assert store.plan(manifest(old={"policies": [{**policy, "priority": 8}]}))
     store.close()
 
 

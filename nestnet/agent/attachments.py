@@ -564,7 +564,7 @@ def _tagged(vlans: Sequence[Vlan], inside: str, exactly: bool) -> list[str]:
     with links.netlink() as ipr:
         trunk = links.find(ipr, inside)
         for vlan in vlans if trunk is not None else ():
-            name, mac = f"{inside}.{vlan.tag}", links.mac_text(vlan.settings.mac)
+            name, mac = links.tag_name(inside, vlan.tag), links.mac_text(vlan.settings.mac)
             link = links.find(ipr, name)
             if link is None:
                 link = links.make_vlan(ipr, name, trunk.index, vlan.tag, mac=mac)  # type: ignore[union-attr]

@@ -76,6 +76,11 @@ def short_name(prefix: str, number: int) -> str:
     return f"{prefix}-{digits}"  # 64 bits are 13 digits
 
 
+def tag_name(trunk: str, tag: int) -> str:
+    """The name of the interface for a tag on this one: 'eth0.17'; of a name that is too long for that only the end."""
+    return f"{trunk[len(str(tag)) + 1 - IFNAMSIZ :]}.{tag}"
+
+
 def mac_text(mac: int) -> str:
     """48 bits as people write them: 02:00:00:00:00:01."""
     return mac.to_bytes(6, "big").hex(":")

@@ -155,10 +155,15 @@ def recognise(store: Store, state: dict[str, object], authorization: str | None)
         return _bearer(store, authorization)
     if isinstance(certificate := state.get("certificate"), bytes):
         return _machine(store, _speaks(certificate))
-    if isinstance(uid := state.get("uid"), int):
-        own = uid in (0, os.geteuid())
-        return Who(f"uid:{uid}", "" if own else f"uid:{uid}", EVERYTHING if own else LOOKER)
-    return NOBODY
+    return recognised(state) or NOBODY
+
+
+def recognised(state: dict[str, object]) -> Who | None:
+    """The same for the user at the other end of a socket, for whom nothing needs to be read; None for others."""
+    if isinstance(state.get("certificate"), bytes) or not isinstance(uid := state.get("uid"), int):
+        return None
+    own = uid in (0, os.geteuid())
+    return Who(f"uid:{uid}", "" if own else f"uid:{uid}", EVERYTHING if own else LOOKER)
 
 
 def still(store: Store, known: Who) -> bool:

@@ -27,19 +27,20 @@ from starlette.types import Scope as ASGIScope
 
 from nestnet import __version__
 from nestnet.api import create, grants, identities, moves, shapes, streams, tenants
-from nestnet.api.access import RIGHTS, Who, judge, recognise, still, who
+from nestnet.api.access import RIGHTS, Who, judge, recognise, recognised, still, who
 from nestnet.api.asked import Rates, asked, changed, keyed
 from nestnet.api.authority import Authority, make_authority
 from nestnet.api.bodies import Bounded
-from nestnet.api.feed import Doorbell, Exchange, Followers, follow
+from nestnet.api.feed import Doorbell, Exchange, Followers, follow, sealed_for
 from nestnet.api.metrics import Counts, measured
+from nestnet.api.numbers import by_rows, domain_of
 from nestnet.api.problem import problem
 from nestnet.model import errors
 from nestnet.model.exposition import CONTENT_TYPE, text
 from nestnet.model.manifest import Manifest, parse, read_address
 from nestnet.model.problems import CODES, join, moved
 from nestnet.model.strict import read_json
-from nestnet.model.values import Attach
+from nestnet.model.values import FABRIC, Attach
 from nestnet.store.database import explained
 from nestnet.store.once import Asked
 from nestnet.store.read import IN_NETWORK
@@ -90,7 +91,7 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
         for task in tasks:
             task.cancel()
 
-    def admitted(request: Request) -> None:
+    async def admitted(request: Request) -> None:
         known = who(request)
         rates.spend(known.tenant)
         machine = request.path_params.get("reference") or request.query_params.get("machine")
@@ -281,12 +282,14 @@ def _verbs(store: Store) -> APIRouter:
     def report(reference: str, said: shapes.Report, how: Annotated[Asked, Depends(keyed)], request: Request) -> None:
         """What an agent says of its machine. Events are written once for a key; all else may be said any often."""
         events = [(event.kind, event.text) for event in said.events]
-        revision, machine = said.revision, who(request).machine
-        if said.token is not None:
-            revision = store.identity.unseal(said.token) or 0  # what it had of another store is nothing of this one
-        elif machine is not None and store.is_on_port(store.machine_row(machine)):
+        revision, ports, domain = said.revision, said.ports, domain_of(store, reference)
+        if said.token is not None:  # what it had of another store is nothing of this one
+            revision = store.identity.unseal(said.token, sealed_for(domain)) or 0
+        elif who(request).machine is not None and domain != FABRIC:
             revision = 0  # it knows no numbers, and which one is enough it must not find out
-        store.report(reference, revision, said.problems, said.ports, events, how)
+        if ports is not None and domain != FABRIC:
+            ports = by_rows(store, domain, ports)
+        store.report(reference, revision, said.problems, ports, events, how)
 
     @routes.get("/status", response_model=shapes.Status, tags=["machines"])
     def status(
@@ -509,7 +512,7 @@ def _read_attach(attach: Any) -> Attach | None:
 # Errors
 
 
-def _known_query(request: Request) -> None:
+async def _known_query(request: Request) -> None:
     """A parameter that nobody reads is a misspelt one."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:
@@ -576,7 +579,9 @@ class _Recognised:
             request = Request(scope)
             state, header = scope.setdefault("state", {}), request.headers.get("authorization")
             try:
-                state["who"] = await run_in_threadpool(recognise, self._store, state, header)
+                state["who"] = recognised(state) if header is None else None
+                if state["who"] is None:
+                    state["who"] = await run_in_threadpool(recognise, self._store, state, header)
             except errors.NestnetError as error:
                 await _problem(error)(scope, receive, send)
                 return

@@ -50,13 +50,13 @@ Key = Annotated[
 ]
 
 
-def keyed(request: Request, idempotency_key: Key = None) -> Asked:
+async def keyed(request: Request, idempotency_key: Key = None) -> Asked:
     """How something is asked for that is no object's, so without ETags."""
     asker = who(request)
     return Asked(asker.name, asker.tenant, idempotency_key, scope=asker.scope)
 
 
-def asked(
+async def asked(
     request: Request,
     idempotency_key: Key = None,
     if_match: Annotated[
@@ -64,7 +64,7 @@ def asked(
     ] = None,
 ) -> Asked:
     """How a change is asked for."""
-    return replace(keyed(request, idempotency_key), etags=None if if_match is None else _etags(if_match))
+    return replace(await keyed(request, idempotency_key), etags=None if if_match is None else _etags(if_match))
 
 
 def changed(store: Store, how: Asked, revision: int, **more: Any) -> dict[str, Any]:

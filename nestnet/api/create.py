@@ -8,6 +8,8 @@ A batch that was cut off is sent again, with the same key: the parts that are th
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -25,11 +27,12 @@ from nestnet.api.access import Who, still, who
 from nestnet.api.asked import changed, keyed
 from nestnet.api.problem import problem
 from nestnet.model.errors import Invalid, NestnetError, Problem, Unauthenticated
-from nestnet.store.create import PART
+from nestnet.store.create import PART, Answer, Job, job
 from nestnet.store.once import Asked
 from nestnet.store.store import Store
 
 LINE = 1024 * 1024  # Bytes of one network.
+PAUSE = 0.005  # Seconds that single networks wait for others.
 
 
 class Created(shapes.Changed):
@@ -64,13 +67,14 @@ PARTS: dict[int | str, dict[str, Any]] = {
 
 def routes(store: Store) -> APIRouter:
     found = APIRouter(tags=["resources"])
+    together = _Together(store)
 
     @found.post("/networks", response_model=Created, status_code=201, openapi_extra=ONE)
     async def create_network(request: Request, how: Annotated[Asked, Depends(keyed)]) -> dict[str, Any]:
         """Make a network, with what is in it. 409 if there is one that is called so."""
         body = await request.body()
         try:
-            made = await run_in_threadpool(store.create, [body], how)
+            made = await together.make(job([body], how))
         except Invalid as error:
             raise Invalid([replace(one, pointer=one.pointer.removeprefix("/1")) for one in error.problems]) from None
         said = msgspec.json.decode(body)
@@ -92,6 +96,49 @@ def routes(store: Store) -> APIRouter:
         return _Parts(lines(), media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
 
     return found
+
+
+class _Together:
+    """Networks that several people want at once are made at once. Whoever has just had an answer asks again soon: as
+    many as there were the last time are waited for, but not longer than PAUSE."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: list[tuple[Job, asyncio.Future[Answer]]] = []
+        self._enough = asyncio.Event()
+        self._expected = 1
+        self._task: asyncio.Task[None] | None = None
+
+    async def make(self, job: Job) -> Answer:
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((job, future))
+        if len(self._waiting) >= self._expected:
+            self._enough.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._serve())
+        return await future
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE):
+                    await self._enough.wait()
+            turns, self._waiting = self._waiting[:PART], self._waiting[PART:]
+            self._expected = len(turns)
+            self._enough.clear()
+            try:
+                answers = await run_in_threadpool(self._store.create_each, [job for job, _ in turns])
+            except Exception as error:
+                answers = [error] * len(turns)
+            for (_, future), answer in zip(turns, answers, strict=True):
+                if future.cancelled():
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+            await asyncio.sleep(0)  # they answer, and others ask
+        self._task = None
 
 
 class _Parts(StreamingResponse):

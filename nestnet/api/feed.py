@@ -4,7 +4,8 @@
      "rows": [{"kind": "port", "id": 3, "value": {...}}, ...]}
     {"revision": 9, "token": "...", "store": "...", "confirmed": false}
 
-For a machine on a port `revision` is the token: a number would count what others change.
+To a machine on a port no number is told that tells what others make: `revision` is the token, and all ids are those of
+its domain, which only this store can turn into rows. So what it says is turned back (api/numbers.py).
 
 `store` is another word after a restore: then an agent asks itself what it would remove (agent/feed.py). `confirmed`
 says that somebody who knows has agreed.
@@ -26,14 +27,17 @@ import msgspec
 from starlette.concurrency import run_in_threadpool
 
 from nestnet.model.errors import Conflict
-from nestnet.model.values import Value
+from nestnet.model.renumber import renumbered
+from nestnet.model.values import FABRIC, Port, Value
 from nestnet.model.wire import to_wire
 from nestnet.store.feed import Batch
+from nestnet.store.identity import Identity
 from nestnet.store.store import Store
 
 log = logging.getLogger("nestnet.api")
 
 HEARTBEAT = 5.0  # Seconds between two lines at most.
+ON_PORTS = "on ports"  # What resume tokens of machines on ports are sealed for.
 
 
 class Doorbell:
@@ -191,9 +195,11 @@ async def follow(store: Store, exchange: Exchange, machine: int, token: str | No
     """The lines for a machine, by its row id, since a resume token; everything if that is not valid."""
     loop = asyncio.get_running_loop()
     identity, confirmed = store.identity, store.confirmed
-    numbered = not await run_in_threadpool(store.is_on_port, machine)
-    told: dict[int, Value | None] | None = None if numbered else {}
-    stream = Stream(identity.unseal(token) if token is not None else None)
+    domain = await run_in_threadpool(store.domain_of, machine)
+    if domain is None:
+        return
+    told: dict[int, Value | None] | None = None if domain == FABRIC else {}
+    stream = Stream(identity.unseal(token, sealed_for(domain)) if token is not None else None)
     fresh = stream.base is None
     spoke = 0.0
     exchange.join(machine, stream)
@@ -207,13 +213,13 @@ async def follow(store: Store, exchange: Exchange, machine: int, token: str | No
                 batch = await run_in_threadpool(_read, store, machine, stream.base, told)
                 exchange.place(stream, batch.networks, batch.revision)
                 gone = any((kind, id, value) == ("machine", machine, None) for kind, id, value in batch.rows)
-                line = _encode(batch) if batch.rows or batch.snapshot else None
+                line = _encode(batch, identity, domain) if batch.rows or batch.snapshot else None
             due = loop.time() - spoke >= HEARTBEAT or store.confirmed != confirmed
             if line is not None or due or fresh:
                 confirmed, fresh = store.confirmed, False
                 has = stream.base or 0
                 revision = has if stream.stale else max(has, exchange.now)
-                yield _line({**_head(store, revision, numbered), **(line or {})})
+                yield _line({**_head(store, revision, domain), **(line or {})})
                 spoke = loop.time()
             if gone:
                 return
@@ -252,19 +258,35 @@ def _news(
     return (*news, *(row for row in batch.rows if row[0] != "machine"))
 
 
-def _head(store: Store, revision: int, numbered: bool) -> dict[str, Any]:
-    token = store.identity.seal(revision)
+def sealed_for(domain: int) -> str:
+    """What resume tokens of machines in a domain are for: none of another kind is one."""
+    return "" if domain == FABRIC else ON_PORTS
+
+
+def _head(store: Store, revision: int, domain: int) -> dict[str, Any]:
+    token = store.identity.seal(revision, sealed_for(domain))
     return {
-        "revision": revision if numbered else token,
+        "revision": revision if domain == FABRIC else token,
         "token": token,
         "store": store.identity.store,
         "confirmed": store.confirmed,
     }
 
 
-def _encode(batch: Batch) -> dict[str, Any]:
-    rows = [{"kind": kind, "id": id, "value": value and to_wire(value)} for kind, id, value in batch.rows]
-    return {"snapshot": batch.snapshot, "rows": rows}
+def _encode(batch: Batch, identity: Identity, domain: int) -> dict[str, Any]:
+    """The rows by the numbers of a domain."""
+
+    def number(kind: str, row: int) -> int:
+        return identity.number(kind, row, domain)
+
+    def told(value: Value) -> Value:
+        if domain == FABRIC:
+            return value
+        is_on_machine = isinstance(value, Port) and value.network in batch.on_machines
+        return renumbered(value, number, "machine" if is_on_machine else "port")
+
+    rows = ((kind, number(kind, id), value and to_wire(told(value))) for kind, id, value in batch.rows)
+    return {"snapshot": batch.snapshot, "rows": [{"kind": kind, "id": id, "value": value} for kind, id, value in rows]}
 
 
 def _line(data: dict[str, Any]) -> bytes:

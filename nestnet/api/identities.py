@@ -13,6 +13,7 @@ from nestnet.api import shapes
 from nestnet.api.access import JOIN_PREFIX, who
 from nestnet.api.asked import Key, asked, changed, keyed
 from nestnet.api.authority import Authority
+from nestnet.api.numbers import port_row
 from nestnet.model.errors import Forbidden, Invalid, Problem, Unauthenticated
 from nestnet.model.manifest import parse
 from nestnet.model.values import Tag
@@ -72,8 +73,8 @@ def routes(store: Store, authority: Authority) -> APIRouter:
 
     @routes.post("/machines/{reference}/join-tokens", response_model=shapes.NewJoinToken)
     def invite(reference: Name, wanted: shapes.Guest, how: How) -> dict[str, Any]:
-        """A token that lets the agent on a port of this machine join, once. `port` is its row, as the feed has it."""
-        return join_token(store.guest(wanted.port, reference), wanted.ttl, how)
+        """A token that lets the agent on a port of this machine join, once. `port` is its number in the feed."""
+        return join_token(store.guest(port_row(store, reference, wanted.port), reference), wanted.ttl, how)
 
     def join_token(machine: str, ttl: float, how: Asked) -> dict[str, Any]:
         until = time.time() + ttl

@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from nestnet.api import shapes
 from nestnet.api.asked import asked, changed
+from nestnet.api.numbers import port_row
 from nestnet.store.once import Asked
 from nestnet.store.store import Store
 
@@ -46,11 +47,14 @@ def routes(store: Store) -> APIRouter:
     @found.put("/machines/{reference}/moves/{port}", status_code=204, tags=["machines"])
     async def give(reference: str, port: shapes.Row, request: Request) -> None:
         """What the machine that a port leaves remembers of its connections: for the other agent to read."""
-        await run_in_threadpool(store.give_connections, reference, port, await request.body())
+        body = await request.body()
+        row = await run_in_threadpool(port_row, store, reference, port)
+        await run_in_threadpool(store.give_connections, reference, row, body)
 
     @found.get("/machines/{reference}/moves/{port}", response_class=Response, tags=["machines"])
     def take(reference: str, port: shapes.Row) -> Response:
         """What was given last."""
-        return Response(store.take_connections(reference, port), media_type="application/octet-stream")
+        known = store.take_connections(reference, port_row(store, reference, port))
+        return Response(known, media_type="application/octet-stream")
 
     return found

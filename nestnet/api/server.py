@@ -38,6 +38,7 @@ from nestnet.store.store import Store
 
 LINE = 2000  # Characters of one entry of the log: so much is taken at once, or not at all (PIPE_BUF).
 GRACE = 5  # Seconds that requests get to finish after SIGTERM.
+SWITCH = 0.0005  # Seconds after which a thread that makes many networks lets one that reads go on.
 GONE = 20  # Seconds after which a peer that acknowledges nothing is gone.
 
 log = logging.getLogger("nestnet.api")
@@ -62,6 +63,7 @@ def serve(
     Raises Conflict if another controller has the database or a socket, Invalid for another `listen` or `group`.
     """
     _log_plainly()
+    sys.setswitchinterval(SWITCH)
     # uvicorn raises the signal again when it has shut down: then the rest is to be cleaned up too.
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGINT, _exit)

@@ -481,7 +481,7 @@ class Guest(Shape):
     """The agent on a port of a machine, which shall be able to join."""
 
     port: Row
-    """The port's row, as the feed has it."""
+    """The port's number in the machine's feed."""
     ttl: Annotated[float, Field(gt=0, le=30 * 86400)] = 600.0
     """Seconds for which the token counts."""
 
@@ -519,7 +519,7 @@ class Report(Shape):
     """What the feed of a machine on a port has for a number."""
     problems: list[str] = []
     ports: dict[str, Any] | None = None
-    """Port row -> anything it knows of that attachment. Absent: as said before."""
+    """Port, by its number in the machine's feed -> anything it knows of that attachment. Absent: as said before."""
     events: Annotated[list[Noticed], Field(max_length=100)] = []
     """What happened since the last report."""
 

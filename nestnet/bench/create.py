@@ -8,6 +8,10 @@ Limits of the same run: the rows that the controller has stored, put into anothe
 in as large transactions, by SQLite's own driver; and transactions of one row. With `--depth 3` the networks of the
 batch are carried by networks that other tenants' networks carry; its time is told as a ratio to that of depth 1.
 
+The peer, where it is installed (`apt-get install ovn-central`), is OVN's northbound database, on the disk too: switches
+with two ports and an ACL each, a hundred in a transaction, as many as PEER says: a database of many thousands takes
+minutes.
+
     python -m nestnet.bench.create [--networks 1000000] [--depth 3] [--singles 20000]
 """
 
@@ -18,9 +22,11 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -35,6 +41,7 @@ from nestnet.bench.serve import Controller
 
 PART = 1000  # networks of a transaction
 MACHINES, TENANTS, CLIENTS = 10, 100, 32
+PEER, TOGETHER = 2_000, 100  # switches of the peer, in all and in a transaction
 PACE = 0.02  # seconds between two reads
 WANTED = {"rate": 8000.0, "of raw": 0.35, "last": 0.9, "bytes": 1024.0, "MB": 300.0}
 SINGLY = {"rate": 1000.0, "p99": 0.1, "of commits": 0.25, "reads": 2.0}
@@ -178,6 +185,48 @@ def _copy(there: sqlite3.Connection, here: sqlite3.Connection, table: str, where
         here.executemany(_insert(table, rows), rows)
 
 
+def northbound(folder: Path) -> float | None:
+    """Switches a second that OVN's northbound database takes; None without it."""
+    schema = Path("/usr/share/ovn/ovn-nb.ovsschema")
+    if not schema.exists() or shutil.which("ovn-nbctl") is None:
+        return None
+    file, at = folder / "nb.db", f"unix:{folder}/nb.sock"
+    subprocess.run(["ovsdb-tool", "create", str(file), str(schema)], check=True)
+    server = subprocess.Popen(
+        ["ovsdb-server", str(file), f"--remote=p{at}", f"--unixctl={folder}/nb.ctl", "--no-chdir"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        ask = ["ovn-nbctl", f"--db={at}", "--no-leader-only", "--timeout=60"]
+        for _ in range(100):  # until it listens
+            if subprocess.run([*ask, "init"], stderr=subprocess.DEVNULL, check=False).returncode == 0:
+                break
+            time.sleep(0.05)
+        begun = time.perf_counter()
+        for start in range(0, PEER, TOGETHER):
+            words: list[str] = []
+            for n in range(start, start + TOGETHER):
+                words += [
+                    "--",
+                    "ls-add",
+                    f"n{n}",
+                    "--",
+                    "lsp-add",
+                    f"n{n}",
+                    f"n{n}-a",
+                    "--",
+                    "lsp-add",
+                    f"n{n}",
+                    f"n{n}-b",
+                ]
+                words += ["--", "acl-add", f"n{n}", "to-lport", "100", "tcp.dst == 80", "allow"]
+            subprocess.run([*ask, *words[1:]], check=True)
+        return PEER / (time.perf_counter() - begun)
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def commits(folder: Path) -> float:
     """Transactions of one row in a second."""
     with contextlib.closing(sqlite3.connect(folder / "commits.db", isolation_level=None)) as file:
@@ -301,6 +350,8 @@ def main() -> int:
             bare = raw(one.file, Path(place) / "raw.db", options.networks)
             print(f"| SQLite alone, a second | {options.networks / bare:,.0f} |\n| ratio | {bare / seconds:.2f} |")
             must("of raw", bare / seconds, least=WANTED["of raw"])
+            if (peer := northbound(Path(place))) is not None:
+                print(f"| OVN's northbound database, a second | {peer:,.0f} |")
             one.start("/v1/status")
             name = json.loads(line(0, 1))["name"]
             with reading(folder, name) as reader:

@@ -181,7 +181,7 @@ class _Compiler:
     def segment(self, segment: Segment) -> None:
         slot = self.slots["segment", segment.id]
         ports = self.world.ports_of(segment.id)
-        hosts = [slot for _, slot in sorted({(port.host, self.host_of(port)) for port in ports}) if slot]
+        hosts = [slot for slot in dict.fromkeys(self.host_of(port) for port in ports) if slot]
         local = [self.slots["port", port.id] for port in ports if self.hears_floods(port)]
         floods, locals_ = _version(hosts), _version(local)
         for index, host in enumerate(hosts):

@@ -438,7 +438,7 @@ def _way(
     most = routes[router.id].hops
     routers, links, choices = [router], [], []
     while nexts := routes[router.id].nexts:
-        chosen = _hash(source, destination, protocol, source_port, number, router.id & 0xFFFFFFFF) % len(nexts)
+        chosen = _hash(source, destination, protocol, source_port, number, router.mac & 0xFFFFFFFF) % len(nexts)
         if len(nexts) > 1:
             choices.append((router.id, tuple(link for link, _ in nexts), nexts[chosen][0]))
         router = world.routers[nexts[chosen][1]]

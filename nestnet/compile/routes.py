@@ -4,7 +4,7 @@
 
 One run of Dijkstra's algorithm for each segment, from all routers that join it at once; a router's
 next hops are then its links that lead downhill. All that begin a path of least cost are kept, in the
-order of link ids: flows share them by hash (rule 7).
+order of `World.links_of`: flows share them by hash (rule 7).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def routes_of(world: World) -> dict[int, list[Route]]:
 
 
 def neighbours(world: World, router: int) -> list[tuple[Link, int]]:
-    """The links of a router that are up, with the router at the other end that this world knows, by link id."""
+    """The links of a router that are up, with the router at the other end that this world knows."""
     ends = []
     for link in world.links_of(router):
         a, b = link.between

@@ -236,7 +236,8 @@ TABLES: dict[str, Table] = {
             _struct(("address4", *ADDRESS), ("address6", *ADDRESS)),
             _struct(("router", "u4"), ("segment", "u4")),
         ),
-        # ---- who gets what is for all: hosts with ports in the segment; ports in it that live here. By rising id.
+        # ---- who gets what is for all: hosts with ports in the segment; ports in it that live here. By
+        # rising MAC of the ports.
         Table("flood", "hash", _struct(("host", "u4")), _struct(("segment", "u4"), ("version", "u4"), ("index", "u4"))),
         Table("local", "hash", _struct(("port", "u4")), _struct(("segment", "u4"), ("version", "u4"), ("index", "u4"))),
         # ---- whether it may

@@ -841,7 +841,7 @@ class Reference:
                 return None
             if row.count == 0:
                 break
-            choice = flow_hash(*flow, seed=self.router[router].id % 2**32) % row.count
+            choice = flow_hash(*flow, seed=int.from_bytes(self.router[router].mac[2:], "big")) % row.count
             hop = self.hops.get((router, row.group, choice))
             if hop is None:
                 return None

@@ -670,7 +670,8 @@ class RouterSpec(_Spec):
         ]
     ] = None
     """What it joins: [web, db], or {web: 10.0.0.254, db: []} with gateways. A gateway not given is the segment's
-    first address of that family."""
+    first address of that family. Of several routers in a segment the one with the lowest address is what its
+    workloads use."""
     labels: Maybe[Labels] = None
     """Any words of yours."""
     description: Maybe[Description] = None

@@ -308,7 +308,7 @@ def reached(world: World, router: int) -> set[int]:
 
 
 def neighbours(world: World, router: int) -> list[tuple[Link, int]]:
-    """(link, router at the other end) of each link of a router that is up, by rising id of the link."""
+    """(link, router at the other end) of each link of a router that is up, as `links_of` has them."""
     return [
         (link, link.between[1] if link.between[0] == router else link.between[0])
         for link in world.links_of(router)
@@ -330,8 +330,8 @@ def distances(world: World, segment: int) -> dict[int, int]:
 
 
 def next_hops(world: World, router: int, distance: Mapping[int, int]) -> list[tuple[Link, int]]:
-    """The links that begin a path of least cost, by rising id, and the router that each leads to. None for a router
-    that joins the segment."""
+    """The links that begin a path of least cost, and the router that each leads to, by its rising MAC; parallel ones
+    by rate. None for a router that joins the segment."""
     return [
         (link, other) for link, other in neighbours(world, router) if link.cost + distance[other] == distance[router]
     ]
@@ -349,7 +349,7 @@ def hops(world: World, router: int, segment: int, flow: FlowTuple) -> list[tuple
     distance = distances(world, segment)
     taken: list[tuple[Link, int]] = []
     while choices := next_hops(world, router, distance):
-        taken.append(choices[flow_hash(*flow, seed=router % 2**32) % len(choices)])
+        taken.append(choices[flow_hash(*flow, seed=world.routers[router].mac % 2**32) % len(choices)])
         router = taken[-1][1]
     return taken
 
@@ -567,9 +567,9 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
     """To all other ports of the segment that the policies and the carriers allow. Never tracked. A policy's
     `to` matches the receiving port, not the address.
 
-    The port pays once for the frame; then those of its own machine are served, then one copy leaves for each other
-    machine. A carrier is paid once for each host that the frame is for, one below the domain once for each copy. If it
-    refuses one of a machine that is not this, that machine gets no copy."""
+    The port pays once for the frame; then those of its own machine are served, by rising MAC, then one copy leaves for
+    each other machine. A carrier is paid once for each host that the frame is for, one below the domain once for each
+    copy. If it refuses one of a machine that is not this, that machine gets no copy."""
     network = world.networks[port.network]
     # Nobody complains about what was for all, or to all, so this is about nothing (RFC 1122, 3.2.2).
     _refuse(packet.is_icmp_error_kind, "icmp_unrelated")
@@ -617,7 +617,7 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
     elsewhere = [other for other in others if _machine_of(world, other) != here]
     copies: dict[int, bool] = {}  # by machine: does it get one?
     hosts: dict[int, int] = {}  # one of each machine
-    for host, machine in sorted({(other.host, _machine_of(world, other)) for other in elsewhere}):
+    for host, machine in dict.fromkeys((other.host, _machine_of(world, other)) for other in elsewhere):
         if _is_carried(world, network, port.host, host) and copies.setdefault(machine, True):
             hosts[machine] = host
             reason = charge(host, leaves=True, arrives=False)
@@ -632,9 +632,8 @@ def flood(world: World, state: State, port: Port, packet: Packet, now: float) ->
             state = _paid(dropped, state)
             copies[machine] = False
             drops.append((port.id, dropped.reason))
-    served = {_machine_of(world, other) for other in elsewhere}
-    served -= {machine for machine, gets in copies.items() if not gets}
-    for machine in sorted(served):
+    served = dict.fromkeys(_machine_of(world, other) for other in elsewhere)
+    for machine in [machine for machine in served if copies.get(machine, True)]:
         serve((other for other in elsewhere if _machine_of(world, other) == machine), leaves=False)
     return Outcome(tuple(deliveries), tuple(drops), state)
 

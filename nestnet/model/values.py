@@ -9,7 +9,9 @@
       Policy           who may talk to whom
 
 People write names; names live in `manifest.py` and in the store, never here. An id is a table
-row number, above 0, never reused. Id 0 as a carrier is the fabric.
+row number, above 0, never reused, or what an agent on a port knows it by (renumber.py). Id 0 as a carrier
+is the fabric. What happens to a packet hangs on no order of ids: where there has to be one, it is of what is
+in the values.
 
 A *host* is where a port lives: a machine for networks carried by the fabric, a port of the
 carrier for all others. `World` holds any number of these values and finds them by id.
@@ -22,7 +24,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TypeVar
+from operator import itemgetter
+from typing import Any, TypeVar
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -270,6 +273,11 @@ def link_local(mac: int) -> IPv6Address:
     return IPv6Address(0xFE80 << 112 | eui)
 
 
+def ranked(addresses: Iterable[Address]) -> list[tuple[int, int]]:
+    """Who has these, among others in a segment: the least comes first."""
+    return sorted((address.version, int(address)) for address in addresses)
+
+
 @dataclass(frozen=True)
 class World:
     """Some machines, networks and what is in them: all of it in a test, what one machine needs on an agent."""
@@ -321,30 +329,36 @@ class World:
 
     @cached_property
     def _ports_of_network(self) -> dict[int, list[Port]]:
-        return _grouped((port.network, port) for port in self.ports.values())
+        return _grouped((port.network, port.id, port) for port in self.ports.values())
 
     @cached_property
     def _ports_of_segment(self) -> dict[int, list[Port]]:
-        return _grouped((port.segment, port) for port in self.ports.values())
+        return _grouped((port.segment, port.mac, port) for port in self.ports.values())
 
     @cached_property
     def _ports_of_trunk(self) -> dict[int, list[Port]]:
-        return _grouped((port.trunk, port) for port in self.ports.values() if port.trunk)
+        return _grouped((port.trunk, port.tag, port) for port in self.ports.values() if port.trunk)
 
     @cached_property
     def _routers_of_segment(self) -> dict[int, list[Router]]:
-        return _grouped((i.segment, router) for router in self.routers.values() for i in router.interfaces)
+        joined = ((i, router) for router in self.routers.values() for i in router.interfaces)
+        return _grouped((i.segment, (ranked(i.addresses), router.mac), router) for i, router in joined)
 
     @cached_property
     def _links_of_router(self) -> dict[int, list[Link]]:
-        return _grouped((router, link) for link in self.links.values() for router in link.between)
+        ends = ((link, *way) for link in self.links.values() for way in (link.between, link.between[::-1]))
+        # Those that are alike in all but the id are alike to every packet, too.
+        return _grouped((near, (self._mac(far), link.rate, link.id), link) for link, near, far in ends)
+
+    def _mac(self, router: int) -> int:
+        return self.routers[router].mac if router in self.routers else 0
 
     @cached_property
     def _policies_of_network(self) -> dict[int, list[Policy]]:
-        return _grouped((policy.network, policy) for policy in self.policies.values())
+        return _grouped((policy.network, policy.id, policy) for policy in self.policies.values())
 
     def ports_of(self, segment: int) -> list[Port]:
-        """The ports of a segment, by rising id."""
+        """The ports of a segment, by rising MAC."""
         return self._ports_of_segment.get(segment, [])
 
     def ports_in(self, network: int) -> list[Port]:
@@ -352,7 +366,7 @@ class World:
         return self._ports_of_network.get(network, [])
 
     def vlans_of(self, trunk: int) -> list[Port]:
-        """The ports that share the attachment of this one, each behind its tag, by rising id."""
+        """The ports that share the attachment of this one, each behind its tag, by rising tag."""
         return self._ports_of_trunk.get(trunk, [])
 
     def is_on(self, port: Port) -> bool:
@@ -365,24 +379,24 @@ class World:
         return self.networks[found[0].network].mtu - RIDING_BYTES * any(segment.transparent for segment in found)
 
     def routers_of(self, segment: int) -> list[Router]:
-        """The routers joined to a segment, by rising id. The first is where its workloads' default route goes."""
+        """The routers joined to a segment, by rising address there, then MAC. The first is where its workloads' default
+        route goes."""
         return self._routers_of_segment.get(segment, [])
 
     def links_of(self, router: int) -> list[Link]:
-        """The links of a router, up or down, by rising id."""
+        """The links of a router, up or down, by rising MAC of the router at the other end, then rate, then id."""
         return self._links_of_router.get(router, [])
 
     def policies_of(self, network: int) -> list[Policy]:
         return self._policies_of_network.get(network, [])
 
 
-T = TypeVar("T", Port, Router, Link, Policy)
+T = TypeVar("T")
 
 
-def _grouped(pairs: Iterable[tuple[int, T]]) -> dict[int, list[T]]:
-    groups: dict[int, list[T]] = defaultdict(list)
-    for key, value in pairs:
-        groups[key].append(value)
-    for members in groups.values():
-        members.sort(key=lambda value: value.id)
-    return dict(groups)
+def _grouped(members: Iterable[tuple[int, Any, T]]) -> dict[int, list[T]]:
+    """By the first of each three, in the order of the second."""
+    groups: dict[int, list[tuple[Any, T]]] = defaultdict(list)
+    for key, rank, value in members:
+        groups[key].append((rank, value))
+    return {key: [value for _, value in sorted(group, key=itemgetter(0))] for key, group in groups.items()}

@@ -62,8 +62,13 @@ _shared_selector = lru_cache(1 << 16)(Selector)
 _shared_service = lru_cache(1 << 16)(Service)
 
 
+@lru_cache(1 << 16)
+def _shared(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    return items
+
+
 def _each(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    return lambda items: tuple(read(item) for item in items)
+    return lambda items: _shared(tuple(read(item) for item in items))
 
 
 def _interface(data: Mapping[str, Any]) -> Interface:

@@ -1,16 +1,16 @@
 """New networks, many at once: plain ones become rows by themselves (plain.py), all others go by a plan.
 
-Whoever waits to make something is served together with all others who do: the statements of a transaction are the
-same for one network and for a thousand. If one of them is not plain, or fails, each is made by itself.
+What several people want at once is made in one transaction: its statements are the same for one network and for a
+thousand. If one of these is not plain, or fails, each is made by itself.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+import contextlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
@@ -33,6 +33,7 @@ from nestnet.store.state import State, load_state
 
 PART = 1000  # Networks of a batch that are made in one transaction.
 
+Commit = Callable[[Callable[[Connection], Any]], Any]
 Answer = dict[str, int]
 """`revision`, and `first` and `count`: the row of the first network, and how many there are."""
 
@@ -49,6 +50,7 @@ class Job:
     lines: Sequence[bytes]
     asked: Asked
     networks: list[Network] | None
+    first_line: int = 1
 
     @property
     def request(self) -> str:
@@ -56,9 +58,10 @@ class Job:
         return sha256(b"create\n" + b"\n".join(self.lines)).hexdigest()
 
 
-def job(lines: Sequence[bytes], asked: Asked) -> Job:
+def job(lines: Sequence[bytes], asked: Asked, first_line: int = 1) -> Job:
+    """What somebody wants. Problems point to lines, by numbers from `first_line`."""
     networks = [plain.read(line) for line in lines]
-    return Job(lines, asked, None if None in networks else networks)  # type: ignore[arg-type]
+    return Job(lines, asked, None if None in networks else networks, first_line)  # type: ignore[arg-type]
 
 
 def make_plain(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> list[Answer]:
@@ -129,74 +132,37 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
     return answers
 
 
-class Together:
-    """Those who wait for networks to be made: whoever comes first makes what all of them want. `commit` does something
-    in one transaction. Threads share it."""
-
-    def __init__(self, commit: Callable[[Callable[[Connection], Any]], Any]) -> None:
-        self._commit = commit
-        self._lock = Lock()
-        self._waiting: deque[_Turn] = deque()
-
-    def make(self, identity: Identity, job: Job, first_line: int) -> Answer:
-        turn = _Turn(identity, job, first_line)
-        self._waiting.append(turn)
-        with self._lock:
-            while turn.answer is None and turn.error is None:
-                self._serve()
-        if turn.error is not None:
-            raise turn.error
-        assert turn.answer is not None
-        return turn.answer
-
-    def _serve(self) -> None:
-        turns = [self._waiting.popleft()]
-        lines = len(turns[0].job.lines)
-        while self._waiting and (lines := lines + len(self._waiting[0].job.lines)) <= PART:
-            turns.append(self._waiting.popleft())
-        plain_ones = [turn for turn in turns if turn.job.networks is not None and turn.identity is turns[0].identity]
-        if plain_ones and self._at_once(plain_ones):
-            turns = [turn for turn in turns if turn.answer is None and turn.error is None]
-        for turn in turns:
-            if len(plain_ones) == 1 or turn not in plain_ones or not self._at_once([turn]):
-                self._by_plan(turn)
-
-    def _at_once(self, turns: Sequence[_Turn]) -> bool:
-        """Were they made? If not, nothing of it was."""
-        jobs = [turn.job for turn in turns]
+def make_each(commit: Commit, identity: Identity, jobs: Sequence[Job]) -> list[Answer | Exception]:
+    """What comes of each: its answer, or why nothing of it is there. `commit` does something in one transaction."""
+    found: dict[int, Answer | Exception] = {}
+    plain_ones = [place for place, one in enumerate(jobs) if one.networks is not None]
+    if len(plain_ones) > 1:
         try:
-            answers = self._commit(lambda connection: make_plain(connection, turns[0].identity, jobs))
+            answers = commit(lambda connection: make_plain(connection, identity, [jobs[place] for place in plain_ones]))
+            found = dict(zip(plain_ones, answers, strict=True))
         except (NotPlain, NestnetError):  # Whose fault it is, and what to say to them, is found out one by one.
-            return False
-        except Exception as error:
-            for turn in turns:
-                turn.error = error
-            return True
-        for turn, answer in zip(turns, answers, strict=True):
-            turn.answer = answer
-        return True
-
-    def _by_plan(self, turn: _Turn) -> None:
-        def work(connection: Connection) -> Answer:
-            if (said := once.claim(connection, turn.job.asked, turn.job.request)) is not None:
-                return said  # type: ignore[no-any-return]
-            answer = make_by_plan(connection, turn.identity, turn.job, turn.first_line)
-            once.keep(connection, turn.job.asked, answer)
-            return answer
-
-        try:
-            turn.answer = self._commit(work)
-        except Exception as error:
-            turn.error = error
+            pass
+    return [found[place] if place in found else _make_one(commit, identity, one) for place, one in enumerate(jobs)]
 
 
-@dataclass
-class _Turn:
-    identity: Identity
-    job: Job
-    first_line: int
-    answer: Answer | None = None
-    error: Exception | None = None
+def _make_one(commit: Commit, identity: Identity, one: Job) -> Answer | Exception:
+    def plainly(connection: Connection) -> Answer:
+        return make_plain(connection, identity, [one])[0]
+
+    def planned(connection: Connection) -> Answer:
+        if (said := once.claim(connection, one.asked, one.request)) is not None:
+            return said  # type: ignore[no-any-return]
+        answer = make_by_plan(connection, identity, one)
+        once.keep(connection, one.asked, answer)
+        return answer
+
+    try:
+        if one.networks is not None:
+            with contextlib.suppress(NotPlain):
+                return commit(plainly)  # type: ignore[no-any-return]
+        return commit(planned)  # type: ignore[no-any-return]
+    except Exception as error:
+        return error
 
 
 def _groups(port: plain.Port) -> int:
@@ -379,9 +345,9 @@ class _Places:
 # The long way
 
 
-def make_by_plan(connection: Connection, identity: Identity, one: Job, first_line: int) -> Answer:
-    """Make what a job wants by a plan. Raises what that raises; problems point into the lines, whose numbers begin with
-    `first_line`."""
+def make_by_plan(connection: Connection, identity: Identity, one: Job) -> Answer:
+    """Make what a job wants by a plan. Raises what that raises; problems point into the lines."""
+    first_line = one.first_line
     data = [_read(line, number) for number, line in enumerate(one.lines, first_line)]
     tree, lines = _tree(data, first_line)
     try:

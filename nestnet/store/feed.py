@@ -64,12 +64,14 @@ Key = tuple[str, int]
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows that belong together: a value, or None for what is gone. A snapshot has everything. `networks` are those of
-    which a change concerns the machine from then on: see `touched`."""
+    which a change concerns the machine from then on: see `touched`. `on_machines` are those of the networks of its
+    ports whose hosts are machines, for whom it is told."""
 
     snapshot: bool
     revision: int
     rows: tuple[tuple[str, int, Value | None], ...]
     networks: frozenset[int]
+    on_machines: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,9 @@ class Touched:
 def snapshot(connection: Connection, machine: int) -> Batch:
     """Everything that a machine needs."""
     view = _view(connection, machine, _Past())
-    rows = [*machines(connection, machine), *_of_view(connection, view, True)]
-    found = tuple((kind, id, value) for (kind, id), value in rows)
-    return Batch(True, objects.current_revision(connection), found, _concern(connection, machine, view))
+    rows, on_machines = _of_view(connection, view, True)
+    found = tuple((kind, id, value) for (kind, id), value in [*machines(connection, machine), *rows])
+    return Batch(True, objects.current_revision(connection), found, _concern(connection, machine, view), on_machines)
 
 
 def touched(connection: Connection, since: int) -> Touched | None:
@@ -118,7 +120,8 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
     if not oldest <= since <= now:
         return None
     if since == now:
-        return Batch(False, now, (), _concern(connection, machine, _view(connection, machine, _Past())))
+        here = _view(connection, machine, _Past())
+        return Batch(False, now, (), _concern(connection, machine, here), frozenset())
     c = tables.change.c
     moved = connection.execute(select(tables.change).where(c.revision > since).order_by(c.revision, c.seq)).all()
     was = _Past()
@@ -136,12 +139,13 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
     wanted: set[Key] = set()
     for network in before.keys() | after.keys():
         wanted |= _differing(connection, network, before.get(network), after.get(network), changed[network])
-    values = dict(_values(connection, wanted, after))
+    told, on_machines = _values(connection, wanted, after)
+    values = dict(told)
     if others := _machines_changed(connection, machine, changed):
         wanted |= others
         values.update({key: value for key, value in machines(connection, machine) if key in wanted})
     rows = tuple((kind, id, values.get((kind, id))) for kind, id in sorted(wanted))
-    return Batch(False, now, rows, _concern(connection, machine, after))
+    return Batch(False, now, rows, _concern(connection, machine, after), on_machines)
 
 
 def _machines_changed(connection: Connection, reader: int, changed: Mapping[int, set[Key]]) -> set[Key]:
@@ -311,7 +315,11 @@ def _other_keys(connection: Connection, network: int) -> set[Key]:
 # Values
 
 
-def _of_view(connection: Connection, view: View, for_agent: bool) -> list[tuple[Key, Value]]:
+Told = tuple[list[tuple[Key, Value]], frozenset[int]]
+"""Values, and those of the networks of ports among them whose hosts are machines."""
+
+
+def _of_view(connection: Connection, view: View, for_agent: bool) -> Told:
     every = list(view)
     whole = [network for network, scope in view.items() if isinstance(scope, _All)]
     some = sorted(id for scope in view.values() if not isinstance(scope, _All) for id in scope)
@@ -325,10 +333,10 @@ def _of_view(connection: Connection, view: View, for_agent: bool) -> list[tuple[
         *objects.policies(connection, "network", every),
     ]
     told = Teller(connection, rows, for_agent)
-    return [((row.kind, row.id), told.value(row)) for row in rows]
+    return [((row.kind, row.id), told.value(row)) for row in rows], told.on_machines
 
 
-def _values(connection: Connection, keys: set[Key], view: View) -> list[tuple[Key, Value]]:
+def _values(connection: Connection, keys: set[Key], view: View) -> Told:
     """The values of these keys, as far as they exist and the view has them."""
     ids: dict[str, list[int]] = defaultdict(list)
     for kind, id in sorted(keys):
@@ -343,7 +351,7 @@ def _values(connection: Connection, keys: set[Key], view: View) -> list[tuple[Ke
     ]
     rows = [row for row in rows if _sees(view, row)]
     told = Teller(connection, rows, True)
-    return [((row.kind, row.id), told.value(row)) for row in rows]
+    return [((row.kind, row.id), told.value(row)) for row in rows], told.on_machines
 
 
 class Teller:
@@ -354,6 +362,9 @@ class Teller:
         self._for_agent = for_agent
         known = objects.networks(connection, "id", sorted(networks))
         self._encapsulated = {row.id for row in known if row.encapsulated}
+        self.on_machines = frozenset(
+            row.id for row in known if row.carrier == FABRIC or (for_agent and row.encapsulated)
+        )
         told = {row.id for row in rows if isinstance(row, NetworkRow)}
         below, fabric = objects.with_carriers(connection, told), objects.fabric(connection)
         self._left = {network: objects.left_to(below, fabric, network) for network in told}
@@ -479,4 +490,4 @@ def world(connection: Connection, port: int) -> World:
     """All that decides what happens to a port's packets: what the machines know that hold its network's ports."""
     network = connection.execute(select(tables.port.c.network).where(tables.port.c.id == port)).scalar_one()
     view: View = dict.fromkeys(objects.with_carriers(connection, [network]), ALL)
-    return World(dict([*machines(connection, 0), *_of_view(connection, view, False)]))
+    return World(dict([*machines(connection, 0), *_of_view(connection, view, False)[0]]))

@@ -1,4 +1,4 @@
-"""Numbers and texts that only this store can make: public ids, MACs and sealed tokens.
+"""Numbers and texts that only this store can make: public ids, what agents on ports know rows by, MACs, sealed tokens.
 
 A public id is a keyed permutation of the row number: it reveals neither how many objects there are
 nor which came first, and needs no second index. It looks like `port_0h3vxk5sm2c8e`; no name can look like
@@ -10,15 +10,19 @@ from __future__ import annotations
 import base64
 import hmac
 import os
+from functools import lru_cache
 from hashlib import blake2b, sha512
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
+from nestnet.model.values import FABRIC
+
 ROUNDS = 4  # Of a Feistel network: enough to be a pseudorandom permutation (Luby and Rackoff, 1988).
 DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case: no i, l, o, u.
 ID_DIGITS = 13  # 64 bits, 5 a digit.
 SALT = 8  # bytes
+KNOWN = 1 << 16  # Numbers of rows that are remembered: each takes some hashes.
 
 
 class Identity:
@@ -30,6 +34,7 @@ class Identity:
         self._sealer = AESSIV(sha512(b"seal " + key).digest())
         # For agents: which store this is, in a word that tells nothing else.
         self.store = blake2b(epoch.encode(), digest_size=8, key=key, person=b"store").hexdigest()
+        self._numbers = lru_cache(KNOWN)(self._number_on_ports)
 
     def public(self, kind: str, row: int) -> str:
         """The public id of a row."""
@@ -43,6 +48,27 @@ class Identity:
             return None
         row = self._unpermute(number, 64, kind)
         return row if row < 1 << 63 else None
+
+    def number(self, kind: str, row: int, domain: int) -> int:
+        """What the agents of a domain know a row by: in the fabric's itself, in others a number of 63 bits which is as
+        opaque as a public id, and another one in each. 0 stays nobody."""
+        return row if domain == FABRIC or row == 0 else self._numbers(kind, row, domain)
+
+    def numbered(self, kind: str, number: int, domain: int) -> int:
+        """The row that agents of a domain know by this number, or one that there is not."""
+        if domain == FABRIC or not _is_number(number):
+            return number
+        row = self._unpermute(number, 64, f"feed {domain} {kind}")
+        while not _is_number(row):
+            row = self._unpermute(row, 64, f"feed {domain} {kind}")
+        return row
+
+    def _number_on_ports(self, kind: str, row: int, domain: int) -> int:
+        # What falls outside is permuted again: so the others are a permutation of themselves.
+        number = self._permute(row, 64, f"feed {domain} {kind}")
+        while not _is_number(number):
+            number = self._permute(number, 64, f"feed {domain} {kind}")
+        return number
 
     def etag(self, kind: str, row: int, revision: int) -> str:
         """What the revision of an object is called: as opaque as a public id, and another one after a restore."""
@@ -103,6 +129,11 @@ class Identity:
     def _mix(self, number: int, bits: int, turn: int, tweak: str) -> int:
         data = f"{turn} {tweak} {number}".encode()
         return int.from_bytes(blake2b(data, digest_size=8, key=self._key).digest()) & (1 << bits) - 1
+
+
+def _is_number(number: int) -> bool:
+    """Of a row: above 0, and what a column holds."""
+    return 0 < number < 1 << 63
 
 
 def _digits(number: int) -> str:

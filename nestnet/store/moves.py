@@ -163,7 +163,7 @@ def take(connection: Connection, machine: int, port: int) -> bytes:
 def _judge(connection: Connection, machine: int, port: int, end: str) -> None:
     m = tables.move.c
     if connection.scalar(select(m[end]).where(m.port == port, m.phase != FAILED)) != machine:
-        raise NotFound(f"a move of port {port} with this machine as its {end}")
+        raise NotFound(f"a move of this port with this machine as its {end}")
 
 
 # ---- whether it may

@@ -659,25 +659,19 @@ def fabric(connection: Connection) -> Fabric:
 
 
 def meaning_text(row: PolicyRow) -> str:
-    """What a policy means as canonical JSON: equal policies are equal text."""
-    return json.dumps(
-        {
-            "sources": [[s.kind, s.id, s.cidr and str(s.cidr)] for s in row.sources],
-            "targets": [[s.kind, s.id, s.cidr and str(s.cidr)] for s in row.targets],
-            "services": [[s.protocol, s.low, s.high] for s in row.services],
-            "allow": row.allow,
-            "priority": row.priority,
-        },
-        separators=(",", ":"),
-    )
+    """What a policy means as canonical JSON: equal policies are equal text. Short, for its index has it once more."""
+    sides = [[[s.kind, s.id, s.cidr and str(s.cidr)] for s in side] for side in (row.sources, row.targets)]
+    services = [[s.protocol, s.low, s.high] for s in row.services]
+    return json.dumps([*sides, services, int(row.allow), row.priority], separators=(",", ":"))
 
 
 def _read_meaning(text: str) -> dict[str, Any]:
-    data = json.loads(text)
-    for side in ("sources", "targets"):
-        data[side] = tuple(Selector(kind, id, ip_network(cidr) if cidr else None) for kind, id, cidr in data[side])
-    data["services"] = tuple(Service(*each) for each in data["services"])
-    return data  # type: ignore[no-any-return]
+    *sides, services, allow, priority = json.loads(text)
+    sources, targets = (
+        tuple(Selector(kind, id, ip_network(cidr) if cidr else None) for kind, id, cidr in side) for side in sides
+    )
+    about = tuple(Service(*each) for each in services)
+    return {"sources": sources, "targets": targets, "services": about, "allow": bool(allow), "priority": priority}
 
 
 def selector_order(selector: Selector) -> tuple[str, int, str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from sqlalchemy import (
@@ -34,7 +34,7 @@ from nestnet.model.errors import Ambiguous, Invalid, NotFound, Problem
 from nestnet.model.manifest import mac_text
 from nestnet.model.reasons import CARRIERS
 from nestnet.model.standing import ABSENT, DEPTH, DISABLED, FENCED, LOST, Cause
-from nestnet.model.values import FABRIC, RIDING_BYTES
+from nestnet.model.values import FABRIC, RIDING_BYTES, ranked
 from nestnet.store import objects, tables, tenancy
 from nestnet.store.events import Happened
 from nestnet.store.feed import machines_on_ports, network_mtu
@@ -408,7 +408,7 @@ class Reader:
         return [
             {
                 **self._head("machine", row.id, *[paths.get(row.id, row.name)] * 2),
-                "row": row.id if whole else None,
+                "row": self._number("machine", row.id, row.domain),
                 "address": (addresses.get(row.id, row.address)) if whole else None,
                 "mtu": mtus.get(row.id, row.mtu),
                 "nics": json.loads(row.nics) if whole else [],
@@ -534,6 +534,7 @@ class Reader:
             seats = {port: names[machine] for port, machine in places.items()}
         else:
             seats = self.seats(ids)
+        domains = self._domains(places.values()) if self.scope.reads is None else {}
         moves = self._moves(ids)
         attachments = self._attachments(places)
         behind = sorted({row.trunk for row in rows if row.trunk})
@@ -542,7 +543,7 @@ class Reader:
         return [
             {
                 **self._head("port", row.id, row.name, f"{paths[row.network]}/{row.name}"),
-                "row": row.id if self.scope.reads is None else None,
+                "row": self._number("port", row.id, domains.get(places.get(row.id, 0), FABRIC)),
                 "network": paths[row.network],
                 "segment": segments[row.segment].name,
                 "host": hosts[row.id][0],
@@ -570,6 +571,19 @@ class Reader:
             }
             for row in rows
         ]
+
+    def _number(self, kind: str, row: int, domain: int) -> int | None:
+        """What agents of a domain know a row by, if that may be seen."""
+        return self._identity.number(kind, row, domain) if self.scope.reads is None else None
+
+    def _domains(self, machines: Iterable[int]) -> dict[int, int]:
+        """Machine -> its domain."""
+        m = tables.machine.c
+        found: dict[int, int] = {}
+        for chunk in chunks(sorted(set(machines))):
+            rows = self._connection.execute(select(m.id, m.domain).where(m.id.in_(chunk)))
+            found.update({row.id: row.domain for row in rows})
+        return found
 
     def _hosts_of(self, ports: Sequence[int]) -> dict[int, tuple[str, str | None]]:
         """Port -> the names of the host that it lives on, and of the other one while it moves."""
@@ -692,14 +706,15 @@ class Reader:
     def _gateways(self, segments: Sequence[int]) -> dict[int, list[str]]:
         """Segment -> gateway addresses of its first router, one of each family: what its workloads use."""
         a = tables.address.c
-        found: dict[int, tuple[int, list[str]]] = {}
+        found: dict[int, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
         for chunk in chunks(sorted(segments)):
             query = select(a.segment, a.router, a.address).where(a.segment.in_(chunk), a.router.is_not(None))
             for row in self._connection.execute(query.order_by(a.segment, a.router, a.position)):
-                first, addresses = found.setdefault(row.segment, (row.router, []))
-                if row.router == first:
-                    addresses.append(row.address)
-        return {segment: addresses for segment, (_, addresses) in found.items()}
+                found[row.segment][row.router].append(row.address)
+        return {
+            segment: min(routers.values(), key=lambda own: ranked(map(ip_address, own)))
+            for segment, routers in found.items()
+        }
 
     def realised_by_all(self) -> Happened | None:
         """The event that every machine has realised the current revision, unless one has not or it was told before."""

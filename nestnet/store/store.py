@@ -23,7 +23,6 @@ from nestnet.store import (
     access,
     backup,
     carriage,
-    create,
     deletion,
     events,
     feed,
@@ -42,6 +41,7 @@ from nestnet.store import (
     watch,
     write,
 )
+from nestnet.store.create import Answer, Job, job, make_each
 from nestnet.store.database import Database
 from nestnet.store.events import Happened
 from nestnet.store.feed import Batch, Touched
@@ -100,7 +100,6 @@ class Store:
             self._moving = moves.is_any(connection)
         self.heard = Heard()
         self._chains = Chains(self._database.read)
-        self._together = create.Together(self._committed)
         self._reports: dict[int, str] = {}  # Machine -> what of its last report is stored.
 
     def close(self) -> None:
@@ -193,11 +192,18 @@ class Store:
 
         return _applied(self._change(asked, request, turn))
 
-    def create(self, lines: Sequence[bytes], asked: Asked = NOBODY, first_line: int = 1) -> create.Answer:
+    def create(self, lines: Sequence[bytes], asked: Asked = NOBODY, first_line: int = 1) -> Answer:
         """Make new networks, all of these or none: a line of JSON is a network as a file has it, with its `name`, and
         its `carrier` unless the wire carries it, or what was granted. Problems point to lines, by numbers from
         `first_line`. Raises what apply raises, and Conflict for a network that is there."""
-        return self._together.make(self.identity, create.job(lines, asked), first_line)
+        (answer,) = self.create_each([job(lines, asked, first_line)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def create_each(self, jobs: Sequence[Job]) -> Sequence[Answer | Exception]:
+        """The same for several who want something at once. Each has an answer, or what it would raise."""
+        return make_each(self._committed, self.identity, jobs)
 
     def _unchanged(self, connection: Connection, asked: Asked, work: Work) -> None:
         """Raise Stale unless all that the plan looked at, as far as who asks may see it, is as it was for one of the
@@ -503,7 +509,7 @@ class Store:
             return resource
 
     def get_own(self, machine: str) -> Resource:
-        """What a machine is told of itself: that it is there, and the row that its feed has it by. Raises NotFound."""
+        """What a machine is told of itself: that it is there, and what its feed has it by. Raises NotFound."""
         with self._database.read() as connection:
             return self._own(connection, machine)
 
@@ -511,7 +517,8 @@ class Store:
         reader = self._reader(connection, NOTHING)
         row = self._reader(connection).find("machine", machine)
         (resource,) = reader.resources("machine", [row])
-        return {**resource, "name": machine, "path": machine, "row": row, "realised": None, "reported": None}
+        number = self.identity.number("machine", row, feed.domain_of(connection, row))
+        return {**resource, "name": machine, "path": machine, "row": number, "realised": None, "reported": None}
 
     def delete(self, kind: str, reference: str, cascade: bool = False, asked: Asked = NOBODY) -> int:
         """Delete one object. Returns the revision. Raises Conflict with the dependants if anything needs it or, of a
@@ -1144,11 +1151,11 @@ class Store:
         with self._database.read() as connection:
             return self._reader(connection).find("machine", reference)
 
-    def is_on_port(self, machine: int) -> bool:
-        """Is a machine, by its row id, the workload of a port? One that is gone is told no more than those."""
+    def domain_of(self, machine: int) -> int | None:
+        """The domain that a machine is in, by its row id; None: it is gone."""
         m = tables.machine.c
         with self._database.read() as connection:
-            return connection.scalar(select(m.domain).where(m.id == machine)) != FABRIC
+            return connection.scalar(select(m.domain).where(m.id == machine))
 
     def snapshot_for(self, machine: int) -> Batch:
         """Everything that a machine, by its row id, needs."""
@@ -1347,17 +1354,18 @@ class Store:
         with self._database.read() as connection:
             reader = self._reader(connection, scope)
             id = port if isinstance(port, int) else reader.find("port", port)
-            reader.to_write("port", id, f"port {port}")
+            called = f"port {port}" if isinstance(port, str) else "this port"  # no rows to those who know numbers
+            reader.to_write("port", id, called)
             if below is not None:
                 machine = reader.find("machine", below)
                 there = [row.id for row in objects.ports(connection, "id", [id])]
                 places = {*objects.machines_of(connection, there).values()}
                 places |= {*objects.machines_of(connection, there, other=True).values()}
                 if machine not in places:
-                    raise NotFound(f"port {port} on machine {below}")
+                    raise NotFound(f"{called} on machine {below}")
             name = connection.scalar(select(tables.machine.c.name).where(tables.machine.c.port == id))
             if name is None:
-                message = f"port {port} runs no agent: a network with `carriage: encapsulated` has to live on it first"
+                message = f"{called} runs no agent: a network with `carriage: encapsulated` has to live on it first"
                 raise Conflict(message, "no_agent")
             return str(name)
 
@@ -1404,7 +1412,7 @@ class Store:
                 resource = self._join(connection, Asked(asked.who), name, address, mtu, labels, nics, vlan, trunks)
             else:  # Its address and MTU are its port's.
                 resource = self._own(connection, name)
-            row = int(resource["row"])
+            row = connection.execute(select(tables.machine.c.id).where(tables.machine.c.name == name)).scalar_one()
             if resource["fenced"]:
                 self._fence(connection, row, False)
             joins = access.joined_once_more(connection, row)

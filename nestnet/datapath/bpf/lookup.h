@@ -40,6 +40,12 @@ INLINE u32 route_of(u32 rtr, const struct address *address)
 	return found ? found->segment : 0;
 }
 
+/* A router's share of the flow hash (rule 7): the last 32 bits of its MAC. */
+INLINE u32 seed_of(const struct router *r)
+{
+	return (u32)r->mac[2] << 24 | r->mac[3] << 16 | r->mac[4] << 8 | r->mac[5];
+}
+
 INLINE struct mac *mac_of(u32 seg, const u8 *bytes)
 {
 	struct mac_key key = { .segment = seg };

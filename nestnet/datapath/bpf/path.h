@@ -65,7 +65,7 @@ static long step_path(u32 index, void *nothing)
 			return 0;
 		key.router = w->key.router;
 		key.group = row->group;
-		key.index = flow_hash(&w->tuple, w->ports, (u32)r->id) % row->count;
+		key.index = flow_hash(&w->tuple, w->ports, seed_of(r)) % row->count;
 		found = bpf_map_lookup_elem(&hop, &key);
 		if (!found)
 			return 0;

@@ -26,7 +26,7 @@ static long step_on(u32 index, void *nothing)
 	}
 	key.router = p->router;
 	key.group = row->group;
-	key.index = flow_hash(&p->tuple, p->fragment == WHOLE, (u32)r->id) % row->count;
+	key.index = flow_hash(&p->tuple, p->fragment == WHOLE, seed_of(r)) % row->count;
 	found = bpf_map_lookup_elem(&hop, &key);
 	if (!found)
 		return 1;

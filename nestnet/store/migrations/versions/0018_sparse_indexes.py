@@ -1,4 +1,4 @@
-"""Indexes have no row for what is absent, and a network that is new is one change."""
+"""Indexes have no row for what is absent, a network that is new is one change, and what policies mean is shorter."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -27,3 +27,6 @@ def upgrade() -> None:
         name = f"ix_{table}_{'_'.join(columns)}"
         op.drop_index(name, table)
         op.create_index(name, table, list(columns), unique=unique, sqlite_where=sa.text(f'"{columns[0]}" IS NOT NULL'))
+    parts = ", ".join(f"json(json_extract(value, '$.{part}'))" for part in ("sources", "targets", "services"))
+    numbers = ", ".join(f"json_extract(value, '$.{part}')" for part in ("allow", "priority"))
+    op.execute(f"UPDATE policy SET value = json_array({parts}, {numbers})")
