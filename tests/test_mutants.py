@@ -116,9 +116,9 @@ FAULTS = [
         "p->ttl <= p->hops ? REASON_TTL_EXPIRED : REASON_UNREACHABLE", "REASON_UNREACHABLE",
     ),
     Fault("the first of equal ways", "way.h", "% row->count;", "* 0;"),
-    Fault("fragments by their ports", "way.h", "p->fragment == WHOLE, (u32)r->id)", "1, (u32)r->id)"),
+    Fault("fragments by their ports", "way.h", "p->fragment == WHOLE, seed_of(r))", "1, seed_of(r))"),
     Fault("carriage takes the first of equal ways", "path.h", "% row->count;", "* 0;"),
-    Fault("carriage takes the ways of other routers", "path.h", "w->ports, (u32)r->id)", "w->ports, 0)"),
+    Fault("carriage takes the ways of other routers", "path.h", "w->ports, seed_of(r))", "w->ports, 0)"),
     Fault("no new checksum for a TTL", "out.h", "if (family == 4)\n\t\tbpf_l3", "if (0)\n\t\tbpf_l3"),
     Fault(
         "hops of the first packet only", "flow.h",
@@ -147,7 +147,8 @@ FAULTS = [
     Fault("no TTL decrement", "out.h", "u8 less = ttl - hops;", "u8 less = ttl;"),
     Fault("one hop, however many routers", "out.h", "u8 less = ttl - hops;", "u8 less = ttl - 1;"),
     Fault("the first router's MAC", "way.h", "p->router = found->next;", "(void)found;"),
-    Fault("equal costs by another hash", "way.h", "== WHOLE, (u32)r->id)", "== WHOLE, 0)"),
+    Fault("equal costs by half a MAC", "lookup.h", "(u32)r->mac[2] << 24 | r->mac[3] << 16 |", "(u32)0 |"),
+    Fault("equal costs by another hash", "way.h", "== WHOLE, seed_of(r))", "== WHOLE, 0)"),
     Fault(
         "TTL 1 is routed", "nestnet.bpf.c",
         "if (p->hops && p->ttl <= p->hops)\n\t\treturn refused", "if (0)\n\t\treturn refused",

@@ -211,9 +211,10 @@ async def follow(store: Store, exchange: Exchange, machine: int, token: str | No
             line, gone = None, False
             if stream.stale:
                 batch = await run_in_threadpool(_read, store, machine, stream.base, told)
+                if batch.rows or batch.snapshot:  # what others hear does not wait for that
+                    line = await run_in_threadpool(_encode, batch, identity, domain)
                 exchange.place(stream, batch.networks, batch.revision)
                 gone = any((kind, id, value) == ("machine", machine, None) for kind, id, value in batch.rows)
-                line = _encode(batch, identity, domain) if batch.rows or batch.snapshot else None
             due = loop.time() - spoke >= HEARTBEAT or store.confirmed != confirmed
             if line is not None or due or fresh:
                 confirmed, fresh = store.confirmed, False
