@@ -245,7 +245,7 @@ def open_engine(path: Path) -> Engine:
 
 def _first_rows(connection: Connection, vnis: int, vlans: int) -> None:
     """A new store: its epoch and key, revision 0, the fabric, and the fabric's free VNIs."""
-    own = {"epoch": secrets.token_hex(8), "key": secrets.token_bytes(32), "vlans": vlans}
+    own = {"epoch": secrets.token_hex(8), "key": secrets.token_bytes(32), "vnis": vnis, "vlans": vlans}
     connection.execute(insert(tables.store).values(id=1, **own))
     connection.execute(insert(tables.revision).values(id=1, n=0, oldest=0))
     connection.execute(

@@ -62,23 +62,22 @@ def is_open(connection: Connection, domain: int) -> bool:
 
 def size(connection: Connection, domain: int) -> int:
     """How many there are in all; 0 if the domain has not been opened."""
-    used = connection.scalar(select(func.count()).where(tables.segment.c.domain == domain)) or 0
-    waiting = connection.scalar(select(func.count()).where(vni_quarantine.c.domain == domain)) or 0
-    unused = connection.scalar(
-        select(func.coalesce(func.sum(vni_range.c.hi - vni_range.c.lo + 1), 0)).where(vni_range.c.domain == domain)
-    )
-    return int(used + waiting + (unused or 0))
+    total = int(connection.scalar(select(tables.store.c.vnis)) or VNIS)
+    return total if domain == FABRIC or is_open(connection, domain) else 0
 
 
 def free(connection: Connection, domain: int) -> int:
     """How many could be cut now, those counted whose quarantine is over."""
     realised = _realised_by_all(connection, domain)
-    ranges = select(func.coalesce(func.sum(vni_range.c.hi - vni_range.c.lo + 1), 0)).where(
-        vni_range.c.domain == domain, vni_range.c.after <= realised
-    )
+    ranges = _in_ranges(domain).where(vni_range.c.after <= realised)
     over = select(func.count()).where(vni_quarantine.c.domain == domain, vni_quarantine.c.revision <= realised)
     found = int(connection.scalar(ranges) or 0) + int(connection.scalar(over) or 0)
     return found or (0 if is_open(connection, domain) else size(connection, FABRIC))
+
+
+def _in_ranges(domain: int) -> Select[Any]:
+    """How many numbers are in free ranges."""
+    return select(func.coalesce(func.sum(vni_range.c.hi - vni_range.c.lo + 1), 0)).where(vni_range.c.domain == domain)
 
 
 def cut(connection: Connection, domain: int, count: int) -> list[int]:
@@ -113,9 +112,10 @@ def cut(connection: Connection, domain: int, count: int) -> list[int]:
 
 def exhausted(connection: Connection, domain: int) -> Exhausted:
     """The error for a domain that has none left, with the number there are in all."""
-    used = connection.scalar(select(func.count()).where(tables.segment.c.domain == domain)) or 0
     waiting = connection.scalar(select(func.count()).where(vni_quarantine.c.domain == domain)) or 0
+    unused = connection.scalar(_in_ranges(domain)) or 0
     total = size(connection, domain)
+    used = total - waiting - unused  # Not counted: there may be millions, and many who ask.
     message = f"no VNI is free: all {total} are used by {used} segments, or wait for machines that may still use them"
     return Exhausted(f"{message} ({waiting}); delete segments, or bring those machines back", "vni_exhausted", total)
 

@@ -71,6 +71,7 @@ store = Table(
     Column("key", LargeBinary, nullable=False),
     # Did somebody say that agents may remove all that this store does not know? (a restored one: DESIGN, I6)
     Column("confirmed", Boolean(create_constraint=False), nullable=False, server_default="0"),
+    Column("vnis", Integer, nullable=False, server_default=str((1 << 24) - 1)),  # How many a domain has.
     # How many ids a physical network has, and as `after` of a range of VNIs, for all of them.
     Column("vlans", Integer, nullable=False, server_default="4094"),
     Column("vlans_after", Id, nullable=False, server_default="0"),

@@ -22,6 +22,7 @@ SPARSE = (
 
 
 def upgrade() -> None:
+    op.add_column("store", sa.Column("vnis", sa.Integer(), server_default="16777215", nullable=False))
     op.add_column("change", sa.Column("whole", sa.Boolean(), server_default="0", nullable=False))
     for table, columns, unique in SPARSE:
         name = f"ix_{table}_{'_'.join(columns)}"
