@@ -12,7 +12,7 @@ The peer, where it is installed (`apt-get install ovn-central`), is OVN's northb
 with two ports and an ACL each, a hundred in a transaction, as many as PEER says: a database of many thousands takes
 minutes.
 
-    python -m nestnet.bench.create [--networks 1000000] [--depth 3] [--singles 20000]
+    python -m nestnet.bench.create [--networks 1000000] [--depth 3] [--singles 5000]
 """
 
 from __future__ import annotations
@@ -318,9 +318,9 @@ def batch(folder: Path, networks: int, depth: int) -> tuple[One, list[float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m nestnet.bench.create", description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", type=int, default=100_000, help="of the batch (100000)")
+    parser.add_argument("--networks", type=int, default=1_000_000, help="of the batch (1000000)")
     parser.add_argument("--singles", type=int, default=5_000, help="networks that are made one by one (5000)")
-    parser.add_argument("--depth", type=int, default=1, choices=(1, 3), help="3: and once more on carried networks (1)")
+    parser.add_argument("--depth", type=int, default=3, choices=(1, 3), help="3: and once more on carried networks (3)")
     options = parser.parse_args()
     missed: list[str] = []
 

@@ -155,7 +155,7 @@ ROWS = {
             NONE,
             NONE,
             tuple(Wanted(kind, many, NONE, 0.95, 0.98) for kind in BY_KIND for many in MANY),
-            rounds=30,
+            rounds=25,
         ),
         Row(
             "depth",
@@ -167,7 +167,7 @@ ROWS = {
             "level 1",
             "level 1",
             tuple(Wanted(kind, DEEPEST, "level 1", 0.97, even=True) for kind in PLAIN),
-            rounds=30,
+            rounds=25,
         ),
         Row(
             "hops",
@@ -178,7 +178,7 @@ ROWS = {
             depth.said(1),
             depth.said(1),
             tuple(Wanted(kind, FARTHEST, depth.said(1), 0.97, even=True) for kind in PLAIN),
-            rounds=30,
+            rounds=25,
         ),
         Row(
             "tags",
@@ -193,7 +193,7 @@ ROWS = {
             "none",
             "none",
             tuple(Wanted(kind, path, "none", 0.95) for kind in PLAIN for path in ("trunk", "riding")),
-            rounds=30,
+            rounds=25,
         ),
         Row(
             "underlay",
@@ -208,7 +208,7 @@ ROWS = {
             "ipv4",
             "ipv4",
             tuple(Wanted(kind, "tagged", "ipv4", 0.95) for kind in PLAIN),
-            rounds=30,
+            rounds=25,
         ),
         Row(
             "ovs",
@@ -240,7 +240,7 @@ ROWS = {
             tuple(Wanted("request", path, "alone", 0.9, 0.95) for path in (*CALM, *LOUD))
             + tuple(Wanted("hurried", path, "alone", 1 / 2, 1 / 1.5) for path in (*CALM, *LOUD))
             + tuple(Wanted("connect", path, "alone", 0.9, 0.95) for path in (*CALM, *LOUD)),
-            rounds=16,
+            rounds=12,
         ),
     )
 }

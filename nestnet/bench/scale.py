@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 TITLES = {
+    "create": "How fast networks are made",
     "serve": "One controller, by how many networks it has",
     "feed": "From a commit to a thousand machines",
     "sync": "From the feed to a machine's maps",
@@ -30,12 +31,14 @@ def main() -> int:
     parts, code = [HEAD], 0
     for name, title in TITLES.items():
         module = f"nestnet.bench.{name}"
-        done = subprocess.run([sys.executable, "-m", module], stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=False)
+        missed = [f"* {line}" for line in done.stderr.splitlines() if line.startswith("MISSED")]
         code = code or done.returncode
         about = (import_module(module).__doc__ or "").strip()
         today = f"{datetime.now(UTC):%Y-%m-%d}"
         parts.append(f"## {title}\n\n{about}\n\n{today}, on {done.stdout.strip()}\n")
-        print(f"{name}: {done.stdout}", file=sys.stderr)
+        parts += ["\n".join(missed) + "\n"] if missed else []
+        print(f"{name}: {done.stdout}{done.stderr}", file=sys.stderr)
     text = "\n".join(parts)
     if options.page:
         options.page.write_text(text)

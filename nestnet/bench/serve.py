@@ -32,7 +32,7 @@ from typing import Any
 from nestnet.api.client import Client
 from nestnet.bench.report import computer
 
-NETWORKS = (1_000, 100_000)
+NETWORKS = (1_000, 1_000_000)
 OF_A_TENANT = 1_000  # networks
 HOSTS = ("m1", "m2")
 MOST = {"get": 1.5, "page": 1.5, "plan": 1.5, "create": 1.5, "delete": 1.5}  # times what it costs in the smallest
@@ -209,7 +209,7 @@ def serving(folder: Path, networks: int) -> Iterator[Controller]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m nestnet.bench.serve", description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", type=int, action="append", help="how many, may be repeated (1000, 100000)")
+    parser.add_argument("--networks", type=int, action="append", help="how many, may be repeated (1000, 1000000)")
     parser.add_argument("--rounds", type=int, default=100, help="times that each is asked (100)")
     options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # and the controllers, which inherit it
