@@ -42,6 +42,8 @@ from nestnet.bench.serve import Controller
 PART = 1000  # networks of a transaction
 MACHINES, TENANTS, CLIENTS = 10, 100, 32
 PEER, TOGETHER = 2_000, 100  # switches of the peer, in all and in a transaction
+# As the store has them (store/database.py).
+PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 16000", "cache_size = -65536")
 PACE = 0.02  # seconds between two reads
 WANTED = {"rate": 8000.0, "of raw": 0.35, "last": 0.9, "bytes": 1024.0, "MB": 300.0}
 SINGLY = {"rate": 1000.0, "p99": 0.1, "of commits": 0.25, "reads": 2.0}
@@ -125,7 +127,7 @@ def raw(source: Path, target: Path, networks: int) -> float:
         ):
             here.execute(statement)
         here.isolation_level = None
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "cache_size = -65536"):
+        for pragma in PRAGMAS:
             here.execute(f"PRAGMA {pragma}")
         (last,) = there.execute("SELECT max(id) FROM network").fetchone()
         before = last - networks

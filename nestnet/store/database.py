@@ -33,6 +33,12 @@ from nestnet.store import numbers, tables
 BUSY_SECONDS = 30  # How long a writer waits for another process before it gives up.
 TOGETHER, TOGETHER_SECONDS = 100, 0.1  # A commit takes no more turns after so many, or when they took so long.
 
+# Pages that many transactions write are written into the file once: it takes them when the log has 64 MB.
+PRAGMAS = (
+    *("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 16000"),
+    *("foreign_keys = ON", "cache_size = -65536"),
+)
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILING = (errno.EIO, errno.EROFS)
 SQLITE_FAILING = (
@@ -233,7 +239,7 @@ def open_engine(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # The driver must not begin transactions: on_begin does.
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "cache_size = -65536"):
+        for pragma in PRAGMAS:
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")

@@ -38,7 +38,7 @@ from nestnet.store.identity import Identity
 from nestnet.store.objects import PolicyRow, dump, meaning_text, selector_order
 from nestnet.store.plan import policy_text
 
-KNOWN = 1 << 16  # Texts whose meaning is remembered, of each kind.
+KNOWN = 1 << 14  # Texts whose meaning is remembered, of each kind.
 
 Texts = str | list[str]
 
