@@ -131,6 +131,7 @@ ROWS = {
             "few",
             "few",
             (Wanted("connect", "many", "few", 0.95), Wanted("connect", "many", PEER, 1.2, 1.5)),
+            rounds=60,
         ),
         Row(
             "machine",
@@ -145,6 +146,7 @@ ROWS = {
             LIMIT,
             OURS,
             (*against("request", (0.93, 0.97), (1.0, 1.1)), *against("stream", (0.93, 0.97), (1.0, 1.1))),
+            rounds=60,
         ),
         Row(
             "networks",

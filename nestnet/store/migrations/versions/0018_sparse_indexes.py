@@ -30,4 +30,4 @@ def upgrade() -> None:
         op.create_index(name, table, list(columns), unique=unique, sqlite_where=sa.text(f'"{columns[0]}" IS NOT NULL'))
     parts = ", ".join(f"json(json_extract(value, '$.{part}'))" for part in ("sources", "targets", "services"))
     numbers = ", ".join(f"json_extract(value, '$.{part}')" for part in ("allow", "priority"))
-    op.execute(f"UPDATE policy SET value = json_array({parts}, {numbers})")
+    op.execute(f"UPDATE policy SET value = json_array({parts}, {numbers}) WHERE json_type(value) = 'object'")
