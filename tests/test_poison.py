@@ -36,6 +36,14 @@ from nestnet.lab.up import up
 from nestnet.model.manifest import parse
 
 pytestmark = pytest.mark.root
+
+
+@schemathesis.serializer("application/x-ndjson")
+def lines(_context: Any, value: Any) -> bytes:
+    """Of a batch, of which schemathesis is told only that it is lines."""
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
+
+
 EXAMPLES = int(os.environ.get("NESTNET_POISON", "500"))
 BOUND = 2.0  # seconds
 poisonous = settings(max_examples=EXAMPLES, database=None, suppress_health_check=list(HealthCheck))
