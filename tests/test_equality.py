@@ -42,7 +42,7 @@ from nestnet.model.meaning import Outcome, State, deliver
 from nestnet.model.packet import FlowTuple, parse
 from nestnet.model.values import FABRIC, MAX_DEPTH, World
 
-EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "120"))
 FIRST_IFINDEX = 10
 TRUNKS, TRUNK_MAC = 3, 0x0A0000000000  # of the NIC to a physical network: its ifindex, and its MAC on a machine
 

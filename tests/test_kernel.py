@@ -63,7 +63,7 @@ from nestnet.model.values import (
 )
 
 pytestmark = pytest.mark.root
-EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "45"))
 ANY = Selector("any")
 NAME = f"nnt-kernel-{os.getpid()}"
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from nestnet.store.quotas import Quota
 from nestnet.store.scope import Scope
 
 FEW, MANY = 10, 3_000
+THERE = int(os.environ.get("NESTNET_NETWORKS", "3000"))  # that a controller starts with
 EACH = 100  # steps that are counted as one
 # What grows with the networks. An index is walked down, not along.
 BIG = re.compile(
@@ -160,6 +162,34 @@ def test_one_network_costs_the_same_beside_many(tmp_path: Path) -> None:
         assert counts.statements == few[what].statements, what
         # A tree of an index is deeper by a level, and a number longer by a byte.
         assert counts.steps <= 1.3 * few[what].steps + 5, (what, few[what].steps, counts.steps)
+
+
+def started(path: Path, networks: int) -> Counts:
+    """A store that is opened again: for a machine nothing has changed, then it asks for all that it needs."""
+    filled(path, networks)
+    store = Store(path)
+    store.join("other", "192.0.2.99")
+    store.apply(parse(manifest(small={**network(), "ports": {"p": {"segment": "lan", "host": "other"}}})))
+    other, revision = store.machine_row("other"), store.revision
+    store.close()
+    with counted() as counts:
+        store = Store(path)
+        news = store.changes_since(other, revision)
+        needed = store.snapshot_for(other)
+    assert news is not None
+    assert (list(news.rows), news.revision) == ([], revision), "so no agent has anything to write"
+    kinds = [kind for kind, _, value in needed.rows if value]
+    assert (kinds.count("network"), kinds.count("segment"), kinds.count("port")) == (1, 1, 1)
+    assert store.counts()["network"] == networks + 1
+    store.close()
+    return counts
+
+
+def test_a_start_costs_the_same_beside_many(tmp_path: Path) -> None:
+    few, many = (started(tmp_path / f"{networks}.db", networks) for networks in (FEW, THERE))
+    assert many.scans == []
+    assert many.statements == few.statements
+    assert many.steps <= 1.3 * few.steps + 5, (few.steps, many.steps)
 
 
 def test_what_is_counted_is_what_there_is(tmp_path: Path) -> None:

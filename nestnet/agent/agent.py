@@ -580,7 +580,8 @@ class Agent:
 
     def sweep(self) -> None:
         """Let the datapath forget what is old, and have the kernel know its neighbours: copies of a broadcast cannot
-        wait for an answer to ARP. What goes wrong is a problem until the next turn."""
+        wait for an answer to ARP. Who does not answer is asked again each time: behind a link that comes up it may take
+        seconds until somebody can, and the kernel gives up before. What goes wrong is a problem until the next turn."""
         now = time.monotonic()
         try:
             if now >= self._sweep_at:
@@ -590,8 +591,12 @@ class Agent:
             if self._met is not self._world or now - self._met_at > NEIGHBOURS:
                 self._met, self._met_at = self._world, now
                 self._look()
+                asked = list(self._ways.hops)
+            else:
+                asked = [hop for hop, mac in self._ways.hops.items() if mac is None]
+            if asked:
                 with links.netlink() as ipr:
-                    underlay.confirm(ipr, self._ways.hops)
+                    underlay.confirm(ipr, asked)
         except (OSError, NestnetError) as error:
             self.problems = [*self.problems, f"sweep: {error}"]
             self._failed = True

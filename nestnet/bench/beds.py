@@ -44,6 +44,7 @@ from typing import Any
 from nestnet.agent import netns
 from nestnet.bench.tags import Q, behind
 from nestnet.bench.traffic import Bed, Place
+from nestnet.lab import state
 
 PREFIX = "nnbench-"
 LAB = "nnbench"
@@ -298,13 +299,12 @@ def bridge() -> Iterator[Bed]:
         yield Bed(Place(netns.path(prefix + "a"), "10.7.0.2"), Place(netns.path(prefix + "b"), "10.7.0.3"), None)
 
 
-def namespace_of(lab: str, port: str) -> Path:
-    """The namespace of a port's workload, whatever the lab calls it: the one that a command run there is in."""
-    link = run(*NESTNET, "exec", "--lab", lab, port, "--", "readlink", "/proc/self/ns/net").strip()
-    for name in netns.names():
-        if link == f"net:[{netns.inode(netns.path(name))}]":
-            return netns.path(name)
-    raise RuntimeError(f"no named namespace is {link} of port {port}")
+def namespaces(lab: str) -> dict[str, Path]:
+    """Those of all workloads, by the paths of their ports."""
+    found = state.load(lab)
+    assert found is not None
+    ports = json.loads(run(*NESTNET, "get", "ports", "--lab", lab, "-o", "json"))["items"]
+    return {port["path"]: netns.path(found.workload(int(port["row"]))) for port in ports}
 
 
 @contextlib.contextmanager
@@ -325,16 +325,16 @@ def ours(
             prepare()
             run(*NESTNET, "up", str(written), "--name", lab)
             unfiltered(f"nn-{lab}")
+            inside = namespaces(lab)
             first, second = (
-                Place(namespace_of(lab, f"bench/{name}"), address)
-                for name, address in (("a", "10.7.0.2"), ("b", "10.7.0.3"))
+                Place(inside[f"bench/{name}"], address) for name, address in (("a", "10.7.0.2"), ("b", "10.7.0.3"))
             )
             for place in (first, second) if tags is not None else ():
                 if which == "trunk":  # addresses of ports behind tags are for an interface of the workload's own
                     ip("-n", place.namespace.name, "address", "add", f"{place.address}/24", "dev", "eth0")
                 ends.enter_context(behind(place.namespace, *tags or ()))
-            openers = [namespace_of(lab, f"bench/o{number}") for number in range(OPENERS if tags is None else 0)]
-            yield Bed(first, second, namespace_of(lab, "foreign/x"), openers=openers)
+            openers = [inside[f"bench/o{number}"] for number in range(OPENERS if tags is None else 0)]
+            yield Bed(first, second, inside["foreign/x"], openers=openers)
         finally:
             run(*NESTNET, "down", "--name", lab)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from nestnet.agent import netns
 from nestnet.bench.beds import LAB as OURS
-from nestnet.bench.beds import NESTNET, namespace_of, run, unfiltered
+from nestnet.bench.beds import NESTNET, namespaces, run, unfiltered
 from nestnet.bench.towers import LAB, STACKABLE, ours, stacked
 from nestnet.bench.traffic import Bed, Place
 
@@ -86,8 +86,9 @@ def hops() -> Iterator[dict[str, Bed]]:
         try:
             run(*NESTNET, "up", str(file), "--name", lab)
             unfiltered(f"nn-{lab}")
-            near = Place(namespace_of(lab, "chain/a"), "10.7.0.2")
-            yield {said(n): Bed(near, Place(namespace_of(lab, f"chain/b{n}"), f"10.7.{n}.2"), None) for n in HOPS}
+            inside = namespaces(lab)
+            near = Place(inside["chain/a"], "10.7.0.2")
+            yield {said(n): Bed(near, Place(inside[f"chain/b{n}"], f"10.7.{n}.2"), None) for n in HOPS}
         finally:
             run(*NESTNET, "down", "--name", lab)
 

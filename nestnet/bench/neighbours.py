@@ -26,10 +26,9 @@ from functools import partial
 from pathlib import Path
 
 from nestnet.agent import netns
-from nestnet.bench.beds import LAB, NESTNET, OPENERS, PREFIX, bridged, file, namespace_of, run, unfiltered
+from nestnet.bench.beds import LAB, NESTNET, OPENERS, PREFIX, bridged, file, namespaces, run, unfiltered
 from nestnet.bench.beds import peer as by_hand
 from nestnet.bench.traffic import Bed, Place, stay_on
-from nestnet.lab import state
 
 RATE = 10_000_000  # bit/s of each neighbour
 SIZES = (1, 30, 300)
@@ -118,13 +117,11 @@ def ours(neighbours: int) -> Iterator[tuple[Bed, list[Path]]]:
         try:
             run(*NESTNET, "up", str(written), "--name", lab, "--timeout", str(PATIENCE))
             unfiltered(f"nn-{lab}")
-            found = state.load(lab)
-            assert found is not None
-            rows = json.loads(run(*NESTNET, "get", "ports", "--lab", lab, "-o", "json"))["items"]
-            places = [netns.path(found.workload(int(row["row"]))) for row in rows if row["name"] == "f"]
-            ends = [Place(namespace_of(lab, f"bench/{name}"), at) for name, at in (("a", HERE), ("b", THERE))]
-            openers = [namespace_of(lab, f"bench/o{number}") for number in range(OPENERS)]
-            yield Bed(ends[0], ends[1], namespace_of(lab, "foreign/x"), openers=openers), places
+            inside = namespaces(lab)
+            places = [place for path, place in inside.items() if path.endswith("/f")]
+            ends = [Place(inside[f"bench/{name}"], at) for name, at in (("a", HERE), ("b", THERE))]
+            openers = [inside[f"bench/o{number}"] for number in range(OPENERS)]
+            yield Bed(ends[0], ends[1], inside["foreign/x"], openers=openers), places
         finally:
             run(*NESTNET, "down", "--name", lab)
 

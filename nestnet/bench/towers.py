@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from nestnet.agent import netns
-from nestnet.bench.beds import MTU, NESTNET, PREFIX, cleaned, ip, machines, namespace_of, plug, run, unfiltered
+from nestnet.bench.beds import MTU, NESTNET, PREFIX, cleaned, ip, machines, namespaces, plug, run, unfiltered
 from nestnet.bench.traffic import Bed, Place
 
 LAB = "nnbench-tower"
@@ -84,12 +84,12 @@ def ours(depths: Sequence[int], encapsulated: bool = False) -> Iterator[dict[int
         try:
             run(*NESTNET, "up", str(file), "--name", lab, "--timeout", str(PATIENCE))
             unfiltered(f"nn-{lab}")
-            beds = {}
+            inside, beds = namespaces(lab), {}
             for depth in depths:
                 path = "t/" * depth
-                ends = [Place(namespace_of(lab, f"{path}{n}"), f"10.7.0.{i}") for n, i in (("a", 2), ("b", 3))]
+                ends = [Place(inside[f"{path}{n}"], f"10.7.0.{i}") for n, i in (("a", 2), ("b", 3))]
                 silent = depth if depth in foreign else foreign[0]
-                beds[depth] = Bed(ends[0], ends[1], namespace_of(lab, "t/" * (silent - 1) + "foreign/x"))
+                beds[depth] = Bed(ends[0], ends[1], inside["t/" * (silent - 1) + "foreign/x"])
             yield beds
         finally:
             run(*NESTNET, "down", "--name", lab)
