@@ -21,7 +21,7 @@ import pytest
 from golden_files import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, select
 from strategies import a_change, worlds
 from test_store import MACHINES, acme, content, items, manifest, store
 from woken import nobody_sleeps
@@ -31,7 +31,7 @@ from nestnet.model.manifest import parse
 from nestnet.model.meaning import _is_carried
 from nestnet.model.standing import Lost, fallen
 from nestnet.model.values import FABRIC, Attach, Network, World
-from nestnet.store import Store, deletion, heard, objects, tables, write
+from nestnet.store import Store, deletion, heard, objects, still, tables, write
 from nestnet.store.once import Asked
 from nestnet.store.plan import Plan
 from nestnet.store.scope import Scope
@@ -755,7 +755,7 @@ def test_nothing_leaves_a_carried_network_too_little(store: Store) -> None:
     assert [(p.code, p.limit) for p in error.value.problems] == [("mtu_too_large", 1400)]
 
 
-# What is remembered of carriers (store/standing.py)
+# What is remembered of carriers (store/standing.py, store/still.py)
 
 
 class _Undone(Exception):
@@ -775,17 +775,33 @@ def afresh(store: Store) -> Any:
         store._chains = remembered
 
 
+def is_still(connection: Connection) -> bool:
+    """Is what a plan remembers what is there?"""
+    ids = connection.scalars(select(tables.network.c.id).where(tables.network.c.id != FABRIC)).all()
+    remembered = {id: one.contents for id, one in still.load(connection, ids, ids).items()}
+    return remembered == objects.load_contents(connection, ids)
+
+
 def edit(store: Store, rng: random.Random) -> None:
     """Something that may take something down, or up, or is refused."""
     network, port = (rng.choice(list(items(store, kind))) for kind in ("network", "port"))
     top = rng.choice(("acme", "beta"))
     policies: list[Any] = rng.choice(([], [CARRIAGE], [{"from": "any", "to": "any", "deny": "tcp/1"}]))
     with contextlib.suppress(NestnetError):
-        match rng.randrange(8):
+        match rng.randrange(12):
+            case 8:
+                store.set_attach(port, Attach("tap", f"t{rng.randrange(3)}"))
+            case 9:
+                store.move(port, rng.choice(("m1", "m2", "web1", "a", "b")))
+            case 10:
+                links = {"l": {"between": ["r1", "r2"], "cost": rng.randrange(1, 9)}} if rng.random() < 0.7 else {}
+                store.apply(manifest(**{top: {"routers": {"r1": {}, "r2": {}}, "links": links}}))
+            case 11:
+                store.set_link(f"{top}/l", rng.random() < 0.5)
             case 0 | 1:
-                store.set_enabled("network", network, rng.random() < 0.6)
+                store.set_enabled("network", network, rng.random() < 0.5)
             case 2:
-                store.set_enabled("port", port, rng.random() < 0.6)
+                store.set_enabled("port", port, rng.random() < 0.5)
             case 3:
                 store.apply(manifest(**{top: {"policies": policies, "mtu": rng.choice((1400, 1450))}}))
             case 4:
@@ -804,16 +820,21 @@ def top_on(host: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_remembered_of_carriers_is_what_is_stored(store: Store, tmp_path: Path, seed: int) -> None:
+def test_what_is_remembered_of_carriers_is_what_is_stored(
+    store: Store, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After every change, one that was undone in the middle, and a restore."""
+    monkeypatch.setattr(still, "changed", lambda *_: None)  # It is the version that tells, whoever reads first.
     rng = random.Random(seed)
     forest(store)
     told = set()
-    for place in range(30):
+    for place in range(45):
         if place == 15:
             store.backup(tmp_path / "backup")
         edit(store, rng)
         assert seen(store) == afresh(store)
+        with store._database.read() as connection:
+            assert is_still(connection)
         told |= {one["state"] for many in seen(store)[0] for one in many}
         with contextlib.suppress(_Undone), store._database.write() as connection:
             (row,) = objects.networks(
@@ -824,11 +845,14 @@ def test_what_is_remembered_of_carriers_is_what_is_stored(store: Store, tmp_path
             within.chains = Chains(store._database.read)
             expected = within.page("network")
             assert store._reader(connection).page("network") == expected != store.list("network")
+            assert is_still(connection)
             raise _Undone
         assert seen(store) == afresh(store)
     assert {"up", "down: carrier"} <= told
     store.restore(tmp_path / "backup")
     assert seen(store) == afresh(store)
+    with store._database.read() as connection:
+        assert is_still(connection)
 
 
 def test_what_is_below_is_read_by_whoever_changed_it(store: Store) -> None:

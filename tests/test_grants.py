@@ -113,6 +113,15 @@ def test_each_level_is_like_the_wire(chain: Store) -> None:
             chain.get("network", f"cloud/{tenant}", scope)
 
 
+@pytest.mark.parametrize("carrier", ["none", "lab/none", "shop", "cloud/shop/lab"])
+def test_what_is_to_carry_a_new_network_has_to_be_there(chain: Store, carrier: str) -> None:
+    """For who sees it: a carrier that is somebody else's is none."""
+    line = json.dumps({"name": "new", "carrier": carrier, **network("p1")}).encode()
+    with pytest.raises(NotFound, match=f"network {carrier.split('/')[0]}"):
+        chain.create([line], by("lab"))
+    assert "cloud/shop/lab/new" not in paths(chain, Asked())
+
+
 def test_what_carries_a_network_is_not_named_when_its_carrier_is_changed(chain: Store) -> None:
     inner = network("p1", names="q", networks={"low": network("q1", names="r")})
     chain.apply(manifest(lab=network("v1", "v2", networks={"in": inner})), asked=by("lab"))
@@ -129,8 +138,8 @@ def test_a_trace_ends_at_the_floor(chain: Store) -> None:
     """Whether what carries it lets it pass, and no more; the operator sees all."""
 
     def trace(path: str, to: str, asked: Asked) -> dict[str, Any]:
-        world, row, names = chain.world(path, asked.scope)
-        return explain(world, row, ip_address(to), "tcp", 80, names, chain.floor(row, asked.scope))
+        world, row, names, floor = chain.world(path, asked.scope)
+        return explain(world, row, ip_address(to), "tcp", 80, names, floor)
 
     whole = trace("cloud/shop/lab/p1", "10.0.0.3", Asked())
     assert len({step["layer"] for step in whole["steps"]}) == 4

@@ -595,7 +595,7 @@ def test_segments_have_servers_for_names(store: Store) -> None:
     segments = {**acme()["segments"], "web": {"cidr": "10.0.0.0/24", "dns": ["10.0.1.53", "fd00:1::53"]}}
     store.apply(manifest(acme=acme(segments=segments)))
     assert items(store, "segment")["acme/web"]["dns"] == ["10.0.1.53", "fd00:1::53"]
-    world, _, _ = store.world("acme/web1")
+    world = store.world("acme/web1").world
     assert [str(a) for s in world.segments.values() for a in s.dns] == ["10.0.1.53", "fd00:1::53"]
     assert store.plan(manifest(acme=acme(segments=segments))).changes == ()
     plan = store.plan(manifest(acme=acme()))
@@ -685,7 +685,7 @@ def test_who_holds_what_a_network_carries_hears_of_its_links(store: Store) -> No
         links = [value for kind, _, value in batch.rows if kind == "link"]
         assert len(links) == (name in machines)
         assert not any(isinstance(link, Link) and link.up for link in links)
-    world, _, names = store.world("acme/in/x")
+    world, _, names, _ = store.world("acme/in/x")
     assert [names["link", id] for id in world.links] == ["core-edge"]
 
 
@@ -972,7 +972,7 @@ def test_a_machine_gets_what_it_needs_and_no_more(store: Store) -> None:
     inner["networks"] = {"deep": {"segments": {"x": {}}, "ports": {"p": {"segment": "x", "host": "b"}}}}
     inner["ports"]["b"]["hosts"] = True
     store.apply(manifest(acme=acme(ports=ports, networks={"in": inner})))
-    names = store.world("acme/in/deep/p")[2]
+    names = store.world("acme/in/deep/p").names
     held_by_2 = held(store.snapshot_for(2))
     assert {names[key] for key in held_by_2 if key[0] == "port"} == set()
     everything = {names["port", v.id] for v in held(store.snapshot_for(3)).values() if isinstance(v, Port)}
@@ -992,7 +992,7 @@ def test_an_agent_far_behind_or_from_another_store_gets_a_snapshot(store: Store)
 
 def test_values_survive_the_wire(store: Store) -> None:
     store.apply(manifest(acme=acme(networks={"staging": STAGING})))
-    world = store.world("acme/staging/a")[0]
+    world = store.world("acme/staging/a").world
     kinds = {kind for kind, _ in world.values}
     assert kinds == {"machine", "network", "segment", "router", "link", "port", "policy"}
     for (kind, _), value in world.values.items():

@@ -468,14 +468,14 @@ def _trace(store: Store, port: str, to: str, protocol: str, dport: int, scope: S
         destination = read_address(to)
     except PydanticCustomError as error:
         raise errors.Invalid([errors.Problem(error.type, "/to", error.message())]) from None
-    world, row, names = store.world(port, scope)
+    around = store.world(port, scope)
     return {
         "apiVersion": shapes.API_VERSION,
-        "port": names["port", row],
+        "port": around.names["port", around.port],
         "to": str(destination),
         "protocol": protocol,
         "dport": dport,
-        **explain(world, row, destination, protocol, dport, names, store.floor(row, scope)),
+        **explain(around.world, around.port, destination, protocol, dport, around.names, around.floor),
     }
 
 

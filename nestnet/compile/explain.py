@@ -405,7 +405,7 @@ def _tagged(tag: int, number: int | None) -> int | None:
 
 def _longest(rules: RuleSet, address: Address) -> int | None:
     value = int(address) if address.version == 6 else 0xFFFF << 32 | int(address)
-    for length in range(128, -1, -1):
+    for length in sorted({length for _, length in rules.cidrs}, reverse=True):
         if (found := rules.cidrs.get((value >> (128 - length) << (128 - length), length))) is not None:
             return found
     return None

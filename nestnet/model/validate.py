@@ -52,11 +52,13 @@ class Known:
     machines  names of machines
     tenants   tenant -> its parent or None
     networks  paths of networks, with whatever ports a check may name
+    still     paths of those networks of the manifest that are stored just so, with all that carries them
     """
 
     machines: Collection[str] | None = ()
     tenants: Mapping[str, str | None] | None = field(default_factory=dict)
     networks: Container[str] | None = ()
+    still: Container[str] = ()
 
 
 OFFLINE = Known(machines=None, tenants=None, networks=None)  # a file alone, with nobody to ask
@@ -148,7 +150,7 @@ class _Judge:
         yield from self._machines()
         yield from self._tenants()
         for level in self.levels:
-            yield from _Network(self, level)
+            yield from _Network(self, level) if level.path not in self.known.still else ()
         yield from self._attached()
         yield from self._rates()
         yield from self._checks()

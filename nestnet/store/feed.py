@@ -486,8 +486,7 @@ def network_mtu(row: NetworkRow, left: int) -> int:
     return min(left, row.mtu) if row.mtu is not None else left
 
 
-def world(connection: Connection, port: int) -> World:
-    """All that decides what happens to a port's packets: what the machines know that hold its network's ports."""
-    network = connection.execute(select(tables.port.c.network).where(tables.port.c.id == port)).scalar_one()
-    view: View = dict.fromkeys(objects.with_carriers(connection, [network]), ALL)
+def world(connection: Connection, networks: Iterable[int]) -> World:
+    """All that decides what happens to packets in these networks: what the machines know that hold their ports."""
+    view: View = dict.fromkeys(networks, ALL)
     return World(dict([*machines(connection, 0), *_of_view(connection, view, False)[0]]))

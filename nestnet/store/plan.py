@@ -59,7 +59,6 @@ from nestnet.store.objects import (
     SegmentRow,
     domain_in,
     dump,
-    load_contents,
     ports,
     selector_order,
 )
@@ -67,6 +66,7 @@ from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, rate_of, uses
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.sharing import GrantWish
 from nestnet.store.state import Paths, State, load_state
+from nestnet.store.still import load
 
 UDP = 17
 
@@ -151,6 +151,9 @@ def make(
     try:
         named = manifest.networks or {}
         tops = view.tops(state, scope, named)
+        for name in named:
+            if new is not None and name not in tops and join("networks", name) not in new:
+                raise NotFound(f"network {name}")
         state.networks.above(row.id for row in tops.values())
         places = {name: view.carried_by(spec, name, tops.get(name), state, scope) for name, spec in named.items()}
         for carrier in {place.carrier for place in places.values()}:
@@ -173,7 +176,7 @@ def make(
                 about |= _one_there(name, spec, tops.get(name), join("networks", name), new, state, scope)
             view.leave_all_but(state, carriers, about)
         grafted = view.graft(manifest, places, {row.id for row in pruned}, state, _network_spec)
-        work = _make(connection, grafted, prune, scope, state, missing)
+        work = _make(connection, grafted, prune, scope, state, missing, view.still(state, carriers, scope))
     except NestnetError as error:
         raise told.error(error) from None
     plan = work.plan
@@ -247,11 +250,19 @@ def _granted_hosts(
 
 
 def _make(
-    connection: Connection, manifest: Manifest, prune: bool, scope: Scope, state: State, missing: Sequence[Problem]
+    connection: Connection,
+    manifest: Manifest,
+    prune: bool,
+    scope: Scope,
+    state: State,
+    missing: Sequence[Problem],
+    still: Collection[int] = (),
 ) -> Work:
-    """`missing`: what is wrong already."""
+    """`missing`: what is wrong already. `still`: networks that the manifest has only to put others on."""
     roots = _roots(manifest, state, prune, scope)
-    state.contents = load_contents(connection, state.networks.above(roots))
+    loaded = load(connection, state.networks.above(roots), sorted(still))
+    state.contents = {id: one.contents for id, one in loaded.items()}
+    state.still = {id: loaded[id] for id in still}
     moved = _moved(manifest, state)
     filled = _complete(manifest, state, moved, scope.tenant)
     at = {problem.pointer for problem in missing}
@@ -474,30 +485,44 @@ def _complete_network(
 ) -> NetworkSpec:
     """`family`: of the machines that carry it, if they do and there are any."""
     stored = Contents() if row is None else state.contents[row.id]
+    still = state.still.get(row.id) if row is not None else None
     tenant = spec.tenant or (row.tenant if row else tenant)
     underlay = spec.underlay or family or (row.underlay if row else 4)
     carriage = spec.carriage or (_carriage_of(row) if row else "flat")
     update: dict[str, Any] = {"tenant": tenant, "underlay": underlay, "carriage": carriage}
-    segments = {name: _segment_spec(segment) for name, segment in stored.segments.items()}
-    if spec.segments is None:
-        update["segments"] = segments
+    if still is not None and still.said:
+        update |= still.said
     else:
-        update["segments"] = {name: _kept(one, segments.get(name)) for name, one in spec.segments.items()}
-    if spec.routers is None:
-        update["routers"] = {name: _router_spec(router, stored) for name, router in stored.routers.items()}
-    if spec.links is None:
-        update["links"] = {name: _link_spec(link, stored) for name, link in stored.links.items()}
-    if spec.ports is None:
-        hosts = _host_names(row, state) if row else {}
-        update["ports"] = {name: _port_spec(port, stored, hosts) for name, port in stored.ports.items()}
-    if spec.policies is None:
-        update["policies"] = tuple(_policy_spec(policy) for policy in stored.policies.values())
+        said = _collections(spec, row, stored, state)
+        update |= said
+        if still is not None:
+            still.said.update(said)
     below = spec.networks
     if below is None:
         below = {name: _network_spec(one) for name, one in state.networks.carried(row.id).items()} if row else {}
     carried = {name: state.networks.named(row.id, name) if row else None for name in below}
     update["networks"] = {name: _complete_network(one, state, carried[name], tenant) for name, one in below.items()}
     return spec.model_copy(update=update)
+
+
+def _collections(spec: NetworkSpec, row: NetworkRow | None, stored: Contents, state: State) -> dict[str, Any]:
+    """What is in it that the manifest leaves alone, and segments."""
+    found: dict[str, Any] = {}
+    segments = {name: _segment_spec(segment) for name, segment in stored.segments.items()}
+    if spec.segments is None:
+        found["segments"] = segments
+    else:
+        found["segments"] = {name: _kept(one, segments.get(name)) for name, one in spec.segments.items()}
+    if spec.routers is None:
+        found["routers"] = {name: _router_spec(router, stored) for name, router in stored.routers.items()}
+    if spec.links is None:
+        found["links"] = {name: _link_spec(link, stored) for name, link in stored.links.items()}
+    if spec.ports is None:
+        hosts = _host_names(row, state) if row else {}
+        found["ports"] = {name: _port_spec(port, stored, hosts) for name, port in stored.ports.items()}
+    if spec.policies is None:
+        found["policies"] = tuple(_policy_spec(policy) for policy in stored.policies.values())
+    return found
 
 
 def _network_spec(row: NetworkRow) -> NetworkSpec:
@@ -608,6 +633,7 @@ def _judge(manifest: Manifest, filled: Manifest, state: State) -> list[Problem]:
         machines=state.machines.keys(),
         tenants=state.parents,
         networks=Paths(state.networks),
+        still={state.path(id) for id in state.still},
     )
     return problems + validate(filled, known)
 
@@ -635,11 +661,12 @@ def _given_twice(connection: Connection, wanted: _Wanted, state: State) -> Itera
     for network, row in wanted.networks.items():  # carriers first
         for port in wanted.contents[network].ports.values():
             place[port.id] = _place(row, port, place)
-            if port.attach is not None:
+            if port.attach is not None and network not in state.still:
                 rows[port.id] = port
     if not rows:
         return
-    own = {port.id for contents in state.contents.values() for port in contents.ports.values()}
+    looked_at = [contents for network, contents in state.contents.items() if network not in state.still]
+    own = {port.id for contents in looked_at for port in contents.ports.values()}
     t = tables.attachment.c
     m = tables.machine.c
     query = select(t.port, t.machine, t.kind, t.name, m.port.label("on")).join(tables.machine)
@@ -817,6 +844,11 @@ class _Wanted:
         self.paths[id] = path
         self.grants[id] = spec.grants
         self.pointers["network", id] = at
+        if id in self.state.still:
+            self.contents[id] = self.state.contents[id]
+            for below, one in (spec.networks or {}).items():
+                self._network(below, one, id, path, at)
+            return
         self.contents[id] = contents = Contents()
         stored = self.state.contents[id] if old is not None else Contents()
         self._segments(id, spec, stored, contents, at)
@@ -1054,6 +1086,8 @@ def _pairs(wanted: _Wanted, state: State, roots: Iterable[int]) -> Iterator[Pair
     for id, network in wanted.networks.items():
         if state.networks.get(id) != network:
             yield state.networks.get(id), network
+        if id in state.still:
+            continue
         stored = state.contents.get(id, Contents())
         have = {(row.kind, row.id): row for row in stored}
         for row in wanted.contents[id]:
@@ -1061,6 +1095,8 @@ def _pairs(wanted: _Wanted, state: State, roots: Iterable[int]) -> Iterator[Pair
                 yield old, row
     # From the top down to what is carried, so reversed: what is carried goes first.
     for id in reversed(state.networks.above(roots)):
+        if id in state.still:
+            continue
         keep = {(row.kind, row.id) for row in wanted.contents.get(id, ())}
         for row in reversed(list(state.contents[id])):
             if (row.kind, row.id) not in keep:
@@ -1209,15 +1245,17 @@ class _Teller:
     def __init__(self, wanted: _Wanted, state: State) -> None:
         self._wanted = wanted
         self._state = state
-        self._names: dict[bool, dict[tuple[str, int], str]] = {}
+        self._names: dict[tuple[int, bool], dict[tuple[str, int], str]] = {}
         self._hosts = {id: name for name, id in state.machines.items()}
-        for after, contents in ((False, state.contents), (True, wanted.contents)):
-            self._names[after] = {
-                (row.kind, row.id): row.name
-                for each in contents.values()
-                for row in each
-                if not isinstance(row, PolicyRow)
+
+    def _names_in(self, network: int, after: bool) -> dict[tuple[str, int], str]:
+        """What is called how in a network, by kind and id."""
+        if (network, after) not in self._names:
+            contents = (self._wanted if after else self._state).contents[network]
+            self._names[network, after] = {
+                (row.kind, row.id): row.name for row in contents if not isinstance(row, PolicyRow)
             }
+        return self._names[network, after]
 
     def path(self, row: Row, after: bool) -> str:
         paths = self._wanted.paths
@@ -1227,7 +1265,6 @@ class _Teller:
         return f"{network}/{row.name if not isinstance(row, PolicyRow) else policy_words(row.spec)}"
 
     def fields(self, row: Row, after: bool) -> dict[str, Any]:
-        names = self._names[after]
         if isinstance(row, PolicyRow):
             return dict(json.loads(row.spec))
         if isinstance(row, GroupRow):
@@ -1247,6 +1284,7 @@ class _Teller:
             return {
                 "cidr": list(row.cidrs), "dns": list(row.dns), "transparent": row.transparent, "vlan": vlan, **more
             }  # fmt: skip
+        names = self._names_in(row.network, after)
         if isinstance(row, RouterRow):
             return {"segments": {names["segment", id]: list(texts) for id, texts in row.interfaces}, **more}
         if isinstance(row, LinkRow):
@@ -1256,7 +1294,7 @@ class _Teller:
         more |= {"trunk": names["port", row.trunk], "vlan": row.tag} if row.trunk else {}
         return {
             "segment": names["segment", row.segment],
-            "host": self._hosts[row.host] if carrier == FABRIC else names["port", row.host],
+            "host": self._hosts[row.host] if carrier == FABRIC else self._names_in(carrier, after)["port", row.host],
             "address": list(row.addresses),
             "mac": mac_text(row.mac) if row.mac is not None else None,
             "owns": list(row.owns),
@@ -1386,6 +1424,8 @@ def _machines(touched: set[int], wanted: _Wanted, state: State, roots: list[int]
         paths: dict[int, str] = {}
         path = state.path if networks is state.networks else wanted.paths.__getitem__
         for network in order:  # carriers first
+            if network in state.still:
+                continue  # Somebody else's, and who is on them is told by their ports.
             carrier = networks[network].carrier
             if carrier in reached:
                 reached.add(network)

@@ -8,13 +8,12 @@ was worked out for a stamp. A level that changes is read anew by whoever changed
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, Text, bindparam, case, cast, func, select
 
@@ -24,6 +23,7 @@ from nestnet.model.values import FABRIC, Network, Port, Value, World
 from nestnet.store import feed, objects, tables
 from nestnet.store.database import may_write
 from nestnet.store.heard import Heard
+from nestnet.store.kept import Kept
 from nestnet.store.objects import IDS, WIRE, Fabric, NetworkRow, chunks
 
 KEPT = 200_000  # Values in all levels that are remembered, and again in all chains.
@@ -109,37 +109,13 @@ class Chain:
         return _keep(self.found, key, Standing(use[2], down, standing.closed(self.world, network)))
 
 
-class _Kept(Generic[K, V]):
-    """What was used last, up to a size."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
-        self._size = 0
-
-    def get(self, key: K) -> V | None:
-        with self._lock:
-            if key not in self._kept:
-                return None
-            self._kept.move_to_end(key)
-            return self._kept[key][0]
-
-    def keep(self, key: K, value: V, size: int) -> None:
-        with self._lock:
-            self._size += size - self._kept.pop(key, (None, 0))[1]
-            self._kept[key] = value, size
-            while self._size > KEPT and len(self._kept) > 1:
-                _, (_, least) = self._kept.popitem(last=False)
-                self._size -= least
-
-
 class Chains:
     """What is remembered. Threads may share it."""
 
     def __init__(self, read: Callable[[], AbstractContextManager[Connection]]) -> None:
         self._read = read  # begins a transaction that sees what is stored
-        self._levels: _Kept[int, Level] = _Kept()
-        self._chains: _Kept[str, Chain] = _Kept()
+        self._levels: Kept[int, Level] = Kept(KEPT)
+        self._chains: Kept[str, Chain] = Kept(KEPT)
 
     def of(self, connection: Connection, uses: Mapping[int, Collection[int]]) -> dict[int, Chain]:
         """The chains of these carriers, which know these hosts."""

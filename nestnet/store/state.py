@@ -7,7 +7,7 @@ networks there are nor on how deep they are carried.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -21,6 +21,7 @@ from nestnet.store import objects, tables
 from nestnet.store.database import may_write
 from nestnet.store.objects import IDS, Contents, GrantRow, MachineRow, NetworkRow, chunks
 from nestnet.store.quotas import Place, Quota
+from nestnet.store.still import Still
 
 NAMES: BindParameter[Any] = bindparam("names", expanding=True)
 OWNERS: BindParameter[Any] = bindparam("owners", expanding=True)
@@ -303,6 +304,13 @@ class State:
     suspended: frozenset[str]  # Tenants; also those below them are closed to their own tokens.
     limited: bool  # Has a tenant or a grant a limit?
     contents: dict[int, Contents] = field(default_factory=dict)
+    still: dict[int, Still] = field(default_factory=dict)  # Of these the networks that a manifest only puts others on.
+
+    def below(self, network: int) -> Iterator[int]:
+        """It and all that carries it, but the wire."""
+        while network != FABRIC:
+            yield network
+            network = self.networks[network].carrier
 
     def path(self, network: int) -> str:
         """acme/staging"""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, delete, func, insert, select, true, update
 
@@ -35,6 +35,7 @@ from nestnet.store import (
     once,
     plan,
     read,
+    still,
     tables,
     tenancy,
     view,
@@ -71,6 +72,16 @@ class Applied:
 
     revision: int
     plan: Plan
+
+
+class Around(NamedTuple):
+    """What a packet of a port may meet: the values, the port's row id, names by (kind, id), paths for ports, and the
+    lowest network under it that the reader sees, and all down to it; None: down to the wire, and the wire, too."""
+
+    world: World
+    port: int
+    names: dict[tuple[str, int], str]
+    floor: int | None
 
 
 class Store:
@@ -149,6 +160,7 @@ class Store:
         with contextlib.suppress(DiskFull, Unreachable):
             with self._database.read() as connection:
                 networks = set(connection.scalars(select(c.network).where(c.revision > revision)))
+                still.changed(connection, networks)
             self._chains.changed(networks)
 
     # Manifests
@@ -1250,26 +1262,25 @@ class Store:
 
     # For trace
 
-    def world(self, port: str, scope: Scope = EVERYTHING) -> tuple[World, int, dict[tuple[str, int], str]]:
-        """All that decides what happens to a port's packets: the values, the port's row id, and names by
-        (kind, id), paths for ports."""
+    def world(self, port: str, scope: Scope = EVERYTHING) -> Around:
+        """All that decides what happens to a port's packets, as far as somebody may know it."""
         with self._database.read() as connection:
             reader = self._reader(connection, scope)
             id = reader.find("port", port)
-            world = feed.world(connection, id)
-            return world, id, _names(connection, reader, world)
-
-    def floor(self, port: int, scope: Scope) -> int | None:
-        """The lowest network under a port, by its row, that is all in scope down from the port's own; None: down to
-        the wire, and the wire, too."""
-        if scope.reads is None:
-            return None
-        with self._database.read() as connection:
-            here = connection.execute(select(tables.port.c.network).where(tables.port.c.id == port)).scalar_one()
+            here = connection.execute(select(tables.port.c.network).where(tables.port.c.id == id)).scalar_one()
             networks = objects.with_carriers(connection, [here])
-            while (below := networks.get(networks[here].carrier)) is not None and scope.may_read(below.tenant):
-                here = below.id
-            return int(here)
+            seen = [networks[here]]
+            while (below := networks.get(seen[-1].carrier)) is not None and scope.may_read(below.tenant):
+                seen.append(below)
+            world = feed.world(connection, [row.id for row in seen])
+            if scope.reads is None:
+                return Around(world, id, _names(connection, reader, world), None)
+            # What is below is asked for as what stands on it asks for it: that takes as long however much it is.
+            floor = seen[-1]
+            hosts = {host for port in world.ports_in(floor.id) for host in (port.host, port.other) if host}
+            chain = self._chains.of(connection, {floor.carrier: hosts})[floor.carrier]
+            names = _names(connection, reader, world, hosts if floor.carrier != FABRIC else ())
+            return Around(World(chain.world.values | world.values), id, names, floor.id)
 
     def _reader(self, connection: Connection, scope: Scope = EVERYTHING) -> read.Reader:
         return read.Reader(connection, self.identity, self.heard, self._chains, scope)
@@ -1638,8 +1649,10 @@ def _rows(connection: Connection, kind: str, ids: Collection[int], *columns: str
         yield from connection.execute(query, {"ids": chunk})
 
 
-def _names(connection: Connection, reader: read.Reader, world: World) -> dict[tuple[str, int], str]:
-    """What is in a world by name, paths of networks and ports."""
+def _names(
+    connection: Connection, reader: read.Reader, world: World, hosts: Collection[int] = ()
+) -> dict[tuple[str, int], str]:
+    """What is in a world by name, paths of networks and ports; and the names of these host ports, not in it."""
     names: dict[tuple[str, int], str] = {}
     ids: dict[str, set[int]] = defaultdict(set)
     for kind, id in world.values:
@@ -1654,6 +1667,7 @@ def _names(connection: Connection, reader: read.Reader, world: World) -> dict[tu
     names.update({("network", id): path for id, path in paths.items()})
     ports = _rows(connection, "port", ids["port"], "network", "name")
     names.update({("port", row.id): f"{paths[row.network]}/{row.name}" for row in ports})
+    names.update({("port", row.id): row.name for row in _rows(connection, "port", hosts, "name")})
     policies = _rows(connection, "policy", ids["policy"], "spec")
     names.update({("policy", row.id): plan.policy_words(row.spec) for row in policies})
     return names

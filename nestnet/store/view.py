@@ -96,6 +96,18 @@ def leave_all_but(state: State, carriers: Iterable[int], about: Iterable[int]) -
     state.networks.leave_out_all_but(kept)
 
 
+def still(state: State, carriers: Iterable[int], scope: Scope) -> set[int]:
+    """Of these carriers, and what carries them, those that stay as they are whatever this writer wants, down to the
+    machines."""
+    found: set[int] = set()
+    for carrier in carriers:
+        for id in reversed(list(state.below(carrier))):
+            if scope.may_read(state.networks[id].tenant):
+                break
+            found.add(id)
+    return found
+
+
 def granted(state: State, scope: Scope) -> list[GrantRow]:
     """The grants by which a writer's networks may be carried."""
     return [row for row in state.grants.values() if row.tenant is not None and scope.may_write(row.tenant)]
@@ -153,7 +165,8 @@ def graft(
             at[network] = {}
             if network != FABRIC:
                 there = state.networks.carried(network)
-                at[network].update({name: spec_of(row) for name, row in there.items() if row.id not in gone})
+                left = {name: row for name, row in there.items() if row.id not in gone and row.id not in at}
+                at[network].update({name: spec_of(row) for name, row in left.items()})
                 row = state.networks[network]
                 above = within(row.carrier)
                 above[row.name] = spec_of(row).model_copy(update={"networks": at[network]})
