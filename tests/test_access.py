@@ -214,21 +214,20 @@ MACHINES = "401 401 403 403 403 {} 403 403 {} 403 403"
 # acme as a tenant is for those above it; what is called as one of its own is there already.
 ABOVE_ACME = "401 401 403 403 404 403 403 403 412 412 404"
 TAKEN = "401 401 403 409 404 403 403 403 409 409 404"
-NEW = "401 401 403 404 404 403 403 403 404 403 403"
 STALE = OPERATOR.format(412)
 REQUEST = credentials._new_key()[1]
 LINES = ("reference:path", "reference")
 
-OF_GRANTS = "401 401 403 404 404 403 403 403 404 404 404"
+TO_ABSENT = "401 401 403 404 404 403 403 403 404 404 404"
 
 ROWS: dict[tuple[str, str], Row] = {
     ("get", "/v1/grants"): Row("/v1/grants", LISTS),
     ("get", "/v1/grants/{reference}"): Row("/v1/grants/absent", "401 401 404 404 404 403 403 404 404 404 404"),
-    ("post", "/v1/grants"): Row("/v1/grants", OF_GRANTS, {"network": "a", "tenant": "absent"}),
-    ("post", "/v1/invitations"): Row("/v1/invitations", OF_GRANTS, {"network": "absent"}),
-    ("post", "/v1/redeem"): Row("/v1/redeem", OF_GRANTS, {"invitation": "nng_absent", "tenant": "acme"}),
-    ("patch", "/v1/grants/{reference}"): Row("/v1/grants/absent", OF_GRANTS, {"cut": True}),
-    ("delete", "/v1/grants/{reference}"): Row("/v1/grants/absent", OF_GRANTS),
+    ("post", "/v1/grants"): Row("/v1/grants", TO_ABSENT, {"network": "a", "tenant": "absent"}),
+    ("post", "/v1/invitations"): Row("/v1/invitations", TO_ABSENT, {"network": "absent"}),
+    ("post", "/v1/redeem"): Row("/v1/redeem", TO_ABSENT, {"invitation": "nng_absent", "tenant": "acme"}),
+    ("patch", "/v1/grants/{reference}"): Row("/v1/grants/absent", TO_ABSENT, {"cut": True}),
+    ("delete", "/v1/grants/{reference}"): Row("/v1/grants/absent", TO_ABSENT),
     **{("get", f"/v1/{plural}"): Row(f"/v1/{plural}", LISTS) for plural in
        ("machines", "tenants", "networks", "segments", "routers", "links", "ports", "policies")},
     ("get", "/v1/hosts"): Row("/v1/hosts", OF_ACME, query={"network": "a"}),
@@ -257,8 +256,8 @@ ROWS: dict[tuple[str, str], Row] = {
     ("patch", "/v1/machines/{reference}"): Row("/v1/machines/m1", STALE, {"fenced": True}, stale=True),
     ("post", "/v1/plan"): Row("/v1/plan", "401 401 403 200 200 403 403 403 200 200 200", {"manifest": manifest()}),
     ("post", "/v1/apply"): Row("/v1/apply", "401 401 403 200 200 403 403 403 200 200 200", {"manifest": manifest()}),
-    ("post", "/v1/networks"): Row("/v1/networks", NEW, {"name": "n", "carrier": "absent"}),
-    ("post", "/v1/batch"): Row("/v1/batch", NEW, {"name": "n", "carrier": "absent"}),
+    ("post", "/v1/networks"): Row("/v1/networks", TO_ABSENT, {"name": "n", "carrier": "absent"}),
+    ("post", "/v1/batch"): Row("/v1/batch", TO_ABSENT, {"name": "n", "carrier": "absent"}),
     ("get", "/v1/status"): Row("/v1/status", LISTS),
     ("get", "/v1/trace"): Row("/v1/trace", OF_ACME, query={"port": "a/p", "to": "10.0.1.2"}),
     ("get", "/v1/watch"): Row("/v1/watch", OF_ACME, query={"network": "a"}),
