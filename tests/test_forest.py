@@ -283,13 +283,13 @@ def test_what_machines_need_follows(store: Store) -> None:
     """After any changes of carriers, changes since any revision and a snapshot are the same for every machine."""
     forest(store)
     worlds: dict[tuple[str, int], World] = {}
-    concern: dict[tuple[str, int], frozenset[int]] = {}
+    below: dict[tuple[str, int], frozenset[int]] = {}
     for turn in range(7):
         for name in MACHINES:
             row = store.machine_row(name)
             snapshot = store.snapshot_for(row)
             whole = {(kind, id): value for kind, id, value in snapshot.rows if value is not None}
-            concern[name, store.revision] = snapshot.networks
+            below[name, store.revision] = snapshot.below
             for since in range(store.revision - turn, store.revision):
                 known = dict(worlds[name, since].values)
                 batch = store.changes_since(row, since)
@@ -300,7 +300,7 @@ def test_what_machines_need_follows(store: Store) -> None:
                     else:
                         known[kind, id] = value
                 assert known == whole, (name, since, turn)
-                nobody_sleeps(store.touched(since), row, concern[name, since], batch)
+                nobody_sleeps(store.touched(since), row, below[name, since], batch)
             worlds[name, store.revision] = World(whole)
         match turn:
             case 0:

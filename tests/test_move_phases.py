@@ -341,7 +341,7 @@ def test_batches_replayed_are_the_snapshot(seed: int) -> None:
         store.apply(manifest(acme=nested()))
         rows = [store.machine_row(name) for name in MACHINES]
         past: dict[int, dict[int, Held]] = {row: {} for row in rows}
-        concern: dict[tuple[int, int], frozenset[int]] = {}
+        below: dict[tuple[int, int], frozenset[int]] = {}
         for _ in range(14):
             match rng.randrange(5):
                 case 0 | 1:
@@ -362,6 +362,6 @@ def test_batches_replayed_are_the_snapshot(seed: int) -> None:
                     batch = store.changes_since(row, revision)
                     assert batch is not None
                     assert held(batch, was) == held(now), f"{row=} from {revision} to {now.revision}"
-                    nobody_sleeps(store.touched(revision), row, concern[row, revision], batch)
+                    nobody_sleeps(store.touched(revision), row, below[row, revision], batch)
                 past[row][now.revision] = held(now)
-                concern[row, now.revision] = now.networks
+                below[row, now.revision] = now.below

@@ -134,14 +134,14 @@ def test_what_is_told_bit_by_bit_is_what_is_told_at_once(store: Store) -> None:
     rng = random.Random(20261128)
     apply(store, whole())
     known: dict[int, tuple[int, dict[tuple[str, int], Value]]] = {}
-    concern: dict[int, frozenset[int]] = {}
+    below: dict[int, frozenset[int]] = {}
 
     def catch_up() -> None:
         for machine in machines(store):
             if machine not in known:
                 batch = store.snapshot_for(machine)
                 known[machine] = batch.revision, {(k, i): v for k, i, v in batch.rows if v is not None}
-                concern[machine] = batch.networks
+                below[machine] = batch.below
                 continue
             since, have = known[machine]
             changes = store.changes_since(machine, since)
@@ -154,8 +154,8 @@ def test_what_is_told_bit_by_bit_is_what_is_told_at_once(store: Store) -> None:
             known[machine] = changes.revision, have
             now = {(k, i): v for k, i, v in store.snapshot_for(machine).rows}
             assert have == now, (machine, machines(store)[machine])
-            nobody_sleeps(store.touched(since), machine, concern[machine], changes)
-            concern[machine] = changes.networks
+            nobody_sleeps(store.touched(since), machine, below[machine], changes)
+            below[machine] = changes.below
 
     catch_up()
     paths = ["cloud", "cloud/vms", "cloud/vms/deep", "cloud/vms/flat", "cloud/beside"]

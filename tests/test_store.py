@@ -920,7 +920,7 @@ def test_batches_replayed_are_the_snapshot(applies: list[dict[str, Any]], rng: r
     with new_store(CAMPUS) as store:
         rows = [store.machine_row(name) for name in MACHINES]
         past: dict[int, dict[int, Held]] = {row: {} for row in rows}
-        concern: dict[tuple[int, int], frozenset[int]] = {}
+        below: dict[tuple[int, int], frozenset[int]] = {}
         for turn, networks in enumerate([{}, *applies, {}]):
             names = rng.sample(("n1", "n2"), 1) if turn % 3 == 2 else list(networks)
             store.apply(manifest(**{name: networks[name] for name in names if name in networks}), prune=True)
@@ -932,9 +932,9 @@ def test_batches_replayed_are_the_snapshot(applies: list[dict[str, Any]], rng: r
                     batch = store.changes_since(row, revision)
                     assert batch is not None
                     assert held(batch, was) == held(now), f"{row=} from {revision} to {now.revision}"
-                    nobody_sleeps(store.touched(revision), row, concern[row, revision], batch)
+                    nobody_sleeps(store.touched(revision), row, below[row, revision], batch)
                 past[row][now.revision] = held(now)
-                concern[row, now.revision] = now.networks
+                below[row, now.revision] = now.below
 
 
 def test_a_machine_gets_what_it_needs_and_no_more(store: Store) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Collection
 from nestnet.store.feed import Batch, Touched
 
 
-def wakes(touched: Touched | None, machine: int, concern: Collection[int]) -> bool:
-    """Would a machine be woken that follows, and to which these networks were of concern?"""
-    return touched is None or machine in touched.machines or not touched.networks.isdisjoint(concern)
+def wakes(touched: Touched | None, machine: int, below: Collection[int]) -> bool:
+    """Would a machine be woken that follows, and had these networks below it?"""
+    return touched is None or machine in touched.machines or not touched.networks.isdisjoint(below)
 
 
-def nobody_sleeps(touched: Touched | None, machine: int, concern: Collection[int], batch: Batch) -> None:
-    """Whoever is told something was woken, and whoever was not has all it will want to hear of in its concern."""
-    if not wakes(touched, machine, concern):
+def nobody_sleeps(touched: Touched | None, machine: int, below: Collection[int], batch: Batch) -> None:
+    """Whoever is told something was woken, and whoever was not has the same below it."""
+    if not wakes(touched, machine, below):
         assert batch.rows == ()
-        assert batch.networks <= set(concern)
+        assert batch.below == set(below)

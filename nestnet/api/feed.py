@@ -108,7 +108,7 @@ class Stream:
     def __init__(self, base: int | None) -> None:
         self.base = base
         self.stale = True
-        self.places: frozenset[int] = frozenset()
+        self.below: frozenset[int] = frozenset()
         self.event = asyncio.Event()
 
     def wake(self, base: int) -> None:
@@ -119,14 +119,14 @@ class Stream:
 
 
 class Exchange:
-    """Wakes those streams that a commit concerns, and no others: it asks once for all what has changed, and knows of
-    each stream the networks of which a change is its machine's affair. Made, and used, in the event loop."""
+    """Wakes those streams that a commit concerns, and no others: it asks once for all what has changed, and which
+    machines have that. Made, and used, in the event loop."""
 
     def __init__(self, store: Store, bell: Doorbell) -> None:
         self.now, self.bell = store.revision, bell
         self._store = store
         self._identity, self._confirmed = store.identity, store.confirmed
-        self._at: dict[int, set[Stream]] = {}  # by network
+        self._above: dict[int, set[Stream]] = {}  # by network below: few have any but the fabric
         self._of: dict[int, set[Stream]] = {}  # by machine
 
     async def run(self) -> None:
@@ -153,7 +153,7 @@ class Exchange:
             self._identity, self._confirmed = identity, confirmed
             self._wake_all(was)
             return
-        for index, keys in ((self._at, touched.networks), (self._of, touched.machines)):
+        for index, keys in ((self._above, touched.networks), (self._of, touched.machines)):
             for key in keys & index.keys():
                 for stream in index[key]:
                     stream.wake(was)
@@ -166,9 +166,9 @@ class Exchange:
     def join(self, machine: int, stream: Stream) -> None:
         self._of.setdefault(machine, set()).add(stream)
 
-    def place(self, stream: Stream, networks: frozenset[int], revision: int) -> None:
-        """It has all up to this revision, and these networks are its concern from then on."""
-        self._move(stream, networks)
+    def place(self, stream: Stream, below: frozenset[int], revision: int) -> None:
+        """It has all up to this revision, and these networks are below it from then on."""
+        self._move(stream, below)
         stream.base = revision
         if revision < self.now:  # what came meanwhile was not known to be its affair
             stream.event.set()
@@ -181,14 +181,14 @@ class Exchange:
         if not self._of[machine]:
             del self._of[machine]
 
-    def _move(self, stream: Stream, networks: frozenset[int]) -> None:
-        for network in stream.places - networks:
-            self._at[network].discard(stream)
-            if not self._at[network]:
-                del self._at[network]
-        for network in networks - stream.places:
-            self._at.setdefault(network, set()).add(stream)
-        stream.places = networks
+    def _move(self, stream: Stream, below: frozenset[int]) -> None:
+        for network in stream.below - below:
+            self._above[network].discard(stream)
+            if not self._above[network]:
+                del self._above[network]
+        for network in below - stream.below:
+            self._above.setdefault(network, set()).add(stream)
+        stream.below = below
 
 
 async def follow(store: Store, exchange: Exchange, machine: int, token: str | None) -> AsyncGenerator[bytes]:
@@ -213,7 +213,7 @@ async def follow(store: Store, exchange: Exchange, machine: int, token: str | No
                 batch = await run_in_threadpool(_read, store, machine, stream.base, told)
                 if batch.rows or batch.snapshot:  # what others hear does not wait for that
                     line = await run_in_threadpool(_encode, batch, identity, domain)
-                exchange.place(stream, batch.networks, batch.revision)
+                exchange.place(stream, batch.below, batch.revision)
                 gone = any((kind, id, value) == ("machine", machine, None) for kind, id, value in batch.rows)
             due = loop.time() - spoke >= HEARTBEAT or store.confirmed != confirmed
             if line is not None or due or fresh:

@@ -3,22 +3,26 @@
     snapshot    every row
     changes     the rows that differ between two revisions, with what the machine gained or lost by moves
 
-A machine needs all of each network that has a port on it, and of each carrier down to its domain its
-segments, routers, links and policies, and those ports on which the level above lives. That is its *view*:
-network -> ALL, or the ids of the ports it may see. One that is on a host port takes what is carried there for carried
-by the wire, and its like on other host ports for the machines; of what is below it hears nothing but whether that is
-up (rule 25). The view at an earlier revision is worked out from
-the change rows, which keep where each port was; so nothing is remembered for a machine.
+A machine needs all of each network that has a port on it, down to its domain: whatever carries one that has is one of
+them, for it has the port that the port lives on. One that is on a host port takes what is carried there for carried by
+the wire, and its like on other host ports for the machines; of what is below it hears nothing but whether that is up
+(rule 25).
+
+Nothing is remembered for a machine. Change rows keep where each port was, so it can be told of a network whether it was
+there at an earlier revision. Asked are only those that have changed, and what lives on ports of theirs that have moved,
+however many are on the machine.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from ipaddress import ip_address, ip_network
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, func, select, true
 
 from nestnet.model.values import (
     FABRIC,
@@ -50,34 +54,27 @@ from nestnet.store.objects import (
     chunks,
 )
 
-
-class _All:
-    """Every port of a network."""
-
-
-ALL = _All()
-Scope = _All | frozenset[int]
-View = dict[int, Scope]
+View = set[int]  # the networks that a machine has
 Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows that belong together: a value, or None for what is gone. A snapshot has everything. `networks` are those of
-    which a change concerns the machine from then on: see `touched`. `on_machines` are those of the networks of its
-    ports whose hosts are machines, for whom it is told."""
+    """Rows that belong together: a value, or None for what is gone. A snapshot has everything. `below` are the
+    networks that the machine does not have, and a change in which concerns it: see `touched`. `on_machines` are those
+    of the networks of its ports whose hosts are machines, for whom it is told."""
 
     snapshot: bool
     revision: int
     rows: tuple[tuple[str, int, Value | None], ...]
-    networks: frozenset[int]
+    below: frozenset[int]
     on_machines: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Touched:
-    """Whom what has changed up to a revision concerns: machines to which one of these networks is of concern, and these
-    machines, where ports have come."""
+    """Whom what has changed up to a revision concerns: these machines, which have what has changed, or had it, and
+    those that have one of these networks below them."""
 
     revision: int
     networks: frozenset[int]
@@ -86,10 +83,10 @@ class Touched:
 
 def snapshot(connection: Connection, machine: int) -> Batch:
     """Everything that a machine needs."""
-    view = _view(connection, machine, _Past())
-    rows, on_machines = _of_view(connection, view, True)
+    rows, on_machines = _of_networks(connection, _on_machine(connection, machine), True)
     found = tuple((kind, id, value) for (kind, id), value in [*machines(connection, machine), *rows])
-    return Batch(True, objects.current_revision(connection), found, _concern(connection, machine, view), on_machines)
+    revision = objects.current_revision(connection)
+    return Batch(True, revision, found, _below(connection, domain_of(connection, machine)), on_machines)
 
 
 def touched(connection: Connection, since: int) -> Touched | None:
@@ -98,20 +95,41 @@ def touched(connection: Connection, since: int) -> Touched | None:
     if not oldest <= since <= now:
         return None
     c = tables.change.c
-    query = select(c.network, c.kind, c.id, c.whole).where(c.revision > since, c.kind != "tenant")
-    rows = connection.execute(query).all()
-    ports = {row.id for row in rows if row.kind == "port"}
-    ports |= _ports_in(connection, [row.id for row in rows if row.whole]).keys()
-    there = {*objects.machines_of(connection, ports).values(), *objects.machines_of(connection, ports, True).values()}
-    return Touched(now, frozenset(row.network for row in rows), frozenset(there))
+    rows = connection.execute(select(tables.change).where(c.revision > since, c.kind != "tenant")).all()
+    changed = {row.network for row in rows}
+    machines, hosts = set[int](), set[int]()
+    for end, host in _uses(connection, changed):
+        (hosts if end is None else machines).add(host if end is None else end)
+    for row in rows:
+        if row.kind == "port" and row.was_machine is not None:
+            machines |= {row.was_machine, row.was_other} - {None}
+        elif row.kind == "port":
+            hosts |= {row.was_port, row.was_other} - {None}
+    for other in (False, True):
+        machines |= set(objects.machines_of(connection, hosts, other).values()) if hosts else set()
+    return Touched(now, frozenset(changed), frozenset(machines))
 
 
-def _concern(connection: Connection, machine: int, view: View) -> frozenset[int]:
-    """The networks a change in which a machine may have to hear of: what it sees, and its domain, where the rows of
-    machines are. On a host port also what is below that: whether its like are up hangs on it."""
-    domain = domain_of(connection, machine)
-    below = objects.with_carriers(connection, [domain]) if domain != FABRIC else [FABRIC]
-    return frozenset([*view, *below])
+def _uses(connection: Connection, networks: Collection[int]) -> Iterator[tuple[int | None, int]]:
+    """The hosts of these networks: the machine that each is to its agents, None for one that is no machine in its
+    domain; and the host by its row id."""
+    for chunk in chunks(sorted(networks)):
+        for row in connection.execute(_hosts_used(), {"ids": chunk}):
+            on_machine = row.carrier == FABRIC or row.encapsulated
+            yield (row.agent if row.encapsulated else row.host) if on_machine else None, row.host
+
+
+@cache
+def _hosts_used() -> Select[Any]:
+    u, n, m = tables.host_use, tables.network, tables.machine
+    query = select(u.c.host, n.c.carrier, n.c.encapsulated, m.c.id.label("agent")).select_from(u)
+    return query.join(n, n.c.id == u.c.network).outerjoin(m, m.c.port == u.c.host).where(u.c.network.in_(objects.IDS))
+
+
+def _below(connection: Connection, domain: int) -> frozenset[int]:
+    """The domain of a machine, where the rows of machines are. On a host port also what is below that: whether its
+    like are up hangs on it."""
+    return frozenset(objects.with_carriers(connection, [domain]) if domain != FABRIC else [FABRIC])
 
 
 def changes(connection: Connection, machine: int, since: int) -> Batch | None:
@@ -119,9 +137,10 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
     now, oldest = connection.execute(select(tables.revision.c.n, tables.revision.c.oldest)).one()
     if not oldest <= since <= now:
         return None
+    seat = _seat(connection, machine)
+    below = _below(connection, seat.domain)
     if since == now:
-        here = _view(connection, machine, _Past())
-        return Batch(False, now, (), _concern(connection, machine, here), frozenset())
+        return Batch(False, now, (), below, frozenset())
     c = tables.change.c
     moved = connection.execute(select(tables.change).where(c.revision > since).order_by(c.revision, c.seq)).all()
     was = _Past()
@@ -135,23 +154,26 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
             was.ports.setdefault(row.id, _Was(row.network, *there))
         elif row.was_carrier is not None:
             was.carriers.setdefault(row.id, FABRIC if row.was_encapsulated else row.was_carrier)
-    before, after = _view(connection, machine, was), _view(connection, machine, _Past())
+    places = _places(connection, was.ports)
+    gone = [id for id, place in was.ports.items() if places.get(id) != place]
+    asked = set(changed) | _networks_on(connection, gone, was)
+    after = _present(connection, seat, asked, _Past(), places)
+    before = _present(connection, seat, asked - new, was, places)
     wanted: set[Key] = set()
-    for network in before.keys() | after.keys():
-        wanted |= _differing(connection, network, before.get(network), after.get(network), changed[network])
+    for network in before | after:
+        wanted |= _differing(connection, network, network in before, network in after, changed[network])
     told, on_machines = _values(connection, wanted, after)
     values = dict(told)
-    if others := _machines_changed(connection, machine, changed):
+    if others := _machines_changed(connection, seat.domain, changed):
         wanted |= others
         values.update({key: value for key, value in machines(connection, machine) if key in wanted})
     rows = tuple((kind, id, values.get((kind, id))) for kind, id in sorted(wanted))
-    return Batch(False, now, rows, _concern(connection, machine, after), on_machines)
+    return Batch(False, now, rows, below, on_machines)
 
 
-def _machines_changed(connection: Connection, reader: int, changed: Mapping[int, set[Key]]) -> set[Key]:
-    """Those machines of its domain that a machine must hear of. On host ports, those are all of them if one of these
-    ports has changed, or something on their way down."""
-    domain = domain_of(connection, reader)
+def _machines_changed(connection: Connection, domain: int, changed: Mapping[int, set[Key]]) -> set[Key]:
+    """Those machines of a domain that a machine in it must hear of. On host ports, those are all of them if one of
+    these ports has changed, or something on their way down."""
     found = {key for key in changed.get(domain, ()) if key[0] == "machine"}  # Tenants are no agent's affair.
     if domain == FABRIC:
         return found
@@ -170,8 +192,8 @@ def _machines_changed(connection: Connection, reader: int, changed: Mapping[int,
 
 @dataclass(frozen=True)
 class _Past:
-    """What the change rows say about an earlier revision: where ports were, and what carried networks. The oldest
-    change tells."""
+    """What the change rows say about an earlier revision: where ports were, and what carried networks in their domains.
+    The oldest change tells."""
 
     ports: dict[int, _Was] = field(default_factory=dict)
     carriers: dict[int, int] = field(default_factory=dict)
@@ -179,7 +201,8 @@ class _Past:
 
 @dataclass(frozen=True, slots=True)
 class _Was:
-    """Where a port was: on a machine, on a port, or on neither, for it did not exist; where else, while it moved."""
+    """Where a port was, or is: on a machine, on a port, or on neither, for it did not exist; where else, while it
+    moved."""
 
     network: int
     machine: int | None = None
@@ -192,30 +215,54 @@ class _Was:
         return {each for each in (host, self.other) if each is not None} if host is not None else set()
 
 
-def _view(connection: Connection, machine: int, was: _Past) -> View:
-    """What a machine needs; with what was, what it needed then."""
-    view: View = {}
-    here = _ports_on(connection, "machine", [machine], was)
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """A machine in its domain, and the host port that it is on; None: it is on the wire."""
+
+    machine: int
+    domain: int
+    port: int | None
+
+    @property
+    def host(self) -> int:
+        """What the ports of networks at the bottom of its domain live on, if they live here."""
+        return self.machine if self.port is None else self.port
+
+
+def _seat(connection: Connection, machine: int) -> _Seat:
+    c = tables.machine.c
+    row = connection.execute(select(c.domain, c.port).where(c.id == machine)).first()
+    return _Seat(machine, int(row.domain or FABRIC), row.port) if row is not None else _Seat(machine, FABRIC, None)
+
+
+def _on_machine(connection: Connection, machine: int) -> View:
+    """The networks that have ports on a machine."""
+    view = View()
+    here = _ports_on(connection, "machine", [machine], _Past())
     for _ in range(MAX_DEPTH):  # Up: who lives on the ports that live here?
-        view.update(dict.fromkeys(here.values(), ALL))
+        view.update(here.values())
         if not here:
             break
-        here = _ports_on(connection, "port", list(here), was)
-    for network in list(view):  # Down: what carries it, with the hosts that the level above uses.
-        level, used = network, None
-        for _ in range(MAX_DEPTH):
-            carrier = _carrier(connection, level, was)
-            if carrier == FABRIC:
-                break
-            used = _hosts_of(connection, level, was, used)
-            scope = view.get(carrier, frozenset())
-            if not isinstance(scope, _All):
-                view[carrier] = scope | used
-            level = carrier
+        here = _ports_on(connection, "port", list(here), _Past())
     return view
 
 
-def _ports_on(connection: Connection, column: str, hosts: list[int], was: _Past) -> dict[int, int]:
+def _networks_on(connection: Connection, ports: Sequence[int], was: _Past) -> View:
+    """The networks of what lives on these ports, or lived on them, and of what is on that."""
+    view = View()
+    here = list(ports)
+    for _ in range(MAX_DEPTH):
+        if not here:
+            break
+        above = _ports_on(connection, "port", here, _Past())
+        view.update(above.values())
+        then = _ports_on(connection, "port", here, was) if was.ports else {}
+        view.update(then.values())
+        here = sorted({*above, *then})
+    return view
+
+
+def _ports_on(connection: Connection, column: str, hosts: Sequence[int], was: _Past) -> dict[int, int]:
     """Port -> network of the ports on these hosts, machines or ports. One that moves is on two."""
     c = tables.port.c
     found: dict[int, int] = {}
@@ -238,70 +285,88 @@ def _ports_in(connection: Connection, networks: Sequence[int]) -> dict[int, int]
     return found
 
 
-def _hosts_of(connection: Connection, network: int, was: _Past, ports: set[int] | None) -> set[int]:
-    """The hosts of a network's ports, or of these ones."""
-    c = tables.host_use.c
-    moved = {
-        id: place for id, place in was.ports.items() if place.network == network and (ports is None or id in ports)
-    }
-    if ports is None:
-        rows = connection.execute(select(c.host, c.count).where(c.network == network))
-        uses = Counter({row.host: row.count for row in rows})
-        uses.subtract(_hosts_now(connection, list(moved)))
-    else:
-        uses = _hosts_now(connection, sorted(ports - moved.keys()))
-    for place in moved.values():
-        uses.update(place.on("port"))
-    return {host for host, uses_ in uses.items() if uses_ > 0}
-
-
-def _hosts_now(connection: Connection, ports: list[int]) -> Counter[int]:
-    """The hosts that these ports live on, each as often as it is lived on."""
-    p = tables.port.c
-    found: Counter[int] = Counter()
-    # They may be on the wire now, and have been on ports.
-    host, other = func.coalesce(p.host_port, p.host_machine), func.coalesce(p.other_port, p.other_machine)
-    for chunk in chunks(ports):
-        for row in connection.execute(select(host, other).where(p.id.in_(chunk))):
-            found.update(set(row) - {None})
+def _places(connection: Connection, ports: Collection[int]) -> dict[int, _Was]:
+    """Where these ports are; those that are not there are left out."""
+    found: dict[int, _Was] = {}
+    for chunk in chunks(sorted(ports)):
+        for row in connection.execute(_place_of(), {"ids": chunk}):
+            found[row.id] = _Was(row.network, row.host_machine, row.host_port, row.other)
     return found
 
 
-def _carrier(connection: Connection, network: int, was: _Past) -> int:
-    """What carries it within its domain."""
-    if network in was.carriers:
-        return was.carriers[network]
+@cache
+def _place_of() -> Select[Any]:
+    p = tables.port.c
+    other = func.coalesce(p.other_machine, p.other_port).label("other")
+    return select(p.id, p.network, p.host_machine, p.host_port, other).where(p.id.in_(objects.IDS))
+
+
+def _present(
+    connection: Connection, seat: _Seat, networks: Collection[int], was: _Past, places: Mapping[int, _Was]
+) -> View:
+    """Those of these networks that have a port on a machine; with what was, had one then. `places`: where the ports
+    that have moved are now."""
+    carriers, encapsulated = _carriers(connection, networks)
+    then = carriers | {id: was.carriers[id] for id in networks if id in was.carriers}
+    bottom = {id for id in networks if then.get(id) == FABRIC}
+    flat = {id for id in networks if id in then} - bottom
+    # Of what has come from the wire to ports, or back, all ports have moved.
+    same = {id for id in networks if (carriers.get(id) == FABRIC) == (then.get(id) == FABRIC)}
+    uses: dict[int, Counter[int]] = defaultdict(Counter)
+    c = tables.host_use.c
+    ends = {id for id in bottom & same if (id in encapsulated) == (seat.port is not None)}  # of hosts like this one
+    for ids, here in ((ends, c.host == seat.host), (flat & same, true())):
+        for chunk in chunks(sorted(ids)):
+            for row in connection.execute(
+                select(c.network, c.host, c.count.label("ports")).where(c.network.in_(chunk), here)
+            ):
+                uses[row.network][seat.machine if row.network in bottom else row.host] += row.ports
+    for id, place in was.ports.items():
+        if (now := places.get(id)) is not None and now.network in same:
+            uses[now.network].subtract(now.on("machine" if now.network in bottom else "port"))
+        if place.network in networks:
+            uses[place.network].update(place.on("machine" if place.network in bottom else "port"))
+    hosts = {id: {host for host, ports in uses[id].items() if ports > 0} for id in bottom | flat}
+    here_are = _living_on(connection, seat.machine, set().union(*(hosts[id] for id in flat)), was.ports or places)
+    return {id for id in bottom if seat.machine in hosts[id]} | {id for id in flat if hosts[id] & here_are}
+
+
+def _living_on(connection: Connection, machine: int, ports: Collection[int], known: Mapping[int, _Was]) -> set[int]:
+    """Those of these ports that live on a machine, or on what lives there. `known`: where some are, or were."""
+    places: dict[int, _Was] = {}
+    levels = [set(ports)]
+    while levels[-1]:
+        told = {id: known[id] for id in levels[-1] if id in known}
+        found = told | _places(connection, levels[-1] - told.keys())
+        places |= found
+        levels.append({host for place in found.values() for host in place.on("port")} - places.keys())
+    here = {id for id, place in places.items() if machine in place.on("machine")}
+    for level in reversed(levels):
+        here |= {id for id in level if id in places and not here.isdisjoint(places[id].on("port"))}
+    return here
+
+
+def _carriers(connection: Connection, networks: Collection[int]) -> tuple[dict[int, int], set[int]]:
+    """What carries these networks within their domains, and which of them are encapsulated."""
     n = tables.network.c
-    row = connection.execute(select(n.carrier, n.encapsulated).where(n.id == network)).one()
-    return FABRIC if row.encapsulated else int(row.carrier)
+    found: dict[int, int] = {}
+    encapsulated: set[int] = set()
+    for chunk in chunks(sorted(networks)):
+        for row in connection.execute(select(n.id, n.carrier, n.encapsulated).where(n.id.in_(chunk), n.id != FABRIC)):
+            found[row.id] = FABRIC if row.encapsulated else int(row.carrier)
+            encapsulated |= {row.id} if row.encapsulated else set()
+    return found, encapsulated
 
 
-def _differing(
-    connection: Connection, network: int, old: Scope | None, new: Scope | None, changed: set[Key]
-) -> set[Key]:
-    """The keys of a network that a machine must hear of."""
-    ports = _port_keys(connection, network) if isinstance(old, _All) != isinstance(new, _All) else set()
-    was, now = _within(old, ports), _within(new, ports)
+def _differing(connection: Connection, network: int, old: bool, new: bool, changed: set[Key]) -> set[Key]:
+    """The keys of a network, which a machine had or has, of which it must hear."""
     changed = {key for key in changed if key[0] != "machine"}  # of what is on its ports
-    if old is None or new is None:
-        keys = changed | _other_keys(connection, network) | was | now
-    else:
-        keys = {key for key in changed if key[0] != "port"} | (was ^ now)
-    if old is None:
-        return {key for key in keys if key[0] != "port"} | now
-    if isinstance(old, _All) or isinstance(new, _All):
-        return keys | {key for key in changed if key[0] == "port"}
-    return keys | {key for key in changed if key in was | now}
-
-
-def _within(scope: Scope | None, ports: set[Key]) -> set[Key]:
-    if scope is None:
-        return set()
-    return ports if isinstance(scope, _All) else {("port", id) for id in scope}
-
-
-def _port_keys(connection: Connection, network: int) -> set[Key]:
-    return {("port", id) for id in connection.scalars(select(tables.port.c.id).where(tables.port.c.network == network))}
+    if old and new:
+        return changed
+    ports = {("port", id) for id in _ports_in(connection, [network])}
+    keys = changed | _other_keys(connection, network) | ports
+    # What it gets has no ports that are gone.
+    return keys if old else {key for key in keys if key[0] != "port"} | ports
 
 
 def _other_keys(connection: Connection, network: int) -> set[Key]:
@@ -319,18 +384,16 @@ Told = tuple[list[tuple[Key, Value]], frozenset[int]]
 """Values, and those of the networks of ports among them whose hosts are machines."""
 
 
-def _of_view(connection: Connection, view: View, for_agent: bool) -> Told:
-    every = list(view)
-    whole = [network for network, scope in view.items() if isinstance(scope, _All)]
-    some = sorted(id for scope in view.values() if not isinstance(scope, _All) for id in scope)
+def _of_networks(connection: Connection, networks: Iterable[int], for_agent: bool) -> Told:
+    """Everything that is in these networks."""
+    ids = sorted(networks)
     rows: list[Row] = [
-        *objects.networks(connection, "id", every),
-        *objects.segments(connection, "network", every),
-        *objects.routers(connection, "network", every),
-        *objects.links(connection, "network", every),
-        *objects.ports(connection, "network", whole),
-        *objects.ports(connection, "id", some),
-        *objects.policies(connection, "network", every),
+        *objects.networks(connection, "id", ids),
+        *objects.segments(connection, "network", ids),
+        *objects.routers(connection, "network", ids),
+        *objects.links(connection, "network", ids),
+        *objects.ports(connection, "network", ids),
+        *objects.policies(connection, "network", ids),
     ]
     told = Teller(connection, rows, for_agent)
     return [((row.kind, row.id), told.value(row)) for row in rows], told.on_machines
@@ -349,7 +412,7 @@ def _values(connection: Connection, keys: set[Key], view: View) -> Told:
         *objects.ports(connection, "id", ids["port"]),
         *objects.policies(connection, "id", ids["policy"]),
     ]
-    rows = [row for row in rows if _sees(view, row)]
+    rows = [row for row in rows if row.network in view]
     told = Teller(connection, rows, True)
     return [((row.kind, row.id), told.value(row)) for row in rows], told.on_machines
 
@@ -383,13 +446,6 @@ class Teller:
         if isinstance(value, Port):
             return replace(value, host=self._machines[value.host], other=self._machines.get(value.other, 0))
         return value
-
-
-def _sees(view: View, row: Row) -> bool:
-    scope = view.get(row.network)
-    if scope is None:
-        return False
-    return isinstance(scope, _All) or not isinstance(row, PortRow) or row.id in scope
 
 
 def domain_of(connection: Connection, machine: int) -> int:
@@ -488,5 +544,4 @@ def network_mtu(row: NetworkRow, left: int) -> int:
 
 def world(connection: Connection, networks: Iterable[int]) -> World:
     """All that decides what happens to packets in these networks: what the machines know that hold their ports."""
-    view: View = dict.fromkeys(networks, ALL)
-    return World(dict([*machines(connection, 0), *_of_view(connection, view, False)[0]]))
+    return World(dict([*machines(connection, 0), *_of_networks(connection, networks, False)[0]]))
