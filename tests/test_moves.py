@@ -36,6 +36,7 @@ ROUNDS = int(os.environ.get("NESTNET_MOVES", "1"))  # there and back at each lev
 PACE = 0.001  # seconds from one packet of a flow to the next
 LOSS = 0.010  # seconds
 ALL = 3  # ETH_P_ALL
+SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>
 MOVES = [("acme/h1", "m3", "m1"), ("acme/mid/g1", "h3", "h1"), ("acme/mid/top/x", "g3", "g1")]
 
 FILE = """
@@ -132,6 +133,8 @@ class Traffic:
             found = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
             found.setblocking(False)
             found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            # While others keep the CPUs busy what is sent may wait, hundreds of packets of it.
+            found.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 22)
             found.bind((address, 5000))
             return found
 
