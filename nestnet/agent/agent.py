@@ -34,8 +34,9 @@ from nestnet.agent.metrics import Measured, serve
 from nestnet.agent.moves import Moves
 from nestnet.agent.relay import Relay
 from nestnet.compile.compiler import compile
-from nestnet.compile.diff import Bump, Epoch, diff
-from nestnet.compile.slots import Slots, assign, slots_of
+from nestnet.compile.diff import Action, Bump, Epoch, applied, diff
+from nestnet.compile.part import parts
+from nestnet.compile.slots import Slots, assign, assign_in, slots_of
 from nestnet.compile.tables import TABLES, Tables
 from nestnet.model.errors import NestnetError, Unreachable
 from nestnet.model.reasons import NAMES
@@ -239,7 +240,6 @@ class Agent:
     inquiries: Inquiries
     moves: Moves
     relay: Relay | None = None
-    have: Tables = field(init=False)
     slots: Slots = field(init=False)
     realised: int | str = 0
     problems: list[str] = field(default_factory=list)
@@ -259,7 +259,9 @@ class Agent:
     _nics: dict[str, links.Link] = field(default_factory=dict)
     _nic: int = 0
     _warnings: list[str] = field(default_factory=list)  # what is wrong, but nothing that a turn could not do without
-    _failed: bool = False  # the last turn left something undone
+    _failed: bool = True  # the last turn left something undone, or there was none
+    _have: Tables = field(init=False)  # the tables as they were, and what was done to them since
+    _done: list[Action] = field(default_factory=list)
     _want: tuple[World, dict[int, Attachment]] | None = None  # the attachments that a world has here
     _ends: dict[int, links.Link] = field(default_factory=dict)
     _attached: dict[int, ProgramName] = field(init=False)
@@ -277,10 +279,21 @@ class Agent:
 
     def __post_init__(self) -> None:
         # The kernel is the memory: after a restart the first diff is against what is really there.
-        self.have = self.kernel.read()
-        self.slots = slots_of(self.have)
+        self._read()
         self._attached = dict(self.kernel.attached())
         self._tags = set(self.kernel.attached(egress=True))
+
+    @property
+    def have(self) -> Tables:
+        """The tables as this agent left them."""
+        if self._done:
+            self._have, self._done = applied(self._have, self._done), []
+        return self._have
+
+    def _read(self) -> None:
+        """Find out what is really there."""
+        self._have, self._done = self.kernel.read(), []
+        self.slots = slots_of(self._have)
 
     def converge(self, desired: Desired) -> None:
         """One turn: make it so. Cheap when neither the wish nor the links have changed since the last."""
@@ -411,8 +424,7 @@ class Agent:
             self._world, self._ends, self._nic, self._trunked = world, ends, nic, self._trunks
         except (OSError, NestnetError) as error:
             problems.append(str(error))
-            self.have = self.kernel.read()  # some of the actions may be done
-            self.slots = slots_of(self.have)
+            self._read()  # some of the actions may be done
             self._secure(
                 self._ends, problems, every=True
             )  # what is open stays secured, whatever is in the way of the rest
@@ -438,16 +450,29 @@ class Agent:
         return found
 
     def _write(self, world: World, ends: Mapping[int, links.Link], nic: int) -> None:
-        """The tables, where anything is another than before."""
+        """The tables, where anything is another than before: in the part that has changed, if this machine itself is as
+        it was, and all that was to be done was done."""
         known = {port: end.index for port, end in self._ends.items()}
         ready = {port: end.index for port, end in ends.items()}
+        ways = {on: (link.index, int(link.mac.replace(":", ""), 16)) for on, link in self._trunks.items()}
         moved = nic != self._nic or self._trunks != self._trunked
-        if world is not self._world or ready != known or self._failed or moved:
+        moved = moved or world.machines.get(self.machine) != self._world.machines.get(self.machine)
+        if self._failed or moved:
             slots = assign(self.slots, world)
-            ways = {on: (link.index, int(link.mac.replace(":", ""), 16)) for on, link in self._trunks.items()}
             tables = compile(world, self.machine, ready, nic, slots, ways)
             self.kernel.apply(diff(self.have, tables))
-            self.have, self.slots = tables, slots
+            self._have, self._done = tables, []
+        elif world is not self._world or ready != known:
+            others = [port for port in known.keys() | ready.keys() if known.get(port) != ready.get(port)]
+            old, new = parts(self._world, world, self.machine, others)
+            slots = assign_in(self.slots, old, new)
+            before = compile(old, self.machine, known, nic, self.slots, ways)
+            actions = diff(before, compile(new, self.machine, ready, nic, slots, ways))
+            self.kernel.apply(actions)
+            self._done += actions
+        else:
+            return
+        self.slots = slots
 
     def _end_relays(self, want: Mapping[int, Attachment]) -> None:
         """Of ports that lose theirs: while our ends have the address, so that who is connected hears of it."""

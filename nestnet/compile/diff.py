@@ -11,12 +11,13 @@ An action is a value: it can be printed, counted, tested and sent. The order (DE
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from nestnet.compile.tables import OWNER_PORT, OWNER_ROUTER, PORT, Rows, Tables
+from nestnet.compile.tables import OWNER_PORT, OWNER_ROUTER, PORT, TABLES, Rows, Tables, ordered
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,18 @@ def diff(have: Tables, want: Tables) -> list[Action]:
         actions += [Bump(counter, slots) for counter, slots in _counters(touched, have, want) if len(slots)]
         actions.append(Epoch())
     return actions
+
+
+def applied(have: Tables, actions: Iterable[Action]) -> Tables:
+    """The tables when these actions are done, those that they change in canonical order."""
+    tables = dict(have)
+    for action in actions:
+        if isinstance(action, Put | Delete):
+            keys = action.rows["key"] if isinstance(action, Put) else action.keys
+            rows = tables[action.table]
+            kept = rows[~np.isin(_bytes(rows["key"]), _bytes(keys))]
+            tables[action.table] = np.concatenate([kept, action.rows]) if isinstance(action, Put) else kept
+    return {name: rows if rows is have[name] else ordered(TABLES[name], rows) for name, rows in tables.items()}
 
 
 def _counters(touched: Tables, have: Tables, want: Tables) -> list[tuple[str, npt.NDArray[np.uint32]]]:

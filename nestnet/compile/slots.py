@@ -7,7 +7,7 @@ assignment: in between, rows that still point to it find nobody there, and never
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nestnet.compile.tables import LINK_BACK, LINK_FORTH, MACHINE, PORT_IN, PORT_OUT, Tables
@@ -68,19 +68,35 @@ def wanted(world: World) -> Iterable[Key]:
 def assign(slots: Slots, world: World) -> Slots:
     """Keep the slot of all that stays, give the lowest that nobody had to all that is new."""
     want = set(wanted(world))
-    kept = {key: slot for key, slot in slots.of.items() if key in want}
+    return _assigned(slots, slots.of.keys() - want, want - slots.of.keys())
+
+
+def assign_in(slots: Slots, old: World, new: World) -> Slots:
+    """The same, when what has slots was the one part of a world and is the other: see part.py."""
+    had, want = set(wanted(old)), set(wanted(new))
+    return _assigned(slots, had - want, want - had)
+
+
+def _assigned(slots: Slots, gone: Collection[Key], added: Collection[Key]) -> Slots:
+    if not gone and not added:
+        return slots
+    of = dict(slots.of)
+    for key in gone:
+        del of[key]
     used: dict[str, set[int]] = {}
-    for (kind, _), slot in slots.of.items():  # also those just left: see above
-        used.setdefault(SPACES[kind], set()).add(slot)
-    following = dict.fromkeys(SPACES.values(), 1)
-    for key in sorted(want - kept.keys()):
+    spaces = {SPACES[kind] for kind, _ in added}
+    for (kind, _), slot in slots.of.items() if spaces else ():  # also those just left: see above
+        if (space := SPACES[kind]) in spaces:
+            used.setdefault(space, set()).add(slot)
+    following = dict.fromkeys(spaces, 1)
+    for key in sorted(added):
         space = SPACES[key[0]]
         slot, taken = following[space], used.get(space, ())
         while slot in taken:
             slot += 1
-        kept[key] = slot
+        of[key] = slot
         following[space] = slot + 1
-    return Slots(kept)
+    return Slots(of)
 
 
 def slots_of(tables: Tables) -> Slots:
