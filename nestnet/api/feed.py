@@ -21,7 +21,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -30,7 +30,7 @@ from nestnet.model.errors import Conflict
 from nestnet.model.renumber import renumbered
 from nestnet.model.values import FABRIC, Port, Value
 from nestnet.model.wire import to_wire
-from nestnet.store.feed import Batch
+from nestnet.store.feed import Batch, Touched
 from nestnet.store.identity import Identity
 from nestnet.store.store import Store
 
@@ -102,19 +102,30 @@ class Followers:
                 self._store.heard.leave(machine)
 
 
+class Given(NamedTuple):
+    """A batch, and its line."""
+
+    batch: Batch
+    line: dict[str, Any] | None
+
+
 class Stream:
     """One that follows the feed of a machine: what it has is as of `base`, unless it is not `stale`; then as of now."""
 
     def __init__(self, base: int | None) -> None:
         self.base = base
         self.stale = True
+        self.given: Given | None = None  # what it has to hear since `base`, if that was read for all
         self.below: frozenset[int] = frozenset()
         self.event = asyncio.Event()
 
-    def wake(self, base: int) -> None:
+    def wake(self, base: int, given: Given | None = None) -> None:
         """There is news since this revision, if it has not read that already."""
         if not self.stale:
             self.stale, self.base = True, max(base, self.base or 0)
+            self.given = given if self.base == base else None
+        else:
+            self.given = None
         self.event.set()
 
 
@@ -128,6 +139,7 @@ class Exchange:
         self._identity, self._confirmed = store.identity, store.confirmed
         self._above: dict[int, set[Stream]] = {}  # by network below: few have any but the fabric
         self._of: dict[int, set[Stream]] = {}  # by machine
+        self._alike: set[int] = set()  # machines that are told rows as the store has them
 
     async def run(self) -> None:
         """Follow the doorbell until it is closed."""
@@ -147,24 +159,42 @@ class Exchange:
     async def _look(self) -> None:
         store = self._store
         identity, confirmed = store.identity, store.confirmed
-        touched = await run_in_threadpool(store.touched, self.now)
+        touched, given = await run_in_threadpool(self._news, store, self.now, frozenset(self._alike))
         was, self.now = self.now, touched.revision if touched is not None else store.revision
         if touched is None or identity is not self._identity or confirmed != self._confirmed:
             self._identity, self._confirmed = identity, confirmed
             self._wake_all(was)
             return
-        for index, keys in ((self._above, touched.networks), (self._of, touched.machines)):
-            for key in keys & index.keys():
-                for stream in index[key]:
-                    stream.wake(was)
+        for network in touched.networks & self._above.keys():
+            for stream in self._above[network]:
+                stream.wake(was)
+        for machine in touched.machines & self._of.keys():
+            for stream in self._of[machine]:
+                stream.wake(was, given.get(machine))
+
+    @staticmethod
+    def _news(store: Store, since: int, alike: frozenset[int]) -> tuple[Touched | None, dict[int, Given]]:
+        """Whom it concerns, and what those have to hear whose rows are the store's own: read once for all of them."""
+        touched = store.touched(since)
+        if touched is None or FABRIC in touched.networks:
+            return touched, {}
+        identity = store.identity
+        batches = store.changes_for(touched.machines & alike, since) or {}
+        lines: dict[int, dict[str, Any] | None] = {}
+        for batch in batches.values():
+            if id(batch) not in lines:
+                lines[id(batch)] = _encode(batch, identity, FABRIC) if batch.rows else None
+        return touched, {machine: Given(batch, lines[id(batch)]) for machine, batch in batches.items()}
 
     def _wake_all(self, base: int) -> None:
         for streams in self._of.values():
             for stream in streams:
                 stream.wake(base)
 
-    def join(self, machine: int, stream: Stream) -> None:
+    def join(self, machine: int, domain: int, stream: Stream) -> None:
         self._of.setdefault(machine, set()).add(stream)
+        if domain == FABRIC:
+            self._alike.add(machine)
 
     def place(self, stream: Stream, below: frozenset[int], revision: int) -> None:
         """It has all up to this revision, and these networks are below it from then on."""
@@ -180,6 +210,7 @@ class Exchange:
         self._of[machine].discard(stream)
         if not self._of[machine]:
             del self._of[machine]
+            self._alike.discard(machine)
 
     def _move(self, stream: Stream, below: frozenset[int]) -> None:
         for network in stream.below - below:
@@ -202,17 +233,21 @@ async def follow(store: Store, exchange: Exchange, machine: int, token: str | No
     stream = Stream(identity.unseal(token, sealed_for(domain)) if token is not None else None)
     fresh = stream.base is None
     spoke = 0.0
-    exchange.join(machine, stream)
+    exchange.join(machine, domain, stream)
     try:
         while not exchange.bell.closed:
             stream.event.clear()
             if store.identity is not identity:  # Restored: what it had, it had from another store.
-                identity, stream.base, stream.stale = store.identity, None, True
+                identity, stream.base, stream.stale, stream.given = store.identity, None, True, None
             line, gone = None, False
             if stream.stale:
-                batch = await run_in_threadpool(_read, store, machine, stream.base, told)
-                if batch.rows or batch.snapshot:  # what others hear does not wait for that
-                    line = await run_in_threadpool(_encode, batch, identity, domain)
+                given, stream.given = stream.given, None
+                if given is None:
+                    batch = await run_in_threadpool(_read, store, machine, stream.base, told)
+                    if batch.rows or batch.snapshot:  # what others hear does not wait for that
+                        line = await run_in_threadpool(_encode, batch, identity, domain)
+                else:
+                    batch, line = given
                 exchange.place(stream, batch.below, batch.revision)
                 gone = any((kind, id, value) == ("machine", machine, None) for kind, id, value in batch.rows)
             due = loop.time() - spoke >= HEARTBEAT or store.confirmed != confirmed
@@ -287,7 +322,8 @@ def _encode(batch: Batch, identity: Identity, domain: int) -> dict[str, Any]:
         return renumbered(value, number, "machine" if is_on_machine else "port")
 
     rows = ((kind, number(kind, id), value and to_wire(told(value))) for kind, id, value in batch.rows)
-    return {"snapshot": batch.snapshot, "rows": [{"kind": kind, "id": id, "value": value} for kind, id, value in rows]}
+    told_of = [{"kind": kind, "id": id, "value": value} for kind, id, value in rows]
+    return {"snapshot": batch.snapshot, "rows": msgspec.Raw(msgspec.json.encode(told_of))}
 
 
 def _line(data: dict[str, Any]) -> bytes:

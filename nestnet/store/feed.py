@@ -20,9 +20,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, func, select, true
+from sqlalchemy import Connection, Select, bindparam, func, select
 
 from nestnet.model.values import (
     FABRIC,
@@ -91,11 +91,10 @@ def snapshot(connection: Connection, machine: int) -> Batch:
 
 def touched(connection: Connection, since: int) -> Touched | None:
     """What has changed since a revision, for all machines at once; None if that is too long ago or yet to come."""
-    now, oldest = connection.execute(select(tables.revision.c.n, tables.revision.c.oldest)).one()
+    now, oldest = connection.execute(_revisions()).one()
     if not oldest <= since <= now:
         return None
-    c = tables.change.c
-    rows = connection.execute(select(tables.change).where(c.revision > since, c.kind != "tenant")).all()
+    rows = [row for row in connection.execute(_moved(), {"since": since}) if row.kind != "tenant"]
     changed = {row.network for row in rows}
     machines, hosts = set[int](), set[int]()
     for end, host in _uses(connection, changed):
@@ -132,17 +131,17 @@ def _below(connection: Connection, domain: int) -> frozenset[int]:
     return frozenset(objects.with_carriers(connection, [domain]) if domain != FABRIC else [FABRIC])
 
 
-def changes(connection: Connection, machine: int, since: int) -> Batch | None:
-    """What a machine that has realised `since` needs to know; None if that is too long ago or yet to come."""
-    now, oldest = connection.execute(select(tables.revision.c.n, tables.revision.c.oldest)).one()
+def changes(connection: Connection, machines: Collection[int], since: int) -> dict[int, Batch] | None:
+    """What machines that have realised `since` need to know, by machine; None if that is too long ago or yet to come.
+    What several need is read once, and is the same tuple of rows."""
+    now, oldest = connection.execute(_revisions()).one()
     if not oldest <= since <= now:
         return None
-    seat = _seat(connection, machine)
-    below = _below(connection, seat.domain)
+    seats = _seats(connection, machines)
+    below = {domain: _below(connection, domain) for domain in {seat.domain for seat in seats}}
     if since == now:
-        return Batch(False, now, (), below, frozenset())
-    c = tables.change.c
-    moved = connection.execute(select(tables.change).where(c.revision > since).order_by(c.revision, c.seq)).all()
+        return {seat.machine: Batch(False, now, (), below[seat.domain], frozenset()) for seat in seats}
+    moved = connection.execute(_moved(), {"since": since}).all()
     was = _Past()
     changed: dict[int, set[Key]] = defaultdict(set)
     new = {row.id for row in moved if row.whole}  # What is in them was nowhere then.
@@ -157,18 +156,48 @@ def changes(connection: Connection, machine: int, since: int) -> Batch | None:
     places = _places(connection, was.ports)
     gone = [id for id, place in was.ports.items() if places.get(id) != place]
     asked = set(changed) | _networks_on(connection, gone, was)
-    after = _present(connection, seat, asked, _Past(), places)
-    before = _present(connection, seat, asked - new, was, places)
+    carriers = _carriers(connection, asked)
+    after = _present(connection, seats, asked, carriers, _Past(), places)
+    before = after
+    if gone or was.carriers or new:
+        before = _present(connection, seats, asked - new, carriers, was, places)
+    found: dict[int, Batch] = {}
+    read: dict[Any, Batch] = {}
+    for seat in seats:
+        had, has = before[seat.machine], after[seat.machine]
+        own = seat.machine if ("machine", seat.machine) in changed[seat.domain] else None  # it knows more of itself
+        alike = (seat.domain, own, frozenset(had), frozenset(has))
+        if alike not in read:
+            rows, on_machines = _news(connection, seat, had, has, changed)
+            read[alike] = Batch(False, now, rows, below[seat.domain], on_machines)
+        found[seat.machine] = read[alike]
+    return found
+
+
+def _news(
+    connection: Connection, seat: _Seat, had: View, has: View, changed: Mapping[int, set[Key]]
+) -> tuple[tuple[tuple[str, int, Value | None], ...], frozenset[int]]:
+    """The rows for a machine that had these networks and has those."""
     wanted: set[Key] = set()
-    for network in before | after:
-        wanted |= _differing(connection, network, network in before, network in after, changed[network])
-    told, on_machines = _values(connection, wanted, after)
+    for network in had | has:
+        wanted |= _differing(connection, network, network in had, network in has, changed[network])
+    told, on_machines = _values(connection, wanted, has)
     values = dict(told)
     if others := _machines_changed(connection, seat.domain, changed):
         wanted |= others
-        values.update({key: value for key, value in machines(connection, machine) if key in wanted})
-    rows = tuple((kind, id, values.get((kind, id))) for kind, id in sorted(wanted))
-    return Batch(False, now, rows, below, on_machines)
+        values.update({key: value for key, value in machines(connection, seat.machine) if key in wanted})
+    return tuple((kind, id, values.get((kind, id))) for kind, id in sorted(wanted)), on_machines
+
+
+@cache
+def _revisions() -> Select[Any]:
+    return select(tables.revision.c.n, tables.revision.c.oldest)
+
+
+@cache
+def _moved() -> Select[Any]:
+    c = tables.change.c
+    return select(tables.change).where(c.revision > bindparam("since")).order_by(c.revision, c.seq)
 
 
 def _machines_changed(connection: Connection, domain: int, changed: Mapping[int, set[Key]]) -> set[Key]:
@@ -229,10 +258,19 @@ class _Seat:
         return self.machine if self.port is None else self.port
 
 
-def _seat(connection: Connection, machine: int) -> _Seat:
+def _seats(connection: Connection, machines: Collection[int]) -> list[_Seat]:
+    """Of these machines; one that is not there any more is on the wire."""
+    found = {id: _Seat(id, FABRIC, None) for id in machines}
+    for chunk in chunks(sorted(machines)):
+        for row in connection.execute(_seats_of(), {"ids": chunk}):
+            found[row.id] = _Seat(row.id, int(row.domain or FABRIC), row.port)
+    return list(found.values())
+
+
+@cache
+def _seats_of() -> Select[Any]:
     c = tables.machine.c
-    row = connection.execute(select(c.domain, c.port).where(c.id == machine)).first()
-    return _Seat(machine, int(row.domain or FABRIC), row.port) if row is not None else _Seat(machine, FABRIC, None)
+    return select(c.id, c.domain, c.port).where(c.id.in_(objects.IDS))
 
 
 def _on_machine(connection: Connection, machine: int) -> View:
@@ -302,37 +340,58 @@ def _place_of() -> Select[Any]:
 
 
 def _present(
-    connection: Connection, seat: _Seat, networks: Collection[int], was: _Past, places: Mapping[int, _Was]
-) -> View:
-    """Those of these networks that have a port on a machine; with what was, had one then. `places`: where the ports
-    that have moved are now."""
-    carriers, encapsulated = _carriers(connection, networks)
-    then = carriers | {id: was.carriers[id] for id in networks if id in was.carriers}
+    connection: Connection,
+    seats: Sequence[_Seat],
+    networks: Collection[int],
+    carriers: Mapping[int, _Carrier],
+    was: _Past,
+    places: Mapping[int, _Was],
+) -> dict[int, View]:
+    """Those of these networks that have a port on a machine, by machine; with what was, had one then. `carriers` are
+    what carries them now, `places` where the ports that have moved are now."""
+    then = {id: carrier.id for id, carrier in carriers.items()} | was.carriers
     bottom = {id for id in networks if then.get(id) == FABRIC}
     flat = {id for id in networks if id in then} - bottom
     # Of what has come from the wire to ports, or back, all ports have moved.
-    same = {id for id in networks if (carriers.get(id) == FABRIC) == (then.get(id) == FABRIC)}
+    same = {id for id in networks if id in carriers and (carriers[id].id == FABRIC) == (id in bottom)}
     uses: dict[int, Counter[int]] = defaultdict(Counter)
-    c = tables.host_use.c
-    ends = {id for id in bottom & same if (id in encapsulated) == (seat.port is not None)}  # of hosts like this one
-    for ids, here in ((ends, c.host == seat.host), (flat & same, true())):
-        for chunk in chunks(sorted(ids)):
-            for row in connection.execute(
-                select(c.network, c.host, c.count.label("ports")).where(c.network.in_(chunk), here)
-            ):
-                uses[row.network][seat.machine if row.network in bottom else row.host] += row.ports
+    wire = {seat.machine: seat.machine for seat in seats if seat.port is None}
+    on_ports = {seat.port: seat.machine for seat in seats if seat.port is not None}
+    ends = {id for id in bottom & same if carriers[id].encapsulated}
+    for ids, hosts in ((bottom & same - ends, wire), (ends, on_ports)):
+        for row in _counts(connection, ids, hosts):
+            uses[row.network][hosts[row.host]] += row.ports
+    for row in _counts(connection, flat & same):
+        uses[row.network][row.host] += row.ports
     for id, place in was.ports.items():
         if (now := places.get(id)) is not None and now.network in same:
             uses[now.network].subtract(now.on("machine" if now.network in bottom else "port"))
         if place.network in networks:
             uses[place.network].update(place.on("machine" if place.network in bottom else "port"))
-    hosts = {id: {host for host, ports in uses[id].items() if ports > 0} for id in bottom | flat}
-    here_are = _living_on(connection, seat.machine, set().union(*(hosts[id] for id in flat)), was.ports or places)
-    return {id for id in bottom if seat.machine in hosts[id]} | {id for id in flat if hosts[id] & here_are}
+    used = {id: {host for host, ports in uses[id].items() if ports > 0} for id in bottom | flat}
+    lives = _living_on(connection, set().union(*(used[id] for id in flat)), was.ports or places)
+    for id in flat:
+        used[id] = set().union(*(lives.get(host, ()) for host in used[id]))
+    return {seat.machine: {id for id, machines in used.items() if seat.machine in machines} for seat in seats}
 
 
-def _living_on(connection: Connection, machine: int, ports: Collection[int], known: Mapping[int, _Was]) -> set[int]:
-    """Those of these ports that live on a machine, or on what lives there. `known`: where some are, or were."""
+def _counts(connection: Connection, networks: Collection[int], hosts: Collection[int] | None = None) -> Iterator[Any]:
+    """How many ports of these networks are on which host, of these."""
+    few = hosts is not None and len(hosts) <= objects.CHUNK
+    for chunk in chunks(sorted(networks)) if hosts is None or hosts else ():
+        rows = connection.execute(_counted(few), {"ids": chunk, **({"hosts": list(hosts or ())} if few else {})})
+        yield from (row for row in rows if hosts is None or row.host in hosts)
+
+
+@cache
+def _counted(few: bool) -> Select[Any]:
+    c = tables.host_use.c
+    query = select(c.network, c.host, c.count.label("ports")).where(c.network.in_(objects.IDS))
+    return query.where(c.host.in_(bindparam("hosts", expanding=True))) if few else query
+
+
+def _living_on(connection: Connection, ports: Collection[int], known: Mapping[int, _Was]) -> dict[int, set[int]]:
+    """The machines at the bottom of these ports, and of those that they live on. `known`: where some are, or were."""
     places: dict[int, _Was] = {}
     levels = [set(ports)]
     while levels[-1]:
@@ -340,22 +399,32 @@ def _living_on(connection: Connection, machine: int, ports: Collection[int], kno
         found = told | _places(connection, levels[-1] - told.keys())
         places |= found
         levels.append({host for place in found.values() for host in place.on("port")} - places.keys())
-    here = {id for id, place in places.items() if machine in place.on("machine")}
+    lives = {id: place.on("machine") for id, place in places.items()}
     for level in reversed(levels):
-        here |= {id for id in level if id in places and not here.isdisjoint(places[id].on("port"))}
-    return here
+        for id in level & places.keys():
+            lives[id] = lives[id].union(*(lives.get(host, ()) for host in places[id].on("port")))
+    return lives
 
 
-def _carriers(connection: Connection, networks: Collection[int]) -> tuple[dict[int, int], set[int]]:
-    """What carries these networks within their domains, and which of them are encapsulated."""
-    n = tables.network.c
-    found: dict[int, int] = {}
-    encapsulated: set[int] = set()
+class _Carrier(NamedTuple):
+    """What carries a network within its domain, and whether the network is encapsulated."""
+
+    id: int
+    encapsulated: bool
+
+
+def _carriers(connection: Connection, networks: Collection[int]) -> dict[int, _Carrier]:
+    found: dict[int, _Carrier] = {}
     for chunk in chunks(sorted(networks)):
-        for row in connection.execute(select(n.id, n.carrier, n.encapsulated).where(n.id.in_(chunk), n.id != FABRIC)):
-            found[row.id] = FABRIC if row.encapsulated else int(row.carrier)
-            encapsulated |= {row.id} if row.encapsulated else set()
-    return found, encapsulated
+        for row in connection.execute(_carriers_of(), {"ids": chunk}):
+            found[row.id] = _Carrier(FABRIC if row.encapsulated else int(row.carrier), bool(row.encapsulated))
+    return found
+
+
+@cache
+def _carriers_of() -> Select[Any]:
+    n = tables.network.c
+    return select(n.id, n.carrier, n.encapsulated).where(n.id.in_(objects.IDS), n.id != FABRIC)
 
 
 def _differing(connection: Connection, network: int, old: bool, new: bool, changed: set[Key]) -> set[Key]:
@@ -429,8 +498,9 @@ class Teller:
             row.id for row in known if row.carrier == FABRIC or (for_agent and row.encapsulated)
         )
         told = {row.id for row in rows if isinstance(row, NetworkRow)}
-        below, fabric = objects.with_carriers(connection, told), objects.fabric(connection)
-        self._left = {network: objects.left_to(below, fabric, network) for network in told}
+        below = objects.with_carriers(connection, told)
+        fabric = objects.fabric(connection) if told else None
+        self._left = {network: objects.left_to(below, fabric, network) for network in told if fabric is not None}
         ports = [row for row in rows if isinstance(row, PortRow)]
         hosts = {each for row in ports if row.network in self._encapsulated for each in (row.host, row.other)}
         self._machines = objects.agents_on(connection, {*hosts, *(row.id for row in ports if row.hosts)})

@@ -1177,7 +1177,13 @@ class Store:
     def changes_since(self, machine: int, revision: int) -> Batch | None:
         """What changed for a machine; None if it has to take a snapshot."""
         with self._database.read() as connection:
-            return feed.changes(connection, machine, revision)
+            found = feed.changes(connection, [machine], revision)
+            return found[machine] if found is not None else None
+
+    def changes_for(self, machines: Collection[int], revision: int) -> Mapping[int, Batch] | None:
+        """What changed for machines, all of whom have that revision; None if they have to take snapshots."""
+        with self._database.read() as connection:
+            return feed.changes(connection, machines, revision)
 
     def touched(self, since: int) -> Touched | None:
         """Whom the feed's changes since a revision concern; None: perhaps everybody."""
