@@ -201,7 +201,7 @@ def test_machines_on_ports_are_told_the_same_by_numbers_of_their_domain(store: S
     seen: dict[tuple[str, int], tuple[str, int, int]] = {}  # what a number stands for, whoever is told
 
     def hear(machine: int, domain: int, batch: feed.Batch, world: dict[Any, Value]) -> None:
-        told = json.loads(json.dumps(_encode(batch, store.identity, domain)["rows"]))
+        told = json.loads(bytes(_encode(batch, store.identity, domain)["rows"]))
         for row, (kind, id, value) in zip(told, batch.rows, strict=True):
             assert row["id"] > 1 << 32, "or one in 2^31"
             assert seen.setdefault((kind, row["id"]), (kind, id, domain)) == (kind, id, domain)
