@@ -289,9 +289,14 @@ def empty() -> Tables:
 
 
 def ordered(table: Table, rows: Rows) -> Rows:
-    """The rows in canonical order: an array's by slot, all others' by the bytes of their keys."""
+    """The rows in canonical order: an array's by slot, all others' by the bytes of their keys. Of several with one key,
+    the last."""
     keys = np.ascontiguousarray(rows["key"])
     if table.key is not None:
         # Bytes of one length: numpy's blindness to trailing zeros in S cannot confuse them.
         keys = keys.view(f"S{table.key.itemsize}")
-    return rows[np.argsort(keys, kind="stable")]
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    last = np.ones(len(keys), bool)
+    last[:-1] = keys[1:] != keys[:-1]
+    return rows[order[last]]
