@@ -12,9 +12,11 @@ machines remember stays. To look for longer, or again:
 from __future__ import annotations
 
 import os
+import random
 from collections import Counter
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
 from strategies import (
@@ -34,7 +36,7 @@ from strategies import (
 from nestnet.compile.compiler import compile
 from nestnet.compile.routes import routes_of
 from nestnet.compile.slots import Slots, assign, slots_of
-from nestnet.compile.tables import Tables
+from nestnet.compile.tables import TABLES, Table, Tables, ordered
 from nestnet.datapath.reference import Fabric, Key
 from nestnet.model import bootstrap, meaning
 from nestnet.model.domains import Agent, agent, domain, within
@@ -224,6 +226,16 @@ def test_slots_are_found_again_in_the_tables(world: World) -> None:
     slots = assign(Slots(), world)
     for machine in world.machines:
         assert slots_of(compile(world, machine, {}, 2, slots)) == slots
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_of_rows_with_one_key_the_last_counts(table: Table) -> None:
+    rows = np.frombuffer(random.Random(5).randbytes(300 * table.row.itemsize), table.row).copy()
+    rows["key"] = rows["key"][np.arange(len(rows)) % 7]
+    found = ordered(table, rows)
+    assert sorted(row.tobytes() for row in found) == sorted(row.tobytes() for row in rows[-7:])
+    assert ordered(table, rows[-7:]).tobytes() == found.tobytes()
+    assert len(ordered(table, rows[:0])) == 0
 
 
 @equality

@@ -56,7 +56,8 @@ def compile(
     """The tables of `machine`. `attachments` says on which ifindex the workload of a port hangs here,
     `underlay` is the ifindex of the NIC; `slots` has a slot for everything in the world; `trunks` are those of this
     machine's that are there."""
-    return _Compiler(world, machine, attachments, underlay, slots, trunks).tables()
+    # A world of its own: what is found by that, and by nobody else, is gone when this is done.
+    return _Compiler(World(world.values), machine, attachments, underlay, slots, trunks).tables()
 
 
 def packed(address: Address) -> bytes:
