@@ -12,11 +12,10 @@ machines remember stays. To look for longer, or again:
 from __future__ import annotations
 
 import os
-import random
 from collections import Counter
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, cast
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
 from strategies import (
@@ -33,16 +32,16 @@ from strategies import (
     worlds,
 )
 
-from nestnet.compile.compiler import compile
+from nestnet.compile.compiler import compile, packed
 from nestnet.compile.routes import routes_of
 from nestnet.compile.slots import Slots, assign, slots_of
-from nestnet.compile.tables import TABLES, Table, Tables, ordered
+from nestnet.compile.tables import Tables
 from nestnet.datapath.reference import Fabric, Key
 from nestnet.model import bootstrap, meaning
 from nestnet.model.domains import Agent, agent, domain, within
 from nestnet.model.meaning import Outcome, State, deliver
 from nestnet.model.packet import FlowTuple, parse
-from nestnet.model.values import FABRIC, MAX_DEPTH, World
+from nestnet.model.values import FABRIC, MAX_DEPTH, Machine, Network, Port, Segment, World, link_local
 
 EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "120"))
 FIRST_IFINDEX = 10
@@ -228,14 +227,19 @@ def test_slots_are_found_again_in_the_tables(world: World) -> None:
         assert slots_of(compile(world, machine, {}, 2, slots)) == slots
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-def test_of_rows_with_one_key_the_last_counts(table: Table) -> None:
-    rows = np.frombuffer(random.Random(5).randbytes(300 * table.row.itemsize), table.row).copy()
-    rows["key"] = rows["key"][np.arange(len(rows)) % 7]
-    found = ordered(table, rows)
-    assert sorted(row.tobytes() for row in found) == sorted(row.tobytes() for row in rows[-7:])
-    assert ordered(table, rows[-7:]).tobytes() == found.tobytes()
-    assert len(ordered(table, rows[:0])) == 0
+def test_of_rows_with_one_key_the_last_counts() -> None:
+    """No file makes two ports own one address, but no table has two rows for it either."""
+    address = IPv4Address("10.0.0.5")
+    first = Port(40, 10, 20, 1, 0x020000000001, (address, link_local(0x020000000001)))
+    second = Port(41, 10, 20, 1, 0x020000000002, (), (IPv4Network(address),))
+    around = [Machine(1, IPv4Address("192.0.2.1")), Network(10), Segment(20, 10, 100, (IPv4Network("10.0.0.0/24"),))]
+    for ports in ((first, second), (second, first)):
+        world = World.of([*around, *ports])
+        slots = assign(Slots(), world)
+        tables = compile(world, 1, {}, 2, slots)
+        owners = {bytes(row["key"]["address"]): int(row["value"]["slot"]) for row in tables["owner"]}
+        assert len(owners) == len(tables["owner"]) == 3
+        assert owners[packed(address)] == slots["port", ports[-1].id]
 
 
 @equality

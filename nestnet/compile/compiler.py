@@ -325,4 +325,7 @@ _FORMATS = {name: _format(table) for name, table in TABLES.items()}
 
 
 def _array(name: str, content: bytearray) -> t.Rows:
-    return t.ordered(TABLES[name], np.frombuffer(content, TABLES[name].row))
+    rows = t.ordered(TABLES[name], np.frombuffer(content, TABLES[name].row))
+    keys = t.keys(TABLES[name], rows)
+    again = keys[:-1] == keys[1:]
+    return np.delete(rows, np.flatnonzero(again)) if again.any() else rows

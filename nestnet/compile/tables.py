@@ -289,14 +289,12 @@ def empty() -> Tables:
 
 
 def ordered(table: Table, rows: Rows) -> Rows:
-    """The rows in canonical order: an array's by slot, all others' by the bytes of their keys. Of several with one key,
-    the last."""
-    keys = np.ascontiguousarray(rows["key"])
-    if table.key is not None:
-        # Bytes of one length: numpy's blindness to trailing zeros in S cannot confuse them.
-        keys = keys.view(f"S{table.key.itemsize}")
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    last = np.ones(len(keys), bool)
-    last[:-1] = keys[1:] != keys[:-1]
-    return rows[order[last]]
+    """The rows in canonical order: an array's by slot, all others' by the bytes of their keys."""
+    return rows[np.argsort(keys(table, rows), kind="stable")]
+
+
+def keys(table: Table, rows: Rows) -> npt.NDArray[np.generic]:
+    """The keys of rows, as something that numpy compares."""
+    found = np.ascontiguousarray(rows["key"])
+    # Bytes of one length: numpy's blindness to trailing zeros in S cannot confuse them.
+    return found.view(f"S{table.key.itemsize}") if table.key is not None else found
