@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, cast
 
 import pytest
@@ -31,7 +32,7 @@ from strategies import (
     worlds,
 )
 
-from nestnet.compile.compiler import compile
+from nestnet.compile.compiler import compile, packed
 from nestnet.compile.routes import routes_of
 from nestnet.compile.slots import Slots, assign, slots_of
 from nestnet.compile.tables import Tables
@@ -40,7 +41,7 @@ from nestnet.model import bootstrap, meaning
 from nestnet.model.domains import Agent, agent, domain, within
 from nestnet.model.meaning import Outcome, State, deliver
 from nestnet.model.packet import FlowTuple, parse
-from nestnet.model.values import FABRIC, MAX_DEPTH, World
+from nestnet.model.values import FABRIC, MAX_DEPTH, Machine, Network, Port, Segment, World, link_local
 
 EXAMPLES = int(os.environ.get("NESTNET_EXAMPLES", "120"))
 FIRST_IFINDEX = 10
@@ -224,6 +225,21 @@ def test_slots_are_found_again_in_the_tables(world: World) -> None:
     slots = assign(Slots(), world)
     for machine in world.machines:
         assert slots_of(compile(world, machine, {}, 2, slots)) == slots
+
+
+def test_of_rows_with_one_key_the_last_counts() -> None:
+    """No file makes two ports own one address, but no table has two rows for it either."""
+    address = IPv4Address("10.0.0.5")
+    first = Port(40, 10, 20, 1, 0x020000000001, (address, link_local(0x020000000001)))
+    second = Port(41, 10, 20, 1, 0x020000000002, (), (IPv4Network(address),))
+    around = [Machine(1, IPv4Address("192.0.2.1")), Network(10), Segment(20, 10, 100, (IPv4Network("10.0.0.0/24"),))]
+    for ports in ((first, second), (second, first)):
+        world = World.of([*around, *ports])
+        slots = assign(Slots(), world)
+        tables = compile(world, 1, {}, 2, slots)
+        owners = {bytes(row["key"]["address"]): int(row["value"]["slot"]) for row in tables["owner"]}
+        assert len(owners) == len(tables["owner"]) == 3
+        assert owners[packed(address)] == slots["port", ports[-1].id]
 
 
 @equality

@@ -28,7 +28,7 @@ from woken import nobody_sleeps
 
 from nestnet.model.errors import Ambiguous, Conflict, Exhausted, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import Manifest, parse
-from nestnet.model.values import FABRIC, Attach, Link, Machine, Port, Value, World
+from nestnet.model.values import FABRIC, Attach, Link, Machine, Network, Port, Segment, Value, World, kind_of
 from nestnet.model.wire import from_wire, to_wire
 from nestnet.store import Store, tables
 from nestnet.store.database import migrate, open_engine
@@ -997,6 +997,17 @@ def test_values_survive_the_wire(store: Store) -> None:
     assert kinds == {"machine", "network", "segment", "router", "link", "port", "policy"}
     for (kind, _), value in world.values.items():
         assert from_wire(kind, to_wire(value)) == value
+
+
+def test_equal_numbers_of_many_values_are_one_object() -> None:
+    network, segment = Network(70_000), Segment(70_001, 70_000, 70_000)
+    same: dict[int, int] = {}
+    sent = [(kind_of(value), json.loads(json.dumps(to_wire(value)))) for value in (network, segment)]
+    read = [from_wire(kind, data, same) for kind, data in sent]
+    assert read == [network, segment]
+    assert isinstance(read[1], Segment)
+    assert read[1].network is read[0].id
+    assert read[1].vni is read[0].id
 
 
 # Size

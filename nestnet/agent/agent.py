@@ -30,6 +30,7 @@ from nestnet.agent.credentials import Own, boot, join
 from nestnet.agent.feed import Desired, Feed
 from nestnet.agent.guests import Guests, Place
 from nestnet.agent.inquiries import Asker, Inquiries
+from nestnet.agent.memory import give_back
 from nestnet.agent.metrics import Measured, serve
 from nestnet.agent.moves import Moves
 from nestnet.agent.relay import Relay
@@ -96,6 +97,7 @@ def run(
     from nestnet.api.client import ANONYMOUS, Client
     from nestnet.datapath.kernel import Kernel
 
+    give_back()
     if token is not None and state is not None and not (state / "own.pem").exists():
         _join(controller, token, machine, state)
     own = Own(state, say) if state is not None else None

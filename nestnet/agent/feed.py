@@ -41,7 +41,7 @@ class Desired:
 
     @property
     def world(self) -> World:
-        return World(dict(self.values))
+        return World(self.values)
 
     def after(self, batch: Batch) -> Desired:
         """This, when a batch or a heartbeat has been heard.
@@ -52,11 +52,12 @@ class Desired:
         rows = batch.get("rows")
         if snapshot or rows:
             new = {} if snapshot else dict(values)
+            same: dict[int, int] = {}  # a network's id in all that is in it is one object
             for row in rows or ():
                 if row["value"] is None:
                     new.pop((row["kind"], int(row["id"])), None)
                 else:
-                    value = from_wire(row["kind"], row["value"])
+                    value = from_wire(row["kind"], row["value"], same)
                     new[kind_of(value), value.id] = value  # not the row's own: they would be kept a million times
             values = new
         token, store = batch.get("token", self.token), batch.get("store", self.store)

@@ -56,7 +56,8 @@ def compile(
     """The tables of `machine`. `attachments` says on which ifindex the workload of a port hangs here,
     `underlay` is the ifindex of the NIC; `slots` has a slot for everything in the world; `trunks` are those of this
     machine's that are there."""
-    return _Compiler(world, machine, attachments, underlay, slots, trunks).tables()
+    # A world of its own: what is found by that, and by nobody else, is gone when this is done.
+    return _Compiler(World(world.values), machine, attachments, underlay, slots, trunks).tables()
 
 
 def packed(address: Address) -> bytes:
@@ -96,7 +97,7 @@ def mover(world: World, port: Port) -> Port | None:
 
 
 class _Compiler:
-    """One run: rows are collected as packed bytes, key -> value, a method for each noun."""
+    """One run: rows are collected as packed bytes, a method for each noun."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class _Compiler:
         self.underlay = underlay
         self.slots = slots
         self.trunks = trunks
-        self.rows: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLES}
+        self.rows = {name: bytearray() for name in TABLES}
         self.routes = routes_of(world)
         self.rated = {port.network for port in world.ports.values() if port.rate}
         self.rated |= {link.network for link in world.links.values() if link.rate}
@@ -144,12 +145,12 @@ class _Compiler:
             self.port(port)
         for link in world.links.values():
             self.buckets(link, "link_forth", "link_back")
-        return {name: _array(name, rows) for name, rows in self.rows.items()}
+        return {name: _array(name, self.rows.pop(name)) for name in TABLES}
 
     def put(self, table: str, key: int | tuple[int | bytes, ...], *value: int | bytes) -> None:
-        key_format, value_format = _FORMATS[table]
+        """One row. Of a key that is put twice, the last counts."""
         parts = (key,) if isinstance(key, int) else key
-        self.rows[table][key_format.pack(*parts)] = value_format.pack(*value)
+        self.rows[table] += _FORMATS[table].pack(*parts, *value)
 
     # ---- one method for each noun
 
@@ -310,21 +311,21 @@ def _version(members: Iterable[object]) -> int:
     return int.from_bytes(hashlib.blake2b(repr(list(members)).encode(), digest_size=4).digest(), "big")
 
 
-def _format(dtype: np.dtype[np.void] | None) -> struct.Struct:
-    """The struct format of a dtype. Byte arrays are bytes; everything else is a number."""
-    if dtype is None:
-        return struct.Struct("<I")
+def _format(table: t.Table) -> struct.Struct:
+    """The struct format of a row. Byte arrays are bytes; everything else is a number."""
     codes = {1: "B", 2: "H", 4: "I", 8: "Q"}
-    parts = []
-    for name in dtype.names or ():
-        field = dtype[name]
-        parts.append(f"{field.itemsize}s" if field.shape else codes[field.itemsize])
-    return struct.Struct("<" + "".join(parts))
+    parts = "I" if table.key is None else ""
+    for dtype in (table.value,) if table.key is None else (table.key, table.value):
+        for field in (dtype[name] for name in dtype.names or ()):
+            parts += f"{field.itemsize}s" if field.shape else codes[field.itemsize]
+    return struct.Struct("<" + parts)
 
 
-_FORMATS = {name: (_format(table.key), _format(table.value)) for name, table in TABLES.items()}
+_FORMATS = {name: _format(table) for name, table in TABLES.items()}
 
 
-def _array(name: str, rows: Mapping[bytes, bytes]) -> t.Rows:
-    content = b"".join(key + value for key, value in rows.items())
-    return t.ordered(TABLES[name], np.frombuffer(content, TABLES[name].row))
+def _array(name: str, content: bytearray) -> t.Rows:
+    rows = t.ordered(TABLES[name], np.frombuffer(content, TABLES[name].row))
+    keys = t.keys(TABLES[name], rows)
+    again = keys[:-1] == keys[1:]
+    return np.delete(rows, np.flatnonzero(again)) if again.any() else rows

@@ -290,8 +290,11 @@ def empty() -> Tables:
 
 def ordered(table: Table, rows: Rows) -> Rows:
     """The rows in canonical order: an array's by slot, all others' by the bytes of their keys."""
-    keys = np.ascontiguousarray(rows["key"])
-    if table.key is not None:
-        # Bytes of one length: numpy's blindness to trailing zeros in S cannot confuse them.
-        keys = keys.view(f"S{table.key.itemsize}")
-    return rows[np.argsort(keys, kind="stable")]
+    return rows[np.argsort(keys(table, rows), kind="stable")]
+
+
+def keys(table: Table, rows: Rows) -> npt.NDArray[np.generic]:
+    """The keys of rows, as something that numpy compares."""
+    found = np.ascontiguousarray(rows["key"])
+    # Bytes of one length: numpy's blindness to trailing zeros in S cannot confuse them.
+    return found.view(f"S{table.key.itemsize}") if table.key is not None else found

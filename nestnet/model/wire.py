@@ -34,10 +34,17 @@ def to_wire(value: Value) -> dict[str, Any]:
     return _record(value)
 
 
-def from_wire(kind: str, data: Mapping[str, Any]) -> Value:
-    """The value again. Raises KeyError for an unknown kind, TypeError or ValueError for data that is no such value."""
-    readers = _READERS.get(kind, {})
-    plain = {name: readers[name](field) if name in readers else field for name, field in data.items()}
+def from_wire(kind: str, data: Mapping[str, Any], same: dict[int, int] | None = None) -> Value:
+    """The value again. Raises KeyError for an unknown kind, TypeError or ValueError for data that is no such value.
+    `same` is for who keeps many: numbers that are equal become one object, of all values that it is given for."""
+    plain = dict(data)
+    for name, read in _READERS.get(kind, {}).items():
+        if name in plain:
+            plain[name] = read(plain[name])
+    if same is not None:
+        for name in _NUMBERS.get(kind, ()):
+            if name in plain:
+                plain[name] = same.setdefault(plain[name], plain[name])
     return KINDS[kind](**plain)
 
 
@@ -108,3 +115,5 @@ _READERS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "port": {"addresses": _each(_address), "owns": _each(_prefix), "groups": tuple, "attach": _attach},
     "policy": {"sources": _each(_selector), "targets": _each(_selector), "services": _each(_service)},
 }
+
+_NUMBERS = {kind: [field.name for field in fields(type) if field.type == "int"] for kind, type in KINDS.items()}
