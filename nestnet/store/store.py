@@ -1286,7 +1286,7 @@ class Store:
             hosts = {host for port in world.ports_in(floor.id) for host in (port.host, port.other) if host}
             chain = self._chains.of(connection, {floor.carrier: hosts})[floor.carrier]
             names = _names(connection, reader, world, hosts if floor.carrier != FABRIC else ())
-            return Around(World(chain.world.values | world.values), id, names, floor.id)
+            return Around(World({**chain.world.values, **world.values}), id, names, floor.id)
 
     def _reader(self, connection: Connection, scope: Scope = EVERYTHING) -> read.Reader:
         return read.Reader(connection, self.identity, self.heard, self._chains, scope)
