@@ -14,14 +14,17 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import PydanticCustomError
 from sqlalchemy import func, select
 
+from nestnet.model import manifest as rules
 from nestnet.model.errors import Conflict, Exhausted, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import parse
 from nestnet.store import Store, create, plain, tables
@@ -309,6 +312,25 @@ def test_whatever_lines_say(data: st.DataObject, tmp_path_factory: pytest.TempPa
     )
     folder = tmp_path_factory.mktemp("lines")
     both(folder, [(asked, [json.dumps(one).encode() for one in lines]) for asked, lines in batches])
+
+
+def some_cidrs() -> st.SearchStrategy[str]:
+    """Right and wrong ones."""
+    octets = st.lists(st.integers(0, 260).map(str) | st.sampled_from(["00", "010", "", "1e1"]), min_size=3, max_size=5)
+    sizes = st.integers(-1, 33).map(str) | st.sampled_from(["024", "", "+8", "8 "])
+    made = st.builds(lambda address, size: f"{'.'.join(address)}/{size}", octets, sizes)
+    exact = st.builds(IPv4Network, st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)), st.just(False))
+    return made | exact.map(str) | st.sampled_from(["10.0.0.0", "10.0.0.0/24/8", "fd00::/64", "10.0.0.0\0/24"])
+
+
+@given(some_cidrs())
+def test_a_cidr_is_read_as_the_rules_read_it(text: str) -> None:
+    try:
+        prefix = rules.read_cidr(text)
+    except PydanticCustomError:
+        assert plain._cidr(text) is None
+    else:
+        assert plain._cidr(text) == (str(prefix), prefix.version, int(prefix.network_address), prefix.num_addresses)
 
 
 def test_a_key_makes_it_once(tmp_path: Path) -> None:

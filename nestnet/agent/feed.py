@@ -32,7 +32,7 @@ class Desired:
 
     `store` is which store says so, `confirmed` that somebody agreed to what that one does not know being removed."""
 
-    values: Mapping[tuple[str, int], Value] = field(default_factory=dict)
+    values: dict[tuple[str, int], Value] = field(default_factory=dict)
     revision: int | str = 0
     whole: bool = False
     token: str | None = None

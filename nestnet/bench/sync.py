@@ -7,8 +7,9 @@ Timed is what the agent does, with its own code: the snapshot's line is read int
 compiled, the difference to what is in the maps is made, and written in batches. After a restart the maps are read, and
 compared instead. The limit is the same rows, made already, in the same batches, into maps as empty.
 
-Each size is a process of its own, so that memory is that size's: what it has more than before the line came, at the end
-and at most, and what the kernel says that the maps take.
+Each size is a process of its own, so that memory is that size's: what it has more than before the line came, at the
+end, when it keeps what an agent keeps (values, slots, tables), and at most, and what the kernel says
+that the maps take.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def _read_netns(text: str) -> str:
 
 # Addresses
 
-_UNUSABLE: tuple[tuple[Prefix, str], ...] = (
+UNUSABLE: tuple[tuple[Prefix, str], ...] = (
     (IPv4Network("0.0.0.0/8"), "'this network'"),
     (IPv4Network("127.0.0.0/8"), "loopback"),
     (IPv4Network("169.254.0.0/16"), "link-local"),
@@ -210,7 +210,7 @@ def read_address(text: object) -> Address:
         raise _refuse("bad_address", f"{quote(text)} is no IPv4 or IPv6 address{hint}") from None
     if address.version == 6 and address.scope_id is not None:
         raise _refuse("bad_address", f"{quote(text)} is no address: leave the zone, '%...', out")
-    for prefix, kind in _UNUSABLE:
+    for prefix, kind in UNUSABLE:
         if address.version == prefix.version and address in prefix:
             raise _refuse("reserved_address", f"{address} is {kind} ({prefix}): no port can have it")
     return address
@@ -241,7 +241,7 @@ def read_prefix(text: object) -> Prefix:
 
 def _read_owned(text: object) -> Prefix:
     prefix = read_prefix(text)
-    for unusable, kind in _UNUSABLE:
+    for unusable, kind in UNUSABLE:
         if prefix.version == unusable.version and prefix.overlaps(unusable):
             raise _refuse("reserved_address", f"{prefix} reaches into {unusable}, which is {kind}: no port can own it")
     return prefix
@@ -249,7 +249,7 @@ def _read_owned(text: object) -> Prefix:
 
 def read_cidr(text: object) -> Prefix:
     prefix = read_prefix(text)
-    for unusable, kind in _UNUSABLE:
+    for unusable, kind in UNUSABLE:
         if prefix.version == unusable.version and prefix.overlaps(unusable):
             raise _refuse("reserved_address", f"{prefix} reaches into {unusable}, which is {kind}: choose another")
     low, high = (8, 30) if prefix.version == 4 else (16, 126)

@@ -20,7 +20,7 @@ carrier for all others. `World` holds any number of these values and finds them 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -282,7 +282,7 @@ def ranked(addresses: Iterable[Address]) -> list[tuple[int, int]]:
 class World:
     """Some machines, networks and what is in them: all of it in a test, what one machine needs on an agent."""
 
-    values: Mapping[tuple[str, int], Value] = field(default_factory=dict)
+    values: dict[tuple[str, int], Value] = field(default_factory=dict)
 
     @classmethod
     def of(cls, values: Iterable[Value]) -> World:

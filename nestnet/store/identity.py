@@ -31,6 +31,7 @@ class Identity:
     def __init__(self, epoch: str, key: bytes) -> None:
         self._epoch = epoch
         self._key = key
+        self._mixer = blake2b(digest_size=8, key=key)  # to be copied: the key has been taken in
         self._sealer = AESSIV(sha512(b"seal " + key).digest())
         # For agents: which store this is, in a word that tells nothing else.
         self.store = blake2b(epoch.encode(), digest_size=8, key=key, person=b"store").hexdigest()
@@ -127,8 +128,9 @@ class Identity:
         return left << half | right
 
     def _mix(self, number: int, bits: int, turn: int, tweak: str) -> int:
-        data = f"{turn} {tweak} {number}".encode()
-        return int.from_bytes(blake2b(data, digest_size=8, key=self._key).digest()) & (1 << bits) - 1
+        mixer = self._mixer.copy()
+        mixer.update(f"{turn} {tweak} {number}".encode())
+        return int.from_bytes(mixer.digest()) & (1 << bits) - 1
 
 
 def _is_number(number: int) -> bool:

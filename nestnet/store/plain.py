@@ -18,9 +18,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_address
+from socket import AF_INET, inet_ntop, inet_pton
 from typing import Any, NamedTuple
 
 import msgspec
@@ -129,7 +131,19 @@ class _Address(NamedTuple):
     number: int
 
 
+_LENGTHS = {str(length): length for length in range(8, 31)}  # of CIDRs that IPv4 segments may have
+UNUSABLE = [(int(one.network_address), int(one.broadcast_address)) for one, _ in rules.UNUSABLE if one.version == 4]
+
+
 def _read_cidr(text: str) -> _Cidr:
+    """What the rules say; of IPv4 in a tenth of their time, where nothing is to be said about it."""
+    address, _, tail = text.partition("/")
+    if (length := _LENGTHS.get(tail)) is not None:
+        with suppress(OSError, ValueError):  # inet_pton(3) takes no other than canonical ones
+            first, size = int.from_bytes(inet_pton(AF_INET, address)), 1 << 32 - length
+            last = first + size - 1
+            if not first % size and all(last < low or high < first for low, high in UNUSABLE):
+                return _Cidr(text, 4, first, size)
     prefix = rules.read_cidr(text)
     return _Cidr(str(prefix), prefix.version, int(prefix.network_address), prefix.num_addresses)
 
@@ -149,7 +163,7 @@ _value = _judged(rules.read_label_value)
 
 @lru_cache(maxsize=KNOWN)
 def _text_of(version: int, number: int) -> str:
-    return str(ip_address(number.to_bytes(4 if version == 4 else 16)))
+    return inet_ntop(AF_INET, number.to_bytes(4)) if version == 4 else str(ip_address(number.to_bytes(16)))
 
 
 def _listed(texts: Texts | UnsetType) -> Sequence[str]:
