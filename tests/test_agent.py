@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
@@ -175,25 +173,3 @@ def test_a_storm_of_drops_is_told_once(agent: Agent, monkeypatch: pytest.MonkeyP
         agent._storms({"policy_denied": packets})
         now += 2
     assert agent.noticed == [("drops", "4,450 packets/s dropped: policy_denied")]
-
-
-def test_large_blocks_that_are_freed_are_the_kernels_again() -> None:
-    """Also between others that stay, and after larger ones."""
-    code = """
-import resource
-from pathlib import Path
-from nestnet.agent.memory import give_back
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-give_back()
-before = resident()
-larger = bytearray(b"x" * (30 << 20))
-del larger
-blocks = [bytearray(b"x" * (1 << 20)) for _ in range(100)]
-del blocks[::2]
-print(resident() - before)
-"""
-    held = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-    assert 50 << 20 <= held < 60 << 20

@@ -33,7 +33,6 @@ ALLOWED: dict[str, set[str]] = {
         "nestnet.datapath",
         "nestnet.lab",
         "nestnet.agent.feed",
-        "nestnet.agent.memory",
         "nestnet.agent.netns",
         API_CLIENT,
     },

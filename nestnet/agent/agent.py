@@ -30,7 +30,6 @@ from nestnet.agent.credentials import Own, boot, join
 from nestnet.agent.feed import Desired, Feed
 from nestnet.agent.guests import Guests, Place
 from nestnet.agent.inquiries import Asker, Inquiries
-from nestnet.agent.memory import give_back
 from nestnet.agent.metrics import Measured, serve
 from nestnet.agent.moves import Moves
 from nestnet.agent.relay import Relay
@@ -55,7 +54,7 @@ STORM, STORM_PAUSE = 1000.0, 60.0  # packets a second dropped for one reason tha
 LINE = 2000  # characters of a line of the log: so much is taken at once, or not at all (PIPE_BUF)
 NOTICED = 100  # events that wait for the controller
 SWEEP = 2.0  # seconds between two looks at what the kernel has aged out, what drifted and what was dropped
-SWEPT = 20  # one part in so many of its time is what looking at connections and flows may take
+SWEPT = 50  # one part in so many of its time is what looking at connections and flows may take
 CHECK = 5.0  # seconds between two looks at all tables and pins: reading 10,000 ports takes 40 ms
 ROUND = 3  # turns in which every hook is looked at
 TELL = 30  # repairs of one turn that are told one by one
@@ -97,7 +96,6 @@ def run(
     from nestnet.api.client import ANONYMOUS, Client
     from nestnet.datapath.kernel import Kernel
 
-    give_back()
     if token is not None and state is not None and not (state / "own.pem").exists():
         _join(controller, token, machine, state)
     own = Own(state, say) if state is not None else None

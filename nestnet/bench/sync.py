@@ -28,7 +28,6 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from nestnet.agent.feed import Desired
-from nestnet.agent.memory import give_back
 from nestnet.api.client import read_batch
 from nestnet.bench.report import computer
 from nestnet.compile.compiler import compile
@@ -106,7 +105,6 @@ def one(rows: int) -> dict[str, float]:
     """All figures of one size, in this process."""
     networks = max(1, rows // EACH)
     pins = BPFFS / "nestnet" / f"bench-sync-{os.getpid()}"
-    give_back()
     text = line(networks)
     gc.collect()
     before = resident()
