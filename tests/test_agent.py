@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
@@ -173,3 +175,25 @@ def test_a_storm_of_drops_is_told_once(agent: Agent, monkeypatch: pytest.MonkeyP
         agent._storms({"policy_denied": packets})
         now += 2
     assert agent.noticed == [("drops", "4,450 packets/s dropped: policy_denied")]
+
+
+def test_what_is_free_is_the_kernels_again() -> None:
+    """Also in pieces between what stays."""
+    code = """
+import resource
+from pathlib import Path
+from nestnet.agent.memory import give_back
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+before = resident()
+blocks = [bytearray(b"x" * (100 << 10)) for _ in range(1000)]
+del blocks[::2]
+kept = resident() - before
+give_back()
+print(kept, resident() - before)
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    kept, left = map(int, said.split())
+    assert left < 60 << 20 < 90 << 20 < kept

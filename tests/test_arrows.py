@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "nestnet.datapath",
         "nestnet.lab",
         "nestnet.agent.feed",
+        "nestnet.agent.memory",
         "nestnet.agent.netns",
         API_CLIENT,
     },

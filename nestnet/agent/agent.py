@@ -30,6 +30,7 @@ from nestnet.agent.credentials import Own, boot, join
 from nestnet.agent.feed import Desired, Feed
 from nestnet.agent.guests import Guests, Place
 from nestnet.agent.inquiries import Asker, Inquiries
+from nestnet.agent.memory import give_back
 from nestnet.agent.metrics import Measured, serve
 from nestnet.agent.moves import Moves
 from nestnet.agent.relay import Relay
@@ -462,6 +463,7 @@ class Agent:
             tables = compile(world, self.machine, ready, nic, slots, ways)
             self.kernel.apply(diff(self.have, tables))
             self._have, self._done = tables, []
+            give_back()
         elif world is not self._world or ready != known:
             others = [port for port in known.keys() | ready.keys() if known.get(port) != ready.get(port)]
             old, new = parts(self._world, world, self.machine, others)

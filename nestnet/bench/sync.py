@@ -28,6 +28,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from nestnet.agent.feed import Desired
+from nestnet.agent.memory import give_back
 from nestnet.api.client import read_batch
 from nestnet.bench.report import computer
 from nestnet.compile.compiler import compile
@@ -126,6 +127,7 @@ def one(rows: int) -> dict[str, float]:
         found |= {"all": end - begin, "kernel": (map_bytes() - empty_bytes) / count}
         del actions  # an agent keeps all else: desired, world, slots, tables
         gc.collect()
+        give_back()
         found |= {"agent": (resident() - before) / count, "agent at most": (most() - before) / count}
         begin = time.perf_counter()
         have = kernel.read()
