@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
@@ -111,6 +111,33 @@ def test_each_level_is_like_the_wire(chain: Store) -> None:
         assert [port["machine"] for port in ports] == [port["host"] for port in ports] == hosts
         with pytest.raises(NotFound):
             chain.get("network", f"cloud/{tenant}", scope)
+
+
+@pytest.mark.parametrize("names", [("cloud", "top"), ("top", "cloud")])
+def test_one_manifest_of_what_is_below_others_and_of_what_is_above_them(chain: Store, names: Sequence[str]) -> None:
+    """cloud carries shop, which carries lab, which carries one more of cloud's: all that it says comes about."""
+    secret = chain.invite("lab", None, NO_LIMITS, time.time() + 60, by("lab"))[1]
+    grant = chain.redeem(secret, "cloud", by("cloud"))["name"]
+    chain.apply(manifest(top={**network("p1", "p2", names="t"), "grant": grant}), asked=by("cloud"))
+    assert paths(chain, Asked())[-1] == "cloud/shop/lab/top"
+    specs = {
+        "cloud": network("m1", "m2", names="h", description="below", networks={"own": network("h1")}),
+        "top": network("p1", names="t", description="above"),
+    }
+    with pytest.raises(Conflict, match="networks of other tenants are carried by what would go"):
+        chain.apply(manifest(**{name: specs[name] for name in names}), asked=by("cloud"))
+    del specs["cloud"]["networks"]
+    plan = chain.apply(manifest(**{name: specs[name] for name in names}), asked=by("cloud")).plan
+    assert [(change.op, change.kind, change.path) for change in plan.changes] == [
+        ("~", "network", "cloud"),
+        ("~", "network", "top"),
+        ("-", "port", "top/t2"),
+    ]
+    assert [change.pointer for change in plan.changes[:2]] == ["/networks/cloud", "/networks/top"]
+    for name, word in (("cloud", "below"), ("top", "above")):
+        assert chain.get("network", name, by("cloud").scope)["description"] == word
+    again = chain.plan(manifest(**{name: specs[name] for name in names}), scope=by("cloud").scope)
+    assert again.changes == ()
 
 
 @pytest.mark.parametrize("carrier", ["none", "lab/none", "shop", "cloud/shop/lab"])

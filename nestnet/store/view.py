@@ -29,9 +29,9 @@ from nestnet.store.scope import Scope
 from nestnet.store.state import State
 
 HIDDEN = "\x00"
-_ABOVE = re.compile(f"(?:{HIDDEN}[^/\\s]*/)+")  # the way down to what is one's own
+_ABOVE = re.compile(f"(?:[^/\\s'\"(]*/)*{HIDDEN}[^/\\s]*/")  # the way down to what is one's own, over own ones, too
 _NAMED = re.compile(f"(?:network )?{HIDDEN}[^/\\s:,;]*")
-_POINTER = re.compile(f"^(?:/networks/{HIDDEN}[^/]*)+")
+_POINTER = re.compile(f"^(?:/networks/[^/]*)*/networks/{HIDDEN}[^/]*")
 
 # What is said of machines, or of a carrier, is said of what carries it, whatever that is.
 _BELOW = [
@@ -172,14 +172,28 @@ def graft(
                 above[row.name] = spec_of(row).model_copy(update={"networks": at[network]})
         return at[network]
 
+    for carrier in (*(place.carrier for place in places.values()), *(state.networks[id].carrier for id in gone)):
+        within(carrier)
     for name, spec in (manifest.networks or {}).items():
-        place = places[name]
+        place, old = places[name], state.networks.named(places[name].carrier, name)
         # On granted hosts carriage is not the tenant's to say: it stays.
         fixed = {"carriage": None} if place.grant is not None else {}
-        within(place.carrier)[name] = spec.model_copy(update={"tenant": spec.tenant or place.owner, **fixed})
-    for id in gone:
-        within(state.networks[id].carrier)
+        mine = spec.model_copy(update={"tenant": spec.tenant or place.owner, **fixed})
+        within(place.carrier)[name] = _carrying(mine, at.get(old.id) if old is not None else None)
     return manifest.model_copy(update={"networks": within(FABRIC)})
+
+
+def _carrying(mine: NetworkSpec, there: dict[str, NetworkSpec] | None) -> NetworkSpec:
+    """A network as its owner wants it, with what is carried `there` where others' networks on it carry more of that
+    manifest. None: they do not. What the owner leaves out stays out."""
+    if there is None:
+        return mine
+    if mine.networks is None:
+        return mine.model_copy(update={"networks": there})
+    inside = {
+        name: _carrying(one, there[name].networks if name in there else None) for name, one in mine.networks.items()
+    }
+    return mine.model_copy(update={"networks": inside})
 
 
 class Told:
