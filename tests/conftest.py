@@ -5,12 +5,17 @@ cannot run; it is never skipped. `pytest -m "not root"` leaves these out.
 
 Workers (`-n 2`) run at the same time, and so do their labs. Each worker has a /run and a bpffs of its own, so that two
 labs of one name never meet: what a lab has is namespaces and processes, and files in these two.
+
+A test marked `alone` is about time: a few milliseconds of loss, changes a second. While it runs no other worker does,
+for what it would measure is who has the CPUs.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +62,21 @@ def pytest_configure() -> None:
     """Of a worker: away from the others, before it runs anything."""
     if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
         _own_place()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Of a worker: one test with the others', or alone. Who wants to be alone holds the door, so it is let in next."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    # These two files of the repository are only held: nothing is read or written.
+    with Path(__file__).open() as door, Path(__file__).with_name("README.md").open() as room:
+        is_alone = item.get_closest_marker("alone") is not None
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+        if not is_alone:
+            fcntl.flock(door, fcntl.LOCK_UN)
+        return (yield)
 
 
 def _own_place() -> None:

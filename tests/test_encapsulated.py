@@ -17,7 +17,6 @@ import random
 import select
 import signal
 import socket
-import statistics
 import subprocess
 import threading
 import time
@@ -375,18 +374,15 @@ def test_what_is_disabled_below_closes_all_above_and_comes_back(tower: Tower) ->
         until(lambda: ping(here, "10.0.0.3"), f"{what} is back")
 
 
+@pytest.mark.alone
 def test_a_host_moves_with_all_that_is_stacked_on_it(tower: Tower) -> None:
     """Nothing above has another row: only the machines of the wire hear of it."""
     folder = tower.lab.folder / "guests" / str(tower.rows[f"{path(2)}/a"])
     log = (folder / "log").read_text()
-    lost = []
-    for machine in ("m3", "m1") * 2:
+    for machine in ("m3", "m1"):
         flows = [Flow(tower, network) for network in (path(2), path(DEPTH))]
         nestnet("move", "l1/a", "--to", machine, "--lab", tower.lab.name)
-        lost.append(max(flow.close() for flow in flows))
-    # Who waits for a CPU that others have loses more: most of them do not.
-    assert statistics.median_low(lost) <= 2, f"10 ms: {lost}"
-    assert max(lost) < 200, f"a second: {lost}"
+        assert max(flow.close() for flow in flows) <= 2, "10 ms"
     assert "workload" not in (folder / "log").read_text().removeprefix(log).replace("1 workloads, ", "")
 
 

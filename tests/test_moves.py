@@ -32,10 +32,9 @@ from nestnet.lab.down import down
 from nestnet.lab.state import Lab
 
 pytestmark = pytest.mark.root
-ROUNDS = int(os.environ.get("NESTNET_MOVES", "2"))  # there and back at each level
+ROUNDS = int(os.environ.get("NESTNET_MOVES", "1"))  # there and back at each level
 PACE = 0.001  # seconds from one packet of a flow to the next
-LOSS = 0.010  # seconds, and what is never lost, whoever has the CPUs
-MOST = 0.2
+LOSS = 0.010  # seconds
 ALL = 3  # ETH_P_ALL
 SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>
 MOVES = [("acme/h1", "m3", "m1"), ("acme/mid/g1", "h3", "h1"), ("acme/mid/top/x", "g3", "g1")]
@@ -291,11 +290,9 @@ class Old:
                 count += frame[50:56] == self._mac
 
 
+@pytest.mark.alone
 def test_what_moves_loses_nothing(lab: Lab) -> None:
-    """At each level, there and back: at most 10 ms of loss, nothing twice, nothing to the old place afterwards.
-
-    Where others want the CPUs while a workload changes places, that takes as long as they do: so of the moves of one
-    way the best one counts."""
+    """At each level, there and back: at most 10 ms of loss, nothing twice, nothing to the old place afterwards."""
     report: list[str] = []
     with ExitStack() as stack:
         x = namespace(lab, "top/x")
@@ -304,7 +301,6 @@ def test_what_moves_loses_nothing(lab: Lab) -> None:
         traffic.runs(0.2)
         for port, there, back in MOVES:
             measured: dict[str, list[float]] = {"lost": [], "TCP waited": [], "sent late": [], "took": []}
-            lost: dict[str, list[dict[str, float]]] = {there: [], back: []}
             again = sum(stream.again() for stream in traffic.streams)
             for to in [there, back] * ROUNDS:
                 since, old = time.monotonic(), machine(lab, port)
@@ -315,14 +311,11 @@ def test_what_moves_loses_nothing(lab: Lab) -> None:
                 traffic.runs(0.3)
                 assert listening.heard() == 0, "nothing comes to the old place any more"
                 gaps = {flow.name: flow.gap(since) for flow in traffic.flows}
-                assert max(gaps.values()) <= MOST, (port, to, gaps)
-                lost[to].append(gaps)
+                assert max(gaps.values()) <= LOSS, (port, to, gaps)
                 sent = [at for at in traffic.flows[0].sent if at >= since]
                 measured["lost"].append(max(gaps.values()))
                 measured["TCP waited"].append(max(stream.pause(since) for stream in traffic.streams))
                 measured["sent late"].append(max(b - a for a, b in pairwise(sent)))
-            for to, moves in lost.items():
-                assert min(max(gaps.values()) for gaps in moves) <= LOSS, (port, to, moves)
             again = sum(stream.again() for stream in traffic.streams) - again
             figures = [f"{what} {statistics.median(found) * 1000:.1f} ms" for what, found in measured.items()]
             report.append(f"{port}: {', '.join(figures)}; {again} segments sent again in {2 * ROUNDS} moves")
