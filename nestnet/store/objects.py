@@ -26,6 +26,7 @@ from sqlalchemy import (
     bindparam,
     func,
     literal,
+    literal_column,
     select,
     union_all,
 )
@@ -508,6 +509,23 @@ def _one_network() -> Select[Any]:
 def _networks(by: str) -> Select[Any]:
     n = tables.network
     return networks_with_owners().where(n.c[by].in_(IDS), n.c.id != FABRIC).order_by(n.c.id)
+
+
+def called(names: Sequence[str] | BindParameter[Any], owners: Select[tuple[int]] | None) -> ColumnElement[bool]:
+    """The condition that a network is called so, wherever, and is one of these tenants', by row; None: of anybody.
+
+    On the wire no two are called the same, so the unique index finds them; all others have an index of their own."""
+    # SQLite knows by the number itself that the index will do, and by the plus not to look at all that one owns.
+    c = tables.network.c
+    wire: ColumnElement[int] = literal_column(str(FABRIC))
+    owner: ColumnElement[int] = literal_column("+network.tenant")
+    there, elsewhere = (
+        select(c.id).where(which, c.name.in_(names)) for which in (c.carrier == wire, c.carrier != wire)
+    )
+    there = there.where(c.id != FABRIC)
+    if owners is not None:
+        there, elsewhere = there.where(owner.in_(owners)), elsewhere.where(c.tenant.in_(owners))
+    return c.id.in_(there.union_all(elsewhere))
 
 
 def networks_with_owners() -> Select[Any]:

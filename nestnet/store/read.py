@@ -160,6 +160,10 @@ class Reader:
             return t.network.c.tenant == owners.scalar_subquery() if only else t.network.c.tenant.in_(owners)
         return TABLES[kind].c.network.in_(select(t.network.c.id).where(t.network.c.tenant.in_(owners)))
 
+    def _called(self, name: str) -> ColumnElement[bool]:
+        """The condition that a network that may be seen is called so."""
+        return objects.called([name], self._owners() if self.scope.reads is not None else None)
+
     def _seen_there(self, kind: str) -> ColumnElement[bool]:
         """The same of few rows that are found otherwise: each is asked whose it is, instead of looking for all that
         are seen."""
@@ -260,11 +264,9 @@ class Reader:
             if found is not None and not (kind == "network" and found == FABRIC):
                 return int(found)
         # Not a whole path: the end of one, perhaps.
-        rows = self._connection.execute(
-            select(table.c.id, owner.label("owner"))
-            .where(table.c.name == name, table.c.id != FABRIC, self._seen(kind))
-            .limit(1000)
-        ).all()
+        called = (table.c.name == name) & self._seen(kind) if kind != "network" else self._called(name)
+        query = select(table.c.id, owner.label("owner")).where(called).limit(1000)
+        rows = self._connection.execute(query).all()
         paths = self.paths(row.owner for row in rows)
         ends = {row.id: "/".join(part for part in (paths[row.owner], name) if part) for row in rows}
         fits: dict[int, str] = {id: path for id, path in ends.items() if ("/" + path).endswith("/" + reference)}
@@ -298,7 +300,7 @@ class Reader:
         c = tables.network.c
         network = FABRIC
         if names and self.scope.reads is not None:
-            tops = self._connection.scalars(select(c.id).where(c.name == names[0], self._seen("network"))).all()
+            tops = self._connection.scalars(select(c.id).where(self._called(names[0]))).all()
             paths = self.paths(tops)
             first = [id for id in tops if paths[id] == names[0]]
             if len(first) != 1:

@@ -194,8 +194,9 @@ def _paired() -> Select[Any]:
 @cache
 def _owned(named: bool) -> Select[Any]:
     c, t = tables.network.c, tables.tenant.c
-    query = objects.networks_with_owners().where(c.tenant.in_(select(t.id).where(t.name.in_(OWNERS)))).order_by(c.id)
-    return query.where(c.name.in_(NAMES)) if named else query
+    owners = select(t.id).where(t.name.in_(OWNERS))
+    which = objects.called(NAMES, owners) if named else c.tenant.in_(owners)
+    return objects.networks_with_owners().where(which).order_by(c.id)
 
 
 @cache
