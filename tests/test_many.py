@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -94,11 +95,13 @@ def asked(store: Store, one: str) -> dict[str, Callable[[], Any]]:
         with pytest.raises(NotFound):
             store.get("network", "absent", scope or Scope())
 
+    several = [json.dumps({"name": name, **network()}).encode() for name in ("one", "two", "three")]
     owner, guest = Asked("owner", scope=OWNER), Asked("guest", scope=GUEST)
     return {
         "get a network": lambda: store.get("network", one),
         "get a port": lambda: store.get("port", f"{one}/p1"),
         "get a port by the end of its path": lambda: store.get("port", "alone"),
+        "get a network by the end of its path": lambda: store.get("network", "inner"),
         "list ports of one": lambda: store.list("port", one),
         "list what one carries": lambda: store.list("network", "base"),
         "plan": lambda: store.plan(parse(manifest(**{one: network(description="other")}))),
@@ -112,9 +115,11 @@ def asked(store: Store, one: str) -> dict[str, Callable[[], Any]]:
         "count": store.counts,
         "status": store.status,
         "as an owner: get": lambda: store.get("port", "n5/p1", OWNER),
+        "as an owner: get by the end of its path": lambda: store.get("network", "inner", OWNER),
         "as an owner: list": lambda: store.list("port", "n5", scope=OWNER),
         "as an owner: plan": lambda: store.plan(parse(manifest(n5=network(description="other"))), scope=OWNER),
         "as an owner: create": lambda: store.apply(parse(manifest(owners=network())), asked=owner),
+        "as an owner: create several": lambda: store.create(several, owner),
         "as an owner: delete": lambda: store.delete("network", "owners", True, asked=owner),
         "as a guest: create": lambda: store.apply(parse(manifest(guests=guests())), asked=guest),
         "as a guest: get": lambda: store.get("network", "guests", GUEST),
@@ -147,7 +152,7 @@ def measured(folder: Path, networks: int) -> dict[str, Counts]:
         for what, ask in asked(store, f"n{networks - 1}").items():
             with counted() as found[what]:
                 ask()
-        assert store.counts()["network"] == networks + 4
+        assert store.counts()["network"] == networks + 7
         return found
     finally:
         store.close()

@@ -43,7 +43,7 @@ PART = 1000  # networks of a transaction
 MACHINES, TENANTS, CLIENTS = 10, 100, 32
 PEER, TOGETHER = 2_000, 100  # switches of the peer, in all and in a transaction
 # As the store has them (store/database.py).
-PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 16000", "cache_size = -65536")
+PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 64000", "cache_size = -65536")
 PACE = 0.02  # seconds between two reads
 WANTED = {"rate": 8000.0, "of raw": 0.35, "last": 0.9, "bytes": 1024.0, "MB": 300.0}
 SINGLY = {"rate": 1000.0, "p99": 0.1, "of commits": 0.25, "reads": 2.0}

@@ -33,9 +33,9 @@ from nestnet.store import numbers, tables
 BUSY_SECONDS = 30  # How long a writer waits for another process before it gives up.
 TOGETHER, TOGETHER_SECONDS = 100, 0.1  # A commit takes no more turns after so many, or when they took so long.
 
-# Pages that many transactions write are written into the file once: it takes them when the log has 64 MB.
+# Pages that many transactions write are written into the file once: it takes them when the log has 256 MB.
 PRAGMAS = (
-    *("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 16000"),
+    *("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 64000"),
     *("foreign_keys = ON", "cache_size = -65536"),
 )
 
