@@ -92,6 +92,7 @@ def vm(lab: Tower, tmp_path: Path) -> Iterator[VM]:
         print(made.log.read_text(errors="replace"))  # shown if the test fails
 
 
+@pytest.mark.alone
 def test_a_virtual_machine_is_a_host_at_depth_2(lab: Tower, vm: VM, tmp_path: Path) -> None:
     name = lab.lab.name
     with lab.client() as client:
