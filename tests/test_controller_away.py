@@ -39,8 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 AWAY = float(os.environ.get("NESTNET_AWAY", "8"))
 BACK = 5.0  # seconds after which a controller that starts must answer
 AGAIN = 10.0  # seconds after which machines have what they missed
-SPIN = 4.0  # times what an agent uses while nothing is asked of it: it has more to try, and does not spin
-QUIET = 4.0  # seconds that show what agents use while nothing is asked of them
+SHARE = 0.05  # of a CPU, for an agent that has nobody to talk to
 ALLOWED, FORBIDDEN = 7, 9  # UDP ports
 
 
@@ -238,10 +237,6 @@ def test_nothing_is_lost_while_controller_and_store_are_away(site: Site) -> None
     netns.create(late)
     try:
         with site.traffic() as ears, Client(site.up.controller, patience=0) as client:
-            begun, before = time.monotonic(), {name: site.cpu(name) for name in agents}
-            until(lambda: time.monotonic() - begun >= QUIET, QUIET + 20)
-            took = time.monotonic() - begun
-            quiet = {name: (site.cpu(name) - before[name]) / took for name in agents}
             site.kill("controller")
             folder.rename(away)
             begun, before = time.monotonic(), {name: site.cpu(name) for name in agents}
@@ -276,11 +271,11 @@ def test_nothing_is_lost_while_controller_and_store_are_away(site: Site) -> None
                 client.apply(manifest())
     finally:
         netns.delete(late)
-    words = ", ".join(f"{share:.1%} ({quiet[name]:.1%} before)" for name, share in shares.items())
+    words = ", ".join(f"{share:.1%}" for share in shares.values())
     print(f"away {took:.1f} s: agents used {words} of a CPU; it answered after {back:.2f} s,")
     print(f"the new port was open after {opened:.2f} s, all machines had realised it after {realised:.2f} s")
     assert back < BACK
-    assert all(share < SPIN * quiet[name] for name, share in shares.items()), words
+    assert max(shares.values()) < SHARE
     with Client(site.up.controller) as client:
         assert [begins(client, name) for name in ("m1", "m2", "m3")] == [1, 1, 1]
 
