@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -361,6 +362,47 @@ def test_the_socket_is_private_and_goes(controller: Controller) -> None:
         assert not controller.socket.exists()
         with pytest.raises(Unreachable):
             client.status()
+
+
+ENDLESS = {
+    "header": (b"GET /v1/ports HTTP/1.1\r\nHost: x\r\nX: ", b"x" * 4096),
+    "headers": (b"GET /v1/ports HTTP/1.1\r\nHost: x\r\n", b"X: x\r\n" * 700),
+    "path": (b"GET /v1/", b"x" * 4096),
+    "trailer": (b"POST /v1/plan HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ", b"x" * 4096),
+    "trailers": (b"POST /v1/plan HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: x\r\n" * 700),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_head_has_an_end(client: Client, controller: Controller, what: str) -> None:
+    """Nobody's memory is filled by what comes before a request is whole, or after its body."""
+    first, more = ENDLESS[what]
+    with connected(controller) as channel:
+        channel.sendall(first)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            channel.sendall(more * 1000)
+    assert client.status()["machines"], "it is there for others"
+
+
+def test_requests_come_one_after_another(controller: Controller) -> None:
+    """Several that are sent at once are answered in order; one with two lengths is none."""
+    ask = b"GET /v1/%s HTTP/1.1\r\nHost: x\r\n%s\r\n"
+    with connected(controller) as channel:
+        channel.sendall(ask % (b"status", b"") + ask % (b"nothing", b"") + ask % (b"ports", b"Connection: close\r\n"))
+        said = b"".join(iter(lambda: channel.recv(65536), b""))
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"200", b"404", b"200"]
+    with connected(controller) as channel:
+        two = b"POST /v1/plan HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+        channel.sendall(two + b"0\r\n\r\nGET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"".join(iter(lambda: channel.recv(65536), b"")).startswith(b"HTTP/1.1 400")
+
+
+@contextlib.contextmanager
+def connected(controller: Controller) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(20)
+        channel.connect(str(controller.socket))
+        yield channel
 
 
 def test_sigterm_ends_feeds_and_leaves_at_once(client: Client, controller: Controller) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Header, Request
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nestnet.api.access import who
 from nestnet.model.errors import Invalid, Problem, TooFast
@@ -20,14 +20,16 @@ from nestnet.store.store import Store
 
 RATE, BURST = 100.0, 500.0  # Requests of one tenant: so many a second in the long run, so many at once.
 BUCKETS = 10_000  # Of tenants that are remembered; who is forgotten begins with a full one.
+HEAD = 64 * 1024  # Bytes that are kept of a request before anything of it is done: its head, or what follows its body.
 
 
-class Peered(H11Protocol):
+class Peered(HttpToolsProtocol):
     """HTTP that knows who is at the other end: `request.state.uid` of a unix socket (SO_PEERCRED), `.certificate` (DER)
-    of TLS."""
+    of TLS. Who sends a head without end is answered with 400."""
 
     def connection_made(self, transport: object) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._kept, self._in_head = 0, False  # Bytes since the parser last had something whole.
         tls = transport.get_extra_info("ssl_object")  # type: ignore[attr-defined]
         # Over TLS whoever dials may be a relay, and speaks for nobody.
         uid = _uid(transport.get_extra_info("socket")) if tls is None else None  # type: ignore[attr-defined]
@@ -35,6 +37,32 @@ class Peered(H11Protocol):
             self.app_state = {**self.app_state, "uid": uid}
         if tls is not None and (certificate := tls.getpeercert(binary_form=True)) is not None:
             self.app_state = {**self.app_state, "certificate": certificate}
+
+    def data_received(self, data: bytes) -> None:
+        self._kept += len(data)
+        super().data_received(data)
+        if self._kept > HEAD and not self.transport.is_closing():
+            self.send_400_response("The head of this request is too long.")
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else it is a trailer, and nobody asks for those
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._kept, self._in_head = 0, False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._kept = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._kept = 0
+        super().on_message_complete()
 
 
 def _uid(connection: object) -> int | None:
