@@ -585,7 +585,8 @@ SAMPLE = re.compile(r'[a-z_]+(\{([a-z_]+="([^"\\\n]|\\.)*",?)+\})? -?[0-9.e+-]+'
 
 def test_metrics_can_be_read_by_prometheus(client: Client) -> None:
     raw(client, "PATCH", "/v1/status")
-    raw(client, "BREW", "/v1/nowhere")
+    raw(client, "PROPFIND", "/v1/nowhere")
+    assert raw(client, "BREW", "/v1/nowhere").status_code == 400, "no method"
     answer = raw(client, "GET", "/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     families: dict[str, str] = {}

@@ -10,10 +10,11 @@ import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, Select, Update, bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from nestnet.model.errors import Exhausted, Forbidden, Invalid, NestnetError, Problem
@@ -29,7 +30,7 @@ from nestnet.store.plain import Network, Place
 from nestnet.store.plan import Change
 from nestnet.store.quotas import Quota, Tree
 from nestnet.store.scope import Scope
-from nestnet.store.state import State, load_state
+from nestnet.store.state import NAMES, State, load_state
 
 PART = 1000  # Networks of a batch that are made in one transaction.
 
@@ -106,7 +107,7 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
     domains = +domains
     numbers.open_new(connection, domains)
     vnis = {domain: iter(numbers.cut(connection, domain, count)) for domain, count in domains.items()}
-    first = {kind: write.reserve(connection, kind, counts[kind]) for kind in plain.KINDS if counts[kind]}
+    first = write.reserve_all(connection, {kind: counts[kind] for kind in plain.KINDS if counts[kind]})
     revision = write.next_revision(connection, [])
     rows = plain.Rows(identity, revision, dict(first), vnis)
     answers: list[Answer] = []
@@ -124,12 +125,15 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
         if rows.first[kind] < id + counts[kind]:  # Groups and policies may be said twice.
             write.give_back(connection, kind, rows.first[kind])
     made = [{"counted": kind, "more": len(rows.rows[kind])} for kind in plain.KINDS if kind != "group"]
-    c = tables.tally.c
-    connection.execute(
-        update(tables.tally).where(c.kind == bindparam("counted")).values(n=c.n + bindparam("more")), made
-    )
+    connection.execute(_counted(), made)
     events.all_changed(connection, "create", revision, told)
     return answers
+
+
+@cache
+def _counted() -> Update:
+    c = tables.tally.c
+    return update(tables.tally).where(c.kind == bindparam("counted")).values(n=c.n + bindparam("more"))
 
 
 def make_each(commit: Commit, identity: Identity, jobs: Sequence[Job]) -> list[Answer | Exception]:
@@ -185,7 +189,10 @@ class _Places:
         self._left: dict[int, int] = {FABRIC: self._fabric.left}
         self._depth: dict[int, int] = {FABRIC: 0}
         below = self._carriers(wanted)
-        state.networks.know(row.id for row, _ in below.values())
+        # On the wire there is nothing to read; a tenant that is there is answered in as many statements all the same.
+        self._asked = [key for key in wanted if below[key][0].id != FABRIC or key[0].writes is not None]
+        if self._asked:
+            state.networks.know(below[key][0].id for key in self._asked)
         hosts = self._hosts(below, wanted)
         self.found = {key: self._place(key, *below[key], hosts) for key in wanted}
 
@@ -255,23 +262,14 @@ class _Places:
         wanted: Mapping[_Key, tuple[set[str], set[str]]],
     ) -> dict[int, dict[str, int]]:
         """Carrier -> its hosts that something of this may live on, by name."""
-        p, a, s = tables.port.c, tables.address.c, tables.segment.c
-        # On the wire there is nothing to read; a tenant that is there is answered in as many statements all the same.
-        asked = [key for key in wanted if below[key][0].id != FABRIC or key[0].writes is not None]
-        carriers = sorted({below[key][0].id for key in asked})
-        names = sorted({name for key in asked for name in wanted[key][1]})
-        found: dict[int, dict[str, int]] = {**{carrier: {} for carrier in carriers}, FABRIC: self._state.machines}
-        query = (
-            select(p.network, p.id, p.name)
-            .join_from(tables.port, tables.segment, p.segment == s.id)
-            .join(tables.address, a.port == p.id)
-            .where(p.hosts.is_(True), s.physical.is_(None), a.address.not_like("%:%"))
-        )
+        carriers = sorted({below[key][0].id for key in self._asked})
+        found: dict[int, dict[str, int]] = {carrier: {} for carrier in (FABRIC, *carriers)}
         for some in objects.chunks(carriers):
-            for few in objects.chunks(names):
-                rows = self._connection.execute(query.where(p.network.in_(some), p.name.in_(few)))
-                for row in rows:
+            for few in objects.chunks(sorted({name for key in self._asked for name in wanted[key][1]})):
+                for row in self._connection.execute(_ports(), {"networks": some, "names": few}):
                     found[row.network][row.name] = row.id
+        for few in list(objects.chunks(sorted({name for _, hosts in wanted.values() for name in hosts}))) or [[]]:
+            found[FABRIC].update((row.name, row.id) for row in self._connection.execute(_machines(), {"names": few}))
         return found
 
     def _place(
@@ -293,7 +291,7 @@ class _Places:
         self._open(scope, whose, grant)
         if self._deep(carrier.id) >= MAX_DEPTH:
             raise NotPlain
-        there: Mapping[str, int] = hosts[carrier.id]
+        there = hosts[carrier.id]
         if granted is not None and granted.hosts is not None:
             there = {name: id for name, id in there.items() if id in granted.hosts}
         return Place(
@@ -301,7 +299,7 @@ class _Places:
             objects.domain_in(state.networks, carrier.id),
             state.tenants[whose] if whose is not None else None,
             grant,
-            self._fabric.family if carrier.id == FABRIC and state.machines else 4,
+            self._fabric.family if carrier.id == FABRIC and there else 4,
             self._leaves(carrier.id),
             there,
             carrier.id == FABRIC,
@@ -340,6 +338,27 @@ class _Places:
             carrier = self._state.networks.get(row.carrier) or WIRE
             self._left[network] = objects.left_by(carrier, self._leaves(row.carrier), row)
         return self._left[network]
+
+
+@cache
+def _ports() -> Select[Any]:
+    """Hosts in networks, by their names."""
+    p, a, s = tables.port.c, tables.address.c, tables.segment.c
+    return (
+        select(p.network, p.id, p.name)
+        .join_from(tables.port, tables.segment, p.segment == s.id)
+        .join(tables.address, a.port == p.id)
+        .where(p.hosts.is_(True), s.physical.is_(None), a.address.not_like("%:%"))
+        .where(p.network.in_(bindparam("networks", expanding=True)), p.name.in_(NAMES))
+    )
+
+
+@cache
+def _machines() -> Select[Any]:
+    """Machines by their names, and one of all that there are."""
+    c, any = tables.machine.c, tables.machine.alias()
+    one = select(func.min(any.c.id)).where(any.c.domain == FABRIC).scalar_subquery()
+    return select(c.id, c.name).where(c.domain == FABRIC, c.name.in_(NAMES) | (c.id == one))
 
 
 # The long way

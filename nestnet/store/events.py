@@ -18,9 +18,10 @@ import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, Insert, Select, delete, func, insert, select
 
 from nestnet.store import tables
 from nestnet.store.plan import Change
@@ -54,8 +55,8 @@ def all_changed(
 ) -> None:
     """The same of several who changed something at once: who, and what."""
     rows = [_changed(who, verb, revision, each) for who, each in changes]
-    last = connection.scalar(select(func.max(tables.event.c.seq))) or 0
-    connection.execute(insert(tables.event), rows)
+    last = newest(connection)
+    connection.execute(_insert(), rows)
     if last // 100 != (last + len(rows)) // 100:
         _bound(connection)
 
@@ -103,7 +104,17 @@ def _bound(connection: Connection) -> None:
 
 def newest(connection: Connection) -> int:
     """The number of the last event; 0 if there is none."""
-    return int(connection.scalar(select(func.max(tables.event.c.seq))) or 0)
+    return int(connection.scalar(_newest()) or 0)
+
+
+@cache
+def _newest() -> Select[Any]:
+    return select(func.max(tables.event.c.seq))
+
+
+@cache
+def _insert() -> Insert:
+    return insert(tables.event)
 
 
 def after(connection: Connection, seq: int, limit: int) -> list[tuple[int, Event]]:

@@ -15,8 +15,10 @@ from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import (
+    BindParameter,
     Connection,
     Select,
+    Update,
     bindparam,
     delete,
     exists,
@@ -36,6 +38,7 @@ from nestnet.store.tables import machine, report, segment, vlan_quarantine, vni_
 VNIS = (1 << 24) - 1  # 1 to 16777215 (RFC 7348).
 VLANS = 4094  # 802.1Q
 RANGES = 64
+DOMAIN: BindParameter[Any] = bindparam("of")
 
 
 def open_domain(connection: Connection, domain: int, size: int = VNIS) -> None:
@@ -56,8 +59,13 @@ def open_new(connection: Connection, domains: Iterable[int]) -> None:
 
 def is_open(connection: Connection, domain: int) -> bool:
     """Has it had VNIs: free, in use, or waiting?"""
+    return bool(connection.scalar(_is_open(), {"of": domain}))
+
+
+@cache
+def _is_open() -> Select[Any]:
     there = (vni_range.c.domain, segment.c.domain, vni_quarantine.c.domain)
-    return bool(connection.scalar(select(or_(*(exists().where(column == domain) for column in there)))))
+    return select(or_(*(exists().where(column == DOMAIN) for column in there)))
 
 
 def size(connection: Connection, domain: int) -> int:
@@ -87,27 +95,38 @@ def cut(connection: Connection, domain: int, count: int) -> list[int]:
     """
     if count == 0:
         return []
-    _end_quarantine(connection, domain)
     realised = _realised_by_all(connection, domain)
+    _end_quarantine(connection, domain, realised)
     taken: list[int] = []
     while len(taken) < count:
-        row = connection.execute(
-            select(vni_range.c.lo, vni_range.c.hi)
-            .where(vni_range.c.domain == domain, vni_range.c.after <= realised)
-            .order_by(vni_range.c.lo)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        ).first()
+        row = connection.execute(_lowest_range(), {"of": domain, "realised": realised}).first()
         if row is None:
             raise exhausted(connection, domain)
         used = min(row.hi - row.lo + 1, count - len(taken))
         taken += range(row.lo, row.lo + used)
-        here = (vni_range.c.domain == domain) & (vni_range.c.lo == row.lo)
         if row.lo + used > row.hi:
+            here = (vni_range.c.domain == domain) & (vni_range.c.lo == row.lo)
             connection.execute(delete(vni_range).where(here))
         else:
-            connection.execute(update(vni_range).where(here).values(lo=row.lo + used))
+            connection.execute(_shorter_range(), {"of": domain, "at": row.lo, "used": used})
     return taken
+
+
+@cache
+def _lowest_range() -> Select[Any]:
+    return (
+        select(vni_range.c.lo, vni_range.c.hi)
+        .where(vni_range.c.domain == DOMAIN, vni_range.c.after <= bindparam("realised"))
+        .order_by(vni_range.c.lo)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+
+
+@cache
+def _shorter_range() -> Update:
+    here = (vni_range.c.domain == DOMAIN) & (vni_range.c.lo == bindparam("at"))
+    return update(vni_range).where(here).values(lo=vni_range.c.lo + bindparam("used"))
 
 
 def exhausted(connection: Connection, domain: int) -> Exhausted:
@@ -201,7 +220,7 @@ def release_vlans(connection: Connection, freed: Sequence[tuple[str, int]], revi
 def _realised_by_all(connection: Connection, domain: int) -> int:
     """The revision that every machine of a domain has realised. A machine that never reported holds nothing older than
     the revision it joined at."""
-    lowest = connection.scalar(_lowest(), {"domain": domain})
+    lowest = connection.scalar(_lowest(), {"of": domain})
     return int(lowest) if lowest is not None else 1 << 62
 
 
@@ -211,16 +230,16 @@ def _lowest() -> Select[Any]:
     each = (
         select(realised.label("n"))
         .select_from(machine.outerjoin(report))
-        .where(machine.c.fenced.is_(False), machine.c.domain == bindparam("domain"))
+        .where(machine.c.fenced.is_(False), machine.c.domain == DOMAIN)
         .subquery()
     )
     return select(func.min(each.c.n))
 
 
-def _end_quarantine(connection: Connection, domain: int) -> None:
+def _end_quarantine(connection: Connection, domain: int, realised: int) -> None:
     """Make ranges of what is free again, joined with their neighbours."""
-    over = (vni_quarantine.c.domain == domain) & (vni_quarantine.c.revision <= _realised_by_all(connection, domain))
-    for vni in connection.scalars(select(vni_quarantine.c.vni).where(over)).all():
+    over = connection.scalars(_is_over(), {"of": domain, "realised": realised}).all()
+    for vni in over:
         lo = hi = vni
         in_domain = vni_range.c.domain == domain
         for row in connection.execute(
@@ -231,4 +250,12 @@ def _end_quarantine(connection: Connection, domain: int) -> None:
             lo, hi = min(lo, row.lo), max(hi, row.hi)
             connection.execute(delete(vni_range).where(in_domain, vni_range.c.lo == row.lo))
         connection.execute(insert(vni_range).values(domain=domain, lo=lo, hi=hi))
-    connection.execute(delete(vni_quarantine).where(over))
+    if over:
+        q = vni_quarantine.c
+        connection.execute(delete(vni_quarantine).where(q.domain == domain, q.revision <= realised))
+
+
+@cache
+def _is_over() -> Select[Any]:
+    q = vni_quarantine.c
+    return select(q.vni).where(q.domain == DOMAIN, q.revision <= bindparam("realised"))

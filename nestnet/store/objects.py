@@ -273,16 +273,20 @@ def are_alive() -> ColumnElement[bool]:
 
 def machines(connection: Connection, domain: int = FABRIC) -> list[MachineRow]:
     """Every machine of a domain: those that have joined the fabric, or those on ports of a network, joined or not."""
-    c = tables.machine.c
-    query = select(tables.machine).where(c.domain == domain).order_by(c.id)
     return [
         MachineRow(
             *(row.id, row.name, row.address, row.mtu, tuple(json.loads(row.nics)), bool(row.fenced), row.port),
             vlan=vlan_of(row),
             trunks=tuple(sorted(json.loads(row.trunks).items())),
         )
-        for row in connection.execute(query)
+        for row in connection.execute(_machines(), {"domain": domain})
     ]
+
+
+@cache
+def _machines() -> Select[Any]:
+    c = tables.machine.c
+    return select(tables.machine).where(c.domain == bindparam("domain")).order_by(c.id)
 
 
 def vlan_of(machine: Any) -> Tag | None:
@@ -652,7 +656,12 @@ def family(connection: Connection, domain: int) -> int:
 
 
 def current_revision(connection: Connection) -> int:
-    return int(connection.execute(select(tables.revision.c.n)).scalar_one())
+    return int(connection.execute(_revision()).scalar_one())
+
+
+@cache
+def _revision() -> Select[Any]:
+    return select(tables.revision.c.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -671,9 +680,14 @@ class Fabric:
 
 def fabric(connection: Connection) -> Fabric:
     """The wire as it is."""
-    c = tables.network.c
-    row = connection.execute(select(c.mtu, c.underlay).where(c.id == FABRIC)).one()
+    row = connection.execute(_fabric()).one()
     return Fabric(row.mtu, row.underlay)
+
+
+@cache
+def _fabric() -> Select[Any]:
+    c = tables.network.c
+    return select(c.mtu, c.underlay).where(c.id == FABRIC)
 
 
 def meaning_text(row: PolicyRow) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import BindParameter, Connection, Select, bindparam, func, literal, select
+from sqlalchemy import BindParameter, Boolean, Connection, Select, bindparam, func, select
 from sqlalchemy.engine import Engine
 
 from nestnet.model.values import FABRIC
@@ -31,7 +31,7 @@ class Networks:
     """The stored networks, by id."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self._rows: dict[int, NetworkRow | None] = {FABRIC: None}
         self._named: dict[tuple[int, str], int | None] = {}  # what a carrier carries under a name, if anything
         self._carried: dict[int, dict[str, NetworkRow]] = {}  # all that these carry
@@ -56,7 +56,7 @@ class Networks:
         more = sorted({id for id in ids if id not in self._rows and id > FABRIC})
         self._rows.update(dict.fromkeys(more))
         for chunk in list(chunks(more)) or [[]]:
-            self._learn(objects.with_carriers(self._connection, chunk or [FABRIC]).values())
+            self._learn(objects.with_carriers(self.connection, chunk or [FABRIC]).values())
 
     def carried(self, carrier: int) -> Mapping[str, NetworkRow]:
         """All that a network carries, by name. Nobody asks what the wire carries."""
@@ -84,7 +84,7 @@ class Networks:
         for chunk in chunks(more):
             rows = [
                 objects.as_network(row)
-                for row in self._connection.execute(_named(), {"carrier": carrier, "names": chunk})
+                for row in self.connection.execute(_named(), {"carrier": carrier, "names": chunk})
             ]
             self._learn(rows)
             for row in rows:
@@ -97,7 +97,7 @@ class Networks:
         self._named.update(dict.fromkeys(more))
         for chunk in chunks(more):
             asked = {"carriers": sorted({id for id, _ in chunk}), "names": sorted({name for _, name in chunk})}
-            rows = [objects.as_network(row) for row in self._connection.execute(_paired(), asked)]
+            rows = [objects.as_network(row) for row in self.connection.execute(_paired(), asked)]
             self._learn(rows)
             for row in rows:
                 if (row.carrier, row.name) in self._named and self[row.id].name == row.name:
@@ -108,7 +108,7 @@ class Networks:
         found: list[NetworkRow] = []
         for chunk in chunks(sorted(names)) if names is not None else [None]:
             asked = {"owners": sorted(tenants)} | ({"names": chunk} if chunk is not None else {})
-            rows = self._connection.execute(_owned(chunk is not None), asked)
+            rows = self.connection.execute(_owned(chunk is not None), asked)
             found += [objects.as_network(row) for row in rows]
         self._learn(found)
         return [self[row.id] for row in found]
@@ -122,14 +122,14 @@ class Networks:
         found: dict[int, NetworkRow] = {}
         for which in (owned, n.tenant.is_(None)) if None in tenants else (owned,):
             query = objects.networks_with_owners().where(n.carrier == FABRIC, n.id != FABRIC, which)
-            found.update({row.id: objects.as_network(row) for row in self._connection.execute(query)})
+            found.update({row.id: objects.as_network(row) for row in self.connection.execute(query)})
         self._learn(found.values())
         return [self[id] for id in sorted(found)]
 
     def under(self, tenants: Collection[str], carriers: Collection[int]) -> set[int]:
         """All that carries networks of these tenants, and these with all that carries them."""
         asked = {"owners": sorted(tenants), "ids": sorted(carriers)}
-        rows = [objects.as_network(row) for row in self._connection.execute(_carrying(), asked)]
+        rows = [objects.as_network(row) for row in self.connection.execute(_carrying(), asked)]
         self._learn(rows)
         return {row.id for row in rows}
 
@@ -163,7 +163,7 @@ class Networks:
     def _know_above(self, roots: Iterable[int]) -> None:
         more = sorted({id for id in roots if id > FABRIC and id not in self._carried})
         for chunk in chunks(more):
-            rows = [objects.as_network(row) for row in self._connection.execute(_above(), {"ids": chunk})]
+            rows = [objects.as_network(row) for row in self.connection.execute(_above(), {"ids": chunk})]
             self._learn(rows)
             for id in (*chunk, *(row.id for row in rows)):
                 self._carried.setdefault(id, {})
@@ -259,13 +259,15 @@ _known: WeakKeyDictionary[Engine, Tenants] = WeakKeyDictionary()
 def _tenants(connection: Connection) -> Tenants:
     """Read when something has changed: whatever makes or changes a tenant gives it a revision that none had, and
     whatever deletes one leaves fewer."""
-    t = tables.tenant.c
     stamp = tuple(connection.execute(_stamp_of_tenants()).one())
     known = _known.get(connection.engine)
+    if (known is None or known.stamp != stamp) and may_write(connection):
+        # What such a one reads, nobody may ever have stored. What is stored is remembered, for the next.
+        with connection.engine.connect() as stored, stored.begin():
+            known = _tenants(stored)
     is_known = known is not None and known.stamp == stamp
-    columns = (t.id, t.name, t.parent, t.suspended, t.networks, t.segments, t.ports, t.rate)
     # Asked for none when all are known: what others change is in no count of statements.
-    rows = connection.execute(select(*columns).where(literal(not is_known)).order_by(t.id)).all()
+    rows = connection.execute(_all_tenants(), {"all": not is_known}).all()
     if known is not None and is_known:
         return known
     names = {row.id: row.name for row in rows}
@@ -278,9 +280,16 @@ def _tenants(connection: Connection) -> Tenants:
         frozenset(row.name for row in rows if row.suspended),
         any(quota != Quota() for quota in quotas.values()),
     )
-    if not may_write(connection):  # What such a one reads, nobody may ever have stored.
+    if not may_write(connection):
         _known[connection.engine] = found
     return found
+
+
+@cache
+def _all_tenants() -> Select[Any]:
+    t = tables.tenant.c
+    columns = (t.id, t.name, t.parent, t.suspended, t.networks, t.segments, t.ports, t.rate)
+    return select(*columns).where(bindparam("all", type_=Boolean)).order_by(t.id)
 
 
 @cache
@@ -292,11 +301,9 @@ def _stamp_of_tenants() -> Select[Any]:
 
 @dataclass
 class State:
-    """All machines, tenants and grants, the networks that are asked for, and the contents of some."""
+    """All tenants and grants, the machines and networks that are asked for, and the contents of some."""
 
     revision: int
-    joined: dict[str, MachineRow]
-    machines: dict[str, int]
     tenants: Mapping[str, int]
     parents: Mapping[str, str | None]
     quotas: Mapping[str, Quota]
@@ -306,6 +313,15 @@ class State:
     limited: bool  # Has a tenant or a grant a limit?
     contents: dict[int, Contents] = field(default_factory=dict)
     still: dict[int, Still] = field(default_factory=dict)  # Of these the networks that a manifest only puts others on.
+
+    @cached_property
+    def joined(self) -> dict[str, MachineRow]:
+        """All machines of the fabric."""
+        return {row.name: row for row in objects.machines(self.networks.connection)}
+
+    @cached_property
+    def machines(self) -> dict[str, int]:
+        return {name: row.id for name, row in self.joined.items()}
 
     def below(self, network: int) -> Iterator[int]:
         """It and all that carries it, but the wire."""
@@ -332,14 +348,11 @@ class State:
 
 
 def load_state(connection: Connection) -> State:
-    """Everything but networks and what is in them."""
+    """Everything but machines, networks and what is in these: they are read when they are asked for."""
     tenants = _tenants(connection)
-    joined = {row.name: row for row in objects.machines(connection)}
     grants = {row.id: row for row in objects.grants(connection)}
     return State(
         revision=objects.current_revision(connection),
-        joined=joined,
-        machines={name: row.id for name, row in joined.items()},
         tenants=tenants.ids,
         parents=tenants.parents,
         quotas=tenants.quotas,

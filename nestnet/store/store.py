@@ -8,12 +8,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, delete, func, insert, select, true, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, true, update
 
 from nestnet.model.errors import Conflict, DiskFull, Forbidden, Invalid, NotFound, Problem, Stale, Unreachable
 from nestnet.model.manifest import Manifest, to_data
@@ -156,10 +156,9 @@ class Store:
 
     def _changed_since(self, revision: int) -> None:
         """What is remembered is read anew. It is stored by now: what cannot be read is, when somebody asks for it."""
-        c = tables.change.c
         with contextlib.suppress(DiskFull, Unreachable):
             with self._database.read() as connection:
-                networks = set(connection.scalars(select(c.network).where(c.revision > revision)))
+                networks = set(connection.scalars(_changed_after(), {"revision": revision}))
                 still.changed(connection, networks)
             self._chains.changed(networks)
 
@@ -1540,6 +1539,12 @@ def _domains_fit(connection: Connection) -> None:
             if left < (least := SMALLEST_MTU[row.family]):
                 message = f"segment {row.name} needs an MTU of {least}, and {left} would be left for it"
                 raise Invalid([Problem("mtu_too_small", "/mtu", message, limit=least)])
+
+
+@cache
+def _changed_after() -> Select[Any]:
+    c = tables.change.c
+    return select(c.network).where(c.revision > bindparam("revision"))
 
 
 def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int) -> list[str]:

@@ -11,6 +11,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from sqlalchemy import Connection, Select, Table, bindparam, delete, insert, select, update
+from sqlalchemy.dialects import sqlite
 
 from nestnet.model.values import FABRIC, Selector
 from nestnet.store import numbers, tables
@@ -203,9 +204,7 @@ def _shrunk(connection: Connection, pairs: Sequence[Pair]) -> list[NetworkRow]:
 
 def next_revision(connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
     """The revision of this transaction, with these change rows in it: network, kind, id, and what was."""
-    n = connection.execute(
-        update(tables.revision).values(n=tables.revision.c.n + 1).returning(tables.revision.c.n)
-    ).scalar_one()
+    n = connection.execute(_next_revision()).scalar_one()
     _many(connection, insert(tables.change), [{**row, "revision": n} for row in rows])
     for kind in sorted({row["kind"] for row in rows} & OWN_REVISION.keys()):
         table = OWN_REVISION[kind]
@@ -233,16 +232,30 @@ def next_revision(connection: Connection, rows: Sequence[dict[str, Any]]) -> int
     return int(n)
 
 
+@cache
+def _next_revision() -> Any:
+    c = tables.revision.c
+    return update(tables.revision).values(n=c.n + 1).returning(c.n)
+
+
 def reserve(connection: Connection, kind: str, count: int) -> int:
     """The first of `count` new ids of a kind. Ids are never used twice: the counter never goes back."""
-    c = tables.counter.c
-    last = connection.execute(
-        update(tables.counter).where(c.kind == kind).values(last=c.last + count).returning(c.last)
-    ).scalar()
-    if last is None:
-        connection.execute(insert(tables.counter).values(kind=kind, last=count))
-        last = count
-    return int(last) - count + 1
+    return reserve_all(connection, {kind: count})[kind]
+
+
+def reserve_all(connection: Connection, counts: Mapping[str, int]) -> dict[str, int]:
+    """The same of several kinds at once."""
+    rows = [{"kind": kind, "last": count} for kind, count in counts.items()]
+    told = connection.execute(_reserve(), rows) if rows else ()
+    return {row.kind: int(row.last) - counts[row.kind] + 1 for row in told}
+
+
+@cache
+def _reserve() -> Any:
+    c, new = tables.counter.c, sqlite.insert(tables.counter)
+    return new.on_conflict_do_update(index_elements=[c.kind], set_={"last": c.last + new.excluded.last}).returning(
+        c.kind, c.last
+    )
 
 
 def give_back(connection: Connection, kind: str, next: int) -> None:
