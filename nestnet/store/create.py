@@ -30,7 +30,7 @@ from nestnet.store.plain import Network, Place
 from nestnet.store.plan import Change
 from nestnet.store.quotas import Quota, Tree
 from nestnet.store.scope import Scope
-from nestnet.store.state import NAMES, State, load_state
+from nestnet.store.state import NAMES, State, load_owners
 
 PART = 1000  # Networks of a batch that are made in one transaction.
 
@@ -98,7 +98,7 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
             counts.update(policy=len(network.policies or ()), group=sum(map(_groups, ports.values())))
     if not keyed:
         return []
-    state = load_state(connection)
+    state = load_owners(connection)
     places = _Places(connection, state, wanted).found
     domains: Counter[int] = Counter()
     for mine in keyed:
