@@ -118,7 +118,7 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _internal)
     routers = (
-        create.routes(store),
+        create.routes(store, admitted),
         moves.routes(store),
         grants.routes(store),
         tenants.routes(store),

@@ -72,10 +72,9 @@ def _uid(connection: object) -> int | None:
     return int(struct.unpack("iII", raw)[1])  # struct ucred: pid, uid, gid
 
 
-Key = Annotated[
-    str | None,
-    Header(min_length=1, max_length=255, description="Any text of yours: asked again with it, it is done once."),
-]
+KEY = range(1, 256)  # Characters of an idempotency key.
+ONCE = "Any text of yours: asked again with it, it is done once."
+Key = Annotated[str | None, Header(min_length=KEY[0], max_length=KEY[-1], description=ONCE)]
 
 
 async def keyed(request: Request, idempotency_key: Key = None) -> Asked:

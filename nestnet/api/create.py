@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 from nestnet.api import shapes
 from nestnet.api.access import Who, still, who
 from nestnet.api.asked import changed, keyed
+from nestnet.api.direct import Admitted, direct
 from nestnet.api.problem import problem
 from nestnet.model.errors import Invalid, NestnetError, Problem, Unauthenticated
 from nestnet.store.create import PART, Answer, Job, job
@@ -65,11 +66,10 @@ PARTS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def routes(store: Store) -> APIRouter:
+def routes(store: Store, admitted: Admitted) -> APIRouter:
     found = APIRouter(tags=["resources"])
     together = _Together(store)
 
-    @found.post("/networks", response_model=Created, status_code=201, openapi_extra=ONE)
     async def create_network(request: Request, how: Annotated[Asked, Depends(keyed)]) -> dict[str, Any]:
         """Make a network, with what is in it. 409 if there is one that is called so."""
         body = await request.body()
@@ -80,6 +80,16 @@ def routes(store: Store) -> APIRouter:
         said = msgspec.json.decode(body)
         path = f"{said['carrier']}/{said['name']}" if "carrier" in said else said["name"]
         return changed(store, how, made["revision"], id=store.identity.public("network", made["first"]), path=path)
+
+    found.add_api_route(
+        "/networks",
+        create_network,
+        methods=["POST"],
+        response_model=Created,
+        status_code=201,
+        openapi_extra=ONE,
+        route_class_override=direct(admitted),
+    )
 
     @found.post("/batch", response_class=StreamingResponse, responses=PARTS, openapi_extra=MANY)
     async def batch(request: Request, how: Annotated[Asked, Depends(keyed)]) -> StreamingResponse:
