@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from nestnet.agent import links
-from nestnet.agent.agent import Agent
+from nestnet.agent.agent import SHARE, Agent, Pace
 from nestnet.agent.attachments import Attachment, End, Workloads
 from nestnet.agent.feed import Desired
 from nestnet.agent.metrics import Measured, families
@@ -175,6 +175,19 @@ def test_a_storm_of_drops_is_told_once(agent: Agent, monkeypatch: pytest.MonkeyP
         agent._storms({"policy_denied": packets})
         now += 2
     assert agent.noticed == [("drops", "4,450 packets/s dropped: policy_denied")]
+
+
+def test_the_underlay_is_looked_at_at_once_but_not_all_the_time() -> None:
+    """A few changes are followed without a pause; if they never end, one part in SHARE of the time."""
+    pace, now, looking = Pace(), 1000.0, 0.0
+    for look in range(1000):
+        now = max(now, pace.next)
+        assert look > 15 or now == pytest.approx(1000 + 0.01 * look), "at once"
+        pace.took(now, now + 0.01)
+        now, looking = now + 0.01, looking + 0.01
+    assert looking / (now - 1000) == pytest.approx(1 / SHARE, rel=0.1)
+    pace.took(now + 60, now + 60.01)
+    assert pace.next == pytest.approx(now + 60.01), "after a rest"
 
 
 def test_what_is_free_is_the_kernels_again() -> None:

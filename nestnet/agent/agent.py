@@ -60,8 +60,10 @@ CHECK = 5.0  # seconds between two looks at all tables and pins: reading 10,000 
 ROUND = 3  # turns in which every hook is looked at
 TELL = 30  # repairs of one turn that are told one by one
 NEIGHBOURS = 20.0  # seconds; the kernel may forget a neighbour that is not used for 60
-AGAIN = 0.2  # seconds from one look at the underlay to the next, at least; more when looking takes long: see SHARE
-SHARE = 5  # one part in so many of its time is what a machine whose routes never rest has for looking
+AGAIN = 1.0  # seconds from one question to the next for a controller that does not answer
+# What a machine whose routes never rest has for looking at them: one part in SHARE of its time. CREDIT seconds are
+# there at once: whoever moves an agent's own NIC takes the old link away soon, and changes come in twos and threes.
+SHARE, CREDIT = 5, 0.2
 
 
 def say(text: str) -> None:
@@ -134,19 +136,18 @@ def run(
         reports = Reports(client, machine)
         ready()
         desired = Desired()
-        due = follow = 0.0  # monotonic seconds
+        due, pace = 0.0, Pace()  # monotonic seconds
         while not stopped:
-            first = min(due, follow) if desired.whole and watch.moved.is_set() else due
+            first = min(due, pace.next) if desired.whole and watch.moved.is_set() else due
             news = feed.take(max(0.0, first - time.monotonic()))
             if stopped:
                 break
             now = time.monotonic()
-            if desired.whole and watch.moved.is_set() and now >= follow:
+            if desired.whole and watch.moved.is_set() and now >= pace.next:
                 watch.moved.clear()  # before looking: what changes meanwhile is looked at again
                 if agent.follow():
                     due = now
-                took = time.monotonic() - now
-                follow = now + took + max(AGAIN, took * (SHARE - 1))
+                pace.took(now, time.monotonic())
             if news is not None or now >= due:
                 desired = news or desired
                 due = now + SWEEP
@@ -168,6 +169,22 @@ def run(
         say("ended; the datapath stays")
 
 
+@dataclass
+class Pace:
+    """When the underlay may be looked at next, in monotonic seconds: at once, as long as looking has not taken more
+    than CREDIT and one part in SHARE of the time since."""
+
+    next: float = 0.0
+    _debt: float = 0.0  # seconds of looking that are not paid for
+    _at: float = 0.0  # when it was so much
+
+    def took(self, begun: float, now: float) -> None:
+        """It has been looked at."""
+        self._debt = max(0.0, self._debt - (now - self._at) / SHARE) + now - begun
+        self._at = now
+        self.next = now + max(0.0, self._debt - CREDIT) * SHARE
+
+
 def _row(client: Client, machine: str) -> int:
     """The machine's number. Waits for a controller that does not answer: traffic goes on, and of all that starts the
     machine may be first."""
@@ -179,7 +196,7 @@ def _row(client: Client, machine: str) -> int:
             if str(error) != problem:
                 problem = str(error)
                 say(f"{problem}; the datapath stays as it is")
-            time.sleep(AGAIN * 5)  # the pace of asking
+            time.sleep(AGAIN)  # the pace of asking
 
 
 def _join(controller: str, token: str, machine: str, state: Path) -> None:
@@ -190,7 +207,7 @@ def _join(controller: str, token: str, machine: str, state: Path) -> None:
             return
         except Unreachable as error:
             say(f"joining: {error}")
-            time.sleep(AGAIN * 5)  # the pace of asking
+            time.sleep(AGAIN)  # the pace of asking
 
 
 class Reports:
