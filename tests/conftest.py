@@ -16,10 +16,15 @@ import ctypes
 import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from sums import check
+
+from nestnet.model.errors import DiskFull, Unreachable
+from nestnet.store import Store
 
 settings.register_profile("nestnet", deadline=None, print_blob=True)
 settings.register_profile("soak", parent=settings.get_profile("nestnet"), max_examples=2000)
@@ -62,6 +67,23 @@ def pytest_configure() -> None:
     """Of a worker: away from the others, before it runs anything."""
     if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
         _own_place()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sums() -> Iterator[None]:
+    """What a store keeps a count of is right when a test closes it, whatever was done to it."""
+    close = Store.close
+
+    def looked_at(store: Store) -> None:
+        try:
+            with suppress(DiskFull, Unreachable):
+                check(store)
+        finally:
+            close(store)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "close", looked_at)
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

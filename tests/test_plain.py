@@ -57,13 +57,15 @@ BASE = {
 
 
 @contextmanager
-def stores(folder: Path) -> Iterator[tuple[Store, Store]]:
+def stores(folder: Path, limited: bool = False) -> Iterator[tuple[Store, Store]]:
     """Two that are the same."""
     first = Store(folder / "plain.db", vnis=50)
     for place, name in enumerate(("m1", "m2"), 1):
         first.join(name, f"192.0.2.{place}")
-    first.apply(parse({"apiVersion": "nestnet/v1", "networks": {"base": BASE}, "tenants": {"acme": {}, "guest": {}}}))
-    first.grant("base", "guest", ["h1"], Quota())
+    quotas = ({"ports": 4, "networks": 5}, {"segments": 3}) if limited else ({}, {})
+    tenants = {name: {"quota": quota} for name, quota in zip(("acme", "guest"), quotas, strict=True)}
+    first.apply(parse({"apiVersion": "nestnet/v1", "networks": {"base": BASE}, "tenants": tenants}))
+    first.grant("base", "guest", ["h1"], Quota(ports=2) if limited else Quota())
     first.close()
     shutil.copy(folder / "plain.db", folder / "planned.db")
     first, second = Store(folder / "plain.db"), Store(folder / "planned.db")
@@ -104,10 +106,10 @@ def by_plan() -> Iterator[None]:
         plain.read = read
 
 
-def both(folder: Path, batches: list[tuple[Asked, list[bytes]]]) -> int:
+def both(folder: Path, batches: list[tuple[Asked, list[bytes]]], limited: bool = False) -> int:
     """Make these in both ways, one after the other. Returns how many parts were plain."""
     count = 0
-    with stores(folder) as (first, second):
+    with stores(folder, limited) as (first, second):
         for asked, lines in batches:
             planned: list[bytes] = []
             make = create.make_by_plan
@@ -242,6 +244,14 @@ def test_all_else_goes_by_a_plan(name: str, tmp_path: Path) -> None:
     assert both(tmp_path, [OTHERS[name]]) == 0
 
 
+@pytest.mark.parametrize("name", PLAIN)
+def test_what_is_plain_counts_against_limits_as_in_a_plan(name: str, tmp_path: Path) -> None:
+    """The same again and again, until somebody has no more: the last is refused in the same words."""
+    asked, lines = PLAIN[name]
+    batches = [(asked, [one.replace(b'"name": "', b'"name": "%d' % n, 1) for one in lines]) for n in range(4)]
+    both(tmp_path, batches, limited=True)
+
+
 NAMES = st.sampled_from(["a", "b", "c", "lan", "any", "x" * 64])
 HOSTS = st.sampled_from(["m1", "m2", "h1", "i1", "h6", "m9"])
 ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.255", "10.1.0.9", "fd00::5", "x", "127.0.0.1"])
@@ -311,7 +321,8 @@ def test_whatever_lines_say(data: st.DataObject, tmp_path_factory: pytest.TempPa
         )
     )
     folder = tmp_path_factory.mktemp("lines")
-    both(folder, [(asked, [json.dumps(one).encode() for one in lines]) for asked, lines in batches])
+    encoded = [(asked, [json.dumps(one).encode() for one in lines]) for asked, lines in batches]
+    both(folder, encoded, data.draw(st.booleans()))
 
 
 def some_cidrs() -> st.SearchStrategy[str]:

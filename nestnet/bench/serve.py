@@ -31,6 +31,7 @@ from typing import Any
 
 from nestnet.api.client import Client
 from nestnet.bench.report import computer
+from nestnet.model.rates import RATE
 
 NETWORKS = (1_000, 1_000_000)
 OF_A_TENANT = 1_000  # networks
@@ -86,6 +87,9 @@ def fill(path: Path, networks: int) -> None:
         for kind in ("network", "segment", "port", "policy"):
             file.execute(f"UPDATE counter SET last = (SELECT max(id) FROM {kind}) WHERE kind = ?", (kind,))
             file.execute(f"UPDATE tally SET n = (SELECT count(*) FROM {kind} WHERE id <> 0) WHERE kind = ?", (kind,))
+        file.execute("DELETE FROM usage")
+        each = f"count(*), count(*), {len(HOSTS)} * count(*), {len(HOSTS) * RATE[1]} * count(*)"
+        file.execute(f"INSERT INTO usage SELECT tenant, 0, {each} FROM network WHERE tenant NOT NULL GROUP BY tenant")
         file.execute("DELETE FROM vni_range WHERE hi < ?", (vni + networks,))
         file.execute("UPDATE vni_range SET lo = max(lo, ?)", (vni + networks,))
         file.commit()

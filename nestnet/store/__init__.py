@@ -10,6 +10,7 @@
     feed.py         what one machine needs, and what of it changed since a revision
     once.py         idempotency keys: a request is done once
     quotas.py       what tenants may have
+    usage.py        what they have: sums, kept as it changes
     events.py       the audit log, and what machines noticed
     heard.py        what machines say every few seconds, in memory
     watch.py        objects that changed since a revision

@@ -22,13 +22,13 @@ from nestnet.model.manifest import API_VERSION, parse
 from nestnet.model.problems import join, split
 from nestnet.model.strict import read_json
 from nestnet.model.values import FABRIC, MAX_DEPTH
-from nestnet.store import events, numbers, objects, once, plain, plan, tables, tenancy, view, write
+from nestnet.store import events, numbers, objects, once, plain, plan, tables, tenancy, usage, view, write
 from nestnet.store.identity import Identity
 from nestnet.store.objects import WIRE, GrantRow, NetworkRow
 from nestnet.store.once import Asked
 from nestnet.store.plain import Network, Place
 from nestnet.store.plan import Change
-from nestnet.store.quotas import Quota, Tree
+from nestnet.store.quotas import QUOTAS, Tree, Uses, judge, rate_of
 from nestnet.store.scope import Scope
 from nestnet.store.state import NAMES, State, load_owners
 
@@ -101,9 +101,15 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
     state = load_owners(connection)
     places = _Places(connection, state, wanted).found
     domains: Counter[int] = Counter()
+    used: dict[usage.Owner, Counter[str]] = defaultdict(Counter)
     for mine in keyed:
         for key, network in mine:
-            domains[places[key].domain] += len(network.segments or {})
+            place, many = places[key], len(network.ports or {})
+            domains[place.domain] += len(network.segments or {})
+            more = {"segments": len(network.segments or {}), "ports": many, "rate": many * rate_of(0)}
+            used[place.tenant or 0, place.grant or 0].update(networks=1, **more)
+    if state.limited:
+        _judge(connection, state, used)
     domains = +domains
     numbers.open_new(connection, domains)
     vnis = {domain: iter(numbers.cut(connection, domain, count)) for domain, count in domains.items()}
@@ -126,6 +132,7 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
             write.give_back(connection, kind, rows.first[kind])
     made = [{"counted": kind, "more": len(rows.rows[kind])} for kind in plain.KINDS if kind != "group"]
     connection.execute(_counted(), made)
+    usage.add(connection, used)
     events.all_changed(connection, "create", revision, told)
     return answers
 
@@ -134,6 +141,22 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
 def _counted() -> Update:
     c = tables.tally.c
     return update(tables.tally).where(c.kind == bindparam("counted")).values(n=c.n + bindparam("more"))
+
+
+def _judge(connection: Connection, state: State, used: Mapping[usage.Owner, Mapping[str, int]]) -> None:
+    """Raises Exhausted if so much more is more than somebody may have. Who may know what of it, a plan knows."""
+    names = {id: name for name, id in state.tenants.items()}
+    more: Uses = {what: Counter() for what in QUOTAS}
+    under: Uses = {what: Counter() for what in QUOTAS}
+    for (tenant, grant), counts in used.items():
+        for what, n in counts.items():
+            more[what].update({names[tenant]: n} if tenant else {})
+            under[what].update({grant: n} if grant else {})
+    tree = Tree(state.parents, state.quotas, state.grants, state.carriers_of(state.grants))
+    bear = tree.bearing(more["networks"], under["networks"])
+    owners, grants = tree.counted(*bear)
+    have = usage.uses(connection, [state.tenants[name] for name in owners])
+    judge(tree, have, more, usage.uses_of_grants(connection, grants), under, None, bear)
 
 
 def make_each(commit: Commit, identity: Identity, jobs: Sequence[Job]) -> list[Answer | Exception]:
@@ -180,7 +203,7 @@ _Key = tuple[Scope, str | None, str | None]
 
 
 class _Places:
-    """What new networks are put on. Raises NotPlain unless all of it is there, open, and has no limits."""
+    """What new networks are put on. Raises NotPlain unless all of it is there and open."""
 
     def __init__(self, connection: Connection, state: State, wanted: Mapping[_Key, tuple[set[str], set[str]]]) -> None:
         """`wanted`: the names of the networks, and of the hosts that they name, by where they go."""
@@ -306,7 +329,7 @@ class _Places:
         )
 
     def _open(self, scope: Scope, tenant: str | None, grant: int | None) -> None:
-        """Raises NotPlain if something is closed, or limited."""
+        """Raises NotPlain if something is closed."""
         state = self._state
         if tenant is not None and scope.writes is not None:
             try:
@@ -319,12 +342,6 @@ class _Places:
                 raise NotPlain
             below = state.networks.get(state.grants[here].carrier)
             here = below.grant if below is not None else None
-        if state.limited:
-            tree = Tree(state.parents, state.quotas, state.grants, state.carriers_of(state.grants))
-            names, ids = tree.bearing([tenant] if tenant is not None else [], [grant] if grant is not None else [])
-            limits = [*(state.quotas[name] for name in names), *(state.grants[id].quota for id in ids)]
-            if any(limit != Quota() for limit in limits):
-                raise NotPlain
 
     def _deep(self, network: int) -> int:
         if network not in self._depth:

@@ -24,13 +24,14 @@ from sqlalchemy import Connection, delete, insert, select, update
 from nestnet.model.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from nestnet.model.problems import Nearest, join, meant
 from nestnet.model.values import FABRIC
-from nestnet.store import access, objects, tables, tenancy, write
+from nestnet.store import access, objects, tables, tenancy, usage, write
 from nestnet.store.identity import Identity
 from nestnet.store.objects import GrantRow, NetworkRow
-from nestnet.store.quotas import QUOTAS, Quota, Tree, judge, uses, uses_of_grants
+from nestnet.store.quotas import QUOTAS, Quota, Tree, judge
 from nestnet.store.read import Reader, Resource
 from nestnet.store.scope import Scope
 from nestnet.store.state import load_state
+from nestnet.store.usage import uses, uses_of_grants
 
 NAME = "hosts"  # What a grant is called by whoever has it; further ones with a number.
 
@@ -199,6 +200,7 @@ def revoke(connection: Connection, reader: Reader, row: GrantRow) -> None:
             "in_use",
         )
     connection.execute(delete(tables.grant).where(tables.grant.c.id == row.id))
+    usage.forget(connection, "grant", [row.id])
 
 
 def over(connection: Connection) -> list[GrantRow]:
@@ -245,8 +247,9 @@ def _adopt(connection: Connection, carrier: int, tenant: str, grant: int) -> Non
     n = tables.network
     while level:
         ids = [row.id for row in level]
-        for chunk in objects.chunks(ids):
-            connection.execute(update(n).where(n.c.id.in_(chunk)).values(grant=grant))
+        with usage.moved(connection, ids):
+            for chunk in objects.chunks(ids):
+                connection.execute(update(n).where(n.c.id.in_(chunk)).values(grant=grant))
         before = {row.id: row.grant for row in level}
         above = objects.networks(connection, "carrier", ids)
         level = [row for row in above if row.grant == before[row.carrier]]

@@ -45,7 +45,6 @@ from nestnet.model.validate import Known, given_already, validate
 from nestnet.model.values import CARRIAGE_PORT, FABRIC, MAX_DEPTH, Address, Attach, Prefix, Service, Tag
 from nestnet.store import numbers, sharing, tables, tenancy, view
 from nestnet.store.objects import (
-    CHUNK,
     Contents,
     GrantRow,
     GroupRow,
@@ -62,11 +61,12 @@ from nestnet.store.objects import (
     ports,
     selector_order,
 )
-from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, rate_of, uses, uses_of_grants
+from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, rate_of
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.sharing import GrantWish
 from nestnet.store.state import Paths, State, load_state
 from nestnet.store.still import load
+from nestnet.store.usage import uses, uses_of_grants
 
 UDP = 17
 
@@ -1167,7 +1167,7 @@ def _judge_quotas(
         seen = tenancy.seen(parents, scope)
         bear = tree.bearing(_growing(more), _growing(under))
         names, ids = tree.counted(*bear)
-        if wishes or shared or len(names) > CHUNK or len(ids) > CHUNK:
+        if wishes or shared:
             judge(tree, uses(connection), more, uses_of_grants(connection), under, seen)
         else:
             have = uses(connection, [state.tenants[name] for name in names])

@@ -13,16 +13,13 @@ last port exactly one gets it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-from sqlalchemy import ColumnElement, Connection, Table, case, func, select
 
 from nestnet.model.errors import Conflict, Exhausted
 from nestnet.model.rates import RATE, rate_text
 from nestnet.model.values import FABRIC
-from nestnet.store import tables
 
 QUOTAS = ("networks", "segments", "ports", "rate")
 Uses = dict[str, Counter[Any]]
@@ -52,42 +49,6 @@ def rate_of(port: int) -> int:
 def amount(what: str, n: int) -> str:
     """12 ports, or a rate of 10mbit."""
     return f"a rate of {rate_text(n)}" if what == "rate" else f"{n} {what}"
-
-
-def _counted() -> Iterator[tuple[str, Table | None, ColumnElement[int]]]:
-    """What is counted, in which table, and how."""
-    yield "networks", None, func.count()
-    yield "segments", tables.segment, func.count()
-    yield "ports", tables.port, func.count()
-    rate = tables.port.c.rate
-    yield "rate", tables.port, func.sum(case((rate == 0, RATE[1]), else_=rate))
-
-
-def uses(connection: Connection, tenants: Collection[int] | None = None) -> Uses:
-    """What every tenant, or each of these, by row, has now."""
-    n, t = tables.network, tables.tenant
-    found: Uses = {}
-    for what, table, counted in _counted():
-        query = select(t.c.name, counted.label("n")).join(n, n.c.tenant == t.c.id)
-        if table is not None:
-            query = query.join(table, table.c.network == n.c.id)
-        if tenants is not None:
-            query = query.where(n.c.tenant.in_(sorted(tenants)))
-        found[what] = Counter({row.name: row.n for row in connection.execute(query.group_by(t.c.id))})
-    return found
-
-
-def uses_of_grants(connection: Connection, grants: Collection[int] | None = None) -> Uses:
-    """What counts under every grant, or under each of these, now, by its row."""
-    n = tables.network
-    found: Uses = {}
-    for what, table, counted in _counted():
-        counts = n.c.grant.is_not(None) if grants is None else n.c.grant.in_(sorted(grants))
-        query = select(n.c.grant, counted.label("n")).where(counts)
-        if table is not None:
-            query = query.join(table, table.c.network == n.c.id)
-        found[what] = Counter({row.grant: row.n for row in connection.execute(query.group_by(n.c.grant))})
-    return found
 
 
 class Place(Protocol):

@@ -42,9 +42,10 @@ from nestnet.store.heard import Heard
 from nestnet.store.identity import Identity
 from nestnet.store.objects import IDS, NetworkRow, PortRow, chunks
 from nestnet.store.plan import policy_words
-from nestnet.store.quotas import QUOTAS, uses
+from nestnet.store.quotas import QUOTAS
 from nestnet.store.scope import EVERYTHING, Scope
 from nestnet.store.standing import Chain, Chains, Standing, standings
+from nestnet.store.usage import uses
 
 KINDS = ("machine", "tenant", "network", "segment", "router", "link", "port", "policy")
 IN_NETWORK = ("segment", "router", "link", "port", "policy")

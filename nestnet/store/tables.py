@@ -201,6 +201,19 @@ tally = Table(
     Column("n", Id, nullable=False),
 )
 
+# The same of what tenants have and what counts under grants, of all networks that have both in common; 0: neither.
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", Id, primary_key=True),
+    Column("grant", Id, primary_key=True),
+    Column("networks", Id, nullable=False),
+    Column("segments", Id, nullable=False),
+    Column("ports", Id, nullable=False),
+    Column("rate", Id, nullable=False),  # In bit/s.
+    Index(None, "grant"),
+)
+
 # Hosts of `carrier` (0: machines), on which networks of `tenant` may be carried (grants.py).
 grant = Table(
     "grant",

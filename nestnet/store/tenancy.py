@@ -21,9 +21,10 @@ from nestnet.model.errors import Conflict, Exhausted, Forbidden, Invalid, NotFou
 from nestnet.model.manifest import TenantSpec
 from nestnet.model.problems import join
 from nestnet.store import tables
-from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, uses, uses_of_grants
+from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge
 from nestnet.store.scope import Scope
 from nestnet.store.state import State, load_state
+from nestnet.store.usage import uses, uses_of_grants
 
 LONGEST = 63  # Characters of a name.
 MOST = 1000  # Tenants in one tree, that others than the operator make: every plan looks at all there are.

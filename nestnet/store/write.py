@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Select, Table, bindparam, delete, insert, sel
 from sqlalchemy.dialects import sqlite
 
 from nestnet.model.values import FABRIC, Selector
-from nestnet.store import numbers, tables
+from nestnet.store import numbers, tables, usage
 from nestnet.store.identity import Identity
 from nestnet.store.objects import (
     IDS,
@@ -74,27 +74,28 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
     carriers = _carriers(connection, pairs)
     carriers_then = carriers | {old.id: old.carrier for old, _ in pairs if isinstance(old, NetworkRow)}
     seats = _Seats(connection, identity, pairs, carriers)
-    for kind, table in reversed(TABLES.items()):
-        rows_gone = [{"row": old.id} for old, new in pairs if old is not None and new is None and old.kind == kind]
-        _many(connection, delete(table).where(table.c.id == bindparam("row")), rows_gone)
-    # MACs may be exchanged, or taken over by a new port: none is below 0.
-    away = [{"row": old.id, "away": -old.id} for old, new in pairs if old is not None and _mac_moves(old, new)]
-    port = tables.port
-    _many(connection, update(port).where(port.c.id == bindparam("row")).values(mac=bindparam("away")), away)
-    for kind, table in TABLES.items():
-        fresh = [
-            _columns(new, carriers, owners, domains, seats)
-            for old, new in pairs
-            if old is None and new is not None and new.kind == kind
-        ]
-        _many(connection, insert(table), fresh)
-        moved = [(old, new) for old, new in pairs if old is not None and new is not None and new.kind == kind]
-        _update(connection, table, [_columns(new, carriers, owners, domains, seats) for _, new in moved if new])
-    _parts(connection, pairs)
-    _attachments(connection, pairs)
-    _end_moves(connection, pairs)
-    _host_use(connection, pairs)
-    _tally(connection, pairs)
+    with usage.changed(connection, pairs):
+        for kind, table in reversed(TABLES.items()):
+            rows_gone = [{"row": old.id} for old, new in pairs if old is not None and new is None and old.kind == kind]
+            _many(connection, delete(table).where(table.c.id == bindparam("row")), rows_gone)
+        # MACs may be exchanged, or taken over by a new port: none is below 0.
+        away = [{"row": old.id, "away": -old.id} for old, new in pairs if old is not None and _mac_moves(old, new)]
+        port = tables.port
+        _many(connection, update(port).where(port.c.id == bindparam("row")).values(mac=bindparam("away")), away)
+        for kind, table in TABLES.items():
+            fresh = [
+                _columns(new, carriers, owners, domains, seats)
+                for old, new in pairs
+                if old is None and new is not None and new.kind == kind
+            ]
+            _many(connection, insert(table), fresh)
+            moved = [(old, new) for old, new in pairs if old is not None and new is not None and new.kind == kind]
+            _update(connection, table, [_columns(new, carriers, owners, domains, seats) for _, new in moved if new])
+        _parts(connection, pairs)
+        _attachments(connection, pairs)
+        _end_moves(connection, pairs)
+        _host_use(connection, pairs)
+        _tally(connection, pairs)
     new_networks = {new.id for old, new in pairs if isinstance(new, NetworkRow) and old is None}
     rows = [
         _change_row(row.network, row.kind, row.id, old, carriers_then, seats) | {"whole": row.network in new_networks}

@@ -1,0 +1,153 @@
+"""What every tenant has, and what counts under every grant: kept as it changes, so that nobody counts to judge a quota.
+
+A row of `usage` is the sum of all networks of one tenant that count under one grant. Whoever writes objects says what
+there is more or less of (`changed`); whoever gives networks to another tenant or grant has all that is in them counted
+there and not here (`moved`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection, Select, case, delete, func, select
+from sqlalchemy.dialects import sqlite
+
+from nestnet.model.rates import RATE
+from nestnet.store import tables
+from nestnet.store.objects import CHUNK, IDS, NetworkRow, PortRow, Row, chunks
+from nestnet.store.quotas import QUOTAS, Uses, rate_of
+
+Owner = tuple[int, int]
+"""The rows of a tenant and of a grant; 0: neither."""
+
+
+def uses(connection: Connection, tenants: Collection[int] | None = None) -> Uses:
+    """What every tenant, or each of these, by row, has now, by its name; of all if these are very many."""
+    u, t = tables.usage.c, tables.tenant.c
+    query = select(t.name.label("who"), *_sums()).join_from(tables.usage, tables.tenant, u.tenant == t.id)
+    if tenants is not None and len(tenants) <= CHUNK:
+        query = query.where(u.tenant.in_(sorted(tenants)))
+    return _uses(connection, query.group_by(t.id))
+
+
+def uses_of_grants(connection: Connection, grants: Collection[int] | None = None) -> Uses:
+    """What counts under every grant, or under each of these, now, by its row."""
+    grant = tables.usage.c.grant
+    counts = grant.in_(sorted(grants)) if grants is not None and len(grants) <= CHUNK else grant != 0
+    return _uses(connection, select(grant.label("who"), *_sums()).where(counts).group_by(grant))
+
+
+def _sums() -> Iterator[Any]:
+    return (func.sum(tables.usage.c[what]).label(what) for what in QUOTAS)
+
+
+def _uses(connection: Connection, query: Select[Any]) -> Uses:
+    found: Uses = {what: Counter() for what in QUOTAS}
+    for row in connection.execute(query):
+        for what in QUOTAS:
+            found[what][row.who] = getattr(row, what)
+    return found
+
+
+def add(connection: Connection, more: Mapping[Owner, Mapping[str, int]]) -> None:
+    """There is so much more of what these have; less, if it is below 0."""
+    rows = [
+        {"tenant": tenant, "grant": grant, **{what: counts.get(what, 0) for what in QUOTAS}}
+        for (tenant, grant), counts in more.items()
+        if (tenant or grant) and any(counts.values())
+    ]
+    if rows:
+        connection.execute(_add(), rows)
+
+
+@cache
+def _add() -> Any:
+    u, new = tables.usage.c, sqlite.insert(tables.usage)
+    sums = {what: u[what] + new.excluded[what] for what in QUOTAS}
+    return new.on_conflict_do_update(index_elements=[u.tenant, u.grant], set_=sums)
+
+
+def forget(connection: Connection, column: str, ids: Collection[int]) -> None:
+    """These tenants, or grants, are no more, and nothing is theirs."""
+    u = tables.usage
+    for chunk in chunks(sorted(ids)):
+        connection.execute(delete(u).where(u.c[column].in_(chunk), u.c.networks == 0))
+
+
+@contextmanager
+def changed(connection: Connection, pairs: Sequence[tuple[Row | None, Row | None]]) -> Iterator[None]:
+    """Inside, these are written."""
+    networks = [(old, new) for old, new in pairs if isinstance(new or old, NetworkRow)]
+    gone = [old.id for old, new in networks if old is not None and new is None]
+    others = {
+        old.id
+        for old, new in networks
+        if isinstance(old, NetworkRow) and isinstance(new, NetworkRow)
+        if (old.tenant, old.grant) != (new.tenant, new.grant)
+    }
+    found: dict[int, Counter[str]] = defaultdict(Counter)
+    for pair in pairs:
+        for row, sign in zip(pair, (-1, 1), strict=True):
+            if row is not None and row.network not in others and f"{row.kind}s" in QUOTAS:
+                found[row.network][f"{row.kind}s"] += sign
+                found[row.network]["rate"] += sign * rate_of(row.rate) if isinstance(row, PortRow) else 0
+    by = {network: counts for network, counts in found.items() if any(counts.values())}
+    owners = _owners(connection, [id for id in gone if id in by])
+    with moved(connection, sorted(others)):
+        yield
+    owners |= _owners(connection, [id for id in by if id not in owners])
+    more: dict[Owner, Counter[str]] = defaultdict(Counter)
+    for network, counts in by.items():
+        for what, n in counts.items():
+            more[owners[network]][what] += n
+    add(connection, more)
+
+
+@contextmanager
+def moved(connection: Connection, networks: Sequence[int]) -> Iterator[None]:
+    """Inside, these get other tenants or grants."""
+    _count(connection, networks, -1)
+    yield
+    _count(connection, networks, 1)
+
+
+def _owners(connection: Connection, networks: Iterable[int]) -> dict[int, Owner]:
+    found: dict[int, Owner] = {}
+    for chunk in chunks(sorted(networks)):
+        rows = connection.execute(_owner(), {"ids": chunk})
+        found.update({row.id: (row.tenant or 0, row.grant or 0) for row in rows})
+    return found
+
+
+@cache
+def _owner() -> Select[Any]:
+    n = tables.network.c
+    return select(n.id, n.tenant, n.grant).where(n.id.in_(IDS))
+
+
+def _count(connection: Connection, networks: Sequence[int], sign: int) -> None:
+    """All that is in these counts more, or, with -1, no more."""
+    more: dict[Owner, Counter[str]] = defaultdict(Counter)
+    owners = _owners(connection, networks)
+    for owner in owners.values():
+        more[owner]["networks"] += sign
+    for chunk in chunks(networks):
+        for query, names in _contents():
+            for network, *counts in connection.execute(query, {"ids": chunk}):
+                for what, n in zip(names, counts, strict=True):
+                    more[owners[network]][what] += sign * n
+    add(connection, more)
+
+
+@cache
+def _contents() -> tuple[tuple[Select[Any], tuple[str, ...]], ...]:
+    s, p = tables.segment.c, tables.port.c
+    rate = func.sum(case((p.rate == 0, RATE[1]), else_=p.rate))
+    return (
+        (select(s.network, func.count()).where(s.network.in_(IDS)).group_by(s.network), ("segments",)),
+        (select(p.network, func.count(), rate).where(p.network.in_(IDS)).group_by(p.network), ("ports", "rate")),
+    )
