@@ -31,7 +31,7 @@ def check(store: Store) -> None:
         counted, kept = _rows(connection, USED), _rows(connection, KEPT)
         assert {row for row in kept if any(row[2:])} == counted
         assert not _rows(connection, LEFT), "of somebody who is no more"
-        tally = {kind: n for kind, n in connection.execute(text("SELECT kind, n FROM tally"))}
+        tally = dict(map(tuple, connection.execute(text("SELECT kind, n FROM tally"))))
         for kind in KINDS:
             (n,) = connection.execute(text(f'SELECT count(*) FROM "{kind}" WHERE id != 0')).one()
             assert tally.get(kind, 0) == n, kind
