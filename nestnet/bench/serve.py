@@ -32,6 +32,7 @@ from typing import Any
 from nestnet.api.client import Client
 from nestnet.bench.report import computer
 from nestnet.model.rates import RATE
+from nestnet.store.host_use import EVERYONE
 
 NETWORKS = (1_000, 1_000_000)
 OF_A_TENANT = 1_000  # networks
@@ -90,6 +91,10 @@ def fill(path: Path, networks: int) -> None:
         file.execute("DELETE FROM usage")
         each = f"count(*), count(*), {len(HOSTS)} * count(*), {len(HOSTS) * RATE[1]} * count(*)"
         file.execute(f"INSERT INTO usage SELECT tenant, 0, {each} FROM network WHERE tenant NOT NULL GROUP BY tenant")
+        file.execute("DELETE FROM host_total")
+        for tenant in ("tenant", str(EVERYONE)):
+            sums = f"SELECT carrier, host, {tenant}, count(*), sum(count) FROM host_use JOIN network ON id = network"
+            file.execute(f"INSERT INTO host_total {sums} WHERE tenant NOT NULL GROUP BY 1, 2, 3")
         file.execute("DELETE FROM vni_range WHERE hi < ?", (vni + networks,))
         file.execute("UPDATE vni_range SET lo = max(lo, ?)", (vni + networks,))
         file.commit()

@@ -11,6 +11,7 @@
     once.py         idempotency keys: a request is done once
     quotas.py       what tenants may have
     usage.py        what they have: sums, kept as it changes
+    host_use.py     the same of what lives on hosts
     events.py       the audit log, and what machines noticed
     heard.py        what machines say every few seconds, in memory
     watch.py        objects that changed since a revision

@@ -200,7 +200,6 @@ def revoke(connection: Connection, reader: Reader, row: GrantRow) -> None:
             "in_use",
         )
     connection.execute(delete(tables.grant).where(tables.grant.c.id == row.id))
-    usage.forget(connection, "grant", [row.id])
 
 
 def over(connection: Connection) -> list[GrantRow]:

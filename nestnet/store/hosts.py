@@ -11,8 +11,8 @@ from sqlalchemy import BindParameter, Connection, Select, bindparam, func, liter
 from nestnet.model.errors import Invalid, Problem
 from nestnet.model.standing import ABSENT, FENCED
 from nestnet.model.values import FABRIC
-from nestnet.store import tables
-from nestnet.store.objects import IDS, chunks
+from nestnet.store import host_use, tables
+from nestnet.store.objects import IDS
 from nestnet.store.objects import network as network_by
 from nestnet.store.read import Reader, Resource, age_of
 from nestnet.store.standing import lost_machines
@@ -43,7 +43,7 @@ def page(
         query = query.where(table.c.id > last)
     ids = list(connection.scalars(query))
     resources = reader.resources(kind, ids[:limit])
-    uses = _uses(connection, reader, within, ids)
+    uses = host_use.uses(connection, within, ids, reader.scope.reads)
     lost = lost_machines(connection, reader.heard, *((ids,) if network is None else ((), ids)))
     items = []
     for id, found in zip(ids[:limit], resources, strict=True):
@@ -78,7 +78,7 @@ def _granted(
     """The same of the hosts that were granted to the reader: all of one shape, whatever they are."""
     items: list[Resource] = []
     for carrier, ids in sorted(reader.granted().items()):
-        uses = _uses(connection, reader, carrier, sorted(ids))
+        uses = host_use.uses(connection, carrier, ids, reader.scope.reads)
         for id, (name, up) in _standing(connection, reader, carrier, sorted(ids)).items():
             networks, ports = uses.get(id, (0, 0))
             items.append(
@@ -181,21 +181,3 @@ def _of_machine(name: str, why: str | None) -> tuple[str, str | None]:
     if why == FENCED:
         return "down: disabled", f"{name} is fenced"
     return "down: lost", f"{name} {'has never been there' if why == ABSENT else 'says nothing'}"
-
-
-def _uses(connection: Connection, reader: Reader, carrier: int, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
-    """Host -> how many networks have ports there, and how many ports."""
-    u, n, t = tables.host_use.c, tables.network.c, tables.tenant.c
-    found: dict[int, tuple[int, int]] = {}
-    for chunk in chunks(ids):
-        query = (
-            select(u.host, func.count().label("networks"), func.sum(u.count).label("ports"))
-            .join(tables.network, u.network == n.id)
-            .where(n.carrier == carrier, u.host.in_(chunk))
-            .group_by(u.host)
-        )
-        if reader.scope.reads is not None:
-            seen = select(t.id).where(t.name.in_(sorted(reader.scope.reads)))
-            query = query.where(n.tenant.in_(seen))
-        found.update({row.host: (row.networks, row.ports) for row in connection.execute(query)})
-    return found

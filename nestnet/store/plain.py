@@ -16,7 +16,7 @@ tests/test_plain.py).
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +36,8 @@ from nestnet.model.errors import Invalid
 from nestnet.model.selectors import WORDS, Names, parse_selector, parse_service
 from nestnet.model.validate import SMALLEST_MTU
 from nestnet.model.values import RIDING_BYTES, Selector, Service
+from nestnet.store import host_use
+from nestnet.store.host_use import EVERYONE
 from nestnet.store.identity import Identity
 from nestnet.store.objects import PolicyRow, dump, meaning_text, selector_order
 from nestnet.store.plan import policy_text
@@ -290,6 +292,7 @@ class Rows:
     first: dict[str, int]
     vnis: Mapping[int, Any]
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: {table: [] for table in INSERTS})
+    on: dict[tuple[int, int, int], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
 
     def add(self, network: Network, place: Place) -> int | None:
         """Its id; None, and nothing that counts, if it is not plain."""
@@ -316,6 +319,7 @@ class Rows:
         for table, rows in self.rows.items():
             if rows:
                 connection.exec_driver_sql(_INSERTS[table], rows)
+        host_use.add_sums(connection, self.on)
 
     def _next(self, kind: str) -> int:
         id = self.first[kind]
@@ -382,6 +386,11 @@ class Rows:
             rows["port"].append((id, network, inside.id, name, *seat, mac, *state, *words, self.revision))
             rows["address"] += [(inside.id, text, id, place_) for place_, text in enumerate(addresses)]
         rows["host_use"] += [(network, host, count) for host, count in used.items()]
+        for host, count in used.items():
+            for tenant in (place.tenant or 0, EVERYONE):
+                there = self.on[place.carrier, host, tenant]
+                there[0] += 1
+                there[1] += count
         return found
 
     def _policies(

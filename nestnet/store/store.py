@@ -38,7 +38,6 @@ from nestnet.store import (
     still,
     tables,
     tenancy,
-    usage,
     view,
     watch,
     write,
@@ -774,7 +773,6 @@ class Store:
             names = connection.scalars(select(t.c.name).where(t.c.id.in_(part)).order_by(t.c.id)).all()
             above = tenancy.line(connection, tenant)[1:2]
             connection.execute(delete(t).where(t.c.id.in_(part)))
-            usage.forget(connection, "tenant", part)
             after = write.next_revision(connection, [_tenant_row(id, above) for id in part])
             events.changed(connection, asked.who, "delete", after, [Change("-", "tenant", name, {}) for name in names])
         if len(part) == len(rest):

@@ -464,6 +464,17 @@ host_use = Table(
     Index(None, "host"),
 )
 
+# How many networks of a tenant (0: of none, EVERYONE: of all) in `carrier` live on a host, and how many ports of them.
+host_total = Table(
+    "host_total",
+    metadata,
+    Column("carrier", Id, primary_key=True),
+    Column("host", Id, primary_key=True),
+    Column("tenant", Id, primary_key=True),
+    Column("networks", Id, nullable=False),
+    Column("ports", Id, nullable=False),
+)
+
 idempotency = Table(
     "idempotency",
     metadata,

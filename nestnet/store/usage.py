@@ -2,7 +2,7 @@
 
 A row of `usage` is the sum of all networks of one tenant that count under one grant. Whoever writes objects says what
 there is more or less of (`changed`); whoever gives networks to another tenant or grant has all that is in them counted
-there and not here (`moved`).
+there and not here (`moved`). Both keep what lives on hosts, too (host_use.py).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, case, delete, func, select
+from sqlalchemy import Connection, Delete, Select, bindparam, case, delete, func, select
 from sqlalchemy.dialects import sqlite
 
 from nestnet.model.rates import RATE
-from nestnet.store import tables
+from nestnet.store import host_use, tables
 from nestnet.store.objects import CHUNK, IDS, NetworkRow, PortRow, Row, chunks
 from nestnet.store.quotas import QUOTAS, Uses, rate_of
 
@@ -62,6 +62,9 @@ def add(connection: Connection, more: Mapping[Owner, Mapping[str, int]]) -> None
     ]
     if rows:
         connection.execute(_add(), rows)
+    empty = [{"its_tenant": row["tenant"], "its_grant": row["grant"]} for row in rows if row["networks"] < 0]
+    if empty:
+        connection.execute(_forget(), empty)
 
 
 @cache
@@ -71,76 +74,88 @@ def _add() -> Any:
     return new.on_conflict_do_update(index_elements=[u.tenant, u.grant], set_=sums)
 
 
-def forget(connection: Connection, column: str, ids: Collection[int]) -> None:
-    """These tenants, or grants, are no more, and nothing is theirs."""
-    u = tables.usage
-    for chunk in chunks(sorted(ids)):
-        connection.execute(delete(u).where(u.c[column].in_(chunk), u.c.networks == 0))
+@cache
+def _forget() -> Delete:
+    u = tables.usage.c
+    here = u.tenant == bindparam("its_tenant"), u.grant == bindparam("its_grant")
+    return delete(tables.usage).where(*here, u.networks == 0)
 
 
 @contextmanager
 def changed(connection: Connection, pairs: Sequence[tuple[Row | None, Row | None]]) -> Iterator[None]:
-    """Inside, these are written."""
-    networks = [(old, new) for old, new in pairs if isinstance(new or old, NetworkRow)]
-    gone = [old.id for old, new in networks if old is not None and new is None]
-    others = {
+    """Inside, these are written, but for how many ports live where."""
+    # All that is in a network goes with it, or counts elsewhere when it does.
+    whole = {
         old.id
-        for old, new in networks
-        if isinstance(old, NetworkRow) and isinstance(new, NetworkRow)
-        if (old.tenant, old.grant) != (new.tenant, new.grant)
+        for old, new in pairs
+        if isinstance(old, NetworkRow) and not (isinstance(new, NetworkRow) and _counts(old) == _counts(new))
     }
     found: dict[int, Counter[str]] = defaultdict(Counter)
     for pair in pairs:
         for row, sign in zip(pair, (-1, 1), strict=True):
-            if row is not None and row.network not in others and f"{row.kind}s" in QUOTAS:
+            if row is not None and row.network not in whole and f"{row.kind}s" in QUOTAS:
                 found[row.network][f"{row.kind}s"] += sign
                 found[row.network]["rate"] += sign * rate_of(row.rate) if isinstance(row, PortRow) else 0
     by = {network: counts for network, counts in found.items() if any(counts.values())}
-    owners = _owners(connection, [id for id in gone if id in by])
-    with moved(connection, sorted(others)):
+    with moved(connection, sorted(whole)):
         yield
-    owners |= _owners(connection, [id for id in by if id not in owners])
+        on = {key: more for key, more in host_use.write(connection, pairs).items() if key[0] not in whole}
+    owners = _owners(connection, by.keys() | {network for network, _ in on})
     more: dict[Owner, Counter[str]] = defaultdict(Counter)
     for network, counts in by.items():
         for what, n in counts.items():
-            more[owners[network]][what] += n
+            more[owners[network].counts][what] += n
     add(connection, more)
+    host_use.add(connection, {id: owner.place for id, owner in owners.items()}, on)
 
 
 @contextmanager
 def moved(connection: Connection, networks: Sequence[int]) -> Iterator[None]:
-    """Inside, these get other tenants or grants."""
+    """Inside, these get other tenants, grants or carriers, or go."""
     _count(connection, networks, -1)
     yield
     _count(connection, networks, 1)
 
 
-def _owners(connection: Connection, networks: Iterable[int]) -> dict[int, Owner]:
-    found: dict[int, Owner] = {}
+def _counts(row: NetworkRow) -> tuple[str | None, int | None, int]:
+    """Where it counts."""
+    return row.tenant, row.grant, row.carrier
+
+
+class _Owner(NamedTuple):
+    counts: Owner
+    place: host_use.Place
+
+
+def _owners(connection: Connection, networks: Iterable[int]) -> dict[int, _Owner]:
+    found: dict[int, _Owner] = {}
     for chunk in chunks(sorted(networks)):
-        rows = connection.execute(_owner(), {"ids": chunk})
-        found.update({row.id: (row.tenant or 0, row.grant or 0) for row in rows})
+        for row in connection.execute(_owner(), {"ids": chunk}):
+            tenant = row.tenant or 0
+            found[row.id] = _Owner((tenant, row.grant or 0), (row.carrier, tenant))
     return found
 
 
 @cache
 def _owner() -> Select[Any]:
     n = tables.network.c
-    return select(n.id, n.tenant, n.grant).where(n.id.in_(IDS))
+    return select(n.id, n.tenant, n.grant, n.carrier).where(n.id.in_(IDS))
 
 
 def _count(connection: Connection, networks: Sequence[int], sign: int) -> None:
-    """All that is in these counts more, or, with -1, no more."""
+    """All that there is in these counts more or, with -1, no more."""
     more: dict[Owner, Counter[str]] = defaultdict(Counter)
     owners = _owners(connection, networks)
     for owner in owners.values():
-        more[owner]["networks"] += sign
-    for chunk in chunks(networks):
+        more[owner.counts]["networks"] += sign
+    for chunk in chunks(sorted(owners)):
         for query, names in _contents():
             for network, *counts in connection.execute(query, {"ids": chunk}):
                 for what, n in zip(names, counts, strict=True):
-                    more[owners[network]][what] += sign * n
+                    more[owners[network].counts][what] += sign * n
     add(connection, more)
+    on = host_use.all_of(connection, owners)
+    host_use.add(connection, {id: owner.place for id, owner in owners.items()}, on, sign)
 
 
 @cache

@@ -94,7 +94,6 @@ def write(connection: Connection, identity: Identity, pairs: Sequence[Pair], ten
         _parts(connection, pairs)
         _attachments(connection, pairs)
         _end_moves(connection, pairs)
-        _host_use(connection, pairs)
         _tally(connection, pairs)
     new_networks = {new.id for old, new in pairs if isinstance(new, NetworkRow) and old is None}
     rows = [
@@ -538,29 +537,6 @@ def _end_moves(connection: Connection, pairs: Sequence[Pair]) -> None:
         if isinstance(old, PortRow) and isinstance(new, PortRow) and old.other and not new.other
     ]
     _many(connection, delete(tables.move).where(tables.move.c.port == bindparam("row")), ended)
-
-
-def _host_use(connection: Connection, pairs: Sequence[Pair]) -> None:
-    """Keep the count of ports for each (network, host)."""
-    gone = {old.id for old, new in pairs if isinstance(old, NetworkRow) and new is None}
-    by: Counter[tuple[int, int]] = Counter()
-    for old, new in pairs:
-        for row, more in ((old, -1), (new, 1)):
-            if isinstance(row, PortRow):
-                for host in {row.host, row.other} - {0}:
-                    by[row.network, host] += more
-    changed = {key: more for key, more in by.items() if more and key[0] not in gone}
-    c = tables.host_use.c
-    have: dict[tuple[int, int], int] = {}
-    for chunk in chunks(sorted({network for network, _ in changed})):
-        rows = connection.execute(select(tables.host_use).where(c.network.in_(chunk)))
-        have.update({(row.network, row.host): row.count for row in rows})
-    here = (c.network == bindparam("n")) & (c.host == bindparam("h"))
-    old_rows = [{"n": n, "h": h} for n, h in changed if (n, h) in have]
-    _many(connection, delete(tables.host_use).where(here), old_rows)
-    counts = {key: have.get(key, 0) + more for key, more in changed.items()}
-    rows_now = [{"network": n, "host": h, "count": k} for (n, h), k in counts.items() if k]
-    _many(connection, insert(tables.host_use), rows_now)
 
 
 def _tally(connection: Connection, pairs: Sequence[Pair]) -> None:
