@@ -7,16 +7,18 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from queue import Queue
 from typing import Any, cast
 
 import pytest
 
 from nestnet.agent import links
-from nestnet.agent.agent import SHARE, Agent, Pace
+from nestnet.agent.agent import SHARE, Agent, Pace, Reports
 from nestnet.agent.attachments import Attachment, End, Workloads
 from nestnet.agent.feed import Desired
 from nestnet.agent.metrics import Measured, families
 from nestnet.compile.tables import Tables, empty
+from nestnet.model.errors import Unreachable
 from nestnet.model.values import Machine, Network, Port, Segment, World
 
 BEFORE = World.of(
@@ -188,6 +190,53 @@ def test_the_underlay_is_looked_at_at_once_but_not_all_the_time() -> None:
     assert looking / (now - 1000) == pytest.approx(1 / SHARE, rel=0.1)
     pace.took(now + 60, now + 60.01)
     assert pace.next == pytest.approx(now + 60.01), "after a rest"
+
+
+@dataclass
+class Slow:
+    """A controller that answers a report when it is let: whether it takes it is said by `answers`."""
+
+    answers: Queue[bool] = field(default_factory=Queue)
+    told: Queue[tuple[int, Any, list[tuple[str, str]], str | None]] = field(default_factory=Queue)
+
+    def report(self, _: str, revision: int, __: Any, ports: Any, events: Any, *, key: str | None) -> None:
+        self.told.put((revision, ports, list(events), key))
+        if not self.answers.get():
+            raise Unreachable("no controller answers")
+
+
+def test_a_machine_does_not_wait_until_its_report_has_arrived(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what may not have arrived is told again, events with the key that they had."""
+    ports: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(agent, "ports", lambda: dict(ports))
+    slow = Slow()
+    reports = Reports(cast("Any", slow), "m1")
+    agent.notice("started", "one")
+    agent.realised = 1
+    reports.turn(agent)
+    _, _, _, key = first = slow.told.get(timeout=10)
+    assert first == (1, {}, [("started", "one")], key)
+    assert key is not None
+
+    for agent.realised in (2, 3):  # It has not been answered.
+        ports["40"] = {"drops": {}}
+        agent.notice("drops", f"at {agent.realised}")
+        reports.turn(agent)
+    slow.answers.put(False)
+    assert slow.told.get(timeout=10) == (3, ports, [("started", "one")], key), "the last of what waited"
+    reports.turn(agent)
+    slow.answers.put(True)
+    assert slow.told.get(timeout=10) == (3, ports, [], None), "all again, as one was lost"
+    slow.answers.put(True)
+    reports.turn(agent)
+    revision, whole, events, other = slow.told.get(timeout=10)
+    assert (revision, whole, events) == (3, None, [("drops", "at 2"), ("drops", "at 3")])
+    assert other not in (None, key)
+    slow.answers.put(True)
+    reports.turn(agent)
+    agent.realised = 4
+    reports.turn(agent)
+    assert slow.told.get(timeout=10)[:2] == (4, None), "nothing was told while there was no news"
 
 
 def test_what_is_free_is_the_kernels_again() -> None:

@@ -13,13 +13,14 @@ import faulthandler
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import uuid4
 
 import numpy as np
@@ -210,37 +211,65 @@ def _join(controller: str, token: str, machine: str, state: Path) -> None:
             time.sleep(AGAIN)  # the pace of asking
 
 
+class _Report(NamedTuple):
+    revision: int | str
+    problems: list[str]
+    ports: dict[str, dict[str, Any]] | None  # None: as they were
+
+
 class Reports:
-    """What the controller is told: at once when there is news, that we are here when there is none."""
+    """What the controller is told: at once when there is news, that we are here when there is none.
+
+    A thread tells it. Where an answer stays away, as its way there is just moving, the machine does not wait for it."""
 
     def __init__(self, client: Client, machine: str) -> None:
         self._client = client
         self._machine = machine
-        self._said: tuple[int | str, list[str], dict[str, Any]] | None = None
+        self._said = _Report(0, [], {})
         self._at = self._whole_at = 0.0
+        self._changed = threading.Condition()  # of what is below
+        self._next: _Report | None = None
+        self._lost = True  # The last one may not have arrived: the next one says the same, and more.
         self._events: list[tuple[str, str]] = []  # On their way, with one key until they are known to have arrived.
         self._key = ""
+        threading.Thread(target=self._tell, name="reports", daemon=True).start()
 
     def turn(self, agent: Agent) -> None:
         """Report if there is a reason to."""
         now = time.monotonic()
-        ports, problems = agent.ports(), [*([agent.held] if agent.held else []), *agent.problems]
-        said = (agent.realised, problems, ports)
-        if not self._events and agent.noticed:
-            self._events, self._key = list(agent.noticed), uuid4().hex
-            agent.noticed.clear()
-        if said == self._said and not self._events and now - self._at < HEARTBEAT:
-            return
-        whole = self._said is None or ports != self._said[2] or now - self._whole_at > WHOLE
-        told = ports if whole else None
-        try:
-            self._client.report(self._machine, agent.realised, problems, told, self._events, key=self._key or None)
-        except NestnetError as error:
-            say(f"report: {error}")  # the next one says the same, and more
-            self._said = None
-            return
-        self._events, self._key = [], ""
-        self._said, self._at, self._whole_at = said, now, now if whole else self._whole_at
+        problems = [*([agent.held] if agent.held else []), *agent.problems]
+        said = _Report(agent.realised, problems, agent.ports())
+        with self._changed:
+            fresh = bool(agent.noticed) and not self._events
+            if said == self._said and not fresh and not self._lost and now - self._at < HEARTBEAT:
+                return
+            if fresh:
+                self._events, self._key = list(agent.noticed), uuid4().hex
+                agent.noticed.clear()
+            whole = self._lost or said.ports != self._said.ports or now - self._whole_at > WHOLE
+            whole = whole or (self._next is not None and self._next.ports is not None)
+            self._next = said if whole else said._replace(ports=None)
+            self._said, self._at, self._whole_at = said, now, now if whole else self._whole_at
+            self._lost = False
+            self._changed.notify()
+
+    def _tell(self) -> None:
+        while True:
+            with self._changed:
+                while (report := self._next) is None:
+                    self._changed.wait()
+                self._next = None
+                events, key = self._events, self._key if self._events else None
+            try:
+                self._client.report(self._machine, *report, events, key=key)
+            except Exception as error:  # Whatever it is, the next one is told.
+                say(f"report: {error}")
+                with self._changed:
+                    self._lost = True
+            else:
+                if events:
+                    with self._changed:
+                        self._events = []
 
 
 @dataclass
