@@ -25,7 +25,7 @@ from test_cli import Command
 from test_retry import at_once, running
 
 from nestnet.api.client import Client
-from nestnet.api.create import LINE
+from nestnet.api.create import LINE, PART_BYTES
 from nestnet.model.errors import Conflict, Invalid, NestnetError, NotFound, Unreachable
 from nestnet.store.create import PART
 
@@ -148,6 +148,14 @@ def test_parts_are_of_a_thousand_lines_wherever_chunks_end(client: Client, size:
     assert named(client, name) == count(name, 2 * PART + 17)
     port = client.get("port", f"{name}-1/a")
     assert (port["machine"], port["addresses"]) == ("m1", ["10.0.0.2/24"])
+
+
+def test_a_part_of_long_lines_has_fewer(client: Client) -> None:
+    """The controller keeps no more of a body than that."""
+    lines = [line.ljust(LINE // 2) for line in lines_of("long", 2 * PART_BYTES // LINE + 3)]
+    parts = told(send(client, b"\n".join(lines)))
+    first = PART_BYTES // (LINE // 2)
+    assert [part["lines"] for part in parts] == [[1, first], [first + 1, len(lines)]]
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n  "])

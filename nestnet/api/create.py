@@ -1,7 +1,7 @@
 """The routes that make networks: one, or as many as somebody has.
 
     POST /v1/networks    one
-    POST /v1/batch       a line each, in parts: each part is there as a whole, or not at all, before the next is read
+    POST /v1/batch       a line each, in parts: each part is there as a whole, or not at all, before the next is made
 
 A batch that was cut off is sent again, with the same key: the parts that are there are told again, not made again.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
@@ -32,7 +32,10 @@ from nestnet.store.create import PART, Answer, Job, job
 from nestnet.store.once import Asked
 from nestnet.store.store import Store
 
+T = TypeVar("T")
+
 LINE = 1024 * 1024  # Bytes of one network.
+PART_BYTES = 16 * 1024 * 1024  # Of a part: it ends with the line that reaches it.
 PAUSE = 0.005  # Seconds that single networks wait for others.
 AT_ONCE = 4  # Answers that are sent before others' turn comes.
 
@@ -162,18 +165,25 @@ class _Parts(StreamingResponse):
 
 
 async def _batch(store: Store, known: Who, how: Asked, request: Request) -> AsyncIterator[bytes]:
-    """A line for each part. Raises what is wrong with the first."""
+    """A line for each part. Raises what is wrong with the first. While a part goes to the disk the next one is read."""
     sent = request.stream()
+    parts = _parts(sent)
     number, made = 1, 0  # of the first line of the part
-    async for lines in _parts(sent):
-        part = replace(how, key=f"{how.key} {number}" if how.key is not None else None)
-        at = {"lines": [number, number + len(lines) - 1]}
+    part = await _next(parts, how, number)
+    while part is not None:
+        written = asyncio.Event()
+        ahead = asyncio.create_task(_after(written, _next(parts, how, number + len(part.lines))))
+        at = {"lines": [number, number + len(part.lines) - 1]}
         try:
-            _short(lines, number)
+            _short(part.lines, number)
             if not await run_in_threadpool(still, store, known):
                 raise Unauthenticated("whoever sends this may not do so any more")
-            answer = await run_in_threadpool(store.create, lines, part, number)
+            (answer,) = await run_in_threadpool(store.create_each, [part], _setter(written))
+            if isinstance(answer, Exception):
+                raise answer
         except NestnetError as error:
+            written.set()
+            await ahead
             with suppress(ClientDisconnect):
                 async for _ in sent:
                     pass  # Who still sends hears nothing before they are done.
@@ -181,25 +191,49 @@ async def _batch(store: Store, known: Who, how: Asked, request: Request) -> Asyn
                 raise
             yield msgspec.json.encode({**at, "problem": problem(error)}) + b"\n"
             return
-        number += len(lines)
+        written.set()
+        number += len(part.lines)
         made += answer["count"]
-        yield msgspec.json.encode({**at, "networks": made, **changed(store, part, answer["revision"])}) + b"\n"
+        yield msgspec.json.encode({**at, "networks": made, **changed(store, part.asked, answer["revision"])}) + b"\n"
+        part = await ahead
     if number == 1:
         raise Invalid([Problem("bad_value", "", "there is no line: each is a network")])
 
 
+async def _next(parts: AsyncIterator[list[bytes]], how: Asked, number: int) -> Job | None:
+    """The part that begins with the line of this number; None: there is none."""
+    lines = await anext(parts, None)
+    if lines is None:
+        return None
+    asked = replace(how, key=f"{how.key} {number}" if how.key is not None else None)
+    return await run_in_threadpool(job, lines, asked, number)
+
+
+async def _after(event: asyncio.Event, what: Coroutine[Any, Any, T]) -> T:
+    await event.wait()
+    return await what
+
+
+def _setter(event: asyncio.Event) -> Callable[[], object]:
+    """Sets it, from any thread."""
+    loop = asyncio.get_running_loop()
+    return lambda: loop.call_soon_threadsafe(event.set)
+
+
 async def _parts(sent: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """The lines of a body, PART at a time; what comes after the last line end is one if it is not blank. The first
-    line that is too long is the last, without its end: nobody keeps more of it."""
+    """The lines of a body, PART at a time, or PART_BYTES if these are fewer; what comes after the last line end is one
+    if it is not blank. The first line that is too long is the last, without its end: nobody keeps more of it."""
     lines: list[bytes] = []
-    rest = b""
+    rest, size = b"", 0
     try:
         async for chunk in sent:
             *whole, rest = (rest + chunk).split(b"\n")
-            lines += whole
-            while len(lines) >= PART:
-                yield lines[:PART]
-                lines = lines[PART:]
+            for line in whole:
+                lines.append(line)
+                size += len(line)
+                if len(lines) == PART or size >= PART_BYTES:
+                    yield lines
+                    lines, size = [], 0
             if len(rest) > LINE:
                 break
     except ClientDisconnect:  # What came of a part is none.

@@ -85,17 +85,17 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
     for one in jobs:
         if one.networks is None or one.asked.etags is not None:
             raise NotPlain
-        mine = [
-            ((one.asked.scope, network.carrier or None, network.tenant or None), network) for network in one.networks
-        ]
+        mine = [((one.asked.scope, network.carrier, network.tenant), network) for network in one.networks]
         keyed.append(mine)
         for key, network in mine:
             names, hosts = wanted[key]
             names.add(network.name)
-            ports = network.ports or {}
-            hosts.update([port.host for port in ports.values()])
-            counts.update(network=1, segment=len(network.segments or {}), port=len(ports))
-            counts.update(policy=len(network.policies or ()), group=sum(map(_groups, ports.values())))
+            hosts.update([port.host for port in network.ports])
+            counts["network"] += 1
+            counts["segment"] += len(network.segments)
+            counts["port"] += len(network.ports)
+            counts["policy"] += len(network.policies)
+            counts["group"] += len(network.groups)
     if not keyed:
         return []
     state = load_owners(connection)
@@ -104,10 +104,13 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
     used: dict[usage.Owner, Counter[str]] = defaultdict(Counter)
     for mine in keyed:
         for key, network in mine:
-            place, many = places[key], len(network.ports or {})
-            domains[place.domain] += len(network.segments or {})
-            more = {"segments": len(network.segments or {}), "ports": many, "rate": many * rate_of(0)}
-            used[place.tenant or 0, place.grant or 0].update(networks=1, **more)
+            place, many = places[key], len(network.ports)
+            domains[place.domain] += len(network.segments)
+            there = used[place.tenant or 0, place.grant or 0]
+            there["networks"] += 1
+            there["segments"] += len(network.segments)
+            there["ports"] += many
+            there["rate"] += many * rate_of(0)
     if state.limited:
         _judge(connection, state, used)
     domains = +domains
@@ -128,7 +131,7 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
         told.append((one.asked.who, changes))
     rows.write(connection)
     for kind, id in first.items():
-        if rows.first[kind] < id + counts[kind]:  # Groups and policies may be said twice.
+        if rows.first[kind] < id + counts[kind]:  # Policies may be said twice.
             write.give_back(connection, kind, rows.first[kind])
     made = [{"counted": kind, "more": len(rows.rows[kind])} for kind in plain.KINDS if kind != "group"]
     connection.execute(_counted(), made)
@@ -190,10 +193,6 @@ def _make_one(commit: Commit, identity: Identity, one: Job) -> Answer | Exceptio
         return commit(planned)  # type: ignore[no-any-return]
     except Exception as error:
         return error
-
-
-def _groups(port: plain.Port) -> int:
-    return 1 if isinstance(port.groups, str) else len(port.groups or ())
 
 
 # Where they go

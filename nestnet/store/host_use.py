@@ -23,6 +23,9 @@ EVERYONE = -1
 Place = tuple[int, int]
 """The rows of a carrier and of a tenant; 0: the fabric, none."""
 
+_Whose = tuple[int, int, int]
+"""The rows of a carrier, a host and a tenant."""
+
 Uses = dict[tuple[int, int], tuple[int, int]]
 """(network, host) -> how many networks and ports more live there: the network counts as one, from its first port."""
 
@@ -73,17 +76,25 @@ def all_of(connection: Connection, networks: Collection[int]) -> Uses:
 
 def add(connection: Connection, places: Mapping[int, Place], more: Uses, sign: int = 1) -> None:
     """There is so much more of these networks on their hosts. `places`: where each is."""
-    sums: dict[tuple[int, int, int], list[int]] = defaultdict(lambda: [0, 0])
+    sums: dict[_Whose, list[int]] = defaultdict(lambda: [0, 0])
     for (network, host), counts in more.items():
         carrier, tenant = places[network]
-        for whose in (tenant, EVERYONE):
-            for place, n in enumerate(counts):
-                sums[carrier, host, whose][place] += sign * n
-    add_sums(connection, sums)
+        for place, n in enumerate(counts):
+            sums[carrier, host, tenant][place] += sign * n
+    add_sums(connection, with_everyone(sums))
 
 
-def add_sums(connection: Connection, more: Mapping[tuple[int, int, int], Sequence[int]]) -> None:
-    """There is so much more, networks and ports, of (carrier, host, tenant)."""
+def with_everyone(sums: Mapping[_Whose, Sequence[int]]) -> dict[_Whose, Sequence[int]]:
+    """Sums of tenants, and those of all of them."""
+    found: dict[_Whose, Sequence[int]] = dict(sums)
+    for (carrier, host, _), (networks, ports) in sums.items():
+        before = found.get((carrier, host, EVERYONE), (0, 0))
+        found[carrier, host, EVERYONE] = (before[0] + networks, before[1] + ports)
+    return found
+
+
+def add_sums(connection: Connection, more: Mapping[_Whose, Sequence[int]]) -> None:
+    """There is so much more, networks and ports, of these."""
     names = ("carrier", "host", "tenant")
     rows = [dict(zip((*names, "networks", "ports"), (*key, *n), strict=True)) for key, n in more.items() if any(n)]
     if rows:

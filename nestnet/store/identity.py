@@ -23,6 +23,7 @@ DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case: 
 ID_DIGITS = 13  # 64 bits, 5 a digit.
 SALT = 8  # bytes
 KNOWN = 1 << 16  # Numbers of rows that are remembered: each takes some hashes.
+TWEAKS = 1 << 8  # Permutations whose beginnings are remembered.
 
 
 class Identity:
@@ -36,6 +37,7 @@ class Identity:
         # For agents: which store this is, in a word that tells nothing else.
         self.store = blake2b(epoch.encode(), digest_size=8, key=key, person=b"store").hexdigest()
         self._numbers = lru_cache(KNOWN)(self._number_on_ports)
+        self._mixers = lru_cache(TWEAKS)(self._mixers_of)
 
     def public(self, kind: str, row: int) -> str:
         """The public id of a row."""
@@ -116,21 +118,29 @@ class Identity:
     def _permute(self, number: int, bits: int, tweak: str) -> int:
         half = bits // 2
         left, right = number >> half, number & (1 << half) - 1
-        for turn in range(ROUNDS):
-            left, right = right, left ^ self._mix(right, half, turn, tweak)
+        for mixer in self._mixers(tweak):
+            left, right = right, left ^ _mix(mixer, right, half)
         return left << half | right
 
     def _unpermute(self, number: int, bits: int, tweak: str) -> int:
         half = bits // 2
         left, right = number >> half, number & (1 << half) - 1
-        for turn in reversed(range(ROUNDS)):
-            left, right = right ^ self._mix(left, half, turn, tweak), left
+        for mixer in reversed(self._mixers(tweak)):
+            left, right = right ^ _mix(mixer, left, half), left
         return left << half | right
 
-    def _mix(self, number: int, bits: int, turn: int, tweak: str) -> int:
-        mixer = self._mixer.copy()
-        mixer.update(f"{turn} {tweak} {number}".encode())
-        return int.from_bytes(mixer.digest()) & (1 << bits) - 1
+    def _mixers_of(self, tweak: str) -> tuple[blake2b, ...]:
+        """That of each round."""
+        found = tuple(self._mixer.copy() for _ in range(ROUNDS))
+        for turn, mixer in enumerate(found):
+            mixer.update(f"{turn} {tweak} ".encode())
+        return found
+
+
+def _mix(mixer: blake2b, number: int, bits: int) -> int:
+    mixer = mixer.copy()
+    mixer.update(b"%d" % number)
+    return int.from_bytes(mixer.digest()) & (1 << bits) - 1
 
 
 def _is_number(number: int) -> bool:

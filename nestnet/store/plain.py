@@ -4,7 +4,7 @@ A plan compares, judges and tells whatever there can be, for which it takes its 
 the same few things: segments, and ports and policies in them, on hosts that are there. Those are *plain*, and become
 rows here by themselves:
 
-    read     a line as a `Network`, if it says nothing but that
+    read     a line as a `Network`, if it says nothing but that: all that it means by itself, which needs no store
     place    what carries it, for whom, and with which hosts and numbers
     rows     its rows, in the order of the columns that `INSERTS` names
 
@@ -16,7 +16,7 @@ tests/test_plain.py).
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,7 +37,6 @@ from nestnet.model.selectors import WORDS, Names, parse_selector, parse_service
 from nestnet.model.validate import SMALLEST_MTU
 from nestnet.model.values import RIDING_BYTES, Selector, Service
 from nestnet.store import host_use
-from nestnet.store.host_use import EVERYONE
 from nestnet.store.identity import Identity
 from nestnet.store.objects import PolicyRow, dump, meaning_text, selector_order
 from nestnet.store.plan import policy_text
@@ -52,13 +51,13 @@ class _Part(Struct, forbid_unknown_fields=True):
     labels: dict[str, str] | UnsetType = UNSET
 
 
-class Segment(_Part):
+class _Segment(_Part):
     cidr: Texts | UnsetType = UNSET
     dns: Texts | UnsetType = UNSET
     transparent: bool | UnsetType = UNSET
 
 
-class Port(_Part, kw_only=True):
+class _Port(_Part, kw_only=True):
     segment: str
     host: str
     address: Texts | UnsetType = UNSET
@@ -67,7 +66,7 @@ class Port(_Part, kw_only=True):
     enabled: bool | UnsetType = UNSET
 
 
-class Policy(Struct, forbid_unknown_fields=True, rename={"source": "from", "target": "to"}):
+class _Policy(Struct, forbid_unknown_fields=True, rename={"source": "from", "target": "to"}):
     source: Texts
     target: Texts
     allow: Texts | UnsetType = UNSET
@@ -75,33 +74,135 @@ class Policy(Struct, forbid_unknown_fields=True, rename={"source": "from", "targ
     priority: int | UnsetType = UNSET
 
 
-class Network(_Part, kw_only=True):
-    """A line: a network as a file has it, with its name and what carries it (a path; absent: the wire, or what was
-    granted)."""
+class _Line(_Part, kw_only=True):
+    """A network as a file has it, with its name and what carries it (a path; absent: the wire, or what was granted)."""
 
     name: str
     carrier: str | UnsetType = UNSET
     tenant: str | UnsetType = UNSET
-    segments: dict[str, Segment] | UnsetType = UNSET
-    ports: dict[str, Port] | UnsetType = UNSET
-    policies: list[Policy] | UnsetType = UNSET
+    segments: dict[str, _Segment] | UnsetType = UNSET
+    ports: dict[str, _Port] | UnsetType = UNSET
+    policies: list[_Policy] | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
 
 
-_read = msgspec.json.Decoder(Network).decode
+_read = msgspec.json.Decoder(_Line).decode
 _write = msgspec.json.Encoder().encode
 
 
+class Segment(NamedTuple):
+    name: str
+    words: tuple[str, str]  # labels and description, as columns
+    cidrs: list[tuple[int, str]]  # each with its family
+    dns: str  # as a column
+    transparent: bool
+    mtu: int  # the least that it can do with
+
+
+class Port(NamedTuple):
+    name: str
+    words: tuple[str, str]
+    segment: int  # its place among the segments
+    host: str
+    addresses: list[str]
+    groups: Sequence[str]
+    hosts: bool
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What a plain line means. `carrier`: a path, None: the wire, or what was granted; `tenant`: None: nobody says.
+    `groups`: all that its ports are in."""
+
+    name: str
+    words: tuple[str, str]
+    carrier: str | None
+    tenant: str | None
+    enabled: bool
+    segments: list[Segment]
+    ports: list[Port]
+    groups: list[str]
+    policies: list[Rule]
+
+
 def read(line: bytes) -> Network | None:
-    """A line, if it may be plain: what is in it is looked at by `Rows`."""
+    """What a line means, if it is plain."""
     if b"\\u0022" in line:
         return None  # a quote that is not to be counted
     try:
-        network = _read(line)
+        said = _read(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     # Of a key that is there twice, one is lost; then it has more quotes than what was read.
-    return network if _write(network).count(b'"') == line.count(b'"') else None
+    if _write(said).count(b'"') != line.count(b'"') or "" in (said.carrier, said.tenant):
+        return None
+    words, inside = _words(said), dict[str, _Inside]()
+    if _name(said.name) is None or words is None:
+        return None
+    segments = _segments(said.segments or {}, inside)
+    if segments is None:
+        return None
+    ports = _ports(said.ports or {}, inside)
+    policies = _policies(said.policies or [], len(said.ports or {}))
+    if ports is None or policies is None:
+        return None
+    groups = dict.fromkeys(group for port in ports for group in port.groups)
+    if any(_name(group) is None for group in groups):
+        return None
+    carrier, tenant, enabled = said.carrier or None, said.tenant or None, said.enabled is not False
+    return Network(said.name, words, carrier, tenant, enabled, segments, ports, [*groups], policies)
+
+
+def _segments(given: Mapping[str, _Segment], inside: dict[str, _Inside]) -> list[Segment] | None:
+    """`inside` is told of each."""
+    found: list[Segment] = []
+    for name, one in given.items():
+        words, cidrs = _words(one), sorted(map(_cidr, _listed(one.cidr)), key=_version)
+        dns = [*map(_address, _listed(one.dns))]
+        if _name(name) is None or words is None or None in cidrs or None in dns:
+            return None
+        texts = [each.text for each in dns]
+        if (len(cidrs) == 2 and cidrs[0].version == cidrs[1].version) or len(cidrs) > 2:
+            return None
+        if len(texts) > rules.DNS_PER_SEGMENT or len(set(texts)) < len(texts):
+            return None
+        transparent = bool(one.transparent)
+        mtu = max((SMALLEST_MTU[cidr.version] + RIDING_BYTES * transparent for cidr in cidrs), default=0)
+        known = [(cidr.version, cidr.text) for cidr in cidrs]
+        inside[name] = _Inside(len(found), cidrs, transparent)
+        found.append(Segment(name, words, known, json.dumps(texts) if texts else "[]", transparent, mtu))
+    return found
+
+
+def _ports(given: Mapping[str, _Port], segments: Mapping[str, _Inside]) -> list[Port] | None:
+    found = []
+    for port in given.values():  # Who chose gets that; the others what is left.
+        if (inside := segments.get(port.segment)) is None:
+            return None
+        if port.address is not UNSET and not inside.choose(_listed(port.address)):
+            return None
+    for name, port in given.items():
+        words, inside = _words(port), segments[port.segment]
+        if _name(name) is None or words is None or port.address == [] or (port.hosts and inside.transparent):
+            return None
+        if (addresses := inside.addresses(_listed(port.address))) is None:
+            return None
+        groups = _listed(port.groups)
+        if len(groups) > rules.GROUPS_PER_PORT or len(set(groups)) < len(groups):
+            return None
+        hosts, enabled = port.hosts is True, port.enabled is not False
+        found.append(Port(name, words, inside.place, port.host, addresses, groups, hosts, enabled))
+    return found
+
+
+def _policies(given: Sequence[_Policy], ports: int) -> list[Rule] | None:
+    found = []
+    for one in given:
+        if (rule := _rule_of(one)) is None:
+            return None
+        found.append(rule)
+    return found if len(found) <= rules.POLICIES_PER_NETWORK and (not found or _is_narrow(found, ports)) else None
 
 
 # What texts mean, by the rules of the file. None: wrong, or not plain.
@@ -183,7 +284,7 @@ def _words(part: _Part) -> tuple[str, str] | None:
     return (dump(labels), text) if sound and _description(text) is not None else None
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """A policy: its sides with names where they are of the network, and all of it as text where none are."""
 
     spec: str
@@ -202,7 +303,7 @@ def _rule(
     allow: tuple[str, ...] | None,
     deny: tuple[str, ...] | None,
     rank: int,
-) -> _Rule | None:
+) -> Rule | None:
     """None: wrong. Names are not looked up here."""
     about = allow if allow is not None else deny
     sides = all(0 < len(side) <= rules.SELECTORS_PER_SIDE for side in (sources, targets))
@@ -216,7 +317,7 @@ def _rule(
     except Invalid:
         return None
     spec = rules.PolicySpec.model_construct(sources=sources, targets=targets, allow=allow, deny=deny, priority=rank)
-    rule = _Rule(policy_text(spec), said[0], said[1], services, allow is not None, rank, None)
+    rule = Rule(policy_text(spec), said[0], said[1], services, allow is not None, rank, None)
     if any(isinstance(one, str) for side in said for one in side):
         return rule
     return rule._replace(value=_meaning(rule, Names()))
@@ -229,7 +330,7 @@ def _selector(text: str) -> Selector | str:
     return text
 
 
-def _meaning(rule: _Rule, names: Names) -> str | None:
+def _meaning(rule: Rule, names: Names) -> str | None:
     """The value of a policy in a network with these names; None if it names something else."""
     sides = []
     for side in (rule.sources, rule.targets):
@@ -295,23 +396,26 @@ class Rows:
     on: dict[tuple[int, int, int], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
 
     def add(self, network: Network, place: Place) -> int | None:
-        """Its id; None, and nothing that counts, if it is not plain."""
+        """Its id; None, and nothing that counts, if it is not plain there."""
         rows, revision = self.rows, self.revision
-        words = _words(network)
-        if _name(network.name) is None or words is None:
-            return None
         id = self._next("network")
-        enabled = network.enabled is not False
-        rows["network"].append(
-            (id, place.carrier, network.name, place.tenant, place.underlay, enabled, *words, revision, 1, place.grant)
-        )
+        on = (place.carrier, network.name, place.tenant, place.underlay, network.enabled)
+        rows["network"].append((id, *on, *network.words, revision, 1, place.grant))
         rows["change"].append((revision, id, "network", id, True))
-        segments = self._segments(id, network.segments or {}, place)
-        if segments is None:
-            return None
-        groups: dict[str, int] = {}
-        ports = self._ports(id, network.ports or {}, segments, groups, place)
-        if ports is None or not self._policies(id, network.policies or [], ports, segments, groups):
+        segments = []
+        for name, words, cidrs, dns, transparent, mtu in network.segments:
+            if place.mtu < mtu:
+                return None
+            segment = self._next("segment")
+            segments.append(segment)
+            vni = next(self.vnis[place.domain])
+            rows["segment"].append((segment, id, name, place.domain, vni, dns, transparent, *words, revision))
+            for family, cidr in cidrs:
+                rows["segment_cidr"].append((segment, family, cidr))
+        groups = {name: self._next("group") for name in network.groups}
+        rows["group"] += [(group, id, name) for name, group in groups.items()]
+        ports = self._ports(id, network.ports, segments, groups, place)
+        if ports is None or not self._policies(id, network, ports, segments, groups):
             return None
         return id
 
@@ -319,120 +423,72 @@ class Rows:
         for table, rows in self.rows.items():
             if rows:
                 connection.exec_driver_sql(_INSERTS[table], rows)
-        host_use.add_sums(connection, self.on)
+        host_use.add_sums(connection, host_use.with_everyone(self.on))
 
     def _next(self, kind: str) -> int:
         id = self.first[kind]
         self.first[kind] = id + 1
         return id
 
-    def _segments(self, network: int, given: Mapping[str, Segment], place: Place) -> dict[str, _Inside] | None:
-        found: dict[str, _Inside] = {}
-        for name, one in given.items():
-            words, cidrs = _words(one), sorted(map(_cidr, _listed(one.cidr)), key=_version)
-            dns = [*map(_address, _listed(one.dns))]
-            if _name(name) is None or words is None or None in cidrs or None in dns:
-                return None
-            texts = [each.text for each in dns]
-            if (len(cidrs) == 2 and cidrs[0].version == cidrs[1].version) or len(cidrs) > 2:
-                return None
-            if len(texts) > rules.DNS_PER_SEGMENT or len(set(texts)) < len(texts):
-                return None
-            riding = RIDING_BYTES * bool(one.transparent)
-            if any(place.mtu < SMALLEST_MTU[cidr.version] + riding for cidr in cidrs):
-                return None
-            id = self._next("segment")
-            vni, dumped = next(self.vnis[place.domain]), json.dumps(texts) if texts else "[]"
-            row = (id, network, name, place.domain, vni, dumped, bool(one.transparent), *words, self.revision)
-            self.rows["segment"].append(row)
-            self.rows["segment_cidr"] += [(id, cidr.version, cidr.text) for cidr in cidrs]
-            found[name] = _Inside(id, cidrs, bool(one.transparent))
-        return found
-
     def _ports(
-        self,
-        network: int,
-        given: Mapping[str, Port],
-        segments: Mapping[str, _Inside],
-        groups: dict[str, int],
-        place: Place,
-    ) -> dict[str, int] | None:
-        rows, found, used = self.rows, dict[str, int](), Counter[int]()
-        for port in given.values():  # Who chose gets that; the others what is left.
-            if (inside := segments.get(port.segment)) is None or not inside.choose(_listed(port.address)):
+        self, network: int, given: Sequence[Port], segments: Sequence[int], groups: Mapping[str, int], place: Place
+    ) -> list[int] | None:
+        rows, found, used = self.rows, list[int](), dict[int, int]()
+        for name, words, inside, on, addresses, member, hosts, enabled in given:
+            if (host := place.hosts.get(on)) is None:
                 return None
-        for name, port in given.items():
-            words, host, inside = _words(port), place.hosts.get(port.host), segments[port.segment]
-            member = _listed(port.groups)
-            if _name(name) is None or words is None or host is None or (port.hosts and inside.transparent):
-                return None
-            if len(member) > rules.GROUPS_PER_PORT or len(set(member)) < len(member) or port.address == []:
-                return None
-            id = found[name] = self._next("port")
-            addresses = inside.addresses(_listed(port.address))
-            if addresses is None:
-                return None
+            id, segment = self._next("port"), segments[inside]
+            found.append(id)
             for group in member:
-                if group not in groups:
-                    if _name(group) is None:
-                        return None
-                    groups[group] = self._next("group")
-                    rows["group"].append((groups[group], network, group))
                 rows["port_group"].append((id, groups[group]))
-            used[host] += 1
-            seat = (host, None) if place.on_wire else (None, host)
-            state = (bool(port.hosts), port.enabled is not False)
+            used[host] = used.get(host, 0) + 1
+            machine, port = (host, None) if place.on_wire else (None, host)
             mac = self.identity.mac("port", id)
-            rows["port"].append((id, network, inside.id, name, *seat, mac, *state, *words, self.revision))
-            rows["address"] += [(inside.id, text, id, place_) for place_, text in enumerate(addresses)]
+            rows["port"].append((id, network, segment, name, machine, port, mac, hosts, enabled, *words, self.revision))
+            for position, address in enumerate(addresses):
+                rows["address"].append((segment, address, id, position))
         rows["host_use"] += [(network, host, count) for host, count in used.items()]
         for host, count in used.items():
-            for tenant in (place.tenant or 0, EVERYONE):
-                there = self.on[place.carrier, host, tenant]
-                there[0] += 1
-                there[1] += count
+            there = self.on[place.carrier, host, place.tenant or 0]
+            there[0] += 1
+            there[1] += count
         return found
 
     def _policies(
         self,
-        network: int,
-        given: Sequence[Policy],
-        ports: Mapping[str, int],
-        segments: Mapping[str, _Inside],
+        id: int,
+        network: Network,
+        ports: Sequence[int],
+        segments: Sequence[int],
         groups: Mapping[str, int],
     ) -> bool:
-        if not given:
-            return True
-        if len(given) > rules.POLICIES_PER_NETWORK:
-            return False
         names: Names | None = None
-        values: dict[str, None] = {}
-        said: list[_Rule] = []
-        for one in given:
-            rule = _rule_of(one)
-            if rule is None:
-                return False
+        values = set[str]()
+        for rule in network.policies:
             value = rule.value
             if value is None:
                 if names is None:
-                    names = Names(groups, {name: inside.id for name, inside in segments.items()}, ports)
+                    known = [
+                        dict(zip((one.name for one in part), ids, strict=True))
+                        for part, ids in ((network.segments, segments), (network.ports, ports))
+                    ]
+                    names = Names(groups, *known)
                 if (value := _meaning(rule, names)) is None:
                     return False
-            said.append(rule)
             if value not in values:  # Said twice means the same as said once.
-                values[value] = None
-                self.rows["policy"].append((self._next("policy"), network, rule.spec, value, self.revision))
-        return _is_narrow(said, len(ports))
+                values.add(value)
+                self.rows["policy"].append((self._next("policy"), id, rule.spec, value, self.revision))
+        return True
 
 
-def _rule_of(policy: Policy) -> _Rule | None:
+def _rule_of(policy: _Policy) -> Rule | None:
     allow = tuple(_listed(policy.allow)) if policy.allow is not UNSET else None
     deny = tuple(_listed(policy.deny)) if policy.deny is not UNSET else None
     rank = policy.priority if policy.priority is not UNSET else 100
     return _rule(tuple(_listed(policy.source)), tuple(_listed(policy.target)), allow, deny, rank)
 
 
-def _is_narrow(said: Sequence[_Rule], ports: int) -> bool:
+def _is_narrow(said: Sequence[Rule], ports: int) -> bool:
     """Are these certainly few enough rules? No selector stands for more than all ports, or all prefixes; no service is
     cut into more pieces than all of them have ends."""
     prefixes = sum(len(rule.sources) + len(rule.targets) for rule in said)
@@ -448,8 +504,8 @@ def _version(cidr: _Cidr | None) -> int:
 class _Inside:
     """A new segment, and the addresses in it that are taken."""
 
-    def __init__(self, id: int, cidrs: Sequence[_Cidr], transparent: bool) -> None:
-        self.id, self.cidrs, self.transparent = id, cidrs, transparent
+    def __init__(self, place: int, cidrs: Sequence[_Cidr], transparent: bool) -> None:
+        self.place, self.cidrs, self.transparent = place, cidrs, transparent
         self._taken: set[tuple[int, int]] = set()
         self._next = [2] * len(cidrs)  # 0 is the network's own address, 1 the gateway's
 

@@ -212,9 +212,21 @@ class Store:
             raise answer
         return answer
 
-    def create_each(self, jobs: Sequence[Job]) -> Sequence[Answer | Exception]:
-        """The same for several who want something at once. Each has an answer, or what it would raise."""
-        return make_each(self._committed, self.identity, jobs)
+    def create_each(
+        self, jobs: Sequence[Job], written: Callable[[], object] = lambda: None
+    ) -> Sequence[Answer | Exception]:
+        """The same for several who want something at once. Each has an answer, or what it would raise. `written` is
+        called whenever all is done but for the commit."""
+
+        def commit(work: Callable[[Connection], T]) -> T:
+            def turn(connection: Connection) -> T:
+                answer = work(connection)
+                written()
+                return answer
+
+            return self._committed(turn)
+
+        return make_each(commit, self.identity, jobs)
 
     def _unchanged(self, connection: Connection, asked: Asked, work: Work) -> None:
         """Raise Stale unless all that the plan looked at, as far as who asks may see it, is as it was for one of the
