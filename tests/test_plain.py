@@ -199,6 +199,8 @@ OTHERS: dict[str, tuple[Asked, list[bytes]]] = {
     "no host": (OPERATOR, [line(carrier="base", **lan(a=port("none")))]),
     "no family": (OPERATOR, [line(carrier="base", **lan(a=port("h6")))]),
     "no carrier": (OPERATOR, [line(carrier="bse")]),
+    "a carrier without a name": (OPERATOR, [line(carrier="")]),
+    "a tenant without a name": (OPERATOR, [line(tenant="")]),
     "no such way": (OPERATOR, [line(carrier="base/inner/there/further")]),
     "there already": (OPERATOR, [line("other"), line("base")]),
     "there already, further up": (OPERATOR, [line("inner", carrier="base")]),
