@@ -42,9 +42,10 @@ class Counts:
     statements: list[str] = field(default_factory=list)
     steps: int = 0
     scans: list[str] = field(default_factory=list)
+    done: bool = False  # Connections go on to tell.
 
     def step(self) -> int:
-        self.steps += 1
+        self.steps += not self.done
         return 0
 
 
@@ -65,6 +66,7 @@ def counted() -> Iterator[Counts]:
     try:
         yield counts
     finally:
+        counts.done = True
         event.remove(Engine, "before_cursor_execute", before)
 
 
