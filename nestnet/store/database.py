@@ -107,6 +107,7 @@ class Database:
         path.chmod(0o600)
         self.engine = open_engine(path)
         self._writer = threading.Lock()
+        self._writing: Connection | None = None
         self._waiting: deque[_Turn[Any]] = deque()
         self.commits = self.turns = 0
         migrate(self.engine)
@@ -209,12 +210,23 @@ class Database:
 
     @contextmanager
     def _begun(self) -> Iterator[Connection]:
-        with self.engine.connect() as plain:
-            connection = plain.execution_options(begin=WRITING)
+        # All writing is done by one connection: it knows the pages that it has written, any other would read them.
+        connection = self._writing or self.engine.connect().execution_options(begin=WRITING)
+        self._writing = None
+        try:
             with connection.begin():
                 yield connection
+        except DBAPIError:
+            connection.close()  # whatever state it is in
+            raise
+        except BaseException:
+            self._writing = connection
+            raise
+        self._writing = connection
 
     def close(self) -> None:
+        if self._writing is not None:
+            self._writing.close()
         self.engine.dispose()
 
 

@@ -12,9 +12,8 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, Delete, Select, bindparam, delete, func, insert, select
-from sqlalchemy.dialects import sqlite
 
-from nestnet.store import tables
+from nestnet.store import bulk, tables
 from nestnet.store.objects import IDS, NetworkRow, PortRow, Row, chunks
 
 EVERYONE = -1
@@ -95,13 +94,7 @@ def with_everyone(sums: Mapping[_Whose, Sequence[int]]) -> dict[_Whose, Sequence
 
 def add_sums(connection: Connection, more: Mapping[_Whose, Sequence[int]]) -> None:
     """There is so much more, networks and ports, of these."""
-    names = ("carrier", "host", "tenant")
-    rows = [dict(zip((*names, "networks", "ports"), (*key, *n), strict=True)) for key, n in more.items() if any(n)]
-    if rows:
-        connection.execute(_add(), rows)
-    empty = [{f"its_{name}": row[name] for name in names} for row in rows if row["networks"] < 0]
-    if empty:
-        connection.execute(_forget(), empty)
+    bulk.add(connection, "host_total", "carrier, host, tenant", "networks, ports", more)
 
 
 def _used(connection: Connection, networks: Collection[int]) -> dict[tuple[int, int], int]:
@@ -121,17 +114,3 @@ def _select() -> Select[Any]:
 def _delete() -> Delete:
     c = tables.host_use.c
     return delete(tables.host_use).where(c.network == bindparam("n"), c.host == bindparam("h"))
-
-
-@cache
-def _add() -> Any:
-    t, new = tables.host_total.c, sqlite.insert(tables.host_total)
-    sums = {what: t[what] + new.excluded[what] for what in ("networks", "ports")}
-    return new.on_conflict_do_update(index_elements=[t.carrier, t.host, t.tenant], set_=sums)
-
-
-@cache
-def _forget() -> Delete:
-    c = tables.host_total.c
-    here = [c[name] == bindparam(f"its_{name}") for name in ("carrier", "host", "tenant")]
-    return delete(tables.host_total).where(*here, c.networks == 0)

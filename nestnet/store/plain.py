@@ -36,7 +36,7 @@ from nestnet.model.errors import Invalid
 from nestnet.model.selectors import WORDS, Names, parse_selector, parse_service
 from nestnet.model.validate import SMALLEST_MTU
 from nestnet.model.values import RIDING_BYTES, Selector, Service
-from nestnet.store import host_use
+from nestnet.store import bulk, host_use
 from nestnet.store.identity import Identity
 from nestnet.store.objects import PolicyRow, dump, meaning_text, selector_order
 from nestnet.store.plan import policy_text
@@ -375,12 +375,6 @@ INSERTS = {
     "change": "revision, network, kind, id, whole",
 }
 """Table -> its columns that a new plain network has something in."""
-_INSERTS = {
-    table: 'INSERT INTO "{}" ({}) VALUES ({})'.format(
-        table, ", ".join(f'"{name}"' for name in names.split(", ")), ", ".join("?" for _ in names.split(", "))
-    )
-    for table, names in INSERTS.items()
-}
 KINDS = ("network", "segment", "group", "port", "policy")
 
 
@@ -421,8 +415,7 @@ class Rows:
 
     def write(self, connection: Connection) -> None:
         for table, rows in self.rows.items():
-            if rows:
-                connection.exec_driver_sql(_INSERTS[table], rows)
+            bulk.insert(connection, table, INSERTS[table], rows)
         host_use.add_sums(connection, host_use.with_everyone(self.on))
 
     def _next(self, kind: str) -> int:

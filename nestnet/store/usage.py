@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Delete, Select, bindparam, case, delete, func, select
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import Connection, Select, case, func, select
 
 from nestnet.model.rates import RATE
-from nestnet.store import host_use, tables
+from nestnet.store import bulk, host_use, tables
 from nestnet.store.objects import CHUNK, IDS, NetworkRow, PortRow, Row, chunks
 from nestnet.store.quotas import QUOTAS, Uses, rate_of
 
@@ -55,30 +54,8 @@ def _uses(connection: Connection, query: Select[Any]) -> Uses:
 
 def add(connection: Connection, more: Mapping[Owner, Mapping[str, int]]) -> None:
     """There is so much more of what these have; less, if it is below 0."""
-    rows = [
-        {"tenant": tenant, "grant": grant, **{what: counts.get(what, 0) for what in QUOTAS}}
-        for (tenant, grant), counts in more.items()
-        if (tenant or grant) and any(counts.values())
-    ]
-    if rows:
-        connection.execute(_add(), rows)
-    empty = [{"its_tenant": row["tenant"], "its_grant": row["grant"]} for row in rows if row["networks"] < 0]
-    if empty:
-        connection.execute(_forget(), empty)
-
-
-@cache
-def _add() -> Any:
-    u, new = tables.usage.c, sqlite.insert(tables.usage)
-    sums = {what: u[what] + new.excluded[what] for what in QUOTAS}
-    return new.on_conflict_do_update(index_elements=[u.tenant, u.grant], set_=sums)
-
-
-@cache
-def _forget() -> Delete:
-    u = tables.usage.c
-    here = u.tenant == bindparam("its_tenant"), u.grant == bindparam("its_grant")
-    return delete(tables.usage).where(*here, u.networks == 0)
+    sums = {owner: [counts.get(what, 0) for what in QUOTAS] for owner, counts in more.items() if any(owner)}
+    bulk.add(connection, "usage", "tenant, grant", ", ".join(QUOTAS), sums)
 
 
 @contextmanager
