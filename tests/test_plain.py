@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 from sqlalchemy import func, select
 
+from nestnet.model import lines
 from nestnet.model import manifest as rules
 from nestnet.model.errors import Conflict, Exhausted, Invalid, NestnetError, NotFound
 from nestnet.model.manifest import parse
-from nestnet.store import Store, create, plain, tables
+from nestnet.store import Store, create, tables
 from nestnet.store.once import Asked
 from nestnet.store.quotas import Quota
 from nestnet.store.scope import Scope
@@ -98,12 +99,12 @@ def made(store: Store, lines: list[bytes], asked: Asked) -> tuple[Any, ...]:
 @contextmanager
 def by_plan() -> Iterator[None]:
     """Nothing is plain."""
-    read = plain.read
-    plain.read = lambda _line: None  # type: ignore[assignment]
+    read = create.columns
+    create.columns = lambda _lines: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        plain.read = read
+        create.columns = read
 
 
 def both(folder: Path, batches: list[tuple[Asked, list[bytes]]], limited: bool = False) -> int:
@@ -341,9 +342,9 @@ def test_a_cidr_is_read_as_the_rules_read_it(text: str) -> None:
     try:
         prefix = rules.read_cidr(text)
     except PydanticCustomError:
-        assert plain._cidr(text) is None
+        assert lines._cidr(text) is None
     else:
-        assert plain._cidr(text) == (str(prefix), prefix.version, int(prefix.network_address), prefix.num_addresses)
+        assert lines._cidr(text) == (str(prefix), prefix.version, int(prefix.network_address), prefix.num_addresses)
 
 
 def test_a_key_makes_it_once(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
@@ -31,8 +31,6 @@ from nestnet.model.errors import Invalid, NestnetError, Problem, Unauthenticated
 from nestnet.store.create import PART, Answer, Job, job
 from nestnet.store.once import Asked
 from nestnet.store.store import Store
-
-T = TypeVar("T")
 
 LINE = 1024 * 1024  # Bytes of one network.
 PART_BYTES = 16 * 1024 * 1024  # Of a part: it ends with the line that reaches it.
@@ -165,24 +163,22 @@ class _Parts(StreamingResponse):
 
 
 async def _batch(store: Store, known: Who, how: Asked, request: Request) -> AsyncIterator[bytes]:
-    """A line for each part. Raises what is wrong with the first. While a part goes to the disk the next one is read."""
+    """A line for each part. Raises what is wrong with the first. While a part is written the next one is read."""
     sent = request.stream()
     parts = _parts(sent)
     number, made = 1, 0  # of the first line of the part
     part = await _next(parts, how, number)
     while part is not None:
-        written = asyncio.Event()
-        ahead = asyncio.create_task(_after(written, _next(parts, how, number + len(part.lines))))
+        ahead = asyncio.create_task(_next(parts, how, number + len(part.lines)))
         at = {"lines": [number, number + len(part.lines) - 1]}
         try:
             _short(part.lines, number)
             if not await run_in_threadpool(still, store, known):
                 raise Unauthenticated("whoever sends this may not do so any more")
-            (answer,) = await run_in_threadpool(store.create_each, [part], _setter(written))
+            (answer,) = await run_in_threadpool(store.create_each, [part])
             if isinstance(answer, Exception):
                 raise answer
         except NestnetError as error:
-            written.set()
             await ahead
             with suppress(ClientDisconnect):
                 async for _ in sent:
@@ -191,7 +187,6 @@ async def _batch(store: Store, known: Who, how: Asked, request: Request) -> Asyn
                 raise
             yield msgspec.json.encode({**at, "problem": problem(error)}) + b"\n"
             return
-        written.set()
         number += len(part.lines)
         made += answer["count"]
         yield msgspec.json.encode({**at, "networks": made, **changed(store, part.asked, answer["revision"])}) + b"\n"
@@ -207,17 +202,6 @@ async def _next(parts: AsyncIterator[list[bytes]], how: Asked, number: int) -> J
         return None
     asked = replace(how, key=f"{how.key} {number}" if how.key is not None else None)
     return await run_in_threadpool(job, lines, asked, number)
-
-
-async def _after(event: asyncio.Event, what: Coroutine[Any, Any, T]) -> T:
-    await event.wait()
-    return await what
-
-
-def _setter(event: asyncio.Event) -> Callable[[], object]:
-    """Sets it, from any thread."""
-    loop = asyncio.get_running_loop()
-    return lambda: loop.call_soon_threadsafe(event.set)
 
 
 async def _parts(sent: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:

@@ -18,6 +18,8 @@ from sqlalchemy import Connection, Select, Update, bindparam, func, select, upda
 from sqlalchemy.exc import IntegrityError
 
 from nestnet.model.errors import Exhausted, Forbidden, Invalid, NestnetError, Problem
+from nestnet.model.lines import Lines
+from nestnet.model.lines import read as columns
 from nestnet.model.manifest import API_VERSION, parse
 from nestnet.model.problems import join, split
 from nestnet.model.strict import read_json
@@ -26,7 +28,7 @@ from nestnet.store import events, numbers, objects, once, plain, plan, tables, t
 from nestnet.store.identity import Identity
 from nestnet.store.objects import WIRE, GrantRow, NetworkRow
 from nestnet.store.once import Asked
-from nestnet.store.plain import Network, Place
+from nestnet.store.plain import Place
 from nestnet.store.plan import Change
 from nestnet.store.quotas import QUOTAS, Tree, Uses, judge, rate_of
 from nestnet.store.scope import Scope
@@ -45,12 +47,12 @@ class NotPlain(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """Lines, each a network, that somebody wants made: all of them or none. `networks`: what they say, if all of them
-    may be plain."""
+    """Lines, each a network, that somebody wants made: all of them or none. `plain`: what they say, if all of them may
+    be plain."""
 
     lines: Sequence[bytes]
     asked: Asked
-    networks: list[Network] | None
+    plain: Lines | None
     first_line: int = 1
 
     @property
@@ -61,8 +63,7 @@ class Job:
 
 def job(lines: Sequence[bytes], asked: Asked, first_line: int = 1) -> Job:
     """What somebody wants. Problems point to lines, by numbers from `first_line`."""
-    networks = [plain.read(line) for line in lines]
-    return Job(lines, asked, None if None in networks else networks, first_line)  # type: ignore[arg-type]
+    return Job(lines, asked, columns(lines), first_line)
 
 
 def make_plain(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> list[Answer]:
@@ -80,37 +81,33 @@ def make_plain(connection: Connection, identity: Identity, jobs: Sequence[Job]) 
 
 def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> list[Answer]:
     wanted: dict[_Key, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
-    keyed: list[list[tuple[_Key, Network]]] = []
+    keyed: list[tuple[Job, Lines, list[_Key]]] = []
     counts: Counter[str] = Counter()
     for one in jobs:
-        if one.networks is None or one.asked.etags is not None:
+        if one.plain is None or one.asked.etags is not None:
             raise NotPlain
-        mine = [((one.asked.scope, network.carrier, network.tenant), network) for network in one.networks]
-        keyed.append(mine)
-        for key, network in mine:
+        keys = [(one.asked.scope, goal.carrier, goal.tenant) for goal in one.plain.goals]
+        keyed.append((one, one.plain, keys))
+        for key, goal in zip(keys, one.plain.goals, strict=True):
             names, hosts = wanted[key]
-            names.add(network.name)
-            hosts.update([port.host for port in network.ports])
-            counts["network"] += 1
-            counts["segment"] += len(network.segments)
-            counts["port"] += len(network.ports)
-            counts["policy"] += len(network.policies)
-            counts["group"] += len(network.groups)
+            names.update(goal.names)
+            hosts.update(goal.hosts)
+        counts.update(plain.count(one.plain))
     if not keyed:
         return []
     state = load_owners(connection)
     places = _Places(connection, state, wanted).found
     domains: Counter[int] = Counter()
     used: dict[usage.Owner, Counter[str]] = defaultdict(Counter)
-    for mine in keyed:
-        for key, network in mine:
-            place, many = places[key], len(network.ports)
-            domains[place.domain] += len(network.segments)
+    for _, lines, keys in keyed:
+        for key, goal in zip(keys, lines.goals, strict=True):
+            place = places[key]
+            domains[place.domain] += goal.segments
             there = used[place.tenant or 0, place.grant or 0]
-            there["networks"] += 1
-            there["segments"] += len(network.segments)
-            there["ports"] += many
-            there["rate"] += many * rate_of(0)
+            there["networks"] += len(goal.names)
+            there["segments"] += goal.segments
+            there["ports"] += goal.ports
+            there["rate"] += goal.ports * rate_of(0)
     if state.limited:
         _judge(connection, state, used)
     domains = +domains
@@ -121,18 +118,14 @@ def _make(connection: Connection, identity: Identity, jobs: Sequence[Job]) -> li
     rows = plain.Rows(identity, revision, dict(first), vnis)
     answers: list[Answer] = []
     told: list[tuple[str, Sequence[Change]]] = []
-    for one, mine in zip(jobs, keyed, strict=True):
-        answers.append({"revision": revision, "first": rows.first["network"], "count": len(mine)})
-        paths = {key: state.path(places[key].carrier) for key in dict.fromkeys(key for key, _ in mine)}
-        for key, network in mine:
-            if rows.add(network, places[key]) is None:
-                raise NotPlain
-        changes = [Change("+", "network", f"{paths[key]}/{n.name}" if paths[key] else n.name, {}) for key, n in mine]
-        told.append((one.asked.who, changes))
+    for one, lines, keys in keyed:
+        answers.append({"revision": revision, "first": rows.first["network"], "count": len(lines.networks)})
+        if not rows.add(lines, [places[key] for key in keys]):
+            raise NotPlain
+        above = [state.path(places[key].carrier) for key in keys]
+        paths = [f"{above[goal]}/{name}" if above[goal] else name for goal, name, *_ in lines.networks]
+        told.append((one.asked.who, [Change("+", "network", path, {}) for path in paths]))
     rows.write(connection)
-    for kind, id in first.items():
-        if rows.first[kind] < id + counts[kind]:  # Policies may be said twice.
-            write.give_back(connection, kind, rows.first[kind])
     made = [{"counted": kind, "more": len(rows.rows[kind])} for kind in plain.KINDS if kind != "group"]
     connection.execute(_counted(), made)
     usage.add(connection, used)
@@ -165,7 +158,7 @@ def _judge(connection: Connection, state: State, used: Mapping[usage.Owner, Mapp
 def make_each(commit: Commit, identity: Identity, jobs: Sequence[Job]) -> list[Answer | Exception]:
     """What comes of each: its answer, or why nothing of it is there. `commit` does something in one transaction."""
     found: dict[int, Answer | Exception] = {}
-    plain_ones = [place for place, one in enumerate(jobs) if one.networks is not None]
+    plain_ones = [place for place, one in enumerate(jobs) if one.plain is not None]
     if len(plain_ones) > 1:
         try:
             answers = commit(lambda connection: make_plain(connection, identity, [jobs[place] for place in plain_ones]))
@@ -187,7 +180,7 @@ def _make_one(commit: Commit, identity: Identity, one: Job) -> Answer | Exceptio
         return answer
 
     try:
-        if one.networks is not None:
+        if one.plain is not None:
             with contextlib.suppress(NotPlain):
                 return commit(plainly)  # type: ignore[no-any-return]
         return commit(planned)  # type: ignore[no-any-return]

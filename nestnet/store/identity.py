@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hmac
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b, sha512
 
@@ -90,6 +91,11 @@ class Identity:
         for _ in range(attempt + 1):
             number = self._permute(number & (1 << 40) - 1, 40, f"mac {kind}")
         return first << 40 | number
+
+    def macs(self, rows: Iterable[int]) -> list[int]:
+        """The MACs of ports, one after the other."""
+        permute = self._permute
+        return [0x02 << 40 | permute(row & (1 << 40) - 1, 40, "mac port") for row in rows]
 
     def seal(self, revision: int, stream: str = "", once: str | None = None) -> str:
         """A resume token: this store, this stream and this revision, and nobody can read it or make one up (RFC 5297).

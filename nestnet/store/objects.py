@@ -31,6 +31,7 @@ from sqlalchemy import (
     union_all,
 )
 
+from nestnet.model import canonical
 from nestnet.model.values import FABRIC, OVERHEAD, Attach, Selector, Service, Tag
 from nestnet.store import tables
 from nestnet.store.quotas import Quota
@@ -691,10 +692,9 @@ def _fabric() -> Select[Any]:
 
 
 def meaning_text(row: PolicyRow) -> str:
-    """What a policy means as canonical JSON: equal policies are equal text. Short, for its index has it once more."""
-    sides = [[[s.kind, s.id, s.cidr and str(s.cidr)] for s in side] for side in (row.sources, row.targets)]
-    services = [[s.protocol, s.low, s.high] for s in row.services]
-    return json.dumps([*sides, services, int(row.allow), row.priority], separators=(",", ":"))
+    """Equal policies are equal text."""
+    sides = canonical.side(row.sources), canonical.side(row.targets)
+    return canonical.meaning_text(*sides, canonical.about(row.services), row.allow, row.priority)
 
 
 def _read_meaning(text: str) -> dict[str, Any]:
@@ -704,14 +704,6 @@ def _read_meaning(text: str) -> dict[str, Any]:
     )
     about = tuple(Service(*each) for each in services)
     return {"sources": sources, "targets": targets, "services": about, "allow": bool(allow), "priority": priority}
-
-
-def selector_order(selector: Selector) -> tuple[str, int, str]:
-    return (selector.kind, selector.id, str(selector.cidr or ""))
-
-
-def dump(labels: Mapping[str, str] | None) -> str:
-    return json.dumps(dict(sorted((labels or {}).items())), separators=(",", ":"), ensure_ascii=False)
 
 
 def _pick(row: Mapping[Any, Any], kind: Any) -> dict[str, Any]:

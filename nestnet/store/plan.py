@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, select
 
+from nestnet.model.canonical import labels_text, policy_text, selector_order
 from nestnet.model.errors import Conflict, Forbidden, Invalid, NestnetError, NotFound, Problem
 from nestnet.model.manifest import (
     AttachSpec,
@@ -57,9 +58,7 @@ from nestnet.store.objects import (
     Row,
     SegmentRow,
     domain_in,
-    dump,
     ports,
-    selector_order,
 )
 from nestnet.store.quotas import QUOTAS, Quota, Tree, Uses, judge, rate_of
 from nestnet.store.scope import EVERYTHING, Scope
@@ -838,8 +837,8 @@ class _Wanted:
         enabled = spec.enabled if spec.enabled is not None else old is None or old.enabled
         grant = old.grant if old is not None else self._grant(spec.tenant, carrier)
         self.networks[id] = NetworkRow(
-            id, carrier, name, spec.tenant, underlay, spec.mtu, enabled, dump(spec.labels), spec.description or "",
-            encapsulated, old is not None and old.cut, grant,
+            id, carrier, name, spec.tenant, underlay, spec.mtu, enabled, labels_text(spec.labels),
+            spec.description or "", encapsulated, old is not None and old.cut, grant,
         )  # fmt: skip
         self.paths[id] = path
         self.grants[id] = spec.grants
@@ -885,7 +884,7 @@ class _Wanted:
             cidrs = tuple(str(cidr) for cidr in sorted(one.cidr or (), key=lambda cidr: cidr.version))
             dns = tuple(map(str, one.dns or ()))
             vni = old.vni if old else None
-            words = (dump(one.labels), one.description or "")
+            words = (labels_text(one.labels), one.description or "")
             vlan = (one.vlan.on, one.vlan.id) if one.vlan is not None else (None, None)
             contents.segments[name] = SegmentRow(
                 id, network, name, vni, cidrs, dns, *words, bool(one.transparent), *vlan
@@ -909,7 +908,7 @@ class _Wanted:
                 name,
                 old.mac if old else None,
                 tuple(sorted(interfaces)),
-                dump(one.labels),
+                labels_text(one.labels),
                 one.description or "",
             )
             self.pointers["router", id] = f"{at}/routers/{name}"
@@ -924,7 +923,7 @@ class _Wanted:
                 between = old.between
             up = one.up if one.up is not None else old is None or old.up
             contents.links[name] = LinkRow(
-                id, network, name, between, one.cost, up, one.rate or 0, dump(one.labels), one.description or ""
+                id, network, name, between, one.cost, up, one.rate or 0, labels_text(one.labels), one.description or ""
             )
             self.pointers["link", id] = f"{at}/links/{name}"
 
@@ -965,7 +964,7 @@ class _Wanted:
                 one.attach.value if one.attach is not None else old.attach if old else None,
                 one.rate or 0,
                 one.enabled if one.enabled is not None else old is None or old.enabled,
-                dump(one.labels),
+                labels_text(one.labels),
                 one.description or "",
                 old.other if old and moves else 0,
                 old.leaving if old and moves else False,
@@ -985,7 +984,7 @@ class _Wanted:
             row = PolicyRow(
                 0,
                 network,
-                policy_text(one),
+                policy_text(one.sources, one.targets, one.allow, one.deny or (), one.priority),
                 tuple(sorted({parse_selector(text, names) for text in one.sources}, key=selector_order)),
                 tuple(sorted({parse_selector(text, names) for text in one.targets}, key=selector_order)),
                 tuple(sorted({parse_service(text) for text in services})),
@@ -997,12 +996,6 @@ class _Wanted:
             old = stored.policies.get(row.meaning)
             contents.policies[row.meaning] = old or replace(row, id=next(self._fresh))
             self.pointers["policy", contents.policies[row.meaning].id] = f"{at}/policies/{index}"
-
-
-def policy_text(spec: PolicySpec) -> str:
-    verb, services = ("allow", spec.allow) if spec.allow is not None else ("deny", spec.deny)
-    data = {"from": spec.sources, "to": spec.targets, verb: services, "priority": spec.priority}
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
 class _Addresses:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, true, update
 
+from nestnet.model.canonical import labels_text
 from nestnet.model.errors import Conflict, DiskFull, Forbidden, Invalid, NotFound, Problem, Stale, Unreachable
 from nestnet.model.manifest import Manifest, to_data
 from nestnet.model.validate import SMALLEST_MTU, given_already, two_ways
@@ -212,21 +213,9 @@ class Store:
             raise answer
         return answer
 
-    def create_each(
-        self, jobs: Sequence[Job], written: Callable[[], object] = lambda: None
-    ) -> Sequence[Answer | Exception]:
-        """The same for several who want something at once. Each has an answer, or what it would raise. `written` is
-        called whenever all is done but for the commit."""
-
-        def commit(work: Callable[[Connection], T]) -> T:
-            def turn(connection: Connection) -> T:
-                answer = work(connection)
-                written()
-                return answer
-
-            return self._committed(turn)
-
-        return make_each(commit, self.identity, jobs)
+    def create_each(self, jobs: Sequence[Job]) -> Sequence[Answer | Exception]:
+        """The same for several who want something at once. Each has an answer, or what it would raise."""
+        return make_each(self._committed, self.identity, jobs)
 
     def _unchanged(self, connection: Connection, asked: Asked, work: Work) -> None:
         """Raise Stale unless all that the plan looked at, as far as who asks may see it, is as it was for one of the
@@ -321,7 +310,7 @@ class Store:
     ) -> Resource:
         m = tables.machine
         address = str(ip_address(address))
-        wanted = {"address": address, "mtu": mtu, "nics": json.dumps(list(nics)), "labels": objects.dump(labels)}
+        wanted = {"address": address, "mtu": mtu, "nics": json.dumps(list(nics)), "labels": labels_text(labels)}
         wanted |= objects.vlan_columns(vlan)
         row = connection.execute(select(m).where(m.c.name == name)).first()
         if row is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, Table, bindparam, delete, insert, select, update
 from sqlalchemy.dialects import sqlite
 
+from nestnet.model.canonical import selector_order
 from nestnet.model.values import FABRIC, Selector
 from nestnet.store import numbers, tables, usage
 from nestnet.store.identity import Identity
@@ -32,7 +33,6 @@ from nestnet.store.objects import (
     current_revision,
     machines_of,
     meaning_text,
-    selector_order,
 )
 from nestnet.store.objects import domains as domains_of
 from nestnet.store.objects import ports as ports_by
@@ -256,11 +256,6 @@ def _reserve() -> Any:
     return new.on_conflict_do_update(index_elements=[c.kind], set_={"last": c.last + new.excluded.last}).returning(
         c.kind, c.last
     )
-
-
-def give_back(connection: Connection, kind: str, next: int) -> None:
-    """Of the ids that this transaction reserved, those from this one on are not used."""
-    connection.execute(update(tables.counter).where(tables.counter.c.kind == kind).values(last=next - 1))
 
 
 def write_tenants(connection: Connection, wishes: Sequence[TenantWish], named: Iterable[str]) -> dict[str, int]:
