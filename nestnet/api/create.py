@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -27,14 +27,19 @@ from nestnet.api.access import Who, still, who
 from nestnet.api.asked import changed, keyed
 from nestnet.api.direct import Admitted, direct
 from nestnet.api.problem import problem
+from nestnet.api.reading import Reader, here
 from nestnet.model.errors import Invalid, NestnetError, Problem, Unauthenticated
+from nestnet.model.lines import Lines
 from nestnet.store.create import PART, Answer, Job, job
 from nestnet.store.once import Asked
 from nestnet.store.store import Store
 
+Read = Callable[[Sequence[bytes]], Awaitable[Lines | None]]
+
 LINE = 1024 * 1024  # Bytes of one network.
 PART_BYTES = 16 * 1024 * 1024  # Of a part: it ends with the line that reaches it.
 PAUSE = 0.005  # Seconds that single networks wait for others.
+HERE = 5  # Parts of a batch after which a process reads the others: it takes as long to start.
 AT_ONCE = 4  # Answers that are sent before others' turn comes.
 
 
@@ -71,6 +76,7 @@ PARTS: dict[int | str, dict[str, Any]] = {
 def routes(store: Store, admitted: Admitted) -> APIRouter:
     found = APIRouter(tags=["resources"])
     together = _Together(store)
+    reader = Reader()
 
     async def create_network(request: Request, how: Annotated[Asked, Depends(keyed)]) -> dict[str, Any]:
         """Make a network, with what is in it. 409 if there is one that is called so."""
@@ -97,7 +103,7 @@ def routes(store: Store, admitted: Admitted) -> APIRouter:
     async def batch(request: Request, how: Annotated[Asked, Depends(keyed)]) -> StreamingResponse:
         """Make many networks. The answer has a line for each 1,000, and ends with a problem if one part has any; what
         was before that is there. Sent again with one key, parts are made once."""
-        answers = _batch(store, who(request), how, request)
+        answers = _batch(store, who(request), how, request, reader)
         first = await anext(answers, b"")  # What is wrong at once is an error like any other.
 
         async def lines() -> AsyncIterator[bytes]:
@@ -162,46 +168,56 @@ class _Parts(StreamingResponse):
         await self.stream_response(send)
 
 
-async def _batch(store: Store, known: Who, how: Asked, request: Request) -> AsyncIterator[bytes]:
-    """A line for each part. Raises what is wrong with the first. While a part is written the next one is read."""
+async def _batch(store: Store, known: Who, how: Asked, request: Request, reader: Reader) -> AsyncIterator[bytes]:
+    """A line for each part. Raises what is wrong with the first. Of a long batch a part is read while the one before is
+    written."""
     sent = request.stream()
     parts = _parts(sent)
-    number, made = 1, 0  # of the first line of the part
-    part = await _next(parts, how, number)
-    while part is not None:
-        ahead = asyncio.create_task(_next(parts, how, number + len(part.lines)))
-        at = {"lines": [number, number + len(part.lines) - 1]}
-        try:
-            _short(part.lines, number)
-            if not await run_in_threadpool(still, store, known):
-                raise Unauthenticated("whoever sends this may not do so any more")
-            (answer,) = await run_in_threadpool(store.create_each, [part])
-            if isinstance(answer, Exception):
-                raise answer
-        except NestnetError as error:
-            await ahead
-            with suppress(ClientDisconnect):
-                async for _ in sent:
-                    pass  # Who still sends hears nothing before they are done.
-            if number == 1:
-                raise
-            yield msgspec.json.encode({**at, "problem": problem(error)}) + b"\n"
-            return
-        number += len(part.lines)
-        made += answer["count"]
-        yield msgspec.json.encode({**at, "networks": made, **changed(store, part.asked, answer["revision"])}) + b"\n"
-        part = await ahead
+    number, made, count = 1, 0, 0  # the first line of the part, networks and parts before it
+    part = await _next(parts, how, number, here)
+    ahead: asyncio.Task[Job | None] | None = None
+    async with AsyncExitStack() as stack:
+        stack.callback(lambda: ahead is not None and ahead.cancel())
+        while part is not None:
+            if (count := count + 1) == HERE:
+                await stack.enter_async_context(reader.used())
+            if count >= HERE:
+                ahead = asyncio.create_task(_next(parts, how, number + len(part.lines), reader.read))
+            at = {"lines": [number, number + len(part.lines) - 1]}
+            try:
+                _short(part.lines, number)
+                if not await run_in_threadpool(still, store, known):
+                    raise Unauthenticated("whoever sends this may not do so any more")
+                (answer,) = await run_in_threadpool(store.create_each, [part])
+                if isinstance(answer, Exception):
+                    raise answer
+            except NestnetError as error:
+                if ahead is not None:
+                    await ahead
+                with suppress(ClientDisconnect):
+                    async for _ in sent:
+                        pass  # Who still sends hears nothing before they are done.
+                if number == 1:
+                    raise
+                yield msgspec.json.encode({**at, "problem": problem(error)}) + b"\n"
+                return
+            number += len(part.lines)
+            made += answer["count"]
+            yield (
+                msgspec.json.encode({**at, "networks": made, **changed(store, part.asked, answer["revision"])}) + b"\n"
+            )
+            part = await (ahead if ahead is not None else _next(parts, how, number, here))
     if number == 1:
         raise Invalid([Problem("bad_value", "", "there is no line: each is a network")])
 
 
-async def _next(parts: AsyncIterator[list[bytes]], how: Asked, number: int) -> Job | None:
+async def _next(parts: AsyncIterator[list[bytes]], how: Asked, number: int, read: Read) -> Job | None:
     """The part that begins with the line of this number; None: there is none."""
     lines = await anext(parts, None)
     if lines is None:
         return None
     asked = replace(how, key=f"{how.key} {number}" if how.key is not None else None)
-    return await run_in_threadpool(job, lines, asked, number)
+    return Job(lines, asked, await read(lines), number)
 
 
 async def _parts(sent: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
