@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -27,14 +27,15 @@ from nestnet.api.access import Who, still, who
 from nestnet.api.asked import changed, keyed
 from nestnet.api.direct import Admitted, direct
 from nestnet.api.problem import problem
-from nestnet.api.reading import Reader, here
+from nestnet.api.reading import Reader
 from nestnet.model.errors import Invalid, NestnetError, Problem, Unauthenticated
 from nestnet.model.lines import Lines
+from nestnet.model.lines import read as columns
 from nestnet.store.create import PART, Answer, Job, job
 from nestnet.store.once import Asked
 from nestnet.store.store import Store
 
-Read = Callable[[Sequence[bytes]], Awaitable[Lines | None]]
+Read = Callable[[Sequence[bytes]], Lines | None]
 
 LINE = 1024 * 1024  # Bytes of one network.
 PART_BYTES = 16 * 1024 * 1024  # Of a part: it ends with the line that reaches it.
@@ -174,13 +175,13 @@ async def _batch(store: Store, known: Who, how: Asked, request: Request, reader:
     sent = request.stream()
     parts = _parts(sent)
     number, made, count = 1, 0, 0  # the first line of the part, networks and parts before it
-    part = await _next(parts, how, number, here)
+    part = await _next(parts, how, number, columns)
     ahead: asyncio.Task[Job | None] | None = None
-    async with AsyncExitStack() as stack:
+    with ExitStack() as stack:
         stack.callback(lambda: ahead is not None and ahead.cancel())
         while part is not None:
             if (count := count + 1) == HERE:
-                await stack.enter_async_context(reader.used())
+                stack.enter_context(reader.used())
             if count >= HERE:
                 ahead = asyncio.create_task(_next(parts, how, number + len(part.lines), reader.read))
             at = {"lines": [number, number + len(part.lines) - 1]}
@@ -206,7 +207,7 @@ async def _batch(store: Store, known: Who, how: Asked, request: Request, reader:
             yield (
                 msgspec.json.encode({**at, "networks": made, **changed(store, part.asked, answer["revision"])}) + b"\n"
             )
-            part = await (ahead if ahead is not None else _next(parts, how, number, here))
+            part = await (ahead if ahead is not None else _next(parts, how, number, columns))
     if number == 1:
         raise Invalid([Problem("bad_value", "", "there is no line: each is a network")])
 
@@ -217,7 +218,7 @@ async def _next(parts: AsyncIterator[list[bytes]], how: Asked, number: int, read
     if lines is None:
         return None
     asked = replace(how, key=f"{how.key} {number}" if how.key is not None else None)
-    return Job(lines, asked, await read(lines), number)
+    return Job(lines, asked, await run_in_threadpool(read, lines), number)
 
 
 async def _parts(sent: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:

@@ -13,21 +13,19 @@ reads the lines itself.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from subprocess import PIPE, Popen
 
 import msgspec
-from starlette.concurrency import run_in_threadpool
 
 from nestnet.model.lines import Lines, read
 
 LENGTH = 4  # bytes
-BUFFER = 1 << 20  # Bytes of an answer that wait to be taken.
 
 log = logging.getLogger("nestnet.api")
 
@@ -36,60 +34,67 @@ _decode: Callable[[bytes], Lines | None] = msgspec.msgpack.Decoder(Lines | None)
 
 
 class Reader:
-    """The process, as the controller has it."""
+    """The process, as the controller has it. Threads may share it."""
 
     def __init__(self) -> None:
         self._users = 0
-        self._process: Process | None = None
-        self._turn = asyncio.Lock()
+        self._process: Popen[bytes] | None = None
+        self._turn = threading.Lock()
 
-    @asynccontextmanager
-    async def used(self) -> AsyncIterator[None]:
+    @contextmanager
+    def used(self) -> Iterator[None]:
         """Inside, somebody has lines to read. The process ends with the last."""
         self._users += 1
         try:
             yield
         finally:
             self._users -= 1
-            if self._users == 0:
-                self._end()
+            self._end_if_unused()
 
-    async def read(self, lines: Sequence[bytes]) -> Lines | None:
+    def read(self, lines: Sequence[bytes]) -> Lines | None:
         """What lines mean, if all of them are plain."""
-        async with self._turn:
-            try:
-                return await self._ask(lines)
-            except (OSError, asyncio.IncompleteReadError) as error:
-                self._end()
-                log.warning("lines are read here: who read them is gone error=%r", str(error))
-            except BaseException:
-                self._end()  # Its answer would be taken for that to the next.
-                raise
-        return await here(lines)
+        try:
+            with self._turn:
+                return self._ask(b"\n".join(lines))
+        finally:
+            self._end_if_unused()
 
-    async def _ask(self, lines: Sequence[bytes]) -> Lines | None:
+    def _ask(self, body: bytes) -> Lines | None:
+        try:
+            return _decode(self._answer(body))
+        except (OSError, EOFError) as error:
+            self._end()
+            log.warning("lines are read here: who read them is gone error=%r", str(error))
+        return read(body.split(b"\n"))
+
+    def _answer(self, body: bytes) -> bytes:
         if self._process is None:
-            command = (sys.executable, "-m", "nestnet.api.reading")
-            self._process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=BUFFER)
+            self._process = Popen([sys.executable, "-m", "nestnet.api.reading"], stdin=PIPE, stdout=PIPE)
         to, back = self._process.stdin, self._process.stdout
         assert to is not None
         assert back is not None
-        body = b"\n".join(lines)
         to.write(len(body).to_bytes(LENGTH) + body)
-        await to.drain()
-        length = int.from_bytes(await back.readexactly(LENGTH))
-        return _decode(await back.readexactly(length))
+        to.flush()
+        length = int.from_bytes(back.read(LENGTH))
+        answer = back.read(length)
+        if length == 0 or len(answer) < length:
+            raise EOFError("it has ended")
+        return answer
+
+    def _end_if_unused(self) -> None:
+        # Whoever has its turn does this afterwards.
+        if self._users == 0 and self._turn.acquire(blocking=False):
+            try:
+                self._end()
+            finally:
+                self._turn.release()
 
     def _end(self) -> None:
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            self._process.kill()
+            with suppress(OSError), self._process:  # closes and waits; what was not sent is lost
+                pass
         self._process = None
-
-
-async def here(lines: Sequence[bytes]) -> Lines | None:
-    """The same without a process."""
-    return await run_in_threadpool(read, lines)
 
 
 def main() -> None:
