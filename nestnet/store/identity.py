@@ -93,9 +93,12 @@ class Identity:
         return first << 40 | number
 
     def macs(self, rows: Iterable[int]) -> list[int]:
-        """The MACs of ports, one after the other."""
-        permute = self._permute
-        return [0x02 << 40 | permute(row & (1 << 40) - 1, 40, "mac port") for row in rows]
+        """The MACs of ports."""
+        half, mask = 20, (1 << 20) - 1
+        left, right = [row >> half & mask for row in rows], [row & mask for row in rows]
+        for mixer in self._mixers("mac port"):
+            left, right = right, [a ^ b for a, b in zip(left, _mix_all(mixer, right, mask), strict=True)]
+        return [0x02 << 40 | a << half | b for a, b in zip(left, right, strict=True)]
 
     def seal(self, revision: int, stream: str = "", once: str | None = None) -> str:
         """A resume token: this store, this stream and this revision, and nobody can read it or make one up (RFC 5297).
@@ -147,6 +150,17 @@ def _mix(mixer: blake2b, number: int, bits: int) -> int:
     mixer = mixer.copy()
     mixer.update(b"%d" % number)
     return int.from_bytes(mixer.digest()) & (1 << bits) - 1
+
+
+def _mix_all(mixer: blake2b, numbers: Iterable[int], mask: int) -> list[int]:
+    """Each as `_mix` does it, in half the time."""
+    copy, read = mixer.copy, int.from_bytes
+    found = []
+    for number in numbers:
+        mixer = copy()
+        mixer.update(b"%d" % number)
+        found.append(read(mixer.digest()) & mask)
+    return found
 
 
 def _is_number(number: int) -> bool:

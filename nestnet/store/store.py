@@ -1544,8 +1544,9 @@ def _domains_fit(connection: Connection) -> None:
 
 @cache
 def _changed_after() -> Select[Any]:
+    """The networks of these changes, but for new ones: nothing is remembered of those."""
     c = tables.change.c
-    return select(c.network).where(c.revision > bindparam("revision"))
+    return select(c.network).where(c.revision > bindparam("revision"), c.whole.is_(False))
 
 
 def _dependants(connection: Connection, reader: read.Reader, kind: str, id: int) -> list[str]:
