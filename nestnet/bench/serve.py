@@ -161,11 +161,15 @@ class Controller(http.client.HTTPConnection):
 
     @property
     def memory(self) -> int:
-        """Bytes that it has in memory."""
+        """Bytes that it has in memory, with the processes that it has made."""
         assert self._process is not None
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return int(line.split()[1]) * 1024
+        pid, found = str(self._process.pid), 0
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # It may have ended.
+                status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+                if folder.name == pid or status["PPid"].strip() == pid:
+                    found += int(status.get("VmRSS", "0 kB").split()[0]) * 1024
+        return found
 
 
 def measure(controllers: list[Controller], rounds: int) -> dict[int, dict[str, list[float]]]:
