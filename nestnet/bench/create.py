@@ -47,8 +47,8 @@ PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 640
 PACE = 0.02  # seconds between two reads
 WANTED = {"rate": 8000.0, "of raw": 0.35, "last": 0.9, "bytes": 1024.0, "MB": 300.0}
 SINGLY = {"rate": 1000.0, "p99": 0.1, "of commits": 0.25, "reads": 2.0}
-SAMPLED = 50  # Parts after which memory is looked at.
 DEEPER = 1.3  # times the time of depth 1
+SAMPLED = 50  # parts after which memory is looked at
 TABLES = (
     *("network", "segment", "segment_cidr", "group", "port", "address", "port_group", "policy", "host_use", "change"),
     "event",

@@ -17,7 +17,7 @@ Key = TypeVar("Key", bound=tuple[int, ...])
 
 TOGETHER = (1000, 100)
 """Rows of one statement; what is left goes row by row. They are few numbers, as SQLite has to read the text of each
-once (which takes as long as its rows, one by one), and so that no statement has more than 32,766 values, in tables of up
+once, which takes as long as its rows, one by one; and so that no statement has more than 32,766 values, in tables of up
 to 32 columns."""
 
 
