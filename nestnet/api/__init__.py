@@ -6,6 +6,7 @@
     asked.py     who asks, idempotency keys, ETags, rates
     streams.py   watches and events, for people and programs
     metrics.py   what /metrics says
+    create.py    the routes that make networks; reading.py: a process that reads lines of long batches
     feed.py      the stream that agents follow; the doorbell that wakes it
     server.py    the `nestnet controller` process
     client.py    Client: the same from the other side; imports nothing of the rest

@@ -6,6 +6,7 @@
     numbers.py      VNIs: free ranges and what may not be used again yet
     plan.py         a manifest compared with what is stored: a list of changes
     write.py        the changes as rows, under the next revision
+    create.py       new networks from lines: plain ones straight as rows (plain.py, bulk.py), others by a plan
     read.py         rows as values (for agents) and as resources (for people)
     feed.py         what one machine needs, and what of it changed since a revision
     once.py         idempotency keys: a request is done once
