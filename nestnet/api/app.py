@@ -31,6 +31,7 @@ from nestnet.api.access import RIGHTS, Who, judge, recognise, recognised, still,
 from nestnet.api.asked import Rates, asked, changed, keyed
 from nestnet.api.authority import Authority, make_authority
 from nestnet.api.bodies import Bounded
+from nestnet.api.direct import Direct
 from nestnet.api.feed import Doorbell, Exchange, Followers, follow, sealed_for
 from nestnet.api.metrics import Counts, measured
 from nestnet.api.numbers import by_rows, domain_of
@@ -110,15 +111,12 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
         responses={"default": {"model": shapes.Problem, "description": "What went wrong (RFC 9457)."}},
         dependencies=[Depends(admitted), Depends(_known_query)],
     )
-    app.add_middleware(Bounded)
-    app.add_middleware(_Recognised, store=store)
-    app.add_middleware(_Logged, counts=counts)
     app.add_exception_handler(errors.NestnetError, _told)
     app.add_exception_handler(RequestValidationError, _badly_asked)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _internal)
     routers = (
-        create.routes(store, admitted),
+        create.routes(store),
         moves.routes(store),
         grants.routes(store),
         tenants.routes(store),
@@ -132,6 +130,11 @@ def create_app(store: Store, authority: Authority | None = None, rates: Rates | 
         if nobodys:
             raise RuntimeError(f"nobody may use {', '.join(nobodys)}: api/access.py has no row for it")
         app.include_router(router, prefix="/v1")
+    (many,) = (route for route in routers[0].routes if isinstance(route, APIRoute) and route.name == "create_network")
+    app.add_middleware(Direct, route=many, path=f"/v1{many.path}", admitted=admitted, told=_told_or_http)
+    app.add_middleware(Bounded)
+    app.add_middleware(_Recognised, store=store)
+    app.add_middleware(_Logged, counts=counts)
 
     @app.get("/v1/openapi.json", include_in_schema=False)
     def openapi() -> JSONResponse:
@@ -533,6 +536,10 @@ def _problem(error: errors.NestnetError) -> JSONResponse:
 def _told(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.NestnetError)
     return _problem(error)
+
+
+def _told_or_http(request: Request, error: Exception) -> JSONResponse:
+    return _told(request, error) if isinstance(error, errors.NestnetError) else _http(request, error)
 
 
 def _badly_asked(_request: Request, error: Exception) -> JSONResponse:

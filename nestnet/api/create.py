@@ -25,7 +25,6 @@ from starlette.types import Receive, Scope, Send
 from nestnet.api import shapes
 from nestnet.api.access import Who, still, who
 from nestnet.api.asked import changed, keyed
-from nestnet.api.direct import Admitted, direct
 from nestnet.api.problem import problem
 from nestnet.api.reading import Reader
 from nestnet.model.errors import Invalid, NestnetError, Problem, Unauthenticated
@@ -74,7 +73,7 @@ PARTS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def routes(store: Store, admitted: Admitted) -> APIRouter:
+def routes(store: Store) -> APIRouter:
     found = APIRouter(tags=["resources"])
     together = _Together(store)
     reader = Reader()
@@ -97,7 +96,6 @@ def routes(store: Store, admitted: Admitted) -> APIRouter:
         response_model=Created,
         status_code=201,
         openapi_extra=ONE,
-        route_class_override=direct(admitted),
     )
 
     @found.post("/batch", response_class=StreamingResponse, responses=PARTS, openapi_extra=MANY)

@@ -461,7 +461,6 @@ host_use = Table(
     Column("network", Id, _part_of("network.id"), primary_key=True),
     Column("host", Id, primary_key=True),
     Column("count", Integer, CheckConstraint("count > 0", name="used"), nullable=False),
-    Index(None, "host"),
 )
 
 # How many networks of a tenant (0: of none, EVERYONE: of all) in `carrier` live on a host, and how many ports of them.
